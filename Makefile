@@ -1,0 +1,55 @@
+# Every target builds what it needs: `make demo` and `make test` work on a fresh clone.
+# Python 3.11 where it runs, else python3. Override with PYTHON=...
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The tensors of the demo and the tests are too small to gain from threads, and threads that
+# share their cores with other work lose badly; benchmarks use what the machine has.
+demo test test-slow: export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format bench clean distclean
+
+help: ## List the targets.
+	@grep -E '^[.a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(VENV): $(STAMP) ## Create the virtual environment and install the library with its dev tools.
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## Train, convert, fine-tune and attack a small network; pictures in demo-output/.
+	$(BIN)/python examples/digits.py --output demo-output
+
+test: $(STAMP) ## Run the tests that are not marked slow.
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP) ## Run the tests marked slow.
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP) ## Check style, format and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Format, and fix what can be fixed.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## Run every benchmark; each prints a table and writes JSON.
+	@set -e; for script in benchmarks/*.py; do \
+		[ -e "$$script" ] || { echo "no benchmarks yet"; break; }; \
+		echo "== $$script"; $(BIN)/python "$$script"; \
+	done
+
+clean: ## Remove caches and outputs.
+	rm -rf demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## Remove the virtual environment too.
+	rm -rf $(VENV)

@@ -1,0 +1,116 @@
+"""Activations as proximal operators (MATH section 3; the paper's equation (2)).
+
+``prox(v, step)`` is the proximal operator of ``step * f``; at step 1 it is the activation itself,
+which is why the feed-forward pass is one proximal step from zero.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Activation(ABC):
+    """A separable convex penalty f with a closed proximal operator."""
+
+    #: Whether F needs <lam, w> with w >= 0 for the thresholds to be an l1 penalty.
+    sparse: bool = True
+
+    @abstractmethod
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return the activation of the pre-activation ``z`` (never in place)."""
+
+    @abstractmethod
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """Return argmin_w f(w) + ||w - v||^2 / (2 step), elementwise."""
+
+    @abstractmethod
+    def penalty(self, w: Tensor) -> Tensor:
+        """Return f(w) elementwise; infinite outside the domain."""
+
+
+def _indicator(w: Tensor, feasible: Tensor) -> Tensor:
+    return torch.zeros_like(w).masked_fill(~feasible, torch.inf)
+
+
+@dataclass(frozen=True)
+class Linear(Activation):
+    """f = 0: what an identity latent has."""
+
+    sparse = False
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return ``z``."""
+        return z
+
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """Return ``v``."""
+        return v
+
+    def penalty(self, w: Tensor) -> Tensor:
+        """Return zeros."""
+        return torch.zeros_like(w)
+
+
+@dataclass(frozen=True)
+class ReLU(Activation):
+    """f is the indicator of w >= 0."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return max(z, 0)."""
+        return F.relu(z)
+
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """Return max(v, 0)."""
+        return F.relu(v)
+
+    def penalty(self, w: Tensor) -> Tensor:
+        """Return 0 where w >= 0, infinity elsewhere."""
+        return _indicator(w, w >= 0)
+
+
+@dataclass(frozen=True)
+class Clip(Activation):
+    """Hardtanh and ReLU6: f is the indicator of low <= w <= high."""
+
+    low: float
+    high: float
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return ``z`` clipped to [low, high]."""
+        return F.hardtanh(z, self.low, self.high)
+
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """Return ``v`` clipped to [low, high]."""
+        return F.hardtanh(v, self.low, self.high)
+
+    def penalty(self, w: Tensor) -> Tensor:
+        """Return 0 where low <= w <= high, infinity elsewhere."""
+        return _indicator(w, (w >= self.low) & (w <= self.high))
+
+
+@dataclass(frozen=True, eq=False)
+class LeakyReLU(Activation):
+    """f(w) = (1/a - 1) w^2 / 2 for w < 0, with 0 < a <= 1; PReLU where ``slope`` is a tensor.
+
+    Attributes:
+        slope: a, a float or a tensor that broadcasts against the latent.
+    """
+
+    slope: Tensor | float
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return z where z >= 0, a z elsewhere."""
+        return torch.where(z >= 0, z, self.slope * z)
+
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """Return v where v >= 0, v / (1 + step (1/a - 1)) elsewhere."""
+        return torch.where(v >= 0, v, v / (1.0 + step * (1.0 / self.slope - 1.0)))
+
+    def penalty(self, w: Tensor) -> Tensor:
+        """Return (1/a - 1) w^2 / 2 where w < 0, 0 elsewhere."""
+        return torch.where(w < 0, 0.5 * (1.0 / self.slope - 1.0) * w * w, torch.zeros_like(w))

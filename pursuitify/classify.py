@@ -1,0 +1,220 @@
+"""What every node of the graph is: affine in the latents, a latent, frozen, or neither.
+
+Compile time only: no tensor is looked at. The result says for each node which of its operands are
+affine in latents and input; products with anything else are *gates*, frozen at the feed-forward
+pass together with all that only they read (MATH section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from torch import fx, nn
+
+from pursuitify import pieces
+from pursuitify.errors import Problem
+from pursuitify.rules import Call, Registry, Rule, match, static_parameters
+from pursuitify.rules.hints import hint_for
+from pursuitify.trace import describe, module_path
+
+
+class Value(Enum):
+    """What a node's value is."""
+
+    INPUT = "input"
+    CONSTANT = "constant"
+    SHAPE = "shape"
+    AFFINE = "affine"
+    LATENT = "latent"
+    FROZEN = "frozen"
+    OTHER = "other"
+
+
+AFFINE_LIKE = {Value.INPUT, Value.AFFINE, Value.LATENT}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One node, classified.
+
+    Attributes:
+        node: The node.
+        value: What its value is.
+        rule: Its rule, if it has one.
+        call: Its arguments, sorted by the rule.
+        operands: Its tensor operands: the node where the operand is affine in the latents, None
+            where it is constant or frozen.
+        reason: Why the value is OTHER, at the node where that begins.
+    """
+
+    node: fx.Node
+    value: Value
+    rule: Rule | None = None
+    call: Call | None = None
+    operands: tuple[fx.Node | None, ...] = ()
+    reason: str = ""
+
+    @property
+    def unary(self) -> fx.Node | None:
+        """The only affine operand, or None if there are several or none."""
+        affine = [o for o in self.operands if o is not None]
+        return affine[0] if len(affine) == 1 else None
+
+
+Sites = Mapping[fx.Node, Site]
+
+
+def classify(graph: fx.Graph, root: nn.Module, registry: Registry) -> Sites:
+    """Classify every node of a normalised graph."""
+    sites: dict[fx.Node, Site] = {}
+    ancestors: dict[fx.Node, set[fx.Node]] = {}
+    for node in graph.nodes:
+        ancestors[node] = set(node.all_input_nodes).union(
+            *(ancestors[n] for n in node.all_input_nodes)
+        )
+        if node.op != "output":
+            sites[node] = _classify(node, root, registry, sites, ancestors)
+    alive = _alive(graph, sites)
+    return {
+        node: site
+        if node in alive or site.value not in {Value.AFFINE, Value.LATENT, Value.OTHER}
+        else replace(site, value=Value.FROZEN)
+        for node, site in sites.items()
+    }
+
+
+def _classify(
+    node: fx.Node,
+    root: nn.Module,
+    registry: Registry,
+    sites: Sites,
+    ancestors: Mapping[fx.Node, set[fx.Node]],
+) -> Site:
+    if node.op == "placeholder":
+        return Site(node, Value.CONSTANT if node.args else Value.INPUT)
+    if pieces.is_shape(node):
+        return Site(node, Value.SHAPE)
+    values = {sites[n].value for n in node.all_input_nodes}
+    if node.op == "get_attr" or values <= {Value.CONSTANT, Value.SHAPE}:
+        return Site(node, Value.CONSTANT)
+    rule = registry.find(node, root)
+    if rule is None:
+        reason = "no rule says that it is linear or a proximal operator"
+        return Site(node, Value.OTHER, reason=reason)
+    if rule.kind == "frozen":
+        return Site(node, Value.FROZEN, rule, match(rule, node))
+    try:
+        call = match(rule, node)
+    except (TypeError, KeyError) as error:
+        return Site(node, Value.OTHER, rule, reason=f"the rule {rule.name} cannot read it: {error}")
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    refusal = rule.check(**static_parameters(rule, call, module)) if rule.check else None
+    if refusal:
+        return Site(node, Value.OTHER, rule, call, reason=refusal)
+    return _operands(node, rule, call, sites, ancestors)
+
+
+def _operands(
+    node: fx.Node,
+    rule: Rule,
+    call: Call,
+    sites: Sites,
+    ancestors: Mapping[fx.Node, set[fx.Node]],
+) -> Site:
+    def value_of(argument: object) -> Value:
+        return sites[argument].value if isinstance(argument, fx.Node) else Value.CONSTANT
+
+    moving = AFFINE_LIKE | {Value.OTHER}
+    parameters = [n for n in node.all_input_nodes if n not in call.operands]
+    for parameter in parameters:
+        if value_of(parameter) in moving:
+            return Site(
+                node,
+                Value.OTHER,
+                rule,
+                call,
+                reason=f"its parameter {parameter} depends on the input",
+            )
+    values = [value_of(o) for o in call.operands]
+    affine = [i for i, v in enumerate(values) if v in AFFINE_LIKE]
+    if rule.kind == "product" and len(affine) == 2:
+        gate = _gate(call, ancestors)
+        if gate is None:
+            return Site(
+                node,
+                Value.OTHER,
+                rule,
+                call,
+                reason="it multiplies two values that both depend on the input, and neither is "
+                "computed from the other, so neither is a gate",
+            )
+        affine.remove(gate)
+    elif Value.OTHER in values and not (rule.kind == "product" and len(affine) == 1):
+        return Site(node, Value.OTHER, rule, call)
+    if not affine:
+        return Site(node, Value.FROZEN, rule, call)
+    if rule.name == "div" and affine != [0]:
+        return Site(node, Value.OTHER, rule, call, reason="it divides by a value of the network")
+    operands = tuple(o if i in affine else None for i, o in enumerate(call.operands))
+    value = Value.LATENT if rule.kind == "activation" else Value.AFFINE
+    return Site(node, value, rule, call, operands)
+
+
+def _gate(call: Call, ancestors: Mapping[fx.Node, set[fx.Node]]) -> int | None:
+    """Which of two factors is computed from the other, if one is."""
+    first, second = call.operands
+    if first in ancestors[second]:
+        return 1
+    return 0 if second in ancestors[first] else None
+
+
+def gate_operands(site: Site) -> set[fx.Node]:
+    """Return the operands that a product reads as frozen gates."""
+    if site.rule is None or site.rule.kind != "product" or site.call is None:
+        return set()
+    return {
+        o
+        for o, affine in zip(site.call.operands, site.operands, strict=False)
+        if affine is None and isinstance(o, fx.Node)
+    }
+
+
+def _alive(graph: fx.Graph, sites: Sites) -> set[fx.Node]:
+    """Nodes whose value is read other than through gates and shapes (or by nobody at all)."""
+    alive: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        users = [u for u in node.users if u.op == "output" or sites[u].value is not Value.SHAPE]
+        if not users or any(u.op == "output" or _reads(u, node, sites, alive) for u in users):
+            alive.add(node)
+    return alive
+
+
+def _reads(user: fx.Node, node: fx.Node, sites: Sites, alive: set[fx.Node]) -> bool:
+    site = sites[user]
+    gated = node in gate_operands(site) and node not in site.operands
+    return user in alive and site.value is not Value.FROZEN and not gated
+
+
+def problems(graph: fx.Graph, root: nn.Module, sites: Sites) -> list[Problem]:
+    """Return what stands in the way: values of no known kind with an activation after them.
+
+    Where no latent exists at all, everything of no known kind is listed.
+    """
+    latents = [n for n, s in sites.items() if s.value is Value.LATENT]
+    before: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        for user in node.users:
+            if user.op == "output" or node in gate_operands(sites[user]):
+                continue
+            rule, kind = sites[user].rule, sites[user].value
+            activation = rule is not None and rule.kind == "activation"
+            if (activation and kind in {Value.LATENT, Value.OTHER}) or user in before:
+                before.add(node)
+    found = []
+    for node, site in sites.items():
+        if site.value is Value.OTHER and site.reason and (node in before or not latents):
+            op = describe(node, root)
+            found.append(Problem(node.name, op, module_path(node), site.reason, hint_for(op)))
+    return found

@@ -1,0 +1,128 @@
+"""The per-sweep record of one pursuit: what ``net.diagnose(x)`` returns."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pursuitify.dictionary import StructuredDictionary
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep; lists hold one number per latent, means over the batch.
+
+    Attributes:
+        objective: F, mean per sample (11).
+        residual: ||r_j||.
+        sparsity: Share of entries that are exactly zero.
+        change: ||w_j - w_j of the sweep before||; zero at the feed-forward pass.
+        step: gamma_j.
+    """
+
+    objective: float
+    residual: list[float]
+    sparsity: list[float]
+    change: list[float]
+    step: list[float]
+
+
+@dataclass(frozen=True)
+class PursuitTrace:
+    """What a pursuit did, sweep by sweep; sweep 0 is the feed-forward pass.
+
+    Attributes:
+        latents: Names of the latents, in graph order.
+        sweeps: One record per sweep.
+        warnings: What a reader should know, for example a latent that may run away.
+    """
+
+    latents: list[str]
+    sweeps: list[Sweep]
+    warnings: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists and numbers."""
+        return asdict(self)
+
+    def table(self) -> Table:
+        """Return a rich table, one line per sweep."""
+        table = Table(title="pursuit, mean per sample")
+        for heading in ("sweep", "objective", "residual", "sparsity", "change", "largest change"):
+            table.add_column(heading, justify="right")
+        for t, sweep in enumerate(self.sweeps):
+            total = sum(v * v for v in sweep.residual) ** 0.5
+            change = sum(v * v for v in sweep.change) ** 0.5
+            worst = max(range(len(self.latents)), key=lambda j: sweep.change[j])
+            table.add_row(
+                str(t),
+                f"{sweep.objective:.6g}",
+                f"{total:.4g}",
+                f"{sum(sweep.sparsity) / len(sweep.sparsity):.1%}",
+                f"{change:.3g}" if t else "-",
+                self.latents[worst] if t else "-",
+            )
+        return table
+
+    def __str__(self) -> str:
+        """Return the table and the warnings as text."""
+        out = io.StringIO()
+        console = Console(file=out, width=100)
+        console.print(self.table())
+        for warning in self.warnings:
+            console.print(f"warning: {warning}")
+        return out.getvalue()
+
+
+def _per_sample(values: Tensor, batch: int) -> float:
+    return float(values.reshape(batch, -1).double().norm(dim=1).mean())
+
+
+def record(
+    dictionary: StructuredDictionary,
+    start: Sequence[Tensor],
+    states: Iterable[Sequence[Tensor]],
+    steps: Sequence[Tensor],
+) -> PursuitTrace:
+    """Watch a pursuit; every quantity is computed afresh from the latents."""
+    batch = dictionary.inputs[0].shape[0]
+    gammas = [float(s.double().mean()) for s in steps]
+    before = list(start)
+    sweeps = []
+    for w in [list(start), *(list(s) for s in states)]:
+        named = dict(zip(dictionary.names, w, strict=True))
+        residual = dictionary.residual(named)
+        sweeps.append(
+            Sweep(
+                objective=float(dictionary.objective(named).double().mean()),
+                residual=[_per_sample(residual[n], batch) for n in dictionary.names],
+                sparsity=[float((v == 0).double().mean()) for v in w],
+                change=[_per_sample(a - b, batch) for a, b in zip(w, before, strict=True)],
+                step=gammas,
+            )
+        )
+        before = w
+    return PursuitTrace(list(dictionary.names), sweeps, runaways(dictionary))
+
+
+def runaways(dictionary: StructuredDictionary) -> list[str]:
+    """Name the latents along which F may be unbounded below (MATH section 2)."""
+    found = []
+    for j, row in enumerate(dictionary.rows):
+        if row.diagonal is None or dictionary.readers[j] or row.threshold is None:
+            continue
+        width = dictionary.shapes[j][1:].numel()
+        signal = sum(part[0].numel() for part in row.signal)
+        if width > signal and bool(torch.any(row.threshold < 0)):
+            found.append(
+                f"latent {row.name!r} is terminal and overcomplete ({width} atoms for {signal} "
+                "entries) with negative thresholds: it can grow slowly with the number of sweeps"
+            )
+    return found

@@ -1,0 +1,178 @@
+"""The structured dictionary: the sparse block matrix of the network, bound to one batch (16)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pursuitify.bind import BoundRow, Parts, bind_row
+from pursuitify.errors import InputError
+from pursuitify.graph import Readers
+from pursuitify.program import Pass, Program
+
+
+@dataclass(frozen=True, eq=False)
+class StructuredDictionary:
+    """B, lam and y of one batch, with every frozen value in them.
+
+    The residual of latents w is ``apply(w) - signal``. Rows and latents are dictionaries by the
+    latents' names; a row that ends in a concat is handed out joined.
+
+    Attributes:
+        rows: The bound rows, in graph order.
+        inputs: The network's inputs, w_0.
+        shapes: Shape of each latent, batch included.
+    """
+
+    rows: tuple[BoundRow, ...]
+    inputs: tuple[Tensor, ...]
+    shapes: tuple[torch.Size, ...]
+    readers: Readers
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the latents, in graph order."""
+        return tuple(row.name for row in self.rows)
+
+    @property
+    def signal(self) -> dict[str, Tensor]:
+        """y: what the rows read of the input, zero in rows that do not."""
+        rows = {}
+        for row, like in zip(self.rows, self._row_shapes(), strict=True):
+            parts = []
+            for paths, part in zip(row.slots, like, strict=True):
+                total = torch.zeros_like(part)
+                for path in paths:
+                    if path.leaf < 0:
+                        total = total + path.apply(self.inputs[-1 - path.leaf])
+                parts.append(total)
+            rows[row.name] = row.join(tuple(parts))
+        return rows
+
+    @property
+    def thresholds(self) -> dict[str, Tensor]:
+        """lam_j in the shape of each latent."""
+        dtype, device = self.inputs[0].dtype, self.inputs[0].device
+        return {
+            row.name: torch.zeros((), dtype=dtype, device=device).expand(shape)
+            if row.threshold is None
+            else row.threshold.expand(shape)
+            for row, shape in zip(self.rows, self.shapes, strict=True)
+        }
+
+    def _row_shapes(self) -> tuple[Parts, ...]:
+        return tuple(row.signal for row in self.rows)
+
+    def apply(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return B w by row.
+
+        Args:
+            latents: A tensor per latent, shaped as ``net.latents(x)`` gives them.
+
+        Raises:
+            InputError: If a latent is missing or has another shape.
+        """
+        w = self._ordered(latents)
+        rows = {}
+        for j, row in enumerate(self.rows):
+            parts = []
+            for part, paths in zip(row.decode(w[j]), row.slots, strict=True):
+                for path in paths:
+                    if path.leaf >= 0:
+                        part = part - path.apply(w[path.leaf])
+                parts.append(part)
+            rows[row.name] = row.join(tuple(parts))
+        return rows
+
+    def adjoint(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return B^T r by latent.
+
+        Args:
+            rows: A tensor per row, shaped as ``apply`` gives them.
+        """
+        parts = [row.split(rows[row.name]) for row in self.rows]
+        latents = {}
+        for j, row in enumerate(self.rows):
+            total = row.encode(parts[j])
+            for i, s, paths in self.readers[j]:
+                for p in paths:
+                    total = total - self.rows[i].slots[s][p].adjoint(parts[i][s])
+            latents[row.name] = total
+        return latents
+
+    def residual(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return r = B w - y by row."""
+        signal = self.signal
+        return {name: value - signal[name] for name, value in self.apply(latents).items()}
+
+    def objective(self, latents: Mapping[str, Tensor]) -> Tensor:
+        """Return F per sample, shape (batch,) (11)."""
+        batch = self.inputs[0].shape[0]
+        total = self.inputs[0].new_zeros(batch)
+        thresholds = self.thresholds
+        for name, residual in self.residual(latents).items():
+            w = latents[name]
+            row = next(r for r in self.rows if r.name == name)
+            total = total + 0.5 * residual.reshape(batch, -1).square().sum(1)
+            total = total + (thresholds[name] * w).reshape(batch, -1).sum(1)
+            total = total + row.activation.penalty(w).reshape(batch, -1).sum(1)
+        return total
+
+    def materialize(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return dense B (M, N), y (M,) and lam (N,) of a batch of one.
+
+        Columns are in graph order, each latent flattened; rows likewise. B is block lower
+        triangular by construction.
+
+        Raises:
+            InputError: If the batch holds more than one sample.
+        """
+        if self.inputs[0].shape[0] != 1:
+            raise InputError(
+                f"materialize() needs a batch of one, not {self.inputs[0].shape[0]}: frozen values "
+                "differ between samples"
+            )
+        sizes = [shape.numel() for shape in self.shapes]
+
+        def column(flat: Tensor) -> Tensor:
+            pieces = flat.split(sizes)  # type: ignore[no-untyped-call]
+            latents = {
+                row.name: piece.reshape(shape)
+                for row, piece, shape in zip(self.rows, pieces, self.shapes, strict=True)
+            }
+            return torch.cat([value.reshape(-1) for value in self.apply(latents).values()])
+
+        like = self.inputs[0]
+        eye = torch.eye(sum(sizes), dtype=like.dtype, device=like.device)
+        matrix = torch.func.vmap(column, chunk_size=256)(eye).T
+        signal = torch.cat([value.reshape(-1) for value in self.signal.values()])
+        thresholds = torch.cat([value.reshape(-1) for value in self.thresholds.values()])
+        return matrix, signal, thresholds
+
+    def _ordered(self, latents: Mapping[str, Tensor]) -> list[Tensor]:
+        missing = [n for n in self.names if n not in latents]
+        if missing:
+            raise InputError(f"latents are missing: {missing}; expected {list(self.names)}")
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if latents[name].shape != shape:
+                raise InputError(
+                    f"latent {name!r} has shape {tuple(latents[name].shape)}, not {tuple(shape)}"
+                )
+        return [latents[n] for n in self.names]
+
+
+def bind(program: Program, first: Pass, inputs: Sequence[Tensor]) -> StructuredDictionary:
+    """Bind a program's rows to the operations and values of one feed-forward pass."""
+    leaves = {row.node: row.index for row in program.rows}
+    leaves |= {node: -1 - i for i, node in enumerate(program.inputs)}
+    rows = tuple(
+        bind_row(row, program.sites, first.bound, leaves, signal, activation)
+        for row, signal, activation in zip(
+            program.rows, first.signals, first.activations, strict=True
+        )
+    )
+    shapes = tuple(w.shape for w in first.latents)
+    return StructuredDictionary(rows, tuple(inputs), shapes, program.readers)

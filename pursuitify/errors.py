@@ -1,0 +1,63 @@
+"""The error family: everything pursuitify raises on purpose derives from ``PursuitifyError``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class PursuitifyError(Exception):
+    """Base of every error this library raises on purpose."""
+
+
+class OptionError(PursuitifyError, ValueError):
+    """An argument is unknown, of the wrong type or outside its range."""
+
+
+class InputError(PursuitifyError, ValueError):
+    """An input tensor does not fit the network: shape, dtype, device or not finite."""
+
+
+class TraceError(PursuitifyError):
+    """torch.fx cannot follow the model, for instance through data-dependent control flow."""
+
+
+class InternalError(PursuitifyError):
+    """A check on our own work failed; a bug to report, never a wrong answer returned."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that stands in the way of a conversion.
+
+    Attributes:
+        node: Name of the fx node.
+        op: What the node does, for example ``GELU``.
+        module: Path of the module that does it, or of the module whose forward calls it.
+        reason: Why it cannot be converted.
+        hint: What to do about it.
+    """
+
+    node: str
+    op: str
+    module: str
+    reason: str
+    hint: str
+
+    def __str__(self) -> str:
+        """Return the problem in one line."""
+        where = f" in '{self.module}'" if self.module else ""
+        return f"{self.node} ({self.op}{where}): {self.reason}. {self.hint}".rstrip()
+
+
+class ConversionError(PursuitifyError):
+    """A model cannot be converted; lists every problem at once.
+
+    Attributes:
+        problems: All problems found, in graph order.
+    """
+
+    def __init__(self, summary: str, problems: Sequence[Problem] = ()) -> None:
+        """Join the summary and one line per problem."""
+        self.problems = tuple(problems)
+        super().__init__("\n".join([summary, *(f"  - {p}" for p in self.problems)]))

@@ -1,0 +1,144 @@
+"""The contract every linear map keeps: apply, explicit adjoint, certified norm bound."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class LinearMap(ABC):
+    """A linear map between batches of tensors, bound to its parameters and shapes.
+
+    Maps are small immutable records made once per forward pass (run time). ``apply`` and
+    ``adjoint`` are explicit operators, never automatic differentiation, so that a sweep can be
+    compiled, exported and differentiated. They take and return whole batches: dimension 0 is the
+    batch unless the map itself moves it.
+    """
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """Return A x."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return A^T y, in the shape ``apply`` took."""
+
+    @abstractmethod
+    def norm_bound(self) -> Tensor | float:
+        """Return a certified upper bound of the spectral norm of A.
+
+        A float or a 0-dim tensor where the bound holds for every sample, or a tensor of shape
+        (batch, 1, ..., 1) where frozen per-sample values (a gate, a mask) enter.
+        """
+
+    def narrow(self, dim: int, start: int, length: int) -> LinearMap:
+        """Return the map restricted to one slot of dimension ``dim``.
+
+        Only maps that treat the slots of ``dim`` independently (channelwise ones) can.
+
+        Raises:
+            NotImplementedError: If the map mixes slots.
+        """
+        raise NotImplementedError(f"{type(self).__name__} mixes the slots of dimension {dim}")
+
+    def after(self, first: LinearMap) -> LinearMap | None:
+        """Return ``self o first`` as one cheaper map, or None where there is none."""
+        return None
+
+
+class Identity(LinearMap):
+    """The identity; what an inlined no-op (Identity, contiguous, eval-mode dropout) becomes."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``x`` itself."""
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` itself."""
+        return y
+
+    def norm_bound(self) -> float:
+        """Return 1."""
+        return 1.0
+
+    def narrow(self, dim: int, start: int, length: int) -> Identity:
+        """Return the identity on the slot."""
+        return self
+
+    def after(self, first: LinearMap) -> LinearMap:
+        """Return ``first``."""
+        return first
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(LinearMap):
+    """Several maps as one; the first is applied first.
+
+    Attributes:
+        maps: The maps, in the order they are applied.
+    """
+
+    maps: tuple[LinearMap, ...]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return A_n ... A_1 x."""
+        for item in self.maps:
+            x = item.apply(x)
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return A_1^T ... A_n^T y."""
+        for item in reversed(self.maps):
+            y = item.adjoint(y)
+        return y
+
+    def norm_bound(self) -> Tensor | float:
+        """Return the product of the maps' bounds."""
+        bound: Tensor | float = 1.0
+        for item in self.maps:
+            bound = bound * item.norm_bound()
+        return bound
+
+    def narrow(self, dim: int, start: int, length: int) -> Chain:
+        """Narrow every map of the chain."""
+        return Chain(tuple(item.narrow(dim, start, length) for item in self.maps))
+
+
+def flatten(maps: Sequence[LinearMap]) -> list[LinearMap]:
+    """Return the maps with every ``Chain`` spelled out."""
+    flat: list[LinearMap] = []
+    for item in maps:
+        flat.extend(flatten(item.maps) if isinstance(item, Chain) else [item])
+    return flat
+
+
+def compose(maps: Sequence[LinearMap]) -> tuple[LinearMap, ...]:
+    """Fuse a chain of maps, first applied first, as far as neighbours allow; drop identities."""
+    chain: list[LinearMap] = []
+    for item in flatten(maps):
+        fused = item.after(chain[-1]) if chain else None
+        if fused is not None:
+            chain[-1] = fused
+        elif not isinstance(item, Identity):
+            chain.append(item)
+    return tuple(m for m in chain if not isinstance(m, Identity))
+
+
+def dottest(linear: LinearMap, x: Tensor, seed: int = 0) -> float:
+    """Return the relative error of <A x, y> = <x, A^T y> for a random y.
+
+    Args:
+        linear: The map to test.
+        x: An input of the shape, dtype and device the map is bound to.
+        seed: Seed of the random y.
+    """
+    ax = linear.apply(x)
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randn(ax.shape, generator=generator, dtype=torch.float64).to(ax)
+    left, right = (ax * y).sum(), (x * linear.adjoint(y)).sum()
+    scale = ax.norm() * y.norm()
+    return float((left - right).abs() / scale.clamp_min(torch.finfo(ax.dtype).tiny))

@@ -1,0 +1,182 @@
+"""Convolution: native apply, native transposed convolution as its adjoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pursuitify.maps.adjoint import Adjoint
+from pursuitify.maps.base import LinearMap
+from pursuitify.maps.shape import Place
+from pursuitify.maps.spectral import conv_norm_bound
+
+_CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {
+    1: F.conv_transpose1d,
+    2: F.conv_transpose2d,
+    3: F.conv_transpose3d,
+}
+
+
+def per_dim(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """Spread an int, or a sequence of one or ``dims`` ints, over ``dims`` spatial dims."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dims if len(values) == 1 else values
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(LinearMap):
+    """A convolution (as torch has it: a correlation) without bias.
+
+    Attributes:
+        weight: Kernel (c_out, c_in / groups, *k), one to three spatial dims.
+        stride: Stride per spatial dim.
+        padding: Zero padding (low, high) per spatial dim; a negative high end crops.
+        dilation: Dilation per spatial dim.
+        groups: Number of groups.
+        size: Spatial size of the input.
+    """
+
+    weight: Tensor
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+    size: tuple[int, ...]
+
+    @classmethod
+    def from_call(
+        cls,
+        input_size: Sequence[int],
+        weight: Tensor,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Conv:
+        """Make the map of an F.convNd call.
+
+        Args:
+            input_size: Spatial size of the input.
+            weight: Kernel (c_out, c_in / groups, *k).
+            stride: As F.convNd takes it.
+            padding: As F.convNd takes it, 'same' and 'valid' included.
+            dilation: As F.convNd takes it.
+            groups: Number of groups.
+        """
+        dims = weight.dim() - 2
+        dilated = per_dim(dilation, dims)
+        if padding == "same":
+            totals = [d * (k - 1) for d, k in zip(dilated, weight.shape[2:], strict=True)]
+            pads = tuple((t // 2, t - t // 2) for t in totals)
+        elif padding == "valid":
+            pads = ((0, 0),) * dims
+        elif isinstance(padding, str):
+            raise ValueError(f"padding {padding!r} is not one of 'same', 'valid' or integers")
+        else:
+            pads = tuple((p, p) for p in per_dim(padding, dims))
+        return cls(weight, per_dim(stride, dims), pads, dilated, groups, tuple(input_size))
+
+    def _split_padding(self) -> tuple[list[int], list[int]]:
+        """Return the symmetric padding per dim, and the rest in F.pad's order."""
+        native = [max(0, min(low, high)) for low, high in self.padding]
+        rest = [
+            value
+            for (low, high), p in zip(reversed(self.padding), reversed(native), strict=True)
+            for value in (low - p, high - p)
+        ]
+        return native, rest
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the convolution of ``x`` (batch, c_in, *size)."""
+        native, rest = self._split_padding()
+        if any(rest):
+            x = F.pad(x, rest)
+        return _CONV[len(self.size)](
+            x, self.weight, None, self.stride, native, self.dilation, self.groups
+        )
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return the transposed convolution of ``y``, of the input's exact size."""
+        native, rest = self._split_padding()
+        dims = len(self.size)
+        extra = []
+        for i in range(dims):
+            low, high = rest[2 * (dims - 1 - i) : 2 * (dims - i)]
+            span = self.dilation[i] * (self.weight.shape[2 + i] - 1) + 1
+            extra.append((self.size[i] + low + high + 2 * native[i] - span) % self.stride[i])
+        x = _TRANSPOSED[dims](
+            y, self.weight, None, self.stride, native, extra, self.groups, self.dilation
+        )
+        return F.pad(x, [-p for p in rest]) if any(rest) else x
+
+    def norm_bound(self) -> Tensor:
+        """Return the certified bound of the kernel, which holds for every image size."""
+        return conv_norm_bound(self.weight, self.stride, self.dilation, self.groups)
+
+    def scaled(self, scale: Tensor) -> Conv:
+        """Return the map with its output channels scaled by ``scale`` (c_out,)."""
+        shape = (-1,) + (1,) * (self.weight.dim() - 1)
+        return dataclasses.replace(self, weight=self.weight * scale.reshape(shape))
+
+    def scaled_input(self, scale: Tensor) -> Conv:
+        """Return the map with its input channels scaled by ``scale`` (c_in,)."""
+        split = self.weight.reshape(self.groups, -1, *self.weight.shape[1:])
+        factor = scale.reshape(self.groups, 1, -1, *(1,) * len(self.size))
+        return dataclasses.replace(self, weight=(split * factor).flatten(0, 1))
+
+    def narrow_input(self, start: int, length: int) -> Conv | None:
+        """Return the map restricted to a slot of input channels, or None if it is grouped."""
+        if self.groups != 1:
+            return None
+        return dataclasses.replace(self, weight=self.weight.narrow(1, start, length))
+
+    def narrow_output(self, start: int, length: int) -> Conv | None:
+        """Return the map onto a slot of output channels, or None if it is grouped."""
+        if self.groups != 1:
+            return None
+        return dataclasses.replace(self, weight=self.weight.narrow(0, start, length))
+
+    def after(self, first: LinearMap) -> LinearMap | None:
+        """Absorb a placement into a slot of channels: only that slot's kernel is applied."""
+        if isinstance(first, Place) and first.dim == 1:
+            return self.narrow_input(first.start, first.length)
+        return None
+
+
+def conv_transpose_map(
+    input_size: Sequence[int],
+    weight: Tensor,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Adjoint:
+    """Return the map of an F.conv_transposeNd call: the adjoint of a convolution.
+
+    Args:
+        input_size: Spatial size of the transposed convolution's input.
+        weight: Kernel (c_in, c_out / groups, *k), as F.conv_transposeNd takes it.
+        stride: As F.conv_transposeNd takes it.
+        padding: As F.conv_transposeNd takes it.
+        output_padding: As F.conv_transposeNd takes it.
+        groups: Number of groups.
+        dilation: As F.conv_transposeNd takes it.
+    """
+    dims = weight.dim() - 2
+    strides, pads = per_dim(stride, dims), per_dim(padding, dims)
+    extra, dilated = per_dim(output_padding, dims), per_dim(dilation, dims)
+    size = tuple(
+        (n - 1) * s - 2 * p + d * (k - 1) + e + 1
+        for n, s, p, d, k, e in zip(
+            input_size, strides, pads, dilated, weight.shape[2:], extra, strict=True
+        )
+    )
+    # output_padding may reach a whole stride under dilation: the convolution must not read that.
+    sides = tuple((p, p - s * (e // s)) for p, s, e in zip(pads, strides, extra, strict=True))
+    return Adjoint(Conv(weight, strides, sides, dilated, groups, size))

@@ -1,0 +1,37 @@
+"""Basic indexing (integers, slices, None, Ellipsis) as a map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pursuitify.maps.base import LinearMap
+
+
+@dataclass(frozen=True, eq=False)
+class Index(LinearMap):
+    """``x[index]``, which reads every element at most once.
+
+    Attributes:
+        index: What stands between the brackets: no tensors, no lists.
+        in_shape: The input's full shape.
+    """
+
+    index: Any
+    in_shape: tuple[int, ...]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``x[index]``."""
+        return x[self.index]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` put back between zeros."""
+        zeros = y.new_zeros(self.in_shape)
+        zeros[self.index] = y
+        return zeros
+
+    def norm_bound(self) -> float:
+        """Return 1."""
+        return 1.0

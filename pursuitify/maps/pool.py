@@ -1,0 +1,68 @@
+"""Average pooling over disjoint blocks, global pooling included: native and cheap both ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pursuitify.maps.base import LinearMap
+from pursuitify.maps.select import channels_inside
+
+_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMean(LinearMap):
+    """The mean over disjoint blocks of the spatial dims, times a constant.
+
+    Attributes:
+        kernel: Block size per spatial dim.
+        size: Spatial size of the input; what is left over at the end is dropped.
+        factor: Constant factor (for ``divisor_override``).
+    """
+
+    kernel: tuple[int, ...]
+    size: tuple[int, ...]
+    factor: float = 1.0
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the mean of each block of ``x`` (batch, channels, *size)."""
+        if self.kernel == self.size:
+            out = x.mean(tuple(range(2, 2 + len(self.size))), keepdim=True)
+        else:
+            out = _POOL[len(self.kernel)](x, self.kernel)
+        return out if self.factor == 1 else out * self.factor
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` repeated over each block."""
+        y = y * (self.factor / math.prod(self.kernel))
+        if self.kernel == self.size:
+            return y.expand(*y.shape[:2], *self.size)
+        inside = channels_inside(y)
+        spread = y.movedim(1, -1) if inside else y
+        first = 1 if inside else 2
+        coarse, fine = list(spread.shape), list(spread.shape)
+        rest: list[int] = []
+        for i, (k, n) in reversed(list(enumerate(zip(self.kernel, self.size, strict=True)))):
+            dim = first + i
+            spread = spread.unsqueeze(dim + 1)
+            coarse[dim : dim + 1] = [coarse[dim], k]
+            fine[dim] *= k
+            rest += [0, n - fine[dim]]
+        spread = spread.expand(coarse).reshape(fine)
+        spread = spread.movedim(-1, 1) if inside else spread
+        return F.pad(spread, rest) if any(rest) else spread
+
+    def norm_bound(self) -> float:
+        """Return factor / sqrt(block size): rows are orthogonal."""
+        return abs(self.factor) / math.sqrt(math.prod(self.kernel))
+
+    def narrow(self, dim: int, start: int, length: int) -> BlockMean:
+        """Return the map itself: it treats channels alike."""
+        if dim not in (0, 1):
+            raise NotImplementedError(f"BlockMean mixes the slots of dimension {dim}")
+        return self

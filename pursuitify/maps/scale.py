@@ -1,0 +1,81 @@
+"""Diagonal scale: frozen BatchNorm factors, gates, masks, constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pursuitify.maps.adjoint import Adjoint
+from pursuitify.maps.base import LinearMap
+from pursuitify.maps.conv import Conv
+from pursuitify.maps.dense import Dense
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(LinearMap):
+    """Multiplication by a factor that broadcasts over the input.
+
+    Attributes:
+        factor: A number, a 0-dim tensor, or a tensor with as many dims as the input, each of its
+            size or 1; the input's shape is the output's.
+    """
+
+    factor: Tensor | float
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return factor * x."""
+        return x * self.factor
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return factor * y."""
+        return y * self.factor
+
+    def norm_bound(self) -> Tensor | float:
+        """Return max |factor|: per sample, (batch, 1, ..., 1), where the factor has a batch."""
+        factor = self.factor
+        if not isinstance(factor, Tensor):
+            return abs(float(factor))
+        if factor.dim() == 0 or factor.shape[0] == 1:
+            return factor.abs().amax()
+        if factor.dim() == 1:
+            return factor.abs()
+        return factor.abs().amax(tuple(range(1, factor.dim())), keepdim=True)
+
+    def narrow(self, dim: int, start: int, length: int) -> Scale:
+        """Return the scale of one slot."""
+        factor = self.factor
+        if not isinstance(factor, Tensor) or factor.dim() == 0 or factor.shape[dim] == 1:
+            return self
+        return Scale(factor.narrow(dim, start, length))
+
+    def _along(self, dim: int, size: int, dims: int) -> Tensor | None:
+        """Return the factor as a vector (size,) along ``dim``, or None if it varies elsewhere."""
+        factor = self.factor
+        if not isinstance(factor, Tensor):
+            return None
+        if factor.dim() == 0:
+            return factor.expand(size)
+        if factor.dim() != dims or factor.shape[dim] not in (1, size):
+            return None
+        if factor.numel() != factor.shape[dim]:
+            return None
+        return factor.reshape(-1).expand(size)
+
+    def after(self, first: LinearMap) -> LinearMap | None:
+        """Merge with a scale; fold a per-channel scale into the weight before it."""
+        if isinstance(first, Scale):
+            return Scale(self.factor * first.factor)
+        inner = first.inner if isinstance(first, Adjoint) else first
+        if isinstance(inner, Conv):
+            channels = inner.weight.shape[0]
+            if inner is not first:
+                channels = inner.weight.shape[1] * inner.groups
+            factor = self._along(1, channels, inner.weight.dim())
+            if factor is None:
+                return None
+            return inner.scaled(factor) if inner is first else Adjoint(inner.scaled_input(factor))
+        if isinstance(first, Dense) and isinstance(self.factor, Tensor):
+            factor = self._along(-1, first.weight.shape[0], self.factor.dim())
+            return None if factor is None else first.scaled(factor)
+        return None

@@ -1,0 +1,86 @@
+"""Selection of input elements by fixed indices: max pooling with its switches frozen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pursuitify.maps.base import LinearMap
+
+
+def cover(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> int:
+    """Return how many pooling windows can hold one element.
+
+    The windows that hold it see it at taps congruent modulo stride / gcd(stride, dilation).
+    """
+    windows = zip(kernel, stride, dilation, strict=True)
+    return math.prod([-(-k // (s // math.gcd(s, d))) for k, s, d in windows])
+
+
+def adaptive_cover(size: Sequence[int], output_size: Sequence[int]) -> int:
+    """Return how many windows of adaptive pooling can hold one element."""
+    counts = []
+    for n, o in zip(size, output_size, strict=True):
+        windows = [(i * n // o, -(-(i + 1) * n // o)) for i in range(o)]
+        counts.append(max(sum(a <= e < b for a, b in windows) for e in range(n)))
+    return math.prod(counts)
+
+
+def channels_inside(x: Tensor) -> bool:
+    """Return whether channels lie closest in memory (channels_last), under vmap as well."""
+    return x.dim() > 2 and x.shape[1] > 1 and x.stride(1) == 1
+
+
+@dataclass(frozen=True, eq=False)
+class Select(LinearMap):
+    """Gather from the flattened spatial dims, channel by channel, in the indices' memory format.
+
+    Attributes:
+        indices: Indices (batch, channels, *out) into the flattened spatial input, as
+            ``F.max_poolNd(..., return_indices=True)`` gives them.
+        size: Spatial size of the input.
+        cover: Certified maximum number of outputs that read one element, see ``cover``.
+    """
+
+    indices: Tensor
+    size: tuple[int, ...]
+    cover: int
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the selected elements of ``x`` (batch, channels, *size)."""
+        if channels_inside(self.indices):
+            index = self.indices.movedim(1, -1)
+            flat = x.movedim(1, -1).flatten(1, -2)
+            return flat.gather(1, index.flatten(1, -2)).reshape(index.shape).movedim(-1, 1)
+        return x.flatten(2).gather(2, self.indices.flatten(2)).reshape(self.indices.shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` scattered back, summed where outputs read the same element."""
+        batch, channels = y.shape[:2]
+        count = math.prod(self.size)
+        if channels_inside(self.indices):
+            index = self.indices.movedim(1, -1).flatten(1, -2)
+            flat = y.movedim(1, -1).flatten(1, -2)
+            spread = self._scatter(y.new_zeros(batch, count, channels), 1, index, flat)
+            return spread.reshape(batch, *self.size, channels).movedim(-1, 1)
+        zeros = y.new_zeros(batch, channels, count)
+        spread = self._scatter(zeros, 2, self.indices.flatten(2), y.flatten(2))
+        return spread.reshape(batch, channels, *self.size)
+
+    def _scatter(self, zeros: Tensor, dim: int, index: Tensor, values: Tensor) -> Tensor:
+        if self.cover == 1:
+            return zeros.scatter(dim, index, values)
+        return zeros.scatter_add(dim, index, values)
+
+    def norm_bound(self) -> float:
+        """Return sqrt(cover): A^T A is diagonal and counts the readers of each element."""
+        return math.sqrt(self.cover)
+
+    def narrow(self, dim: int, start: int, length: int) -> Select:
+        """Return the selection on a slot of channels."""
+        if dim != 1:
+            raise NotImplementedError(f"Select mixes the slots of dimension {dim}")
+        return Select(self.indices.narrow(1, start, length), self.size, self.cover)

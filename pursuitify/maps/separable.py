@@ -1,0 +1,258 @@
+"""Maps that are a small matrix along each spatial dim: pooling, padding, interpolation.
+
+The matrices are read off the native one-dimensional operators by probing them with the identity,
+so every convention (partial windows, border rules, corner alignment) is torch's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from pursuitify.maps.base import Identity, LinearMap
+from pursuitify.maps.pool import BlockMean
+from pursuitify.maps.select import channels_inside
+from pursuitify.maps.shape import ZeroPad
+
+_LINEAR = {"linear", "bilinear", "trilinear"}
+_MODES = ("nearest", "nearest-exact", "area", "linear", "bilinear", "trilinear")
+
+
+@dataclass(frozen=True, eq=False)
+class Separable(LinearMap):
+    """A matrix along each of the last spatial dims, the same for every channel.
+
+    Attributes:
+        mats: Matrix (out, in) per spatial dim, or None for the identity.
+        bound: Upper bound of the norm: the product of the matrices' norms.
+    """
+
+    mats: tuple[Tensor | None, ...]
+    bound: float
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``x`` multiplied along each dim."""
+        return self._multiply(x, self.mats)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` multiplied by the transposed matrices."""
+        return self._multiply(y, [None if mat is None else mat.mT for mat in self.mats])
+
+    @staticmethod
+    def _multiply(x: Tensor, mats: Sequence[Tensor | None]) -> Tensor:
+        """Multiply along each of the last dims, in the memory format of ``x``."""
+        inside = x.dim() - len(mats) == 2 and channels_inside(x)
+        x = x.movedim(1, -1) if inside else x
+        for i, mat in enumerate(mats):
+            dim = x.dim() - len(mats) + i - inside
+            if mat is None:
+                continue
+            if dim == x.dim() - 1:
+                x = F.linear(x, mat)
+                continue
+            before, after = x.shape[:dim], x.shape[dim + 1 :]
+            x = (mat @ x.reshape(*before, x.shape[dim], -1)).reshape(*before, -1, *after)
+        return x.movedim(-1, 1) if inside else x
+
+    def norm_bound(self) -> float:
+        """Return the product of the exact norms, rounded up."""
+        return self.bound
+
+    def narrow(self, dim: int, start: int, length: int) -> Separable:
+        """Return the map itself: it treats channels alike."""
+        if dim not in (0, 1):
+            raise NotImplementedError(f"Separable mixes the slots of dimension {dim}")
+        return self
+
+
+def _pool_op(x: Tensor, k: int, s: int, p: int, ceil: bool, include: bool, total: bool) -> Tensor:
+    out = F.avg_pool1d(x, k, s, p, ceil, include)
+    return out.ne(0).to(x.dtype) if total else out
+
+
+def _pad_op(x: Tensor, low: int, high: int, mode: str) -> Tensor:
+    return F.pad(x, (low, high), mode=mode)
+
+
+def _resize_op(
+    x: Tensor, size: int | None, scale: float | None, mode: str, align: bool | None
+) -> Tensor:
+    return F.interpolate(x, size=size, scale_factor=scale, mode=mode, align_corners=align)
+
+
+_OPS: dict[str, Callable[..., Tensor]] = {
+    "pool": _pool_op,
+    "adaptive": F.adaptive_avg_pool1d,
+    "pad": _pad_op,
+    "resize": _resize_op,
+}
+
+
+@functools.lru_cache(maxsize=512)
+def _probe(name: str, size: int, *args: object) -> tuple[NDArray[np.float64], float]:
+    """Return the matrix (out, size) of a native one-dimensional operator, and its norm."""
+    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+        eye = torch.eye(size, dtype=torch.float64, device="cpu")[:, None, :]
+        matrix = _OPS[name](eye, *args)[:, 0, :].T.contiguous()
+        return matrix.numpy(), float(torch.linalg.matrix_norm(matrix, 2))
+
+
+def _matrix(
+    dtype: torch.dtype, device: torch.device, name: str, size: int, *args: object
+) -> Tensor:
+    return torch.tensor(_probe(name, size, *args)[0], dtype=dtype, device=device)
+
+
+def _norm(name: str, size: int, *args: object) -> float:
+    return _probe(name, size, *args)[1]
+
+
+# torch.compiler.assume_constant_result does just this, but imports all of dynamo first.
+_matrix._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_norm._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _separable(
+    name: str,
+    size: Sequence[int],
+    arguments: Sequence[tuple[object, ...] | None],
+    like: Tensor,
+    factor: float = 1.0,
+) -> LinearMap:
+    """Build the map; None in ``arguments`` means the identity along that dim."""
+    mats: list[Tensor | None] = []
+    bound = 1 + 1e-6
+    for n, args in zip(size, arguments, strict=True):
+        if args is None:
+            mats.append(None)
+            continue
+        matrix = _matrix(like.dtype, like.device, name, n, *args)
+        mats.append(matrix if factor == 1 else matrix * factor)
+        bound, factor = bound * _norm(name, n, *args) * abs(factor), 1.0
+    return Separable(tuple(mats), bound) if any(m is not None for m in mats) else Identity()
+
+
+def _per_dim(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dims if len(values) == 1 else values
+
+
+def avg_pool(
+    size: Sequence[int],
+    kernel: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    like: Tensor,
+) -> LinearMap:
+    """Return the map of an F.avg_poolNd call.
+
+    Args:
+        size: Spatial size of the input.
+        kernel: As F.avg_poolNd takes it, and so are the next five.
+        stride: Defaults to the kernel.
+        padding: Zero padding on both sides.
+        ceil_mode: Whether partial windows at the end count.
+        count_include_pad: Whether padding counts in the divisor.
+        divisor_override: Divisor of every window, if given.
+        like: Tensor that gives dtype and device.
+    """
+    dims = len(size)
+    kernels, pads = _per_dim(kernel, dims), _per_dim(padding, dims)
+    strides = _per_dim(stride, dims) if stride is not None and stride != () else kernels
+    whole = not ceil_mode or all(n % k == 0 for n, k in zip(size, kernels, strict=True))
+    if strides == kernels and not any(pads) and whole:
+        factor = math.prod(kernels) / divisor_override if divisor_override else 1.0
+        return BlockMean(kernels, tuple(size), factor)
+    flags = (ceil_mode, count_include_pad, divisor_override is not None)
+    arguments = [(k, s, p, *flags) for k, s, p in zip(kernels, strides, pads, strict=True)]
+    return _separable("pool", size, arguments, like, 1 / (divisor_override or 1))
+
+
+def adaptive_avg_pool(
+    size: Sequence[int], output_size: int | Sequence[int | None] | None, *, like: Tensor
+) -> LinearMap:
+    """Return the map of an F.adaptive_avg_poolNd call.
+
+    Args:
+        size: Spatial size of the input.
+        output_size: As F.adaptive_avg_poolNd takes it.
+        like: Tensor that gives dtype and device.
+    """
+    wanted = output_size if isinstance(output_size, Sequence) else (output_size,) * len(size)
+    out = [n if o is None else o for n, o in zip(size, wanted, strict=True)]
+    if all(n % o == 0 for n, o in zip(size, out, strict=True)):
+        kernel = tuple(n // o for n, o in zip(size, out, strict=True))
+        return Identity() if set(kernel) == {1} else BlockMean(kernel, tuple(size))
+    arguments = [None if n == o else (o,) for n, o in zip(size, out, strict=True)]
+    return _separable("adaptive", size, arguments, like)
+
+
+def pad(
+    size: Sequence[int], pads: Sequence[int], mode: str = "constant", *, like: Tensor
+) -> LinearMap:
+    """Return the map of an F.pad call (its linear part: a fill value is an offset).
+
+    Args:
+        size: Spatial size of the input: at least the dims that are padded.
+        pads: As F.pad takes them: (low, high) from the last dim backwards.
+        mode: 'constant', 'reflect', 'replicate' or 'circular'.
+        like: Tensor that gives dtype and device.
+    """
+    if not any(pads):
+        return Identity()
+    if mode == "constant":
+        return ZeroPad(tuple(pads))
+    dims = len(pads) // 2
+    ends = [(pads[2 * i], pads[2 * i + 1], mode) for i in reversed(range(dims))]
+    arguments = [end if any(end[:2]) else None for end in ends]
+    return _separable("pad", size[len(size) - dims :], arguments, like)
+
+
+def interpolate(
+    size: Sequence[int],
+    output_size: int | Sequence[int] | None = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    *,
+    like: Tensor,
+) -> LinearMap:
+    """Return the map of an F.interpolate call.
+
+    Args:
+        size: Spatial size of the input.
+        output_size: Spatial size of the output, or None with a scale factor.
+        mode: Any mode of F.interpolate but bicubic.
+        align_corners: As F.interpolate takes it.
+        scale_factor: As F.interpolate takes it.
+        like: Tensor that gives dtype and device.
+    """
+    if mode not in _MODES:
+        raise ValueError(f"interpolation mode {mode!r} is not one of {', '.join(_MODES)}")
+    dims = len(size)
+    flat = "linear" if mode in _LINEAR else mode
+    sizes: Sequence[int | None] = (None,) * dims
+    scales: Sequence[float | None] = (None,) * dims
+    if output_size is not None:
+        sizes = _per_dim(output_size, dims)
+    elif scale_factor is not None:
+        many = isinstance(scale_factor, Sequence)
+        scales = scale_factor if many else (scale_factor,) * dims  # type: ignore[assignment]
+    arguments = [
+        None if n == o and flat != "area" else (o, s, flat, align_corners)
+        for n, o, s in zip(size, sizes, scales, strict=True)
+    ]
+    return _separable("resize", size, arguments, like)

@@ -1,0 +1,243 @@
+"""Maps that only move, cut, repeat or sum elements along whole dimensions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pursuitify.maps.base import Identity, LinearMap
+
+
+def _pad_dim(x: Tensor, dim: int, low: int, high: int) -> Tensor:
+    return F.pad(x, [0, 0] * (x.dim() - 1 - dim % x.dim()) + [low, high])
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(LinearMap):
+    """A change of shape; both shapes are full ones, batch included."""
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``x`` in the output's shape."""
+        return x.reshape(self.out_shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` in the input's shape."""
+        return y.reshape(self.in_shape)
+
+    def norm_bound(self) -> float:
+        """Return 1."""
+        return 1.0
+
+    def after(self, first: LinearMap) -> LinearMap | None:
+        """Merge two reshapes."""
+        if not isinstance(first, Reshape):
+            return None
+        if first.in_shape == self.out_shape:
+            return Identity()
+        return Reshape(first.in_shape, self.out_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Permute(LinearMap):
+    """A permutation of the dimensions, as ``Tensor.permute`` takes it."""
+
+    dims: tuple[int, ...]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``x`` permuted."""
+        return x.permute(self.dims)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` permuted back."""
+        order = [d % len(self.dims) for d in self.dims]
+        return y.permute([order.index(i) for i in range(len(order))])
+
+    def norm_bound(self) -> float:
+        """Return 1."""
+        return 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Place(LinearMap):
+    """Zero-padding into a slot of a larger dimension: one input of a concatenation.
+
+    Attributes:
+        dim: The dimension.
+        start: Where the slot starts.
+        length: Its length: the input's size.
+        total: The output's size.
+    """
+
+    dim: int
+    start: int
+    length: int
+    total: int
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``x`` between zeros."""
+        return _pad_dim(x, self.dim, self.start, self.total - self.start - self.length)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return the slot of ``y``."""
+        return y.narrow(self.dim, self.start, self.length)
+
+    def norm_bound(self) -> float:
+        """Return 1."""
+        return 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Narrow(LinearMap):
+    """A slot of a dimension: the adjoint of ``Place``.
+
+    Attributes:
+        dim: The dimension.
+        start: Where the slot starts.
+        length: Its length: the output's size.
+        total: The input's size.
+    """
+
+    dim: int
+    start: int
+    length: int
+    total: int
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the slot of ``x``."""
+        return x.narrow(self.dim, self.start, self.length)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` between zeros."""
+        return _pad_dim(y, self.dim, self.start, self.total - self.start - self.length)
+
+    def norm_bound(self) -> float:
+        """Return 1."""
+        return 1.0
+
+    def after(self, first: LinearMap) -> LinearMap | None:
+        """Cancel the placement into the same slot."""
+        if isinstance(first, Place) and (first.dim, first.start, first.length, first.total) == (
+            self.dim,
+            self.start,
+            self.length,
+            self.total,
+        ):
+            return Identity()
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Slice(LinearMap):
+    """A strided slice ``x[start:stop:step]`` of a dimension of size ``total``."""
+
+    dim: int
+    start: int
+    stop: int
+    step: int
+    total: int
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the slice of ``x``."""
+        keep = (*[slice(None)] * (self.dim % x.dim()), slice(self.start, self.stop, self.step))
+        return x[keep]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` spread over zeros."""
+        dim, start = self.dim % y.dim(), slice(self.start, self.stop, 1).indices(self.total)[0]
+        spread = y.unsqueeze(dim + 1)
+        spread = _pad_dim(spread, dim + 1, 0, self.step - 1).flatten(dim, dim + 1)
+        return _pad_dim(spread, dim, start, self.total - start - spread.shape[dim])
+
+    def norm_bound(self) -> float:
+        """Return 1."""
+        return 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroPad(LinearMap):
+    """Zero padding in the order ``F.pad`` takes it; negative pads crop."""
+
+    pads: tuple[int, ...]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``x`` padded."""
+        return F.pad(x, self.pads)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` cropped."""
+        return F.pad(y, [-p for p in self.pads])
+
+    def norm_bound(self) -> float:
+        """Return 1."""
+        return 1.0
+
+    def narrow(self, dim: int, start: int, length: int) -> ZeroPad:
+        """Return the padding itself: it treats channels alike."""
+        if dim not in (0, 1):
+            raise NotImplementedError(f"ZeroPad mixes the slots of dimension {dim}")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Expand(LinearMap):
+    """Broadcasting from one full shape to another."""
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``x`` broadcast."""
+        return x.expand(self.out_shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` summed over what was repeated."""
+        return y.sum_to_size(self.in_shape)
+
+    def norm_bound(self) -> float:
+        """Return the square root of the number of copies."""
+        return math.sqrt(math.prod(self.out_shape) / math.prod(self.in_shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Reduce(LinearMap):
+    """The sum or the mean over whole dimensions.
+
+    Attributes:
+        in_shape: The input's full shape.
+        dims: The dimensions to reduce.
+        keepdim: Whether they stay, of size 1.
+        mean: Mean instead of sum.
+    """
+
+    in_shape: tuple[int, ...]
+    dims: tuple[int, ...]
+    keepdim: bool = False
+    mean: bool = False
+
+    def _count(self) -> int:
+        return math.prod([self.in_shape[d] for d in self.dims])
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the sum or the mean of ``x``."""
+        if self.mean:
+            return x.mean(self.dims, keepdim=self.keepdim)
+        return torch.sum(x, self.dims, keepdim=self.keepdim)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` repeated."""
+        if self.mean:
+            y = y / self._count()
+        reduced = {d % len(self.in_shape) for d in self.dims}
+        kept = [1 if i in reduced else n for i, n in enumerate(self.in_shape)]
+        return y.reshape(kept).expand(self.in_shape)
+
+    def norm_bound(self) -> float:
+        """Return sqrt(n) for a sum over n elements, 1 / sqrt(n) for their mean."""
+        return math.sqrt(self._count()) ** (-1 if self.mean else 1)

@@ -1,0 +1,98 @@
+"""What a compiled network is: three generated functions and the rows they serve.
+
+* ``plain``: the source graph as it stands; what T = 0 is.
+* ``forward``: the feed-forward pass that also binds every operation of the rows to this batch and
+  returns what the sweeps and the head need, nothing more.
+* ``head``: from pursued latents to the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from pursuitify.activations import Activation
+from pursuitify.classify import Sites
+from pursuitify.graph import Readers, Row
+from pursuitify.maps import LinearMap
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """One affine operation bound to a batch.
+
+    Attributes:
+        maps: One linear map per operand.
+        offset: What depends on no latent; broadcasts against the value. None for zero.
+        shape: Shape of the value.
+    """
+
+    maps: tuple[LinearMap, ...]
+    offset: Tensor | None
+    shape: tuple[int, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the operation to its single operand."""
+        value = self.maps[0].apply(x)
+        return value if self.offset is None else value + self.offset
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What the feed-forward pass leaves for the sweeps and the head.
+
+    Attributes:
+        latents: The latents' values, in graph order.
+        signals: Per row the value whose linear part is u_j.
+        bound: The operations of the rows, by node name.
+        activations: Per row its activation.
+        captured: Frozen values and sizes the head reads, in the program's order.
+    """
+
+    latents: tuple[Tensor, ...]
+    signals: tuple[Tensor, ...]
+    bound: dict[str, Bound]
+    activations: tuple[Activation, ...]
+    captured: tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The compiled form of one traced graph; holds code, no tensors.
+
+    Attributes:
+        rows: The rows of the dictionary.
+        sites: The classified nodes.
+        graph: The source graph.
+        inputs: The placeholders, in the order of the arguments.
+        readers: Per latent the (row, slot, paths) that read it.
+        plain: The source network as a function ``plain(network, *args)``.
+        names: Names of the operations that ``_forward`` binds.
+    """
+
+    rows: tuple[Row, ...]
+    sites: Sites
+    graph: fx.Graph
+    inputs: tuple[fx.Node, ...]
+    readers: Readers
+    plain: Callable[..., Any]
+    names: tuple[str, ...]
+    _forward: Callable[..., Any]
+    _head: Callable[..., Any]
+
+    def __deepcopy__(self, memo: Any) -> Program:
+        """Return itself."""
+        return self
+
+    def forward(self, network: nn.Module, *args: Any) -> Pass:
+        """Run the feed-forward pass and bind the rows to this batch."""
+        latents, signals, bound, activations, captured = self._forward(network, *args)
+        named = dict(zip(self.names, bound, strict=True))
+        return Pass(latents, signals, named, activations, captured)
+
+    def head(self, network: nn.Module, latents: tuple[Tensor, ...], first: Pass, args: Any) -> Any:
+        """Run what follows the last latents."""
+        return self._head(network, latents, first.bound, first.captured, args)

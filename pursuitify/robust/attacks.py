@@ -1,0 +1,183 @@
+"""Gradient attacks on a network that takes inputs in [0, 1] and returns logits.
+
+Normalisation belongs inside the model, so that epsilon and pixels share one unit. The model runs
+in evaluation mode for the length of the attack; its modes, its parameters' ``.grad`` and, where a
+seed is given, the global random state are as before afterwards. Pixels are clamped outside the
+differentiated expression: inside it, pixels that are exactly black or white can lose their
+gradient, and the attack would be weaker than it looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from pursuitify.errors import OptionError
+from pursuitify.robust.inputs import (
+    batches,
+    check_choice,
+    check_count,
+    check_inputs,
+    check_positive,
+    evaluation_mode,
+)
+from pursuitify.robust.losses import LOSSES, Objective
+from pursuitify.robust.threat import BALLS, Ball
+
+
+def fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    loss: str = "ce",
+    batch_size: int | None = None,
+) -> Tensor:
+    """Move each pixel once by ``eps`` along the sign of the loss's gradient (19).
+
+    One step is a baseline, not evidence of robustness.
+
+    Args:
+        model: Returns logits, one row per input.
+        x: Inputs in [0, 1], batch first, float32 or float64.
+        y: Class labels, one per input.
+        eps: Largest change of a pixel.
+        loss: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        batch_size: How many inputs to attack at a time; all at once by default.
+
+    Returns:
+        The perturbed inputs, inside the ball and [0, 1].
+    """
+    check_inputs(model, x, y, eps)
+    objective = Objective(model, check_choice("loss", loss, LOSSES))
+    done = []
+    with evaluation_mode(model):
+        for part, labels in batches(x, y, batch_size):
+            ball = BALLS["linf"](part, eps)
+            gradient = objective(part, labels, gradient=True).gradient
+            done.append(ball.check(ball.project(part + ball.eps * ball.direction(gradient))))
+    return torch.cat(done)
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int = 20,
+    step_size: float | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
+    seed: int | None = None,
+    norm: str = "linf",
+    loss: str = "ce",
+    early_stop: bool = True,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Climb the loss by projected gradient steps; keep each example's worst point.
+
+    The worst is the first point found that the model gets wrong, else the point of highest loss,
+    over the input itself and every step of every restart. So with one seed, more restarts, or more
+    steps of a given ``step_size``, never weaken a single-batch attack on a deterministic model.
+
+    Args:
+        model: Returns logits, one row per input.
+        x: Inputs in [0, 1], batch first, float32 or float64.
+        y: Class labels, one per input.
+        eps: Radius of the ball.
+        steps: Gradient steps per restart.
+        step_size: Length of a step in the norm; ``2.5 * eps / steps`` by default.
+        restarts: How many times to start over; more than one needs ``random_start``.
+        random_start: Start from a random point of the ball rather than from the input.
+        seed: Makes the random starts repeat and leaves the global random state alone.
+        norm: ``"linf"`` or ``"l2"``.
+        loss: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        early_stop: Leave an example alone once it is fooled. Otherwise go on and keep the fooling
+            point of highest loss, as adversarial training wants.
+        batch_size: How many inputs to attack at a time; all at once by default.
+        progress: Show a progress bar.
+
+    Returns:
+        The perturbed inputs, inside the ball and [0, 1].
+    """
+    check_inputs(model, x, y, eps)
+    ball_type = check_choice("norm", norm, BALLS)
+    objective = Objective(model, check_choice("loss", loss, LOSSES))
+    check_count("steps", steps)
+    check_count("restarts", restarts)
+    if restarts > 1 and not random_start:
+        raise OptionError("restarts > 1 without random_start would repeat the same run")
+    size = 2.5 * eps / steps if step_size is None else check_positive("step_size", step_size)
+    climb = _Climb(objective, steps, size, early_stop)
+    generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
+
+    done = []
+    with evaluation_mode(model), Progress(disable=not progress) as bar:
+        parts = list(batches(x, y, batch_size))
+        task = bar.add_task("PGD", total=len(parts) * restarts * steps)
+        runs = 0
+        for part, labels in parts:
+            ball = ball_type(part, eps)
+            start = objective(part, labels)
+            worst = _Worst(part.clone(), start.loss, start.fooled)
+            for _ in range(restarts):
+                points = ball.draw(generator) if random_start else part
+                climb(ball, points, labels, worst, lambda: bar.advance(task))
+                runs += 1
+                bar.update(task, completed=runs * steps)
+            done.append(ball.check(worst.points))
+    return torch.cat(done)
+
+
+@dataclass
+class _Worst:
+    """The worst point seen so far of each example."""
+
+    points: Tensor
+    loss: Tensor
+    fooled: Tensor
+
+    def update(self, index: Tensor, points: Tensor, loss: Tensor, fooled: Tensor) -> None:
+        """Take over those of ``points``, belonging to the examples at ``index``, that are worse."""
+        was = self.fooled[index]
+        # A tie goes to the later point: where the loss saturates to 0 it is the one further uphill.
+        worse = (fooled & ~was) | ((fooled == was) & (loss >= self.loss[index]))
+        index = index[worse]
+        self.points[index], self.loss[index] = points[worse], loss[worse]
+        self.fooled[index] = fooled[worse]
+
+
+@dataclass(frozen=True)
+class _Climb:
+    """One run of projected gradient steps from given starting points."""
+
+    objective: Objective
+    steps: int
+    size: float
+    early_stop: bool
+
+    def __call__(
+        self, ball: Ball, points: Tensor, labels: Tensor, worst: _Worst, tick: Callable[[], None]
+    ) -> None:
+        """Move ``points`` uphill and note in ``worst`` what is found on the way."""
+        index = torch.arange(len(points), device=points.device)
+        keep = ~worst.fooled if self.early_stop else torch.ones_like(worst.fooled)
+        for step in range(self.steps + 1):
+            if not keep.all():
+                index, points, ball = index[keep], points[keep], ball.at(keep)
+            if len(index) == 0:
+                return
+            more = step < self.steps
+            value = self.objective(points, labels[index], gradient=more)
+            worst.update(index, points, value.loss, value.fooled)
+            if more:
+                points = ball.project(points + self.size * ball.direction(value.gradient))
+                tick()
+            keep = ~value.fooled if self.early_stop else torch.ones_like(value.fooled)

@@ -1,0 +1,97 @@
+"""What every attack asks of its arguments, and the state in which it runs the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pursuitify.errors import InputError, OptionError
+
+T = TypeVar("T")
+
+
+def check_inputs(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> None:
+    """Refuse what cannot be attacked, naming the cause."""
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"model must be an nn.Module, not {type(model).__name__}")
+    if not _is_real(eps) or not 0 <= eps < math.inf:
+        raise OptionError(f"eps must be a number of at least 0, not {eps!r}")
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} must be a tensor, not {type(value).__name__}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"x must be float32 or float64, not {x.dtype}")
+    if y.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise InputError(f"y must hold integer labels, not {y.dtype}")
+    if x.ndim < 2:
+        raise InputError(f"x must be a batch of inputs, not of shape {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise InputError("there is nothing to attack: x is empty")
+    if y.shape != x.shape[:1]:
+        raise InputError(
+            f"y must have shape ({len(x)},), one label per input, not {tuple(y.shape)}"
+        )
+    if x.device != y.device:
+        raise InputError(f"x is on {x.device} but y on {y.device}")
+    if int(y.min()) < 0:
+        raise InputError(f"label {int(y.min())} is out of range: labels start at 0")
+    if not ((x >= 0) & (x <= 1)).all():
+        span = f"{float(x.min()):.4g} to {float(x.max()):.4g}"
+        raise InputError(f"x must lie in [0, 1], not {span}; normalise inside the model")
+
+
+def check_choice(name: str, value: str, valid: Mapping[str, T]) -> T:
+    """Return what ``value`` stands for."""
+    if not isinstance(value, str) or value not in valid:
+        raise OptionError(f"{name}={value!r} is unknown; valid: {', '.join(map(repr, valid))}")
+    return valid[value]
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse anything but a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise OptionError(f"{name} must be an integer of at least 1, not {value!r}")
+
+
+def check_positive(name: str, value: float) -> float:
+    """Refuse anything but a positive finite number."""
+    if not _is_real(value) or not 0 < value < math.inf:
+        raise OptionError(f"{name} must be a positive number, not {value!r}")
+    return value
+
+
+def batches(x: Tensor, y: Tensor, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs and int64 labels in parts; copies, so that inference tensors will do."""
+    if batch_size is None:
+        batch_size = len(x)
+    check_count("batch_size", batch_size)
+    for start in range(0, len(x), batch_size):
+        part = slice(start, start + batch_size)
+        yield x[part].detach().clone(), y[part].clone().long()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Run the model in evaluation mode, then give every submodule its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    changed = any(training for _, training in modes)
+    if changed:
+        model.eval()
+    try:
+        with torch.inference_mode(False):
+            yield
+    finally:
+        if changed:
+            model.train(modes[0][1])
+            for module, training in modes:
+                module.training = training
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,0 +1,103 @@
+"""Activations that are proximal operators, in every spelling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pursuitify.activations import Activation, Clip, LeakyReLU, ReLU
+from pursuitify.rules.registry import Registry
+
+registry = Registry()
+Op = Callable[..., Tensor]
+
+
+@registry.register(
+    nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_", kind="activation"
+)
+def relu(_op: Op, input: Tensor, inplace: bool = False) -> Activation:
+    """max(z, 0)."""
+    return ReLU()
+
+
+@registry.register(nn.ReLU6, F.relu6, kind="activation")
+def relu6(_op: Op, input: Tensor, inplace: bool = False) -> Activation:
+    """Z clipped to [0, 6]."""
+    return Clip(0.0, 6.0)
+
+
+def _range_check(min_val: float = -1.0, max_val: float = 1.0, **_: Any) -> str | None:
+    return None if min_val < max_val else f"its range [{min_val}, {max_val}] is empty"
+
+
+@registry.register(nn.Hardtanh, F.hardtanh, F.hardtanh_, kind="activation", check=_range_check)
+def hardtanh(
+    _op: Op,
+    input: Tensor,
+    min_val: float = -1.0,
+    max_val: float = 1.0,
+    inplace: bool = False,
+) -> Activation:
+    """Z clipped to [min_val, max_val]."""
+    return Clip(float(min_val), float(max_val))
+
+
+def _clamp_check(min: Any = None, max: Any = None, **_: Any) -> str | None:
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        return "its bounds are tensors"
+    if min == 0 and max is None:
+        return None
+    if min is None or max is None:
+        return "only clamp(min=0) and clamp(min, max) are proximal operators we know"
+    return None if min < max else f"its range [{min}, {max}] is empty"
+
+
+@registry.register(
+    torch.clamp, torch.clip, "clamp", "clamp_", "clip", "clip_", kind="activation",
+    check=_clamp_check,
+)  # fmt: skip
+def clamp(_op: Op, input: Tensor, min: float | None = None, max: float | None = None) -> Activation:
+    """With min=0 alone it is ReLU; with both bounds Hardtanh."""
+    if max is None:
+        return ReLU()
+    assert min is not None
+    return Clip(float(min), float(max))
+
+
+@registry.register("clamp_min", torch.clamp_min, kind="activation", check=_clamp_check)
+def clamp_min(_op: Op, input: Tensor, min: float) -> Activation:
+    """With min=0 it is ReLU."""
+    return ReLU()
+
+
+def _slope_check(negative_slope: float = 0.01, **_: Any) -> str | None:
+    if 0 < negative_slope <= 1:
+        return None
+    return f"its slope {negative_slope} is not in (0, 1]: not the prox of a convex penalty"
+
+
+@registry.register(nn.LeakyReLU, F.leaky_relu, F.leaky_relu_, kind="activation", check=_slope_check)
+def leaky_relu(
+    _op: Op, input: Tensor, negative_slope: float = 0.01, inplace: bool = False
+) -> Activation:
+    """Z where z >= 0, negative_slope z elsewhere."""
+    return LeakyReLU(negative_slope)
+
+
+def _prelu_check(weight: Any = None, **_: Any) -> str | None:
+    if isinstance(weight, Tensor) and not weight.is_meta:
+        low, high = float(weight.detach().min()), float(weight.detach().max())
+        if not 0 < low <= high <= 1:
+            return f"its slopes reach from {low:g} to {high:g}, outside (0, 1]"
+    return None
+
+
+@registry.register(nn.PReLU, F.prelu, torch.prelu, "prelu", kind="activation", check=_prelu_check)
+def prelu(_op: Op, input: Tensor, weight: Tensor) -> Activation:
+    """LeakyReLU with one learned slope, or one per channel."""
+    slope = weight if weight.numel() == 1 else weight.reshape(1, -1, *[1] * (input.dim() - 2))
+    return LeakyReLU(slope)

@@ -1,0 +1,173 @@
+"""Joins, products and masks: add, sub, cat, stack, scalar factors, gates, dropout."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pursuitify.maps import Chain, Expand, Identity, LinearMap, Place, Reshape, Scale
+from pursuitify.rules.registry import Affine, Registry
+
+registry = Registry()
+Op = Callable[..., Tensor]
+Value = Tensor | float
+
+
+def _constant(number: float, like: Tensor) -> Tensor:
+    return torch.full((), number, dtype=like.dtype, device=like.device)
+
+
+def _term(operand: Value, out: Tensor, factor: float) -> LinearMap:
+    maps: list[LinearMap] = []
+    if isinstance(operand, Tensor) and operand.shape != out.shape:
+        maps.append(Expand(tuple(operand.shape), tuple(out.shape)))
+    if factor != 1:
+        maps.append(Scale(factor))
+    return maps[0] if len(maps) == 1 else Chain(tuple(maps)) if maps else Identity()
+
+
+def _sum(input: Value, other: Value, first: float, second: float) -> Affine:
+    value = _weighted(input, first) + _weighted(other, second)
+    assert isinstance(value, Tensor)
+    offset = None
+    for operand, factor in ((input, first), (other, second)):
+        if not isinstance(operand, Tensor):
+            offset = _constant(operand * factor, value)
+    return Affine(value, (_term(input, value, first), _term(other, value, second)), offset)
+
+
+def _weighted(operand: Value, factor: float) -> Value:
+    return operand if factor == 1 else operand * factor
+
+
+@registry.register(
+    operator.add, operator.iadd, torch.add, "add", "add_", kind="join", operands=("input", "other")
+)
+def add(_op: Op, input: Value, other: Value, alpha: float = 1) -> Affine:
+    """Addition in every spelling; operands that broadcast are expanded."""
+    return _sum(input, other, 1, alpha)
+
+
+@registry.register(
+    operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", kind="join",
+    operands=("input", "other"),
+)  # fmt: skip
+def sub(_op: Op, input: Value, other: Value, alpha: float = 1) -> Affine:
+    """Subtraction."""
+    return _sum(input, other, 1, -alpha)
+
+
+@registry.register(torch.cat, torch.concat, torch.concatenate, kind="join", operands=("tensors*",))
+def cat(_op: Op, tensors: Sequence[Tensor], dim: int = 0) -> Affine:
+    """Concatenation: each operand has a slot of its own."""
+    value = torch.cat(list(tensors), dim)
+    axis = dim % value.dim()
+    maps, start = [], 0
+    for tensor in tensors:
+        maps.append(Place(axis, start, tensor.shape[axis], value.shape[axis]))
+        start += tensor.shape[axis]
+    return Affine(value, tuple(maps))
+
+
+@registry.register(torch.stack, kind="join", operands=("tensors*",))
+def stack(_op: Op, tensors: Sequence[Tensor], dim: int = 0) -> Affine:
+    """Concatenation along a new dimension."""
+    value = torch.stack(list(tensors), dim)
+    axis = dim % value.dim()
+    maps = []
+    for i, tensor in enumerate(tensors):
+        unsqueezed = tuple(tensor.unsqueeze(axis).shape)
+        add_axis = Reshape(tuple(tensor.shape), unsqueezed)
+        maps.append(Chain((add_axis, Place(axis, i, 1, len(tensors)))))
+    return Affine(value, tuple(maps))
+
+
+def _scaling(input: Tensor, factor: Value, value: Tensor) -> LinearMap:
+    if value.shape == input.shape:
+        return Scale(factor)
+    return Chain((Expand(tuple(input.shape), tuple(value.shape)), Scale(factor)))
+
+
+@registry.register(
+    operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", kind="product",
+    operands=("input", "other"), channelwise=True, elementwise=True,
+)  # fmt: skip
+def mul(_op: Op, input: Value, other: Value, _affine: int = 0) -> Affine:
+    """Product with a constant or a frozen gate: a diagonal scale."""
+    value = input * other
+    x, factor = (input, other) if _affine == 0 else (other, input)
+    assert isinstance(x, Tensor)
+    assert isinstance(value, Tensor)
+    return Affine(value, (_scaling(x, factor, value),) * 2)
+
+
+@registry.register(
+    operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_",
+    kind="product", operands=("input", "other"), channelwise=True, elementwise=True,
+    check=lambda rounding_mode=None, **_: None if rounding_mode is None else "it rounds",
+)  # fmt: skip
+def div(
+    _op: Op, input: Value, other: Value, rounding_mode: str | None = None, _affine: int = 0
+) -> Affine:
+    """Division by a constant or a frozen value."""
+    value = input / other
+    factor = 1.0 / other
+    assert isinstance(input, Tensor)
+    assert isinstance(value, Tensor)
+    return Affine(value, (_scaling(input, factor, value), Identity()))
+
+
+@registry.register(
+    operator.neg, torch.neg, "neg", kind="linear", channelwise=True, elementwise=True
+)
+def neg(_op: Op, input: Tensor) -> Affine:
+    """Change of sign."""
+    return Affine(-input, (Scale(-1.0),))
+
+
+def _mask(op: Op, input: Tensor, active: bool) -> Affine:
+    if not active:
+        return Affine(input, (Identity(),))
+    mask = op(torch.ones_like(input))
+    return Affine(input * mask, (Scale(mask),))
+
+
+@registry.register(
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout,
+    kind="linear", channelwise=True, elementwise=True, stateful=True,
+)  # fmt: skip
+def dropout(
+    op: Op, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Affine:
+    """Dropout; the mask is drawn once per forward, in the source's place, and kept."""
+    return _mask(op, input, training and p > 0)
+
+
+@registry.register(
+    nn.Identity, "contiguous", "clone", torch.clone,
+    kind="linear", channelwise=True, elementwise=True,
+)  # fmt: skip
+def identity(op: Op, input: Tensor, *_args: Any, **_kwargs: Any) -> Affine:
+    """What changes no value."""
+    return Affine(op(input), (Identity(),))
+
+
+def torchvision_rules() -> Registry:
+    """Rules for torchvision's own functions; imports it, so call it only where it is in use."""
+    from torchvision.ops import stochastic_depth
+
+    extra = Registry()
+
+    @extra.register(
+        stochastic_depth, kind="linear", channelwise=True, elementwise=True, stateful=True
+    )
+    def drop_path(op: Op, input: Tensor, p: float, mode: str, training: bool = True) -> Affine:
+        return _mask(op, input, training and p > 0)
+
+    return extra

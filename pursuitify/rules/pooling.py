@@ -1,0 +1,195 @@
+"""Pooling, padding and resampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pursuitify.maps import (
+    Select,
+    adaptive_avg_pool,
+    adaptive_cover,
+    avg_pool,
+    cover,
+    interpolate,
+    pad,
+)
+from pursuitify.rules.registry import Affine, Registry
+
+registry = Registry()
+Op = Callable[..., Tensor]
+Ints = int | Sequence[int]
+
+_MAX_POOL: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_ADAPTIVE_MAX_POOL: dict[int, Callable[..., Any]] = {
+    1: F.adaptive_max_pool1d,
+    2: F.adaptive_max_pool2d,
+    3: F.adaptive_max_pool3d,
+}
+
+
+def _each(value: Ints, dims: int) -> tuple[int, ...]:
+    return (value,) * dims if isinstance(value, int) else tuple(value) * (dims // len(value) or 1)
+
+
+def _indices_check(return_indices: bool = False, **_: Any) -> str | None:
+    return "it returns indices" if return_indices else None
+
+
+@registry.register(
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
+    F.max_pool1d, F.max_pool2d, F.max_pool3d,
+    torch.max_pool1d, torch.max_pool2d, torch.max_pool3d,
+    kind="linear", channelwise=True, check=_indices_check,
+)  # fmt: skip
+def max_pool(
+    _op: Op,
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Affine:
+    """Max pooling; its switches are frozen at the feed-forward pass."""
+    dims = input.dim() - 2
+    value, indices = _MAX_POOL[dims](
+        input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True
+    )
+    kernel, steps = _each(kernel_size, dims), _each(stride or kernel_size, dims)
+    windows = cover(kernel, steps, _each(dilation, dims))
+    return Affine(value, (Select(indices, tuple(input.shape[2:]), windows),))
+
+
+@registry.register(
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
+    kind="linear", channelwise=True, check=_indices_check,
+)  # fmt: skip
+def adaptive_max_pool(
+    _op: Op, input: Tensor, output_size: Ints, return_indices: bool = False
+) -> Affine:
+    """Adaptive max pooling; switches frozen likewise."""
+    size = tuple(input.shape[2:])
+    value, indices = _ADAPTIVE_MAX_POOL[len(size)](input, output_size, return_indices=True)
+    return Affine(value, (Select(indices, size, adaptive_cover(size, tuple(value.shape[2:]))),))
+
+
+@registry.register(
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
+    kind="linear", channelwise=True,
+)  # fmt: skip
+def average_pool(
+    op: Op,
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Affine:
+    """Average pooling."""
+    dims = input.dim() - 2
+    linear = avg_pool(
+        tuple(input.shape[2:]),
+        _each(kernel_size, dims),
+        _each(stride or kernel_size, dims),
+        _each(padding, dims),
+        ceil_mode,
+        count_include_pad,
+        divisor_override,
+        like=input,
+    )
+    return Affine(op(input), (linear,))
+
+
+@registry.register(
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+    kind="linear", channelwise=True,
+)  # fmt: skip
+def adaptive_average_pool(op: Op, input: Tensor, output_size: Ints) -> Affine:
+    """Adaptive average pooling."""
+    value = op(input)
+    size, out = tuple(input.shape[2:]), tuple(value.shape[2:])
+    return Affine(value, (adaptive_avg_pool(size, out, like=input),))
+
+
+_PAD_MODES = ("constant", "zeros", "reflect", "replicate", "circular")
+
+
+def _pad_check(mode: str = "constant", value: float | None = None, **_: Any) -> str | None:
+    if mode not in _PAD_MODES:
+        return f"padding mode {mode!r} is unknown"
+    return "it pads with a value other than zero" if value else None
+
+
+@registry.register(
+    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
+    F.pad, kind="linear", check=_pad_check,
+)  # fmt: skip
+def padding(
+    op: Op,
+    input: Tensor,
+    padding: Sequence[int],
+    mode: str = "constant",
+    value: float | None = None,
+) -> Affine:
+    """Padding with zeros, reflection, replication or wrapping."""
+    return _padded(op, input, padding, mode)
+
+
+def _padded(op: Op, input: Tensor, pads: Sequence[int], mode: str) -> Affine:
+    size = tuple(input.shape[-(len(pads) // 2) :])
+    kind = "constant" if mode == "zeros" else mode
+    return Affine(op(input), (pad(size, tuple(pads), kind, like=input),))
+
+
+def _mode_rule(mode: str, *modules: type[nn.Module]) -> None:
+    @registry.register(*modules, kind="linear", channelwise=True)
+    def fixed_padding(op: Op, input: Tensor, padding: Sequence[int]) -> Affine:
+        return _padded(op, input, padding, mode)
+
+
+_mode_rule("reflect", nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d)
+_mode_rule("replicate", nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)
+_mode_rule("circular", nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
+
+_MODES = ("nearest", "linear", "bilinear", "trilinear", "nearest-exact")
+
+
+def _interpolate_check(mode: str = "nearest", antialias: bool = False, **_: Any) -> str | None:
+    if mode not in _MODES:
+        return f"mode {mode!r} has no map here (these have: {', '.join(_MODES)})"
+    return "antialias=True has no map here" if antialias else None
+
+
+@registry.register(
+    nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate, F.upsample,
+    kind="linear", channelwise=True, check=_interpolate_check,
+)  # fmt: skip
+def resample(
+    op: Op,
+    input: Tensor,
+    size: Ints | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Affine:
+    """Interpolation, a linear map with its true adjoint."""
+    value = op(input)
+    dims = input.dim() - 2
+    factors = None if recompute_scale_factor or scale_factor is None else scale_factor
+    each = (factors,) * dims if isinstance(factors, (int, float)) else factors
+    size_in, size_out = tuple(input.shape[2:]), tuple(value.shape[2:])
+    wanted = size_out if each is None else None
+    linear = interpolate(size_in, wanted, mode, align_corners, each, like=input)
+    return Affine(value, (linear,))

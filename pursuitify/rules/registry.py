@@ -1,0 +1,169 @@
+"""The registry: what each torch op and module is.
+
+A rule says what kind of operation a node is and, at run time, binds it to the values of one
+forward pass. The parameters of ``bind`` after ``op`` carry the names that both the function and
+the module use (``stride``, ``padding`` ...), so one rule serves ``nn.Conv2d``, ``F.conv2d`` and
+``torch.conv2d`` alike: a module's are read from its attributes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from pursuitify.maps import LinearMap
+
+Kind = Literal["weighted", "linear", "diagonal", "join", "product", "activation", "frozen"]
+Key = Callable[..., Any] | str
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """One affine operation, bound: value = sum_i maps[i](operand_i) + offset.
+
+    Attributes:
+        value: The result on this batch, as the source network computes it.
+        maps: One linear map per tensor operand.
+        offset: The part that depends on no operand; broadcasts against ``value``.
+    """
+
+    value: Tensor
+    maps: tuple[LinearMap, ...]
+    offset: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What an operation is and how it is bound at run time.
+
+    Attributes:
+        name: Shown in reports.
+        kind: ``weighted`` (conv, linear: an operator with weights that mixes entries), ``linear``
+            (free of parameters), ``diagonal`` (an elementwise affine map with parameters),
+            ``join`` (several operands), ``product`` (by a constant or a frozen gate),
+            ``activation``, or ``frozen`` (any function; its value is fixed at the feed-forward
+            pass).
+        bind: ``bind(op, *operands, **parameters)`` returns an ``Affine``, or the ``Activation``
+            for activations. ``op(*operands)`` runs the source's operation.
+        operands: Names of the tensor operands; a single name ending in ``*`` holds a sequence.
+        channelwise: Whether it treats the slots of dimension 1 independently.
+        elementwise: Whether it is diagonal: each entry is scaled on its own.
+        stateful: Whether a second run would differ (random masks, running statistics).
+        check: Returns why these static parameters cannot be converted, or None.
+    """
+
+    name: str
+    kind: Kind
+    bind: Callable[..., Any] | None = None
+    operands: tuple[str, ...] = ("input",)
+    channelwise: bool = False
+    elementwise: bool = False
+    stateful: bool = False
+    check: Callable[..., str | None] | None = None
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of what ``bind`` takes after the operands."""
+        if self.bind is None:
+            return ()
+        names = list(inspect.signature(self.bind).parameters)[1 + len(self.operands) :]
+        return tuple(n for n in names if not n.startswith("_"))
+
+
+class Registry(Mapping[Key, Rule]):
+    """Rules by module type, function, or method name."""
+
+    def __init__(self, rules: Mapping[Key, Rule] | None = None) -> None:
+        self._rules: dict[Key, Rule] = dict(rules or {})
+
+    def __getitem__(self, key: Key) -> Rule:
+        return self._rules[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def register(
+        self, *keys: Key, kind: Kind, **options: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Return a decorator that registers ``bind`` for module types, functions, methods."""
+
+        def decorate(bind: Callable[..., Any]) -> Callable[..., Any]:
+            rule = Rule(bind.__name__, kind, bind, **options)
+            for key in keys:
+                if self._rules.get(key, rule) is not rule:
+                    raise ValueError(f"{key} already has the rule {self._rules[key].name}")
+                self._rules[key] = rule
+            return bind
+
+        return decorate
+
+    def extended(self, extra: Mapping[Key, Rule]) -> Registry:
+        """Return a registry in which ``extra`` comes before these rules."""
+        return Registry({**self._rules, **extra})
+
+    def find(self, node: fx.Node, root: nn.Module) -> Rule | None:
+        """Return the rule of a node, or None."""
+        if node.op == "call_module":
+            module = root.get_submodule(str(node.target))
+            kind = type(module)
+            if kind not in self._rules and parametrize.is_parametrized(module):
+                kind = kind.__mro__[1]
+            return self._rules.get(kind)
+        if node.op == "call_function" and callable(node.target):
+            return self._rules.get(node.target)
+        return self._rules.get(str(node.target)) if node.op == "call_method" else None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node's arguments sorted by its rule.
+
+    Attributes:
+        operands: The values (nodes or constants) of the tensor operands, sequences spelled out.
+        sequence: Whether the operands were one sequence.
+        parameters: Everything else, by name; for modules only what the call itself passes.
+    """
+
+    operands: tuple[Any, ...]
+    sequence: bool
+    parameters: dict[str, Any]
+
+
+def match(rule: Rule, node: fx.Node) -> Call:
+    """Sort a node's arguments by the signature of its rule.
+
+    Raises:
+        TypeError: If the node passes an argument the rule does not know.
+    """
+    if rule.bind is None:
+        return Call(tuple(node.all_input_nodes), False, {})
+    signature = inspect.signature(rule.bind)
+    kwargs = {**node.kwargs}
+    for alias, name in (("x", "input"), ("self", "input"), ("axis", "dim"), ("a", "input")):
+        if alias in kwargs and alias not in signature.parameters:
+            kwargs[name] = kwargs.pop(alias)
+    bound = signature.bind_partial(None, *node.args, **kwargs)
+    arguments = dict(bound.arguments)
+    arguments.pop(next(iter(signature.parameters)))
+    operands = [arguments.pop(name.rstrip("*")) for name in rule.operands]
+    sequence = rule.operands[0].endswith("*")
+    if sequence:
+        operands = list(operands[0])
+    parameters = {n: v for n, v in arguments.items() if not n.startswith("_")}
+    return Call(tuple(operands), sequence, parameters)
+
+
+def static_parameters(rule: Rule, call: Call, module: nn.Module | None) -> dict[str, Any]:
+    """Return the parameters known before any input is: what ``check`` may look at."""
+    known = {n: v for n, v in call.parameters.items() if not isinstance(v, fx.Node)}
+    if module is not None:
+        known = {n: getattr(module, n) for n in rule.parameters if hasattr(module, n)} | known
+    return known

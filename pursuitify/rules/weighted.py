@@ -1,0 +1,134 @@
+"""Weighted operators: convolutions, transposed convolutions, dense layers; BatchNorm's scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pursuitify.errors import InputError
+from pursuitify.maps import Chain, Conv, Dense, Scale, conv_transpose_map, pad
+from pursuitify.rules.registry import Affine, Registry
+
+registry = Registry()
+Op = Callable[..., Tensor]
+Ints = int | Sequence[int]
+
+
+def channel(vector: Tensor, dims: int) -> Tensor:
+    """View a per-channel vector so that it broadcasts against (batch, channel, *space)."""
+    return vector.reshape(1, -1, *[1] * (dims - 2))
+
+
+def _batched(input: Tensor, weight: Tensor, what: str) -> None:
+    if input.dim() != weight.dim():
+        raise InputError(
+            f"{what} got an input of shape {tuple(input.shape)}; pursuit needs a batch dimension: "
+            f"{weight.dim()} dimensions (batch, channels, *space)"
+        )
+
+
+def _conv_check(padding_mode: str = "zeros", **_: Any) -> str | None:
+    modes = ("zeros", "reflect", "replicate", "circular")
+    return None if padding_mode in modes else f"padding_mode={padding_mode!r} is unknown"
+
+
+@registry.register(
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d, kind="weighted",
+    check=_conv_check,
+)  # fmt: skip
+def conv(
+    op: Op,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Affine:
+    """Convolution; a padding other than zeros is a map of its own before it."""
+    _batched(input, weight, "a convolution")
+    offset = None if bias is None else channel(bias, input.dim())
+    size = tuple(input.shape[2:])
+    linear = Conv.from_call(size, weight, stride, padding, dilation, groups)
+    if padding_mode != "zeros":
+        sides = [n for low_high in reversed(linear.padding) for n in low_high]
+        border = pad(size, sides, padding_mode, like=input)
+        padded = tuple(n + low + high for n, (low, high) in zip(size, linear.padding, strict=True))
+        inner = Conv.from_call(padded, weight, stride, 0, dilation, groups)
+        return Affine(op(input), (Chain((border, inner)),), offset)
+    return Affine(op(input), (linear,), offset)
+
+
+@registry.register(
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, kind="weighted",
+)  # fmt: skip
+def conv_transpose(
+    op: Op,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+) -> Affine:
+    """Transposed convolution: the adjoint of a convolution."""
+    _batched(input, weight, "a transposed convolution")
+    linear = conv_transpose_map(
+        tuple(input.shape[2:]), weight, stride, padding, output_padding, groups, dilation
+    )
+    return Affine(op(input), (linear,), None if bias is None else channel(bias, input.dim()))
+
+
+@registry.register(nn.Linear, F.linear, kind="weighted")
+def linear(op: Op, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Affine:
+    """Dense layer on the last dimension."""
+    return Affine(op(input), (Dense(weight, input.dim()),), bias)
+
+
+@registry.register(torch.matmul, "matmul", "mm", torch.mm, kind="weighted", operands=("input",))
+def matmul(op: Op, input: Tensor, other: Tensor) -> Affine:
+    """Product with a constant matrix from the right."""
+    if other.dim() != 2:
+        raise InputError(f"matmul by a tensor of shape {tuple(other.shape)}: only matrices convert")
+    return Affine(op(input), (Dense(other.mT, input.dim()),))
+
+
+@registry.register(
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, F.batch_norm, torch.batch_norm,
+    kind="diagonal", channelwise=True, elementwise=True, stateful=True,
+)  # fmt: skip
+def batch_norm(
+    op: Op,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+) -> Affine:
+    """BatchNorm, its scale and offset fixed for all sweeps (MATH section 4).
+
+    Batch statistics in training mode, running statistics otherwise; the source's own operation
+    runs once and updates the running statistics once.
+    """
+    if training or running_mean is None or running_var is None:
+        dims = [d for d in range(input.dim()) if d != 1]
+        var, mean = torch.var_mean(input, dims, correction=0)
+    else:
+        mean, var = running_mean, running_var
+    scale = torch.rsqrt(var + eps)
+    scale = scale if weight is None else scale * weight
+    offset = -mean * scale if bias is None else bias - mean * scale
+    dim = input.dim()
+    return Affine(op(input), (Scale(channel(scale, dim)),), channel(offset, dim))

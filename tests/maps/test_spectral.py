@@ -1,0 +1,151 @@
+"""Norm bounds: certified, tight, differentiable; and the training estimate."""
+
+import math
+
+import pytest
+import torch
+
+from pursuitify.maps import (
+    conv_norm_bound,
+    conv_norm_estimate,
+    dense_norm_bound,
+    dense_norm_estimate,
+)
+from pursuitify.maps.symbol import polyphase, sampling, symbol_at
+from tests.maps.base import randn
+
+KERNELS = {
+    "tall": ((20, 12, 3, 3), 1, 1, 1),
+    "wide": ((12, 20, 3, 3), 1, 1, 1),
+    "stride": ((12, 6, 3, 3), 2, 1, 1),
+    "dilated-stride": ((12, 6, 3, 3), 2, 3, 1),
+    "shared-factor": ((12, 6, 3, 3), 4, 2, 1),
+    "grouped": ((24, 10, 3, 3), 1, 1, 2),
+    "depthwise": ((10, 1, 5, 5), 2, 1, 10),
+    "1d": ((16, 12, 7), 1, 1, 1),
+    "3d": ((6, 10, 2, 2, 2), 1, 1, 1),
+    "pointwise": ((24, 16, 1, 1), 1, 1, 1),
+}
+
+
+def fine_norm(weight, stride, dilation, groups, points):
+    """The supremum of the symbol's norm over a fine grid, by SVD."""
+    dims = weight.dim() - 2
+    kernel = polyphase(weight, (stride,) * dims, (dilation,) * dims, groups)
+    angles = torch.arange(points, dtype=torch.float64) * (2 * math.pi / points)
+    best = []
+    for group in kernel:
+        theta = torch.cartesian_prod(*[angles] * dims).reshape(-1, dims)
+        real, imag = torch.func.vmap(lambda t, k=group: symbol_at(k, t))(theta)
+        best.append(torch.linalg.matrix_norm(torch.complex(real, imag), 2).max())
+    return torch.stack(best).max()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bound_is_certified_and_tight(name: str, dtype: torch.dtype) -> None:
+    shape, stride, dilation, groups = KERNELS[name]
+    dims = len(shape) - 2
+    weight = randn(*shape, seed=11)
+    norm = float(fine_norm(weight, stride, dilation, groups, 40 if dims < 3 else 12))
+    args = ((stride,) * dims, (dilation,) * dims, groups)
+    for slack in (0.06, 0.02):
+        bound = float(conv_norm_bound(weight.to(dtype), *args, slack=slack))
+        assert norm * (1 - 1e-6) <= bound <= norm * (1 + slack + 0.01)
+
+
+@pytest.mark.parametrize("degree", range(1, 7))
+def test_sampling_factor_covers_extremal_polynomials(degree: int) -> None:
+    """1 + cos(d theta) shifted half a sample off the grid is the worst case."""
+    (points,), factor = sampling((degree + 1,), 0.06)
+    assert factor <= 1.06
+    theta = torch.arange(points, dtype=torch.float64) * (2 * math.pi / points)
+    for shift in torch.linspace(0, 2 * math.pi, 41, dtype=torch.float64):
+        samples = 1 + torch.cos(degree * theta + shift)
+        assert float(samples.max()) * factor**2 >= 2 - 1e-12
+
+
+def test_flat_and_low_rank_spectra() -> None:
+    """Where iterations are slow or start in a null space, the certificate still holds."""
+    eye = torch.eye(32)[:, :, None, None] * torch.tensor([0.0, 1.0, 0.0])[:, None]
+    assert 1 <= float(conv_norm_bound(eye, (1, 1), (1, 1))) <= 1.07
+    one = torch.zeros(40, 40)
+    one[3, 7] = 5
+    assert 5 <= float(dense_norm_bound(one)) <= 5.05
+    tall = torch.linalg.qr(randn(60, 30))[0]
+    assert 1 - 1e-12 <= float(dense_norm_bound(tall)) <= 1.01
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_scale_does_not_matter(scale: float) -> None:
+    weight = randn(12, 12, 3, 3, dtype=torch.float32)
+    bound = conv_norm_bound(weight, (1, 1), (1, 1))
+    ratio = float(conv_norm_bound(weight * scale, (1, 1), (1, 1)) / bound)
+    assert ratio == pytest.approx(scale, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 3, 3), (16, 12, 3, 3), (12, 12)])
+def test_degenerate_weights(shape: tuple[int, ...]) -> None:
+    ones = (1,) * (len(shape) - 2)
+    weight = torch.zeros(shape, requires_grad=True)
+    bound = conv_norm_bound(weight, ones, ones)
+    assert float(bound.detach()) == 0
+    bound.backward()
+    assert torch.equal(weight.grad, torch.zeros(shape))
+    for bad in (math.nan, math.inf):
+        assert conv_norm_bound(torch.full(shape, bad), ones, ones).isnan()
+        assert conv_norm_bound(torch.full(shape, bad).requires_grad_(), ones, ones).isnan()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_derivative_is_that_of_the_largest_sample(name: str) -> None:
+    shape, stride, dilation, groups = KERNELS[name]
+    dims = len(shape) - 2
+    weight = randn(*shape, seed=12).requires_grad_()
+    args = ((stride,) * dims, (dilation,) * dims, groups)
+    bound = conv_norm_bound(weight, *args)
+    (ours,) = torch.autograd.grad(bound, weight)
+    kernel = polyphase(weight, *args)
+    grid, _ = sampling(tuple(kernel.shape[3:]), 0.06)
+    angles = [torch.arange(n, dtype=torch.float64) * (2 * math.pi / n) for n in grid]
+    theta = torch.cartesian_prod(*angles).reshape(-1, dims)
+    norms = []
+    for group in kernel:
+        real, imag = torch.func.vmap(lambda t, k=group: symbol_at(k, t))(theta)
+        norms.append(torch.linalg.matrix_norm(torch.complex(real, imag), 2).max())
+    largest = torch.stack(norms).max()
+    (true,) = torch.autograd.grad(largest, weight)
+    torch.testing.assert_close(ours / ours.norm(), true / true.norm(), atol=1e-4, rtol=1e-3)
+    assert float((ours * weight).sum().detach()) == pytest.approx(float(bound.detach()), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_estimate_covers_the_norm_and_warms_up(name: str) -> None:
+    shape, stride, dilation, groups = KERNELS[name]
+    dims = len(shape) - 2
+    weight = randn(*shape, seed=13).requires_grad_()
+    args = ((stride,) * dims, (dilation,) * dims, groups)
+    norm = float(fine_norm(weight.detach(), stride, dilation, groups, 40 if dims < 3 else 12))
+    value, state = conv_norm_estimate(weight, *args)
+    assert 0.97 * norm <= float(value.detach()) <= norm * 1.06 * 1.05 * 1.001
+    for _ in range(5):
+        value, state = conv_norm_estimate(weight, *args, state=state, steps=20)
+    assert norm <= float(value.detach()) <= norm * 1.06 * 1.05 * 1.001
+    value.backward()
+    assert float((weight.grad * weight).sum().detach()) == pytest.approx(
+        float(value.detach()), rel=1e-9
+    )
+
+
+def test_dense_estimate() -> None:
+    weight = randn(30, 50)
+    norm = float(torch.linalg.matrix_norm(weight, 2))
+    value, state = dense_norm_estimate(weight)
+    value, state = dense_norm_estimate(weight, state, 10)
+    assert norm <= float(value) <= norm * 1.051
+
+
+def test_half_precision_weights_are_bounded() -> None:
+    weight = randn(12, 8, 3, 3, dtype=torch.bfloat16)
+    bound = conv_norm_bound(weight, (1, 1), (1, 1))
+    assert torch.equal(bound, conv_norm_bound(weight.float(), (1, 1), (1, 1)))
