@@ -1,6 +1,9 @@
 """Turn an existing ReLU network into a deep pursuit network."""
 
+from pursuitify.checkpoint import load, save
+from pursuitify.compiler import pursuitify
 from pursuitify.errors import (
+    CheckpointError,
     ConversionError,
     InputError,
     InternalError,
@@ -9,10 +12,12 @@ from pursuitify.errors import (
     PursuitifyError,
     TraceError,
 )
-from pursuitify.network import PursuitNetwork, pursuitify
+from pursuitify.network import PursuitNetwork
 from pursuitify.report import Report, explain
+from pursuitify.version import VERSION
 
 __all__ = [
+    "CheckpointError",
     "ConversionError",
     "InputError",
     "InternalError",
@@ -23,6 +28,8 @@ __all__ = [
     "Report",
     "TraceError",
     "explain",
+    "load",
     "pursuitify",
+    "save",
 ]
-__version__ = "0.1.0"
+__version__ = VERSION

@@ -28,6 +28,10 @@ class Activation(ABC):
     def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
         """Return argmin_w f(w) + ||w - v||^2 / (2 step), elementwise."""
 
+    def prox_(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """Return the same as ``prox``; may overwrite ``v``."""
+        return self.prox(v, step)
+
     @abstractmethod
     def penalty(self, w: Tensor) -> Tensor:
         """Return f(w) elementwise; infinite outside the domain."""
@@ -68,6 +72,10 @@ class ReLU(Activation):
         """Return max(v, 0)."""
         return F.relu(v)
 
+    def prox_(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """Return max(v, 0), in place."""
+        return v.relu_()
+
     def penalty(self, w: Tensor) -> Tensor:
         """Return 0 where w >= 0, infinity elsewhere."""
         return _indicator(w, w >= 0)
@@ -87,6 +95,10 @@ class Clip(Activation):
     def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
         """Return ``v`` clipped to [low, high]."""
         return F.hardtanh(v, self.low, self.high)
+
+    def prox_(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """Return ``v`` clipped to [low, high], in place."""
+        return v.clamp_(self.low, self.high)
 
     def penalty(self, w: Tensor) -> Tensor:
         """Return 0 where low <= w <= high, infinity elsewhere."""

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from pursuitify.activations import Activation
-from pursuitify.classify import Sites
-from pursuitify.graph import Path, Row, Slot
-from pursuitify.maps import Chain, Identity, LinearMap, Place, Scale, compose, is_weighted
+from pursuitify.maps import Chain, Conv, Identity, LinearMap, Place, Scale, compose, is_weighted
+from pursuitify.plan import OffsetPlan, RowPlan, Use
 from pursuitify.program import Bound
 
 Parts = tuple[Tensor, ...]
@@ -71,7 +70,7 @@ class BoundRow:
 
     def split(self, full: Tensor) -> Parts:
         """Cut a full row into its slots."""
-        return tuple(full.split(self.sizes, self.dim)) if self.sizes else (full,)  # type: ignore[no-untyped-call]
+        return split(full, self.sizes, self.dim)
 
     def join(self, parts: Parts) -> Tensor:
         """Put slots together."""
@@ -86,93 +85,98 @@ class BoundRow:
         full = self.join(parts)
         return full if self.diagonal is None else self.diagonal.apply(full)
 
+    def slope(self, parts: Parts) -> Tensor:
+        """Return B_j^T r + lam_j, a tensor of its own."""
+        if self.diagonal is None:
+            full = self.join(parts)
+            return full.clone() if self.threshold is None else full + self.threshold
+        maps = self.diagonal.maps
+        if self.threshold is not None and len(maps) == 1 and isinstance(maps[0], Conv):
+            bias = maps[0].as_bias(self.threshold)
+            if bias is not None:
+                return maps[0].apply(self.join(parts), bias)
+        full = self.diagonal.apply(self.join(parts))
+        return full if self.threshold is None else full + self.threshold
+
 
 def bind_row(
-    row: Row,
-    sites: Sites,
+    plan: RowPlan,
     bound: Mapping[str, Bound],
-    leaves: Mapping[fx.Node, int],
     signal: Tensor,
     activation: Activation,
+    nonnegative: bool,
 ) -> BoundRow:
-    """Bind one row to the operations of a feed-forward pass."""
-    stop = {n for n in leaves if n is not row.node}
-    dim, extents = _extents(row, bound)
-    slots = tuple(
-        tuple(_bind_path(path, row, slot, sites, bound, leaves, dim, extent) for path in slot.paths)
-        for slot, extent in zip(row.slots, extents, strict=True)
-    )
-    sizes = tuple(length for _, length in extents) if len(extents) > 1 else ()
-    outer = offset_at(row.top, stop, sites, bound)
-    inner = outer if row.layout == "encoder" else offset_at(row.signal, stop, sites, bound)
+    """Bind one row to the operations and values of a feed-forward pass.
+
+    Args:
+        plan: The row.
+        bound: The bound operations by name.
+        signal: Value of the node whose linear part is u_j.
+        activation: The latent's activation.
+        nonnegative: Hold the threshold to >= 0 where the latent is sparse.
+    """
+    dim, extents = _extents(plan, bound)
+    post = [_map(use, bound) for use in plan.post]
+    slots = []
+    for slot, extent in zip(plan.slots, extents, strict=True):
+        after = [m.narrow(dim, *extent) for m in post] if len(extents) > 1 else post
+        slots.append(
+            tuple(
+                BoundPath(path.leaf, compose([*(_map(u, bound) for u in path.uses), *after]))
+                for path in slot.paths
+            )
+        )
+    outer = offset_of(plan.top, bound)
+    inner = outer if plan.encoder else offset_of(plan.signal, bound)
     linear = signal if inner is None else signal - inner
-    diagonal = None
-    if row.diagonal:
-        diagonal = Chain(compose([_map_of(n, sites, bound) for n in row.diagonal]))
-    result = BoundRow(
-        name=row.name,
+    threshold = None if outer is None else -outer
+    if nonnegative and threshold is not None and activation.sparse:
+        threshold = threshold.clamp_min(0)
+    sizes = tuple(length for _, length in extents) if len(extents) > 1 else ()
+    diagonal = Chain(compose([_map(u, bound) for u in plan.diagonal])) if plan.diagonal else None
+    return BoundRow(
+        name=plan.name,
         activation=activation,
         diagonal=diagonal,
-        slots=slots,
+        slots=tuple(slots),
         sizes=sizes,
         dim=dim,
-        threshold=None if outer is None else -outer,
-        signal=(linear,),
+        threshold=threshold,
+        signal=split(linear, sizes, dim),
     )
-    if not sizes:
-        return result
-    return BoundRow(**{**vars(result), "signal": result.split(linear)})
 
 
-def _map_of(node: fx.Node, sites: Sites, bound: Mapping[str, Bound]) -> LinearMap:
-    """The map of a node that has one affine operand."""
-    operands = sites[node].operands
-    return bound[node.name].maps[next(i for i, o in enumerate(operands) if o is not None)]
+def split(full: Tensor, sizes: tuple[int, ...], dim: int) -> Parts:
+    """Cut a tensor into slots; no sizes mean one slot."""
+    return tuple(torch.split(full, list(sizes), dim)) if sizes else (full,)
 
 
-def _extents(row: Row, bound: Mapping[str, Bound]) -> tuple[int, list[tuple[int, int]]]:
+def _map(use: Use, bound: Mapping[str, Bound]) -> LinearMap:
+    name, operand = use
+    return bound[name].maps[operand]
+
+
+def _extents(plan: RowPlan, bound: Mapping[str, Bound]) -> tuple[int, list[tuple[int, int]]]:
     """Return the split dimension and (start, length) per slot."""
-    if not row.slots[0].places:
+    if not plan.slots[0].places:
         return 0, [(0, 0)]
     extents, dim = [], 0
-    for slot in row.slots:
-        places = [bound[n.name].maps[k] for n, k in slot.places]
-        assert all(isinstance(p, Place) for p in places)
-        dim = places[0].dim  # type: ignore[attr-defined]
-        start = sum(p.start for p in places)  # type: ignore[attr-defined]
-        extents.append((start, places[0].length))  # type: ignore[attr-defined]
+    for slot in plan.slots:
+        places = [place for use in slot.places if isinstance(place := _map(use, bound), Place)]
+        assert len(places) == len(slot.places), "a slot is placed by concats alone"
+        dim = places[0].dim
+        extents.append((sum(place.start for place in places), places[0].length))
     return dim, extents
 
 
-def _bind_path(
-    path: Path,
-    row: Row,
-    slot: Slot,
-    sites: Sites,
-    bound: Mapping[str, Bound],
-    leaves: Mapping[fx.Node, int],
-    dim: int,
-    extent: tuple[int, int],
-) -> BoundPath:
-    maps = [bound[n.name].maps[k] for n, k in path.steps]
-    post = [_map_of(n, sites, bound) for n in row.post]
-    if len(row.slots) > 1:
-        post = [m.narrow(dim, *extent) for m in post]
-    return BoundPath(leaves[path.leaf], compose([*maps, *post]))
-
-
-def offset_at(
-    node: fx.Node, leaves: set[fx.Node], sites: Sites, bound: Mapping[str, Bound]
-) -> Tensor | None:
+def offset_of(tree: OffsetPlan | None, bound: Mapping[str, Bound]) -> Tensor | None:
     """Return the value of an expression tree at all-zero leaves; None for zero."""
-    if node in leaves:
+    if tree is None:
         return None
-    operation = bound[node.name]
+    operation = bound[tree.name]
     total = operation.offset
-    for k, operand in enumerate(sites[node].operands):
-        if operand is None:
-            continue
-        inner = offset_at(operand, leaves, sites, bound)
+    for k, operand in tree.operands:
+        inner = offset_of(operand, bound)
         if inner is not None:
             term = _push(operation.maps[k], inner, bound[operand.name].shape)
             total = term if total is None else total + term

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pursuitify.classify import Value
-from pursuitify.errors import InputError, OptionError
+from pursuitify.errors import ConversionError, InputError, OptionError
 from pursuitify.program import Program
+from pursuitify.rules import Registry, Rule, default
 
 SOLVERS = ("global", "layered", "feedforward")
 LAYOUTS = ("auto", "decoder", "encoder")
@@ -47,8 +48,65 @@ def unknown_options(options: Iterable[str], valid: Sequence[str]) -> None:
     """
     for name in options:
         near = difflib.get_close_matches(name, valid, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise OptionError(f"unknown option {name!r}{hint} Valid options: {', '.join(valid)}")
+
+
+def switch(name: str, value: object) -> bool:
+    """Return ``value`` if it is True or False.
+
+    Raises:
+        OptionError: Otherwise.
+    """
+    if not isinstance(value, bool):
+        raise OptionError(f"{name}={value!r} is not True or False")
+    return value
+
+
+def registry(rules: object) -> Registry:
+    """Return the built-in rules with the user's own before them.
+
+    Raises:
+        OptionError: If ``rules`` is not a mapping to rules.
+    """
+    if rules is None:
+        return default()
+    if not isinstance(rules, Mapping):
+        raise OptionError(f"rules={rules!r} is not a mapping from types or functions to Rule")
+    wrong = [key for key, rule in rules.items() if not isinstance(rule, Rule)]
+    if wrong:
+        raise OptionError(f"rules: the values of {wrong} are not of type Rule")
+    return default().extended(rules)
+
+
+def leaves(leaf_modules: object, root: nn.Module) -> None:
+    """Check that the leaf modules are types, or paths in the model.
+
+    Raises:
+        OptionError: Otherwise.
+    """
+    if isinstance(leaf_modules, str) or not isinstance(leaf_modules, Iterable):
+        raise OptionError(f"leaf_modules={leaf_modules!r} is not a sequence of types and paths")
+    paths = {name for name, _ in root.named_modules(remove_duplicate=False)}
+    for leaf in leaf_modules:
+        known = leaf in paths if isinstance(leaf, str) else isinstance(leaf, type)
+        if not known:
+            raise OptionError(f"leaf_modules: {leaf!r} is neither a type nor a path in the model")
+
+
+def names(root: nn.Module, reserved: Iterable[str]) -> None:
+    """Check that the model's own names leave room for those of PursuitNetwork.
+
+    Raises:
+        ConversionError: Otherwise.
+    """
+    own = {**root._modules, **root._parameters, **root._buffers}
+    taken = sorted(set(own) & set(reserved))
+    if taken:
+        raise ConversionError(
+            f"{type(root).__name__} has submodules, parameters or buffers with names that "
+            f"PursuitNetwork needs: {taken}. Rename them, or wrap the model in another module"
+        )
 
 
 def model(candidate: object) -> nn.Module:
@@ -72,6 +130,53 @@ def model(candidate: object) -> nn.Module:
     if lazy:
         raise OptionError(f"lazy parameters have no shape yet; run the model once first: {lazy}")
     return candidate
+
+
+def arguments(
+    program: Program, args: Sequence[Any], kwargs: Mapping[str, Any], network: nn.Module
+) -> tuple[Any, ...]:
+    """Return a call's values in the order of the placeholders, checked.
+
+    Raises:
+        InputError: If an argument is missing, unknown or given twice, or does not fit.
+    """
+    own = [str(node.target) for node in program.inputs]
+    # fx numbers the placeholders of arguments that have a default: "scale" becomes "scale_1".
+    asked = [
+        name.rsplit("_", 1)[0] if node.args and name.rsplit("_", 1)[-1].isdigit() else name
+        for node, name in zip(program.inputs, own, strict=True)
+    ]
+    if len(args) > len(own):
+        raise InputError(f"the network takes {len(own)} arguments ({asked}), not {len(args)}")
+    given = dict(zip(own, args, strict=False))
+    for name, value in kwargs.items():
+        if name not in own and name not in asked:
+            raise InputError(f"unexpected argument {name!r}; the network takes {asked}")
+        key = name if name in own else own[asked.index(name)]
+        if key in given:
+            raise InputError(f"the argument {name!r} is given twice")
+        given[key] = value
+    values = []
+    for node, key, name in zip(program.inputs, own, asked, strict=True):
+        if key in given:
+            if node.args and not _same(given[key], node.args[0]):
+                raise InputError(
+                    f"the argument {name!r} is compiled in at its default, {node.args[0]!r}; "
+                    "convert a wrapper that passes another value"
+                )
+            values.append(given[key])
+        elif node.args:
+            values.append(node.args[0])
+        else:
+            raise InputError(f"the network needs the argument {name!r}")
+    inputs(program, values, network)
+    return tuple(values)
+
+
+def _same(value: object, default: object) -> bool:
+    if value is default:
+        return True
+    return not isinstance(value, Tensor) and type(value) is type(default) and value == default
 
 
 def inputs(program: Program, values: Sequence[Any], network: nn.Module) -> None:
@@ -101,14 +206,19 @@ def inputs(program: Program, values: Sequence[Any], network: nn.Module) -> None:
             raise InputError(
                 f"{name} is on {value.device} and the network on {like.device}: move one of them"
             )
-        autocast = torch.is_autocast_enabled(value.device.type)
-        if like is not None and like.dtype != value.dtype and not autocast:
+        if like is not None and like.dtype != value.dtype and not _autocast(value.device):
             raise InputError(
                 f"{name} has dtype {value.dtype} and the network {like.dtype}: convert one of them"
             )
         _check_shape(program, node, value, network, name)
-        if not torch.compiler.is_compiling() and not bool(torch.isfinite(value).all()):
+        readable = not (value.is_meta or torch.compiler.is_compiling())
+        if readable and not bool(torch.isfinite(value).all()):
             raise InputError(f"{name} holds NaN or infinite values")
+
+
+def _autocast(device: torch.device) -> bool:
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _check_shape(program: Program, node: Any, value: Tensor, network: nn.Module, name: str) -> None:

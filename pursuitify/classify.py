@@ -15,9 +15,9 @@ from torch import fx, nn
 
 from pursuitify import pieces
 from pursuitify.errors import Problem
+from pursuitify.normalise import describe, module_path
 from pursuitify.rules import Call, Registry, Rule, match, static_parameters
 from pursuitify.rules.hints import hint_for
-from pursuitify.trace import describe, module_path
 
 
 class Value(Enum):
@@ -97,19 +97,22 @@ def _classify(
     if pieces.is_shape(node):
         return Site(node, Value.SHAPE)
     values = {sites[n].value for n in node.all_input_nodes}
-    if node.op == "get_attr" or values <= {Value.CONSTANT, Value.SHAPE}:
+    if node.op == "get_attr" or values <= {Value.CONSTANT, Value.SHAPE} or pieces.is_like(node):
         return Site(node, Value.CONSTANT)
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
     rule = registry.find(node, root)
     if rule is None:
         reason = "no rule says that it is linear or a proximal operator"
         return Site(node, Value.OTHER, reason=reason)
+    if module is not None and (module._forward_hooks or module._forward_pre_hooks):
+        reason = "it has forward hooks, which may change what it computes: remove them first"
+        return Site(node, Value.OTHER, rule, reason=reason)
     if rule.kind == "frozen":
         return Site(node, Value.FROZEN, rule, match(rule, node))
     try:
         call = match(rule, node)
     except (TypeError, KeyError) as error:
         return Site(node, Value.OTHER, rule, reason=f"the rule {rule.name} cannot read it: {error}")
-    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
     refusal = rule.check(**static_parameters(rule, call, module)) if rule.check else None
     if refusal:
         return Site(node, Value.OTHER, rule, call, reason=refusal)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pursuitify.bind import BoundRow, Parts, bind_row
 from pursuitify.errors import InputError
+from pursuitify.feedback import Branch, branch_of
 from pursuitify.graph import Readers
 from pursuitify.program import Pass, Program
 
@@ -25,12 +26,15 @@ class StructuredDictionary:
         rows: The bound rows, in graph order.
         inputs: The network's inputs, w_0.
         shapes: Shape of each latent, batch included.
+        readers: Per latent the (row, slot, paths) that read it.
+        branches: The same as a tree of the maps they share.
     """
 
     rows: tuple[BoundRow, ...]
     inputs: tuple[Tensor, ...]
     shapes: tuple[torch.Size, ...]
     readers: Readers
+    branches: tuple[Branch, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,7 +79,7 @@ class StructuredDictionary:
         Raises:
             InputError: If a latent is missing or has another shape.
         """
-        w = self._ordered(latents)
+        w = _ordered("latent", latents, self.names, self.shapes)
         rows = {}
         for j, row in enumerate(self.rows):
             parts = []
@@ -92,14 +96,18 @@ class StructuredDictionary:
 
         Args:
             rows: A tensor per row, shaped as ``apply`` gives them.
+
+        Raises:
+            InputError: If a row is missing or has another shape.
         """
-        parts = [row.split(rows[row.name]) for row in self.rows]
+        shapes = [row.join(row.signal).shape for row in self.rows]
+        ordered = _ordered("row", rows, self.names, shapes)
+        parts = [row.split(r) for row, r in zip(self.rows, ordered, strict=True)]
         latents = {}
         for j, row in enumerate(self.rows):
             total = row.encode(parts[j])
-            for i, s, paths in self.readers[j]:
-                for p in paths:
-                    total = total - self.rows[i].slots[s][p].adjoint(parts[i][s])
+            for term in self.branches[j].terms(lambda target: parts[target[0]][target[1]]):
+                total = total - term
             latents[row.name] = total
         return latents
 
@@ -113,9 +121,8 @@ class StructuredDictionary:
         batch = self.inputs[0].shape[0]
         total = self.inputs[0].new_zeros(batch)
         thresholds = self.thresholds
-        for name, residual in self.residual(latents).items():
-            w = latents[name]
-            row = next(r for r in self.rows if r.name == name)
+        for row, residual in zip(self.rows, self.residual(latents).values(), strict=True):
+            name, w = row.name, latents[row.name]
             total = total + 0.5 * residual.reshape(batch, -1).square().sum(1)
             total = total + (thresholds[name] * w).reshape(batch, -1).sum(1)
             total = total + row.activation.penalty(w).reshape(batch, -1).sum(1)
@@ -152,27 +159,36 @@ class StructuredDictionary:
         thresholds = torch.cat([value.reshape(-1) for value in self.thresholds.values()])
         return matrix, signal, thresholds
 
-    def _ordered(self, latents: Mapping[str, Tensor]) -> list[Tensor]:
-        missing = [n for n in self.names if n not in latents]
-        if missing:
-            raise InputError(f"latents are missing: {missing}; expected {list(self.names)}")
-        for name, shape in zip(self.names, self.shapes, strict=True):
-            if latents[name].shape != shape:
-                raise InputError(
-                    f"latent {name!r} has shape {tuple(latents[name].shape)}, not {tuple(shape)}"
-                )
-        return [latents[n] for n in self.names]
+
+def _ordered(
+    what: str,
+    values: Mapping[str, Tensor],
+    names: Sequence[str],
+    shapes: Sequence[torch.Size],
+) -> list[Tensor]:
+    """Return the values in graph order, checked."""
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise InputError(f"{what}s are missing: {missing}; expected {list(names)}")
+    for name, shape in zip(names, shapes, strict=True):
+        if values[name].shape != shape:
+            raise InputError(
+                f"{what} {name!r} has shape {tuple(values[name].shape)}, not {tuple(shape)}"
+            )
+    return [values[name] for name in names]
 
 
 def bind(program: Program, first: Pass, inputs: Sequence[Tensor]) -> StructuredDictionary:
     """Bind a program's rows to the operations and values of one feed-forward pass."""
-    leaves = {row.node: row.index for row in program.rows}
-    leaves |= {node: -1 - i for i, node in enumerate(program.inputs)}
     rows = tuple(
-        bind_row(row, program.sites, first.bound, leaves, signal, activation)
-        for row, signal, activation in zip(
-            program.rows, first.signals, first.activations, strict=True
+        bind_row(plan, first.bound, signal, activation, program.nonnegative)
+        for plan, signal, activation in zip(
+            program.plans, first.signals, first.activations, strict=True
         )
     )
     shapes = tuple(w.shape for w in first.latents)
-    return StructuredDictionary(rows, tuple(inputs), shapes, program.readers)
+    branches = tuple(
+        branch_of(((i, s), rows[i].slots[s][p].maps) for i, s, paths in readers for p in paths)
+        for readers in program.readers
+    )
+    return StructuredDictionary(rows, tuple(inputs), shapes, program.readers, branches)

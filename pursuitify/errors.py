@@ -22,6 +22,10 @@ class TraceError(PursuitifyError):
     """torch.fx cannot follow the model, for instance through data-dependent control flow."""
 
 
+class CheckpointError(PursuitifyError):
+    """A checkpoint cannot be written or read, or belongs to another network."""
+
+
 class InternalError(PursuitifyError):
     """A check on our own work failed; a bug to report, never a wrong answer returned."""
 

@@ -10,25 +10,51 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from pursuitify.activations import Activation, Linear
-from pursuitify.classify import Site, Sites, Value
+from pursuitify import pieces
+from pursuitify.activations import Linear
+from pursuitify.classify import Sites, Value
 from pursuitify.graph import Row, needed_operations, readers_of
-from pursuitify.program import Bound, Program
-from pursuitify.rules import Affine, Rule
-from pursuitify.trace import is_inplace
+from pursuitify.normalise import is_effect
+from pursuitify.plan import RowPlan, plan_row
+from pursuitify.program import Program
+from pursuitify.rules import Rule
+from pursuitify.runtime import activate, apply, binder, holder
 
 
-def lower(graph: fx.Graph, root: nn.Module, sites: Sites, rows: tuple[Row, ...]) -> Program:
-    """Generate the code of a network."""
-    builder = _Builder(graph, root, sites, rows)
+def lower(
+    graph: fx.Graph,
+    root: nn.Module,
+    sites: Sites,
+    rows: tuple[Row, ...],
+    layout: str = "auto",
+    nonnegative: bool = False,
+) -> Program:
+    """Generate the code of a network.
+
+    Args:
+        graph: The source graph.
+        root: The module its targets are paths in.
+        sites: The classified nodes.
+        rows: The rows of the dictionary.
+        layout: The layout the rows were built in.
+        nonnegative: Hold the thresholds of sparse latents to >= 0, in the forward pass too.
+    """
+    inputs = tuple(n for n in graph.nodes if n.op == "placeholder")
+    leaves = {row.node: row.index for row in rows} | {n: -1 - i for i, n in enumerate(inputs)}
+    plans = tuple(plan_row(row, sites, leaves) for row in rows)
+    builder = _Builder(graph, root, sites, rows, plans if nonnegative else None)
     forward, names = builder.forward()
     return Program(
         rows=rows,
+        plans=plans,
+        layout=layout,
+        nonnegative=nonnegative,
         sites=sites,
         graph=graph,
-        inputs=tuple(n for n in graph.nodes if n.op == "placeholder"),
+        inputs=inputs,
+        defaults=tuple(n.args[0] if n.args else None for n in inputs),
         readers=readers_of(rows),
         plain=_function(graph, root),
         names=names,
@@ -47,23 +73,40 @@ class _Builder:
     """Writes the forward and head graphs."""
 
     def __init__(
-        self, graph: fx.Graph, root: nn.Module, sites: Sites, rows: tuple[Row, ...]
+        self,
+        graph: fx.Graph,
+        root: nn.Module,
+        sites: Sites,
+        rows: tuple[Row, ...],
+        nonnegative: tuple[RowPlan, ...] | None,
     ) -> None:
+        self.nonnegative = nonnegative
         self.graph, self.root, self.sites, self.rows = graph, root, sites, rows
         self.row_of = {row.node: row for row in rows}
         self.operations = needed_operations(rows)
         rows_need = [*self.row_of, *(r.signal for r in rows), *self.operations]
-        self.run = _ancestors([*rows_need, *_effects(graph, root)])
+        self.run = _ancestors([*rows_need, *(n for n in graph.nodes if is_effect(n, root))])
         self.output = next(n for n in graph.nodes if n.op == "output")
         self.captured: dict[fx.Node, None] = {}
         self.tail = self._walk_tail()
         self.stateful = {n: None for n in self.tail if self._is_stateful(n)}
         self.bound = {**self.operations, **self.stateful}
         self.run |= _ancestors([*self.stateful, *self.captured])
+        self.run |= _ancestors(n for n in graph.nodes if self._is_idle(n))
 
     def _is_stateful(self, node: fx.Node) -> bool:
         site = self.sites[node]
         return site.rule is not None and site.rule.stateful and site.call is not None
+
+    def _is_idle(self, node: fx.Node) -> bool:
+        """Whether nothing reads the node's value, yet a run of it leaves a trace.
+
+        A BatchNorm whose result is thrown away still counts its batch, a dropout draws its mask.
+        """
+        if node in self.run or node in self.tail or node.op in {"placeholder", "output"}:
+            return False
+        unknown = node.op == "call_module" and self.sites[node].rule is None
+        return self._is_stateful(node) or pieces.is_random(node) or unknown
 
     def _walk_tail(self) -> set[fx.Node]:
         """Find the head: nodes between the latents and the output, and what it captures."""
@@ -88,7 +131,7 @@ class _Builder:
         if node.op == "get_attr":
             return False
         value = self.sites[node].value
-        if value is Value.FROZEN:
+        if value is Value.FROZEN or (value is Value.CONSTANT and pieces.is_random(node)):
             return True
         return value in {Value.SHAPE, Value.CONSTANT} and self._early(node)
 
@@ -119,7 +162,10 @@ class _Builder:
                 pair = self._call(new, node, env)
                 activations[node] = new.call_function(operator.getitem, (pair, 0))
                 z = env[self.row_of[node].top]
-                env[node] = new.call_function(_activate, (activations[node], z))
+                if self.nonnegative is not None:
+                    hold = holder(self.nonnegative[self.row_of[node].index])
+                    z = new.call_function(hold, (activations[node], z, dict(bound)))
+                env[node] = new.call_function(activate, (activations[node], z))
             elif node in self.bound:
                 pair = self._call(new, node, env)
                 env[node] = new.call_function(operator.getitem, (pair, 0))
@@ -154,7 +200,7 @@ class _Builder:
             mapped(tuple(node.args[count:])),
             mapped(dict(kwargs)),
         )
-        run = _bind(site.rule, site, self.root)
+        run = binder(site.rule, site)
         if node.op == "call_module":
             module = new.get_attr(str(node.target))
             return new.call_function(run, (module, *arguments))
@@ -182,7 +228,7 @@ class _Builder:
                 env[node] = read(inputs, placeholders.index(node))
             elif node in self.stateful:
                 operand = env[self._operand(node)]
-                env[node] = new.call_function(_apply, (read(bound, node.name), operand))
+                env[node] = new.call_function(apply, (read(bound, node.name), operand))
             elif node in self.tail or node is self.output:
                 env[node] = new.node_copy(node, env.__getitem__)
         return new
@@ -190,10 +236,6 @@ class _Builder:
 
 def _operand_names(rule: Rule) -> set[str]:
     return {n.rstrip("*") for n in rule.operands} | {"x", "self", "a"}
-
-
-def _apply(bound: Bound, x: Tensor) -> Tensor:
-    return bound(x)
 
 
 def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -205,76 +247,3 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
             found.add(node)
             stack.extend(node.all_input_nodes)
     return found
-
-
-def _effects(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
-    """Nodes run for what they do: assertions, counters kept in buffers."""
-    return [
-        n
-        for n in graph.nodes
-        if n.op not in {"placeholder", "output"}
-        and not n.users
-        and (
-            (n.op == "call_function" and "_assert" in getattr(n.target, "__name__", ""))
-            or (is_inplace(n, root) and n.args and getattr(n.args[0], "op", "") == "get_attr")
-        )
-    ]
-
-
-def _bind(rule: Rule, site: Site, root: nn.Module) -> Callable[..., Any]:
-    """Return the function that runs and binds one node."""
-    assert rule.bind is not None
-    bind, names = rule.bind, rule.parameters
-    constant = [i for i, o in enumerate(site.operands) if o is None]
-    sequence = site.call is not None and site.call.sequence
-    extra: dict[str, Any] = {}
-    if rule.kind == "product":
-        extra["_affine"] = next((i for i, o in enumerate(site.operands) if o is not None), 0)
-    single = tuple(site.operands) == () or constant == []
-
-    def finish(result: Any, operands: tuple[Any, ...]) -> Any:
-        if not isinstance(result, Affine):
-            return result, None
-        offset = result.offset
-        for i in () if single or rule.kind == "product" else constant:
-            if isinstance(operands[i], Tensor):
-                term = result.maps[i].apply(operands[i])
-                offset = term if offset is None else offset + term
-        return result.value, Bound(result.maps, offset, tuple(result.value.shape))
-
-    def arguments(operands: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (list(operands),) if sequence else operands
-
-    def run_module(module: nn.Module, operands: Any, parameters: Any, _rest: Any, _kw: Any) -> Any:
-        own = {n: getattr(module, n) for n in names if hasattr(module, n)}
-        result = bind(module, *arguments(operands), **{**own, **parameters, **extra})
-        return finish(result, operands)
-
-    node = site.node
-    if node.op == "call_method":
-        method = str(node.target)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return getattr(args[0], method)(*args[1:], **kwargs)
-
-    else:
-        call = node.target  # type: ignore[assignment]
-
-    def run(operands: Any, parameters: Any, rest: Any, kwargs: Any) -> Any:
-        def op(*new: Any) -> Any:
-            return call(*arguments(new), *rest, **kwargs)
-
-        varargs = rest if variadic else ()
-        return finish(bind(op, *arguments(operands), *varargs, **parameters, **extra), operands)
-
-    variadic = _variadic(bind)
-    return run_module if node.op == "call_module" else run
-
-
-def _variadic(bind: Callable[..., Any]) -> bool:
-    code = bind.__code__
-    return bool(code.co_flags & 0x04)
-
-
-def _activate(activation: Activation, z: Tensor) -> Tensor:
-    return activation(z)

@@ -12,19 +12,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from pursuitify import checks, diagnosis, dictionary, pursuit, steps
-from pursuitify.classify import Value, classify, problems
 from pursuitify.diagnosis import PursuitTrace
 from pursuitify.dictionary import StructuredDictionary
-from pursuitify.errors import ConversionError, InputError
-from pursuitify.graph import Layout, build, check_complete, to_networkx
-from pursuitify.lower import lower
+from pursuitify.errors import InputError, PursuitifyError
+from pursuitify.graph import to_networkx
 from pursuitify.program import Pass, Program
-from pursuitify.rules import Key, Registry, Rule, default
-from pursuitify.trace import LeafModule, Traced, same_graph, trace
-
-_RESERVED = ("iterations", "solver", "pursuit")
-_SAFE_BETA = (0.501, 1.0)
-_PAPER_BETA = (1e-3, 1.0)
 
 
 class PursuitNetwork(nn.Module):
@@ -34,7 +26,7 @@ class PursuitNetwork(nn.Module):
     they have in the source; what pursuit adds is named ``pursuit.*``. At ``iterations = 0`` it is
     the source, operation for operation.
 
-    Made by :func:`pursuitify`.
+    Made by :func:`pursuitify.pursuitify`.
     """
 
     pursuit: steps.Schedule
@@ -49,7 +41,7 @@ class PursuitNetwork(nn.Module):
         solver: str,
         beta_range: tuple[float, float],
     ) -> None:
-        """Take over the model's children; see :func:`pursuitify`."""
+        """Take over the model's children; see :func:`pursuitify.pursuitify`."""
         super().__init__()
         for name, child in model.named_children():
             setattr(self, name, child)
@@ -63,9 +55,11 @@ class PursuitNetwork(nn.Module):
         self.training = model.training
         self._programs = dict(programs)
         self._norms = steps.Norms()
+        self.register_load_state_dict_post_hook(_start_cold)  # type: ignore[no-untyped-call]
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         count = max(len(p.rows) for p in programs.values())
         self.pursuit = steps.Schedule(count, beta_range, like.dtype).to(like.device)
+        self._still = True
         self.iterations = iterations
         self.solver = solver
 
@@ -101,6 +95,10 @@ class PursuitNetwork(nn.Module):
         return self._programs[self.training]
 
     @property
+    def _pursues(self) -> bool:
+        return self.iterations > 0 and self.solver != "feedforward"
+
+    @property
     def graph(self) -> nx.DiGraph[str]:
         """The dependency graph in topological order, of the current mode.
 
@@ -121,19 +119,23 @@ class PursuitNetwork(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the source returns, from the pursued latents."""
         program = self._program
-        values = self._arguments(program, args, kwargs)
-        if self.iterations == 0 or self.solver == "feedforward":
+        if torch.compiler.is_compiling() and not kwargs:
+            values = (*args, *program.defaults[len(args) :])
+        else:
+            values = checks.arguments(program, args, kwargs, self)
+        if not self._pursues and not program.nonnegative:
             with _input_errors():
-                return program.plain(self, *args, **kwargs)
+                return program.plain(self, *values)
         first, bound = self._bind(program, values)
-        latents = tuple(self._last(bound, first))
-        return program.head(self, latents, first, values)
+        latents = tuple(self._last(bound, first)) if self._pursues else first.latents
+        with _input_errors():
+            return program.head(self, latents, first, values)
 
     def latents(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return the latents after pursuit by name, in graph order."""
         with self._untouched():
             first, bound = self._bound(args, kwargs)
-            w = self._last(bound, first) if self.iterations else list(first.latents)
+            w = self._last(bound, first) if self._pursues else list(first.latents)
         return dict(zip(bound.names, w, strict=True))
 
     def dictionary(self, *args: Any, **kwargs: Any) -> StructuredDictionary:
@@ -148,9 +150,15 @@ class PursuitNetwork(nn.Module):
             return dict(zip(bound.names, self._steps(bound), strict=True))
 
     def objective(self, x: Any, latents: Mapping[str, Tensor]) -> Tensor:
-        """Return F of the given latents per sample, shape (batch,) (11)."""
+        """Return F of the given latents per sample, shape (batch,) (11).
+
+        Args:
+            x: The input; a tuple of them where the network takes several.
+            latents: A tensor per latent, as ``latents(x)`` gives them.
+        """
+        args = x if isinstance(x, tuple) else (x,)
         with self._untouched():
-            return self._bound((x,), {})[1].objective(latents)
+            return self._bound(args, {})[1].objective(latents)
 
     @torch.no_grad()
     def diagnose(self, *args: Any, **kwargs: Any) -> PursuitTrace:
@@ -166,7 +174,7 @@ class PursuitNetwork(nn.Module):
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Pass, StructuredDictionary]:
         program = self._program
-        return self._bind(program, self._arguments(program, args, kwargs))
+        return self._bind(program, checks.arguments(program, args, kwargs, self))
 
     def _bind(self, program: Program, values: Sequence[Any]) -> tuple[Pass, StructuredDictionary]:
         with _input_errors():
@@ -174,175 +182,103 @@ class PursuitNetwork(nn.Module):
         return first, dictionary.bind(program, first, values)
 
     def _steps(self, bound: StructuredDictionary) -> list[Tensor]:
-        tensors = [*self.parameters(), *self.buffers()]
-        self._norms.refresh(tensors, self.training)
+        self._norms.training = self.training
         layered = self.solver == "layered"
-        constants = steps.lipschitz(bound, self._norms, layered)
+        with _full_precision(bound.inputs[0].device.type):
+            constants = steps.lipschitz(bound, self._norms, layered)
         return steps.step_sizes(constants, self.pursuit.betas())
 
     def _states(
-        self, bound: StructuredDictionary, first: Pass, gammas: Sequence[Tensor]
+        self,
+        bound: StructuredDictionary,
+        first: Pass,
+        gammas: Sequence[Tensor],
+        observed: bool = True,
     ) -> Iterator[list[Tensor]]:
         if self.solver == "layered":
             return pursuit.layered(bound, first.latents, gammas, self.iterations)
         if self.solver == "feedforward":
             return iter(())
-        alphas = self._alphas()
-        return pursuit.global_pursuit(bound, first.latents, gammas, alphas, self.iterations)
+        return pursuit.global_pursuit(
+            bound, first.latents, gammas, self._alphas(), self.iterations, observed
+        )
 
     def _last(self, bound: StructuredDictionary, first: Pass) -> list[Tensor]:
-        *_, last = [list(first.latents), *self._states(bound, first, self._steps(bound))]
+        last = list(first.latents)
+        states = self._states(bound, first, self._steps(bound), observed=False)
+        for state in states:
+            last = state
         return last
 
     def _alphas(self) -> list[Tensor] | None:
-        """Extrapolation weights, or None where all are zero and nothing trains them."""
+        """Extrapolation weights, or None where all are zero and no derivative is asked for."""
         alpha = self.pursuit.alpha
-        trained = torch.is_grad_enabled() and alpha.requires_grad and self.training
-        if not trained and not torch.compiler.is_compiling() and not bool(alpha.any()):
-            return None
-        return list(self.pursuit.alphas())
+        if not torch.compiler.is_compiling():
+            self._still = alpha.is_meta or not bool(alpha.any())
+        derived = torch.is_grad_enabled() and alpha.requires_grad
+        return None if self._still and not derived else list(self.pursuit.alphas())
+
+    def train(self, mode: bool = True) -> PursuitNetwork:
+        """Set training mode, as ``nn.Module.train`` does."""
+        super().train(mode)
+        alpha = self.pursuit.alpha
+        self._still = alpha.is_meta or not bool(alpha.any())
+        return self
 
     # -- plumbing -----------------------------------------------------------------------------
 
-    def _arguments(
-        self, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Any, ...]:
-        """Return the call's values in the order of the placeholders, checked."""
-        names = [str(node.target) for node in program.inputs]
-        if len(args) > len(names):
-            raise InputError(f"the network takes {len(names)} arguments ({names}), not {len(args)}")
-        given = dict(zip(names, args, strict=False))
-        for name, value in kwargs.items():
-            matching = [n for n in names if n == name or n.rsplit("_", 1)[0] == name]
-            if not matching or matching[0] in given:
-                raise InputError(f"unexpected argument {name!r}; the network takes {names}")
-            given[matching[0]] = value
-        values = []
-        for node, name in zip(program.inputs, names, strict=True):
-            if name in given:
-                values.append(given[name])
-            elif node.args:
-                values.append(node.args[0])
-            else:
-                raise InputError(f"the network needs the argument {name!r}")
-        checks.inputs(program, values, self)
-        return tuple(values)
-
     @contextlib.contextmanager
     def _untouched(self) -> Iterator[None]:
-        """Leave running statistics and counters as they are."""
+        """Leave running statistics and counters as they are: the passes inside write to copies."""
         if not self.training:
             yield
             return
-        saved = [(b, b.clone()) for b in self.buffers()]
+        held = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        copies = {id(buffer): buffer.clone() for _, _, buffer in held}
         try:
+            for module, name, buffer in held:
+                module._buffers[name] = copies[id(buffer)]
             yield
         finally:
-            with torch.no_grad():
-                for buffer, value in saved:
-                    buffer.copy_(value)
+            for module, name, buffer in held:
+                module._buffers[name] = buffer
+
+
+def _start_cold(network: nn.Module, _keys: Any) -> None:
+    """Other weights were loaded: what the power iterations know is about the old ones."""
+    assert isinstance(network, PursuitNetwork)
+    network._norms.clear()
+
+
+def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Keep autocast away from the norm bounds."""
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+#: Names a model's own children, parameters and buffers must not have.
+RESERVED = frozenset(vars(PursuitNetwork)) | {
+    "pursuit",
+    "_iterations",
+    "_solver",
+    "_programs",
+    "_norms",
+    "_still",
+}
 
 
 @contextlib.contextmanager
 def _input_errors() -> Iterator[None]:
-    """Say that a shape error of an operation comes from the input."""
+    """Say that an operation that refuses its operands got them from the input."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (PursuitifyError, torch.OutOfMemoryError):
         raise
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise InputError(f"the network cannot run on this input: {error}") from error
-
-
-def pursuitify(
-    model: nn.Module,
-    iterations: int = 10,
-    solver: str = "global",
-    layout: Layout = "auto",
-    *,
-    copy: bool = True,
-    paper: bool = False,
-    rules: Mapping[Key, Rule] | None = None,
-    leaf_modules: Sequence[LeafModule] = (),
-    **unknown: Any,
-) -> PursuitNetwork:
-    """Turn a network of convolutions, dense layers and ReLUs into a deep pursuit network.
-
-    Args:
-        model: Any module torch.fx can trace; never changed.
-        iterations: T, the number of sweeps; settable later, 0 is the source network.
-        solver: ``global`` (Algorithm 2), ``layered`` (Algorithm 1) or ``feedforward``.
-        layout: ``auto`` (decoder rows where possible), ``encoder`` (every row but those that
-            read the input) or ``decoder`` (an error where a row has no decoder form).
-        copy: Deep-copy the weights; with False the network shares the model's modules.
-        paper: Let beta_j range over the paper's (0, 1] instead of (1/2, 1], where descent of the
-            objective is guaranteed.
-        rules: Rules for the user's own modules and functions, before the built-in ones.
-        leaf_modules: Module types or paths not to trace into.
-        **unknown: Refused by name.
-
-    Returns:
-        The pursuit network, in the model's own mode.
-
-    Raises:
-        OptionError: If an argument is unknown or invalid.
-        TraceError: If torch.fx cannot follow the model.
-        ConversionError: If operations cannot be converted; lists all of them.
-    """
-    valid = ("iterations", "solver", "layout", "copy", "paper", "rules", "leaf_modules")
-    checks.unknown_options(unknown, valid)
-    checks.model(model)
-    checks.count("iterations", iterations)
-    checks.one_of("solver", solver, checks.SOLVERS)
-    checks.one_of("layout", layout, checks.LAYOUTS)
-    taken = [n for n, _ in model.named_children() if n in _RESERVED]
-    if taken:
-        raise ConversionError(f"the model has submodules with names pursuit needs: {taken}; rename")
-    registry = default().extended(rules or {})
-    traces = {
-        mode: trace(model, training=mode, leaf_modules=leaf_modules) for mode in (False, True)
-    }
-    programs = {False: compile_program(model, traces[False], registry, layout)}
-    if same_graph(traces[False].graph, traces[True].graph):
-        programs[True] = programs[False]
-    else:
-        programs[True] = compile_program(model, traces[True], registry, layout)
-    return PursuitNetwork(
-        _copied(model) if copy else model,
-        programs,
-        {**traces[False].constants, **traces[True].constants},
-        iterations=iterations,
-        solver=solver,
-        beta_range=_PAPER_BETA if paper else _SAFE_BETA,
-    )
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model)
-
-
-def compile_program(
-    model: nn.Module, traced: Traced, registry: Registry, layout: Layout
-) -> Program:
-    """Compile one traced graph.
-
-    Raises:
-        ConversionError: If it cannot be converted.
-    """
-    sites = classify(traced.graph, model, registry)
-    found = problems(traced.graph, model, sites)
-    if not any(site.value is Value.LATENT for site in sites.values()):
-        raise ConversionError(
-            f"{type(model).__name__} has no activation of the ReLU family on its way from input "
-            "to output, so there is nothing to pursue",
-            found,
-        )
-    if found:
-        raise ConversionError(
-            f"{type(model).__name__} cannot be converted: {len(found)} operation(s) are neither "
-            "linear nor proximal and lie before an activation",
-            found,
-        )
-    rows = build(traced.graph, model, sites, layout)
-    check_complete(traced.graph, sites, rows)
-    return lower(traced.graph, model, sites, rows)

@@ -59,6 +59,26 @@ _ARITHMETIC = {
     operator.and_, operator.or_, operator.not_, max, min, int, float, round, abs, len, sum, tuple,
     list,
 }  # fmt: skip
+#: What reads of a tensor its sizes, dtype and device alone.
+_LIKE = {
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
+    torch.randn_like, "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor",
+}  # fmt: skip
+_RANDOM = {
+    torch.rand_like, torch.randn_like, torch.rand, torch.randn, torch.bernoulli, torch.normal,
+    torch.randint, torch.randint_like, torch.randperm, torch.dropout, "bernoulli", "bernoulli_",
+    "uniform_", "normal_", "random_", "exponential_",
+}  # fmt: skip
+
+
+def is_like(node: fx.Node) -> bool:
+    """Whether the node makes a tensor that depends on no value, only on another one's sizes."""
+    return node.op in {"call_function", "call_method"} and node.target in _LIKE
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the node draws random numbers that are no mask of an operand."""
+    return node.op in {"call_function", "call_method"} and node.target in _RANDOM
 
 
 def is_shape(node: fx.Node) -> bool:

@@ -18,6 +18,7 @@ from pursuitify.activations import Activation
 from pursuitify.classify import Sites
 from pursuitify.graph import Readers, Row
 from pursuitify.maps import LinearMap
+from pursuitify.plan import RowPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +66,26 @@ class Program:
 
     Attributes:
         rows: The rows of the dictionary.
+        plans: The same without the graph, for run time.
+        layout: The layout that was asked for.
+        nonnegative: Whether thresholds of sparse latents are held to >= 0.
         sites: The classified nodes.
         graph: The source graph.
         inputs: The placeholders, in the order of the arguments.
+        defaults: Their default values; None where there is none.
         readers: Per latent the (row, slot, paths) that read it.
         plain: The source network as a function ``plain(network, *args)``.
         names: Names of the operations that ``_forward`` binds.
     """
 
     rows: tuple[Row, ...]
+    plans: tuple[RowPlan, ...]
+    layout: str
+    nonnegative: bool
     sites: Sites
     graph: fx.Graph
     inputs: tuple[fx.Node, ...]
+    defaults: tuple[Any, ...]
     readers: Readers
     plain: Callable[..., Any]
     names: tuple[str, ...]

@@ -4,24 +4,24 @@ Both are plain functions on a bound dictionary. Global pursuit keeps every resid
 the change of each latent, so that a sweep applies each weighted operator once forward and once
 adjoint; with extrapolation the last change's products are kept and reused, because they are
 linear. What only a next sweep would read is not computed in the last one.
+
+Where no derivative is recorded the elementwise work is done in place; the operations and their
+order are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pursuitify.bind import BoundRow, Parts
 from pursuitify.dictionary import StructuredDictionary
+from pursuitify.feedback import PartOf, Target
 
 Latents = list[Tensor]
-
-
-def _proximal_step(row: BoundRow, v: Tensor, slope: Tensor, step: Tensor) -> Tensor:
-    total = slope if row.threshold is None else slope + row.threshold
-    return row.activation.prox(v - step * total, step)
 
 
 def layered(
@@ -38,11 +38,12 @@ def layered(
         count: T, the number of proximal-gradient steps per row.
     """
     w = list(start)
+    inplace = _may_overwrite()
     for j, row in enumerate(dictionary.rows):
         signal = tuple(_read(dictionary, row, s, w, like) for s, like in enumerate(row.signal))
         for _ in range(count):
             parts = tuple(b - u for b, u in zip(row.decode(w[j]), signal, strict=True))
-            w[j] = _proximal_step(row, w[j], row.encode(parts), steps[j])
+            w[j] = _proximal_step(row, w[j], row.slope(parts), steps[j], inplace)
     yield w
 
 
@@ -64,6 +65,7 @@ def global_pursuit(
     steps: Sequence[Tensor],
     extrapolation: Sequence[Tensor] | None,
     count: int,
+    observed: bool = True,
 ) -> Iterator[Latents]:
     """Yield the latents after each sweep of Algorithm 2, with the gradient of (18).
 
@@ -73,49 +75,154 @@ def global_pursuit(
         steps: gamma_j per latent.
         extrapolation: alpha_j per latent, or None for none.
         count: T, the number of sweeps.
+        observed: Whether the caller keeps what a sweep yields after the next one; otherwise its
+            memory is used again where no derivative is recorded.
     """
-    rows = dictionary.rows
-    w = list(start)
+    state = begin(dictionary, start, keep=extrapolation is not None)
+    if _compiles_once(extrapolation):
+        w, r = state.w, state.r
+        for _ in range(count - 1):
+            w, r = _middle_sweep(dictionary, w, r, steps)
+            yield list(w)
+        yield list(_last_sweep(dictionary, w, r, steps))
+        return
+    inplace = _may_overwrite()
+    for t in range(count):
+        state = sweep(
+            dictionary,
+            state,
+            steps,
+            extrapolation if t > 0 else None,
+            last=t == count - 1,
+            inplace=inplace,
+            recycle=inplace and not observed and t > 0,
+        )
+        yield list(state.w)
+
+
+@dataclass(eq=False)
+class State:
+    """What one sweep hands to the next.
+
+    Attributes:
+        w: The latents.
+        r: Per row its residual, in slots, at ``w``.
+        keep: Whether a later sweep extrapolates; only then the rest is filled.
+        change: Per latent its last change.
+        own: Per latent the product of its row's diagonal block with the last change, in slots.
+        read: Per latent, by slot, the product of the last change in the slots that read it.
+    """
+
+    w: list[Tensor]
+    r: list[list[Tensor]]
+    keep: bool
+    change: list[Tensor]
+    own: list[Parts]
+    read: list[dict[Target, Tensor]]
+
+
+def begin(dictionary: StructuredDictionary, start: Sequence[Tensor], keep: bool) -> State:
+    """Return the state at the feed-forward latents."""
     r = [
-        [b - u for b, u in zip(row.decode(w[j]), row.signal, strict=True)]
-        for j, row in enumerate(rows)
+        [b - u for b, u in zip(row.decode(w), row.signal, strict=True)]
+        for row, w in zip(dictionary.rows, start, strict=True)
     ]
-    change: list[Tensor | None] = [None] * len(rows)
-    own: list[Parts | None] = [None] * len(rows)
-    read: list[list[Tensor]] = [[] for _ in rows]
-    for sweep in range(count):
-        last = sweep == count - 1
-        for j, row in enumerate(rows):
-            alpha = None if extrapolation is None or sweep == 0 else extrapolation[j]
-            before = change[j]
-            v, parts = w[j], tuple(r[j])
-            if alpha is not None and before is not None:
-                v = v + alpha * before
-                parts = tuple(p + alpha * q for p, q in zip(parts, own[j] or (), strict=True))
-            slope = row.encode(parts)
-            for k, (i, s, paths) in enumerate(dictionary.readers[j]):
-                part = r[i][s]
-                if alpha is not None and before is not None:
-                    part = part - alpha * read[j][k]
-                for p in paths:
-                    slope = slope - rows[i].slots[s][p].adjoint(part)
-            new = _proximal_step(row, v, slope, steps[j])
-            delta = new - w[j]
-            w[j] = new
-            if not last:
-                own[j] = row.decode(delta)
-                r[j] = [p + q for p, q in zip(r[j], own[j] or (), strict=True)]
-            products = []
-            for i, s, paths in dictionary.readers[j]:
-                product = _sum([rows[i].slots[s][p].apply(delta) for p in paths])
-                r[i][s] = r[i][s] - product
-                products.append(product)
-            change[j], read[j] = delta, products
-        yield list(w)
+    return State(list(start), r, keep, [], [], [])
 
 
-def _sum(terms: Sequence[Tensor]) -> Tensor:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
+def sweep(
+    dictionary: StructuredDictionary,
+    state: State,
+    steps: Sequence[Tensor],
+    extrapolation: Sequence[Tensor] | None,
+    *,
+    last: bool,
+    inplace: bool = False,
+    recycle: bool = False,
+) -> State:
+    """Update every latent once, in order (Gauss-Seidel).
+
+    Args:
+        dictionary: The bound dictionary.
+        state: The state before; overwritten if ``inplace``.
+        steps: gamma_j per latent.
+        extrapolation: alpha_j per latent; None in the first sweep, or for none.
+        last: Whether no sweep follows: what only it would read is not computed.
+        inplace: Do the elementwise work in place.
+        recycle: Whether the latents' own memory may be overwritten too.
+    """
+    w, r = list(state.w), [list(parts) for parts in state.r]
+    after = State(w, r, state.keep, [], [], [])
+    for j, row in enumerate(dictionary.rows):
+        branch = dictionary.branches[j]
+        v, parts, part = w[j], tuple(r[j]), _reader(r)
+        if extrapolation is not None:
+            alpha = extrapolation[j]
+            v = v + alpha * state.change[j]
+            parts = tuple(p + alpha * q for p, q in zip(parts, state.own[j], strict=True))
+            part = _reader(r, alpha, state.read[j])
+        slope = row.slope(parts)
+        for term in branch.terms(part):
+            slope = slope.sub_(term) if inplace else slope - term
+        new = _proximal_step(row, v, slope, steps[j], inplace)
+        delta = torch.sub(new, w[j], out=w[j]) if recycle and not state.keep else new - w[j]
+        w[j] = new
+        products: dict[Target, Tensor] = {}
+        for target, product in branch.products(delta):
+            i, s = target
+            r[i][s] = r[i][s].sub_(product) if inplace else r[i][s] - product
+            if state.keep:
+                products[target] = product + products[target] if target in products else product
+        if last:
+            continue
+        own = row.decode(delta)
+        r[j] = [p.add_(q) if inplace else p + q for p, q in zip(r[j], own, strict=True)]
+        if state.keep:
+            after.change.append(delta)
+            after.own.append(own)
+            after.read.append(products)
+    return after
+
+
+def _reader(
+    r: list[list[Tensor]], alpha: Tensor | None = None, read: Mapping[Target, Tensor] | None = None
+) -> PartOf:
+    """Return how to look a residual up, at the extrapolated latent where ``alpha`` is given."""
+
+    def part(target: Target) -> Tensor:
+        value = r[target[0]][target[1]]
+        return value if alpha is None or read is None else value - alpha * read[target]
+
+    return part
+
+
+@torch.compiler.nested_compile_region
+def _middle_sweep(
+    dictionary: StructuredDictionary, w: Latents, r: list[list[Tensor]], steps: Sequence[Tensor]
+) -> tuple[Latents, list[list[Tensor]]]:
+    after = sweep(dictionary, State(w, r, False, [], [], []), steps, None, last=False)
+    return after.w, after.r
+
+
+@torch.compiler.nested_compile_region
+def _last_sweep(
+    dictionary: StructuredDictionary, w: Latents, r: list[list[Tensor]], steps: Sequence[Tensor]
+) -> Latents:
+    return sweep(dictionary, State(w, r, False, [], [], []), steps, None, last=True).w
+
+
+def _compiles_once(extrapolation: Sequence[Tensor] | None) -> bool:
+    """Whether torch.compile traces: one sweep is compiled then, not T copies of it."""
+    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return compiling and extrapolation is None
+
+
+def _may_overwrite() -> bool:
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _proximal_step(row: BoundRow, v: Tensor, slope: Tensor, step: Tensor, inplace: bool) -> Tensor:
+    """Return prox(v - step slope); ``slope`` holds the result where it may be overwritten."""
+    if not inplace:
+        return row.activation.prox(torch.addcmul(v, slope, step, value=-1.0), step)
+    return row.activation.prox_(torch.addcmul(v, slope, step, value=-1.0, out=slope), step)

@@ -3,143 +3,24 @@
 from __future__ import annotations
 
 import copy
-import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pursuitify import checks
-from pursuitify.classify import Sites, Value, classify, problems
+from pursuitify.classify import Sites, Value, classify
+from pursuitify.compiler import compile_model
 from pursuitify.errors import Problem, PursuitifyError
-from pursuitify.graph import (
-    Layout,
-    Row,
-    build,
-    check_complete,
-    needed_operations,
-    to_networkx,
-)
-from pursuitify.lower import lower
+from pursuitify.findings import Entry, Report
+from pursuitify.graph import Layout, Row, needed_operations, to_networkx
 from pursuitify.picture import block_picture
-from pursuitify.rules import Key, Rule, default
+from pursuitify.program import Program
+from pursuitify.rules import Key, Rule, leaves_of
 from pursuitify.trace import LeafModule, describe, module_path, trace
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What one node becomes.
-
-    Attributes:
-        node: The fx node's name.
-        op: What it does.
-        module: Path of the module it belongs to.
-        role: ``latent``, ``identity latent``, ``diagonal operator``, ``edge``, ``head``,
-            ``frozen``, ``frozen gate``, ``constant``, ``input``, ``output``, ``unused`` or
-            ``refused``.
-        note: Reason or hint, if there is one.
-    """
-
-    node: str
-    op: str
-    module: str
-    role: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """The dry run of a conversion.
-
-    Attributes:
-        model: Name of the model's class.
-        ok: Whether it converts.
-        problems: Why not, all at once.
-        entries: Every node of the traced graph, in order.
-        latents: Number of latents that are activations.
-        identity_latents: Number of identity latents.
-        edges: Number of paths between latents, the input's included.
-        decoder_rows: Rows with the weighted operator on the diagonal.
-        encoder_rows: Rows with the identity on the diagonal.
-        gates: Multiplicative gates frozen at the feed-forward pass.
-        weighted_per_sweep: Applications of weighted operators per sweep, forward and adjoint.
-        latent_bytes: Memory of all latents for one sample, if an input shape was given.
-        picture: The block structure of the dictionary, in text.
-    """
-
-    model: str
-    ok: bool
-    problems: tuple[Problem, ...]
-    entries: tuple[Entry, ...] = ()
-    latents: int = 0
-    identity_latents: int = 0
-    edges: int = 0
-    decoder_rows: int = 0
-    encoder_rows: int = 0
-    gates: int = 0
-    weighted_per_sweep: int = 0
-    latent_bytes: int | None = None
-    picture: str = field(default="", repr=False)
-
-    def _facts(self) -> list[tuple[str, str]]:
-        facts = [
-            ("latents", f"{self.latents} + {self.identity_latents} identity"),
-            ("edges", str(self.edges)),
-            ("rows", f"{self.decoder_rows} decoder, {self.encoder_rows} encoder"),
-            ("frozen gates", str(self.gates)),
-            ("weighted operators per sweep", str(self.weighted_per_sweep)),
-        ]
-        if self.latent_bytes is not None:
-            facts.append(("latents of one sample", f"{self.latent_bytes / 2**20:.2f} MiB"))
-        return facts
-
-    def __rich__(self) -> RenderableType:
-        """Render for a terminal."""
-        parts: list[RenderableType] = [Text(self._headline(), style="bold")]
-        if self.entries:
-            table = Table("node", "op", "module", "role", "note")
-            for e in self.entries:
-                table.add_row(e.node, e.op, e.module, e.role, e.note)
-            parts.append(table)
-        if self.ok:
-            facts = Table(show_header=False)
-            for name, value in self._facts():
-                facts.add_row(name, value)
-            parts += [facts, Text(self.picture)]
-        parts += [Text(f"- {p}", style="red") for p in self.problems]
-        return Group(*parts)
-
-    def _headline(self) -> str:
-        if self.ok:
-            return f"{self.model} converts"
-        return f"{self.model} does not convert: {len(self.problems)} problem(s)"
-
-    def __str__(self) -> str:
-        """Return the report as text."""
-        out = io.StringIO()
-        Console(file=out, width=140).print(self)
-        return out.getvalue()
-
-    def markdown(self) -> str:
-        """Return the report as Markdown."""
-        lines = [f"## {self._headline()}", ""]
-        if self.ok:
-            lines += ["| what | value |", "| --- | --- |"]
-            lines += [f"| {name} | {value} |" for name, value in self._facts()]
-            lines += ["", "```", self.picture, "```", ""]
-        lines += [f"- {p}" for p in self.problems]
-        if self.entries:
-            lines += ["", "| node | op | module | role | note |", "| --- | --- | --- | --- | --- |"]
-            lines += [
-                f"| {e.node} | {e.op} | {e.module} | {e.role} | {e.note} |" for e in self.entries
-            ]
-        return "\n".join(lines) + "\n"
 
 
 def explain(
@@ -166,54 +47,60 @@ def explain(
     try:
         checks.model(model)
         checks.one_of("layout", layout, checks.LAYOUTS)
-        traced = trace(model, training=model.training, leaf_modules=leaf_modules)
-        sites = classify(traced.graph, model, default().extended(rules or {}))
+        programs, constants = compile_model(model, layout, rules, leaf_modules)
     except PursuitifyError as error:
-        return Report(name, False, _problems_of(error, name))
-    found = problems(traced.graph, model, sites)
-    if found or not any(s.value is Value.LATENT for s in sites.values()):
-        found = found or [_nothing(name)]
-        entries = _entries(traced.graph, model, sites, (), {p.node: p for p in found})
-        return Report(name, False, tuple(found), entries)
-    try:
-        rows = build(traced.graph, model, sites, layout)
-        check_complete(traced.graph, sites, rows)
-    except PursuitifyError as error:
-        return Report(name, False, _problems_of(error, name))
+        found = _problems_of(error, name)
+        return Report(name, False, found, _refused(model, found, rules, leaf_modules))
+    program = programs[model.training]
+    sites, rows = program.sites, program.rows
     identity = sum(row.identity for row in rows)
     decoder = sum(row.layout == "decoder" for row in rows)
+    warnings = _runaways(model, program)
+    size = None
+    if input_shape is not None:
+        try:
+            size = _latent_bytes(model, programs[False], constants, input_shape)
+        except (PursuitifyError, RuntimeError, ValueError, IndexError, TypeError) as error:
+            warnings.append(f"the network cannot run on input_shape={input_shape!r}: {error}")
     return Report(
         model=name,
         ok=True,
         problems=(),
-        entries=_entries(traced.graph, model, sites, rows, {}),
+        entries=_entries(program.graph, model, sites, rows, {}),
         latents=len(rows) - identity,
         identity_latents=identity,
         edges=sum(len(list(row.paths)) for row in rows),
         decoder_rows=decoder,
         encoder_rows=len(rows) - decoder,
-        gates=_gates(sites, rows),
+        gates=len(_gated(sites, rows)),
         weighted_per_sweep=2 * _weighted(sites, rows),
-        latent_bytes=None
-        if input_shape is None
-        else _latent_bytes(model, traced.graph, sites, rows, input_shape),
+        latent_bytes=size,
+        warnings=tuple(warnings),
         picture=block_picture(to_networkx(rows, sites, model)),
     )
+
+
+def _refused(
+    model: object,
+    found: Sequence[Problem],
+    rules: Mapping[Key, Rule] | None,
+    leaf_modules: Sequence[LeafModule],
+) -> tuple[Entry, ...]:
+    """Return the entries of a model that does not convert, as far as it can be traced."""
+    try:
+        root = checks.model(model)
+        traced = trace(
+            root, training=root.training, leaf_modules=(*leaf_modules, *leaves_of(rules))
+        )
+        sites = classify(traced.graph, root, checks.registry(rules))
+    except PursuitifyError:
+        return ()
+    return _entries(traced.graph, root, sites, (), {p.node: p for p in found})
 
 
 def _problems_of(error: PursuitifyError, name: str) -> tuple[Problem, ...]:
     listed: tuple[Problem, ...] = getattr(error, "problems", ())
     return listed or (Problem("-", name, "", str(error), ""),)
-
-
-def _nothing(name: str) -> Problem:
-    return Problem(
-        "-",
-        name,
-        "",
-        "it has no activation of the ReLU family on its way from input to output",
-        "There is nothing to pursue: convert a model that has one",
-    )
 
 
 def _gated(sites: Sites, rows: Sequence[Row]) -> list[fx.Node]:
@@ -227,10 +114,6 @@ def _gated(sites: Sites, rows: Sequence[Row]) -> list[fx.Node]:
         if any(sites[o].value is Value.FROZEN for o in others):
             found.append(node)
     return found
-
-
-def _gates(sites: Sites, rows: Sequence[Row]) -> int:
-    return len(_gated(sites, rows))
 
 
 def _weighted(sites: Sites, rows: Sequence[Row]) -> int:
@@ -285,21 +168,42 @@ def _entries(
     return tuple(entry(node) for node in graph.nodes)
 
 
+def _runaways(root: nn.Module, program: Program) -> list[str]:
+    """Name the latents along which the objective may be unbounded below (MATH section 2)."""
+    found = []
+    for row, readers in zip(program.rows, program.readers, strict=True):
+        node = row.diagonal[0] if row.diagonal else None
+        if readers or node is None or node.op != "call_module":
+            continue
+        module = root.get_submodule(str(node.target))
+        if isinstance(module, nn.Linear):
+            wide = module.out_features > module.in_features
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            wide = module.out_channels > module.in_channels * math.prod(module.stride)
+        else:
+            continue
+        if wide:
+            found.append(
+                f"latent {row.name!r} is terminal and overcomplete: where its thresholds are "
+                "negative it can grow slowly with the number of sweeps (diagnose says so)"
+            )
+    return found
+
+
 def _latent_bytes(
-    model: nn.Module,
-    graph: fx.Graph,
-    sites: Sites,
-    rows: tuple[Row, ...],
-    shape: Sequence[int],
+    model: nn.Module, program: Program, constants: Mapping[str, Tensor], shape: Sequence[int]
 ) -> int:
     """Run the feed-forward pass on the meta device and add up the latents."""
     tensors = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {id(t): torch.empty_like(t, device="meta") for t in tensors}
     twin = copy.deepcopy(model, memo).eval()
+    for name, value in constants.items():
+        twin.__dict__.pop(name, None)
+        twin.register_buffer(name, torch.empty_like(value, device="meta"), persistent=False)
     like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
     x = torch.empty(1, *shape, device="meta", dtype=like.dtype)
     with torch.no_grad():
-        first = lower(graph, twin, sites, rows).forward(twin, x)
+        first = program.forward(twin, x)
     return sum(w.numel() * w.element_size() for w in first.latents)
 
 

@@ -3,92 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pursuitify.dictionary import StructuredDictionary
-from pursuitify.maps import (
-    Adjoint,
-    Conv,
-    Dense,
-    LinearMap,
-    conv_norm_estimate,
-    dense_norm_estimate,
-    is_weighted,
-)
+from pursuitify.maps import Adjoint, Conv, Dense, LinearMap, conv_norm_bound, conv_norm_estimate
+
+#: Power steps per training step, from a warm state.
+_WARM_STEPS = 2
 
 
 class Norms:
-    """Norm bounds of a network's weighted maps, kept as long as its parameters stay.
+    """Norm bounds of a network's weighted maps.
 
-    In evaluation mode every bound is certified and kept per parameter version. In training mode,
-    where the weights move at every step, a warm-started power iteration with a stated margin
-    (``maps.ESTIMATE_MARGIN``) stands in; its state is kept from step to step.
+    In evaluation mode every bound is certified; what was found for a kernel is remembered by its
+    contents, so the search runs once per parameter version, and its derivative is evaluated afresh
+    wherever one is wanted. In training mode, where the weights move at every step, a warm-started
+    power iteration with a stated margin (``maps.ESTIMATE_MARGIN``) stands in; its state is kept
+    from step to step.
     """
 
     def __init__(self) -> None:
-        self._certified: dict[str, Tensor] = {}
         self._states: dict[str, Tensor] = {}
-        self._stamp: Any = None
         self.training = False
 
-    def refresh(self, tensors: Iterable[Tensor], training: bool) -> None:
-        """Forget bounds if a parameter or buffer changed since they were made."""
-        self.training = training
-        if torch.compiler.is_compiling():
-            return
-        stamp = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)
-        if stamp != self._stamp:
-            self._certified.clear()
-            self._stamp = stamp
-
     def clear(self) -> None:
-        """Forget everything."""
-        self._certified.clear()
+        """Forget the states of the power iterations: the next ones start cold."""
         self._states.clear()
-        self._stamp = None
 
     def __call__(self, key: str, linear: LinearMap) -> Tensor | float:
         """Return the bound of a map; ``key`` names its place in the dictionary."""
-        if not is_weighted(linear):
+        kernel = _kernel(linear)
+        if kernel is None:
             return linear.norm_bound()
+        weight, form = kernel
         if self.training:
-            return self._estimate(key, linear)
-        differentiable = torch.is_grad_enabled() and _weight(linear).requires_grad
-        if key in self._certified and not differentiable:
-            return self._certified[key]
-        bound = linear.norm_bound()
-        if isinstance(bound, Tensor):
-            self._certified[key] = bound.detach()
-        return bound
-
-    def _estimate(self, key: str, linear: LinearMap) -> Tensor:
-        state = self._states.get(key)
-        inner = linear.inner if isinstance(linear, Adjoint) else linear
-        if isinstance(inner, Conv):
-            value, state = conv_norm_estimate(
-                inner.weight, inner.stride, inner.dilation, inner.groups, state
-            )
-        else:
-            assert isinstance(inner, Dense)
-            value, state = dense_norm_estimate(inner.weight, state)
-        self._states[key] = state.detach()
-        return value
+            value, state = conv_norm_estimate(weight, *form, self._states.get(key), _WARM_STEPS)
+            self._states[key] = state.detach()
+            return value
+        return conv_norm_bound(weight, *form)
 
 
-def _weight(linear: LinearMap) -> Tensor:
+def _kernel(
+    linear: LinearMap,
+) -> tuple[Tensor, tuple[tuple[int, ...], tuple[int, ...], int]] | None:
+    """Return the weight of a weighted map and its (stride, dilation, groups), or None."""
     inner = linear.inner if isinstance(linear, Adjoint) else linear
-    assert isinstance(inner, (Conv, Dense))
-    return inner.weight
-
-
-def _chain_norm(norms: Norms, key: str, maps: Iterable[LinearMap]) -> Tensor | float:
-    bound: Tensor | float = 1.0
-    for position, item in enumerate(maps):
-        bound = bound * norms(f"{key}.{position}", item)
-    return bound
+    if isinstance(inner, Conv):
+        return inner.weight, (inner.stride, inner.dilation, inner.groups)
+    return (inner.weight, ((), (), 1)) if isinstance(inner, Dense) else None
 
 
 def lipschitz(
@@ -102,21 +66,42 @@ def lipschitz(
         layered: Count the row's own operator alone, as Algorithm 1 needs.
     """
     like = dictionary.inputs[0]
+    batch = like.shape[0]
     constants = []
     for j, row in enumerate(dictionary.rows):
         own: Tensor | float = 1.0
         if row.diagonal is not None:
-            own = _chain_norm(norms, f"{row.name}.diagonal", row.diagonal.maps)
+            own = _chain_norm(norms, f"{row.name}.diagonal", row.diagonal.maps, batch)
         total = own * own
         for i, s, paths in () if layered else dictionary.readers[j]:
             reader = dictionary.rows[i]
             norm: Tensor | float = 0.0
             for p in paths:
                 key = f"{reader.name}.{s}.{p}"
-                norm = norm + _chain_norm(norms, key, reader.slots[s][p].maps)
+                norm = norm + _chain_norm(norms, key, reader.slots[s][p].maps, batch)
             total = total + norm * norm
-        constants.append(torch.as_tensor(total, dtype=like.dtype, device=like.device))
+        constant = torch.as_tensor(total, dtype=like.dtype, device=like.device)
+        constants.append(_fit(constant, dictionary.shapes[j]))
     return constants
+
+
+def _chain_norm(norms: Norms, key: str, maps: Iterable[LinearMap], batch: int) -> Tensor | float:
+    """Return the product of the maps' bounds: a number, or a vector (batch,)."""
+    bound: Tensor | float = 1.0
+    for position, item in enumerate(maps):
+        factor = norms(f"{key}.{position}", item)
+        if isinstance(factor, Tensor) and factor.dim() > 0:
+            factor = factor.reshape(batch, -1).amax(1)
+        bound = bound * factor
+    return bound
+
+
+def _fit(constant: Tensor, shape: torch.Size) -> Tensor:
+    """Let a bound per sample broadcast against a latent, whose samples lie along dimension 0."""
+    if constant.dim() == 0:
+        return constant
+    repeated = constant.repeat_interleave(shape[0] // constant.shape[0])
+    return repeated.reshape(-1, *[1] * (len(shape) - 1))
 
 
 def step_sizes(constants: Iterable[Tensor], beta: Tensor) -> list[Tensor]:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from pursuitify.maps.adjoint import Adjoint
 from pursuitify.maps.base import LinearMap
+from pursuitify.maps.phases import phase_adjoint
 from pursuitify.maps.shape import Place
 from pursuitify.maps.spectral import conv_norm_bound
 
+_FEW = 4
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
     1: F.conv_transpose1d,
@@ -91,17 +93,20 @@ class Conv(LinearMap):
         ]
         return native, rest
 
-    def apply(self, x: Tensor) -> Tensor:
-        """Return the convolution of ``x`` (batch, c_in, *size)."""
+    def apply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return the convolution of ``x`` (batch, c_in, *size), plus ``bias`` (c_out,) if given."""
         native, rest = self._split_padding()
         if any(rest):
             x = F.pad(x, rest)
         return _CONV[len(self.size)](
-            x, self.weight, None, self.stride, native, self.dilation, self.groups
+            x, self.weight, bias, self.stride, native, self.dilation, self.groups
         )
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return the transposed convolution of ``y``, of the input's exact size."""
+        if self._few_channels:
+            starts = [p for p, _ in self.padding]
+            return phase_adjoint(y, self.weight, self.stride, starts, self.size)
         native, rest = self._split_padding()
         dims = len(self.size)
         extra = []
@@ -113,6 +118,17 @@ class Conv(LinearMap):
             y, self.weight, None, self.stride, native, extra, self.groups, self.dilation
         )
         return F.pad(x, [-p for p in rest]) if any(rest) else x
+
+    @property
+    def _few_channels(self) -> bool:
+        """Whether the adjoint is faster by phases."""
+        plain = self.groups == 1 and set(self.dilation) == {1}
+        return plain and max(self.stride) > 1 and self.weight.shape[1] <= _FEW
+
+    def as_bias(self, offset: Tensor) -> Tensor | None:
+        """Return an offset (1, c_out, 1, ...) as a bias vector, or None if it varies otherwise."""
+        shape = (1, self.weight.shape[0], *(1,) * len(self.size))
+        return offset.reshape(-1) if offset.shape == shape else None
 
     def norm_bound(self) -> Tensor:
         """Return the certified bound of the kernel, which holds for every image size."""

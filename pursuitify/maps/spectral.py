@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ from pursuitify.maps.symbol import (
     symbol_at,
 )
 
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 32 * 2**20
 _TIGHT = 1e-3
 _LANCZOS_STEPS = 10
 _INVERSE_STEPS = 12
@@ -147,9 +148,7 @@ class _Search:
 
 
 @torch.library.custom_op("pursuitify::largest_sample", mutates_args=())
-def largest_sample(
-    kernel: Tensor, grid: list[int], refine: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Bound the largest eigenvalue of the Gram symbol over a frequency grid.
 
     An operator of its own so that a compiled or exported forward pass can hold it whole.
@@ -157,12 +156,40 @@ def largest_sample(
     Args:
         kernel: Reduced kernel (groups, rows, columns, *taps), see ``polyphase``.
         grid: Sample points per dim.
-        refine: Whether the maximiser is wanted exactly (for the derivative).
 
     Returns:
         The square root of the certified level (0-dim), and where it was met: group (0-dim, int64),
         angles (dims,) and vector (2, columns), real and imaginary part.
     """
+    key = (tuple(kernel.shape), tuple(grid), str(kernel.device), _signature(kernel))
+    found = _KNOWN.get(key)
+    if found is None:
+        found = _largest_sample(kernel, grid)
+        if len(_KNOWN) >= _KEPT:
+            _KNOWN.pop(next(iter(_KNOWN)))
+        _KNOWN[key] = found
+    level, group, theta, pair = (value.clone() for value in found)
+    return level, group, theta, pair
+
+
+def _signature(kernel: Tensor) -> bytes:
+    """Return what tells one kernel's contents from another's: two sums along every row.
+
+    Contents, not versions, so that no write can go unnoticed and nothing is searched again for a
+    kernel that came back.
+    """
+    rows = kernel.reshape(-1, kernel.shape[2:].numel() or 1)
+    ramp = torch.arange(1, rows.shape[1] + 1, device=kernel.device, dtype=kernel.dtype)
+    probes = torch.stack([torch.cos(ramp * 1.6180339887), torch.sin(ramp * 2.2360679775)], 1)
+    return (rows @ probes).cpu().numpy().tobytes()
+
+
+#: Kernels met lately, by contents: what ``largest_sample`` returned for them.
+_KNOWN: dict[object, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+_KEPT = 2048
+
+
+def _largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     groups, _, columns = kernel.shape[:3]
     peak = float(kernel.abs().amax())
     group = torch.zeros((), dtype=torch.int64, device=kernel.device)
@@ -191,7 +218,7 @@ def largest_sample(
         else:
             start = _start(columns, gram)[None, :, None].expand(len(gram), -1, -1)
             search.certify(gram, start, where, margin)
-    if refine and columns > _SMALL:
+    if columns > _SMALL:
         search.refine()
     group, theta = search.where // len(angles), angles[search.where % len(angles)].clone()
     vector = search.vector[:, 0]
@@ -200,13 +227,67 @@ def largest_sample(
 
 
 @largest_sample.register_fake
-def _(kernel: Tensor, grid: list[int], refine: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         kernel.new_empty(()),
         kernel.new_empty((), dtype=torch.int64),
         kernel.new_empty(len(grid)),
         kernel.new_empty(2, kernel.shape[2]),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """A certified bound of a kernel's norm, and where its symbol attains the maximum.
+
+    Good for as long as the kernel stays: evaluating it again costs one symbol at one frequency.
+
+    Attributes:
+        bound: The bound (0-dim).
+        group: The group of channels it was met in (0-dim, int64).
+        theta: The angles it was met at (dims,).
+        pair: The unit vector it was met at (2, columns), real and imaginary part.
+    """
+
+    bound: Tensor
+    group: Tensor
+    theta: Tensor
+    pair: Tensor
+
+
+def certify(
+    weight: Tensor,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    slack: float = 0.06,
+) -> Certificate:
+    """Certify an upper bound of the norm of a convolution; arguments as ``conv_norm_bound``."""
+    kernel = polyphase(working(weight.detach()), stride, dilation, groups)
+    grid, factor = sampling(tuple(kernel.shape[3:]), slack)
+    level, group, theta, pair = largest_sample(kernel.contiguous(), list(grid))
+    return Certificate(level * factor, group, theta, pair)
+
+
+def certified_norm(
+    weight: Tensor,
+    certificate: Certificate,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+) -> Tensor:
+    """Return the certified bound with its derivative in ``weight``, the maximiser held fixed."""
+    kernel = polyphase(working(weight), stride, dilation, groups)
+    real, imag = symbol_at(
+        kernel.index_select(0, certificate.group.reshape(1))[0], certificate.theta
+    )
+    tiny, pair = torch.finfo(kernel.dtype).tiny, certificate.pair
+    bound = certificate.bound.clamp_min(tiny)
+    power = ((real @ pair[0] - imag @ pair[1]) / bound).square().sum()
+    power = power + ((real @ pair[1] + imag @ pair[0]) / bound).square().sum()
+    sigma = power.clamp_min(tiny).sqrt()
+    value: Tensor = sigma * (certificate.bound / sigma).detach()
+    return value
 
 
 def conv_norm_bound(
@@ -230,21 +311,10 @@ def conv_norm_bound(
         A 0-dim tensor, differentiable in ``weight``: 0 for a zero kernel, NaN for a non-finite one.
         Half-precision weights give float32, where rounding cannot push it below the norm.
     """
-    kernel = polyphase(working(weight), stride, dilation, groups)
-    grid, factor = sampling(tuple(kernel.shape[3:]), slack)
-    level, group, theta, pair = largest_sample(
-        kernel.detach().contiguous(), list(grid), weight.requires_grad
-    )
-    bound: Tensor = level * factor
+    certificate = certify(weight, stride, dilation, groups, slack)
     if not weight.requires_grad:
-        return bound
-    real, imag = symbol_at(kernel.index_select(0, group.reshape(1))[0], theta)
-    tiny = torch.finfo(kernel.dtype).tiny
-    power = ((real @ pair[0] - imag @ pair[1]) / bound.clamp_min(tiny)).square().sum()
-    power = power + ((real @ pair[1] + imag @ pair[0]) / bound.clamp_min(tiny)).square().sum()
-    sigma = power.clamp_min(tiny).sqrt()
-    value: Tensor = sigma * (bound / sigma).detach()
-    return value
+        return certificate.bound
+    return certified_norm(weight, certificate, stride, dilation, groups)
 
 
 def dense_norm_bound(weight: Tensor) -> Tensor:

@@ -6,6 +6,11 @@ _NOT_PROXIMAL = (
     "It is not the proximal operator of a convex penalty. Replace it by ReLU, LeakyReLU, PReLU, "
     "ReLU6 or Hardtanh and fine-tune, or convert a model that uses them"
 )
+_NO_CLOSED_FORM = (
+    "Pursuit needs its proximal operator for every step size, which has no closed form here. "
+    "Replace it by ReLU, LeakyReLU, PReLU, ReLU6 or Hardtanh and fine-tune, or give it a rule: "
+    "rules={...: pursuitify.rules.activation(your_activation)}"
+)
 _NORMALISES = (
     "It normalises by statistics of its own input, so it is not linear. Replace it by BatchNorm "
     "and fine-tune, or give it a rule with kind 'frozen' where its value may be fixed at the "
@@ -22,18 +27,23 @@ _RECURRENT = (
 _HINTS = {
     **dict.fromkeys(("GELU", "gelu", "SiLU", "silu", "Hardswish", "hardswish", "Mish", "mish"),
                     _NOT_PROXIMAL),
-    **dict.fromkeys(("ELU", "elu", "SELU", "selu", "CELU", "celu", "Softplus", "softplus",
-                     "Tanh", "tanh", "Sigmoid", "sigmoid", "Hardsigmoid", "hardsigmoid",
-                     "Softshrink", "Hardshrink", "Threshold", "LogSigmoid", "GLU"), _NOT_PROXIMAL),
+    **dict.fromkeys(("SELU", "selu", "Hardshrink", "hardshrink", "Threshold", "threshold", "GLU",
+                     "glu", "RReLU", "rrelu", "Tanhshrink"), _NOT_PROXIMAL),
+    **dict.fromkeys(("ELU", "elu", "CELU", "celu", "Softplus", "softplus", "Tanh", "tanh",
+                     "Sigmoid", "sigmoid", "Hardsigmoid", "hardsigmoid", "LogSigmoid", "logsigmoid",
+                     "Softshrink", "softshrink", "Softsign", "softsign"), _NO_CLOSED_FORM),
     **dict.fromkeys(("LayerNorm", "layer_norm", "GroupNorm", "group_norm", "InstanceNorm1d",
                      "InstanceNorm2d", "InstanceNorm3d", "RMSNorm", "LocalResponseNorm",
-                     "instance_norm", "LayerNorm2d", "normalize"), _NORMALISES),
+                     "instance_norm", "local_response_norm", "LayerNorm2d",
+                     "normalize"), _NORMALISES),
     **dict.fromkeys(("MultiheadAttention", "scaled_dot_product_attention", "softmax", "Softmax",
-                     "bmm", "einsum"), _ATTENTION),
+                     "bmm", "einsum", "baddbmm", "SwinTransformerBlock", "shifted_window_attention",
+                     "TransformerEncoderLayer", "TransformerEncoder"), _ATTENTION),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"), _RECURRENT),
 }  # fmt: skip
 _DEFAULT = (
-    "Rewrite it with supported operations, or give it a rule: rules={type_or_function: Rule(...)}"
+    "Rewrite it with supported operations, or give it a rule: "
+    "rules={type_or_function: pursuitify.rules.linear(...), .activation(...) or .frozen()}"
 )
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
 from pursuitify.maps import LinearMap
 
@@ -113,10 +112,9 @@ class Registry(Mapping[Key, Rule]):
         """Return the rule of a node, or None."""
         if node.op == "call_module":
             module = root.get_submodule(str(node.target))
-            kind = type(module)
-            if kind not in self._rules and parametrize.is_parametrized(module):
-                kind = kind.__mro__[1]
-            return self._rules.get(kind)
+            bases = type(module).__mro__
+            same = (b for b in bases if getattr(b, "forward", None) is bases[0].forward)  # type: ignore[attr-defined]
+            return next((self._rules[b] for b in same if b in self._rules), None)
         if node.op == "call_function" and callable(node.target):
             return self._rules.get(node.target)
         return self._rules.get(str(node.target)) if node.op == "call_method" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,7 +95,9 @@ def linear(op: Op, input: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     return Affine(op(input), (Dense(weight, input.dim()),), bias)
 
 
-@registry.register(torch.matmul, "matmul", "mm", torch.mm, kind="weighted", operands=("input",))
+@registry.register(
+    operator.matmul, torch.matmul, "matmul", "mm", torch.mm, kind="weighted", operands=("input",)
+)
 def matmul(op: Op, input: Tensor, other: Tensor) -> Affine:
     """Product with a constant matrix from the right."""
     if other.dim() != 2:

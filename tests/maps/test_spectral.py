@@ -149,3 +149,19 @@ def test_half_precision_weights_are_bounded() -> None:
     weight = randn(12, 8, 3, 3, dtype=torch.bfloat16)
     bound = conv_norm_bound(weight, (1, 1), (1, 1))
     assert torch.equal(bound, conv_norm_bound(weight.float(), (1, 1), (1, 1)))
+
+
+def test_chunks_of_frequencies_give_the_same_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = randn(16, 12, 3, 3)
+    whole = float(conv_norm_bound(weight, (1, 1), (1, 1)))
+    monkeypatch.setattr("pursuitify.maps.spectral._CHUNK_BYTES", 1)
+    assert float(conv_norm_bound(weight, (1, 1), (1, 1))) == pytest.approx(whole, rel=5e-3)
+
+
+def test_large_matrix_takes_the_blocked_product() -> None:
+    """The largest singular value is known: a diagonal between two reflections."""
+    size = 1100
+    mirror = randn(size, 1, seed=1)
+    mirror = torch.eye(size, dtype=torch.float64) - 2 * mirror @ mirror.T / mirror.square().sum()
+    weight = mirror * torch.linspace(1, 3, size, dtype=torch.float64) @ mirror.T
+    assert 3 - 1e-9 <= float(dense_norm_bound(weight)) <= 3.03

@@ -24,6 +24,21 @@ def relu(_op: Op, input: Tensor, inplace: bool = False) -> Activation:
     return ReLU()
 
 
+def _threshold_check(threshold: float = 0.0, value: float = 0.0, **_: Any) -> str | None:
+    return None if threshold == value == 0 else "only Threshold(0, 0), which is ReLU, is proximal"
+
+
+@registry.register(
+    nn.Threshold, F.threshold, torch.threshold, torch.threshold_, kind="activation",
+    check=_threshold_check,
+)  # fmt: skip
+def threshold(
+    _op: Op, input: Tensor, threshold: float, value: float, inplace: bool = False
+) -> Activation:
+    """With zeros it is ReLU."""
+    return ReLU()
+
+
 @registry.register(nn.ReLU6, F.relu6, kind="activation")
 def relu6(_op: Op, input: Tensor, inplace: bool = False) -> Activation:
     """Z clipped to [0, 6]."""

@@ -1,0 +1,96 @@
+"""Two traces of one model: whether they are the same, and one name for what both do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+
+from torch import fx
+from torch.fx.node import map_aggregate
+
+from pursuitify.normalise import module_path
+
+
+def same_graph(first: fx.Graph, second: fx.Graph) -> bool:
+    """Whether two traces of one model do the same, node for node."""
+    if len(first.nodes) != len(second.nodes):
+        return False
+    twin: dict[fx.Node, fx.Node] = {}
+    for a, b in zip(first.nodes, second.nodes, strict=True):
+        if (a.op, a.target) != (b.op, b.target):
+            return False
+        twin[a] = b
+        mapped: Callable[[fx.Node], fx.Node] = twin.__getitem__
+        if fx.map_arg((a.args, a.kwargs), mapped) != (b.args, b.kwargs):
+            return False
+    return True
+
+
+def align(graph: fx.Graph, reference: fx.Graph) -> None:
+    """Give the nodes of ``graph`` the names their twins have in ``reference``.
+
+    Twins are the same operation of the same module on the same values. Nodes that have none, as
+    where the modes differ before them, are matched in order; what is still left over gets a name
+    that the reference does not use.
+    """
+    nodes, others = list(graph.nodes), list(reference.nodes)
+    known: dict[object, int] = {}
+    names: dict[fx.Node, str] = {}
+    by_flow = {key: other for other, key in _flow(others, known).items()}
+    for node, key in _flow(nodes, known).items():
+        if key in by_flow:
+            names[node] = by_flow.pop(key).name
+    given = set(names.values())
+    rest, left = [n for n in nodes if n not in names], [o for o in others if o.name not in given]
+    tokens = [_token(n) for n in rest], [_token(n) for n in left]
+    matcher = difflib.SequenceMatcher(None, *tokens, autojunk=False)
+    for a, b, size in matcher.get_matching_blocks():
+        names |= {rest[a + i]: left[b + i].name for i in range(size)}
+    taken = {node.name for node in others}
+    for node in nodes:
+        if node not in names:
+            names[node] = _fresh(node.name, taken)
+            taken.add(names[node])
+    for node, name in names.items():
+        node.name = name
+
+
+def _flow(nodes: list[fx.Node], known: dict[object, int]) -> dict[fx.Node, tuple[int, int]]:
+    """Number every node by what it computes from what, and by how often that stood before."""
+    numbers: dict[fx.Node, int] = {}
+    seen: dict[int, int] = {}
+    keys: dict[fx.Node, tuple[int, int]] = {}
+    for node in nodes:
+        arguments = fx.map_arg((node.args, node.kwargs), lambda n: f"%{numbers[n]}")
+        text = repr(map_aggregate(arguments, lambda a: None if isinstance(a, bool) else a))
+        key = (*_token(node), text)
+        numbers[node] = known.setdefault(key, len(known))
+        seen[numbers[node]] = seen.get(numbers[node], 0) + 1
+        keys[node] = (numbers[node], seen[numbers[node]])
+    return keys
+
+
+def _token(node: fx.Node) -> tuple[str, str, object]:
+    return module_path(node), node.op, node.target
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    stem, number, candidate = name, 0, name
+    while candidate in taken:
+        number += 1
+        candidate = f"{stem}_{number}"
+    return candidate
+
+
+def slots(trained: Sequence[str], evaluated: Sequence[str]) -> tuple[list[int], list[int], int]:
+    """Place the latents of both modes in one vector, the same latent at the same place.
+
+    Args:
+        trained: Names of the latents in training mode, in graph order; they come first.
+        evaluated: Names of the latents in evaluation mode.
+
+    Returns:
+        The place of every latent in training mode, in evaluation mode, and the vector's length.
+    """
+    place = {name: i for i, name in enumerate(dict.fromkeys((*trained, *evaluated)))}
+    return [place[n] for n in trained], [place[n] for n in evaluated], len(place)

@@ -1,0 +1,187 @@
+"""pursuitify(): from a module to a PursuitNetwork."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pursuitify import checks
+from pursuitify.classify import Value, classify, problems
+from pursuitify.errors import ConversionError
+from pursuitify.graph import Layout, build, check_complete
+from pursuitify.lower import lower
+from pursuitify.network import RESERVED, PursuitNetwork
+from pursuitify.program import Program
+from pursuitify.rules import Key, Registry, Rule, leaves_of
+from pursuitify.trace import LeafModule, Traced, skeleton, trace_modes
+
+_OPTIONS = (
+    "iterations",
+    "solver",
+    "layout",
+    "copy",
+    "paper",
+    "nonnegative_thresholds",
+    "rules",
+    "leaf_modules",
+)
+SAFE_BETA = (0.501, 1.0)
+PAPER_BETA = (1e-3, 1.0)
+
+
+def pursuitify(
+    model: nn.Module,
+    iterations: int = 10,
+    solver: str = "global",
+    layout: Layout = "auto",
+    *,
+    copy: bool = True,
+    paper: bool = False,
+    nonnegative_thresholds: bool = False,
+    rules: Mapping[Key, Rule] | None = None,
+    leaf_modules: Sequence[LeafModule] = (),
+    **unknown: Any,
+) -> PursuitNetwork:
+    """Turn a network of convolutions, dense layers and ReLUs into a deep pursuit network.
+
+    Args:
+        model: Any module torch.fx can trace; never changed.
+        iterations: T, the number of sweeps; settable later, 0 is the source network.
+        solver: ``global`` (Algorithm 2), ``layered`` (Algorithm 1) or ``feedforward``.
+        layout: ``auto`` (decoder rows where possible), ``encoder`` (every row but those that
+            read the input) or ``decoder`` (an error where a row has no decoder form).
+        copy: Deep-copy the weights; with False the network shares the model's modules.
+        paper: Let beta_j range over the paper's (0, 1] instead of (1/2, 1], where descent of the
+            objective is guaranteed.
+        nonnegative_thresholds: Hold thresholds (negated biases) of sparse latents to >= 0, the
+            paper's constraint for training from scratch. It changes the network where a bias is
+            positive, at T = 0 too.
+        rules: Rules for the user's own modules and functions, before the built-in ones.
+        leaf_modules: Module types or paths not to trace into.
+        **unknown: Refused by name.
+
+    Returns:
+        The pursuit network, in the model's own mode.
+
+    Raises:
+        OptionError: If an argument is unknown or invalid.
+        TraceError: If torch.fx cannot follow the model.
+        ConversionError: If operations cannot be converted; lists all of them.
+    """
+    checks.unknown_options(unknown, _OPTIONS)
+    checks.model(model)
+    checks.count("iterations", iterations)
+    checks.one_of("solver", solver, checks.SOLVERS)
+    checks.one_of("layout", layout, checks.LAYOUTS)
+    checks.switch("copy", copy)
+    checks.switch("paper", paper)
+    checks.switch("nonnegative_thresholds", nonnegative_thresholds)
+    programs, constants = compile_model(model, layout, rules, leaf_modules, nonnegative_thresholds)
+    return PursuitNetwork(
+        _copied(model) if copy else model,
+        programs,
+        constants,
+        iterations=iterations,
+        solver=solver,
+        beta_range=PAPER_BETA if paper else SAFE_BETA,
+    )
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model)
+
+
+def compile_model(
+    model: nn.Module,
+    layout: Layout,
+    rules: Mapping[Key, Rule] | None = None,
+    leaf_modules: Sequence[LeafModule] = (),
+    nonnegative: bool = False,
+) -> tuple[dict[bool, Program], dict[str, Tensor]]:
+    """Compile a model for both modes.
+
+    Returns:
+        The programs by mode (True in training), and the tensors the forward made while it was
+        traced, by the names under which the programs read them.
+
+    Raises:
+        OptionError: If a rule or a leaf module is none.
+        TraceError: If torch.fx cannot follow the model.
+        ConversionError: If it cannot be converted.
+    """
+    registry = checks.registry(rules)
+    checks.leaves(leaf_modules, model)
+    checks.names(model, RESERVED)
+    traces = trace_modes(model, (*leaf_modules, *leaves_of(rules)))
+    evaluated, trained = traces[False], traces[True]
+    same = evaluated is trained
+    if not same:
+        trained = _renamed(trained)
+    constants = {
+        name: value
+        for name, value in {**evaluated.constants, **trained.constants}.items()
+        if "." not in name
+    }
+    root = _with(constants, model)
+
+    def compiled(traced: Traced) -> Program:
+        return compile_program(root, traced, registry, layout, nonnegative)
+
+    programs = {False: compiled(evaluated)}
+    programs[True] = programs[False] if same else compiled(trained)
+    return programs, constants
+
+
+def _renamed(traced: Traced) -> Traced:
+    """Name the constants of the trace in training mode apart from those in evaluation mode."""
+    names = {name: f"{name}_training" for name in traced.constants if "." not in name}
+    for node in traced.graph.nodes:
+        if node.op == "get_attr":
+            node.target = names.get(node.target, node.target)
+    constants = {names.get(name, name): value for name, value in traced.constants.items()}
+    return Traced(traced.graph, constants, traced.training)
+
+
+def _with(constants: Mapping[str, Tensor], model: nn.Module) -> nn.Module:
+    """Return the model, or where there are constants a skeleton of it that holds them."""
+    if not constants:
+        return model
+    root = skeleton(model)
+    for name, value in constants.items():
+        root.__dict__.pop(name, None)
+        root.register_buffer(name, value, persistent=False)
+    return root
+
+
+def compile_program(
+    model: nn.Module,
+    traced: Traced,
+    registry: Registry,
+    layout: Layout,
+    nonnegative: bool = False,
+) -> Program:
+    """Compile one traced graph.
+
+    Raises:
+        ConversionError: If it cannot be converted.
+    """
+    sites = classify(traced.graph, model, registry)
+    found = problems(traced.graph, model, sites)
+    if not any(site.value is Value.LATENT for site in sites.values()):
+        raise ConversionError(
+            f"{type(model).__name__} has no activation of the ReLU family on its way from input "
+            "to output, so there is nothing to pursue",
+            found,
+        )
+    if found:
+        raise ConversionError(
+            f"{type(model).__name__} cannot be converted: {len(found)} operation(s) are neither "
+            "linear nor proximal and lie before an activation",
+            found,
+        )
+    rows = build(traced.graph, model, sites, layout)
+    check_complete(traced.graph, sites, rows)
+    return lower(traced.graph, model, sites, rows, layout, nonnegative)

@@ -1,0 +1,102 @@
+"""The completeness check: every node of the traced graph has exactly one place.
+
+Independent of how rows are built: it walks the classified graph on its own and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from pursuitify.classify import Sites, Value
+from pursuitify.errors import InternalError
+from pursuitify.rows import Row
+
+#: Places whose nodes are computed once per forward, as the source does.
+_FIXED = {
+    Value.INPUT: "input",
+    Value.CONSTANT: "constant",
+    Value.SHAPE: "constant",
+    Value.FROZEN: "frozen",
+}
+
+
+def check_complete(graph: fx.Graph, sites: Sites, rows: Sequence[Row]) -> None:
+    """Prove that every node of the graph stands in a row, is frozen or fixed, or in the head.
+
+    Each row's expression tree is walked again from its latent down to other latents: the nodes
+    met must be those of the row, and as many paths must lead through them.
+
+    Raises:
+        InternalError: If a node was dropped, or a row holds one that is not its own.
+    """
+    latents = {row.node for row in rows}
+    leaves = latents | {n for n, s in sites.items() if s.value is Value.INPUT}
+    missing = [n.name for n, s in sites.items() if s.value is Value.LATENT and n not in latents]
+    if missing:
+        raise InternalError(f"these activations have no row: {missing}")
+    for row in rows:
+        _check_row(row, sites, leaves)
+    places = account(graph, sites, rows)
+    lost = [n.name for n in graph.nodes if n not in places]
+    if lost:
+        raise InternalError(
+            f"these nodes stand in no row, are not frozen and not in the head: {lost}"
+        )
+
+
+def _check_row(row: Row, sites: Sites, leaves: set[fx.Node]) -> None:
+    """Compare a row with its expression tree, walked anew."""
+    inner = leaves - {row.node} if row.identity else leaves
+    expected: set[fx.Node] = set()
+    count: dict[fx.Node, int] = {}
+
+    def walk(node: fx.Node) -> int:
+        if node in inner:
+            return 1
+        if node not in count:
+            expected.add(node)
+            count[node] = sum(walk(o) for o in sites[node].operands if o is not None)
+        return count[node]
+
+    paths = walk(row.top)
+    held = {n for _, _, path in row.paths for n, _ in path.steps}
+    held |= {n for slot in row.slots for n, _ in slot.places}
+    held |= {*row.post, *row.diagonal}
+    total = sum(1 for _ in row.paths)
+    if held != expected or total != paths:
+        names = sorted(n.name for n in held ^ expected)
+        raise InternalError(
+            f"row {row.name!r} and its expression tree differ by {names}: "
+            f"{total} paths in the row, {paths} in the tree"
+        )
+
+
+def account(graph: fx.Graph, sites: Sites, rows: Sequence[Row]) -> dict[fx.Node, str]:
+    """Return the place of every node that has one.
+
+    ``row`` (an activation, or an operation of a row), ``input``, ``constant``, ``frozen``, ``head``
+    (leads to the output or to nothing at all, and to no latent but through frozen values) or
+    ``output``.
+    """
+    latents = {row.node for row in rows}
+    rowwise: set[fx.Node] = set()
+    for row in rows:
+        rowwise |= {n for _, _, path in row.paths for n, _ in path.steps}
+        rowwise |= {n for slot in row.slots for n, _ in slot.places} | {*row.post, *row.diagonal}
+    places: dict[fx.Node, str] = {}
+    leads: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        users = [u for u in node.users if u.op != "output" and node in sites[u].operands]
+        if any(u in leads or sites[u].value is Value.LATENT or u in latents for u in users):
+            leads.add(node)
+        if node.op == "output":
+            places[node] = "output"
+        elif node in latents or node in rowwise:
+            places[node] = "row"
+        elif sites[node].value in _FIXED:
+            places[node] = _FIXED[sites[node].value]
+        elif node not in leads:
+            places[node] = "head"
+    return places

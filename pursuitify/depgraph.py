@@ -1,0 +1,48 @@
+"""The dependency graph as networkx sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import networkx as nx
+from torch import nn
+
+from pursuitify.classify import Sites, Value
+from pursuitify.normalise import describe
+from pursuitify.rows import Path, Row
+
+
+def edge_kind(path: Path, sites: Sites) -> str:
+    """Return ``weighted``, ``diagonal``, ``linear`` or ``identity``: the strongest on the path."""
+    kinds = {rule.kind for n, _ in path.steps if (rule := sites[n].rule) is not None}
+    if "weighted" in kinds:
+        return "weighted"
+    if kinds & {"diagonal", "product"}:
+        return "diagonal"
+    joins_only = kinds <= {"join"}
+    return "identity" if joins_only else "linear"
+
+
+def to_networkx(rows: Sequence[Row], sites: Sites, root: nn.Module) -> nx.DiGraph[str]:
+    """Return the dependency graph; the input is the node ``input``."""
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    inputs = [n for n, s in sites.items() if s.value is Value.INPUT]
+    names = {n: "input" if len(inputs) == 1 else n.name for n in inputs}
+    for node in inputs:
+        graph.add_node(names[node], index=-1, activation="input", layout=None, source="")
+    for row in rows:
+        names[row.node] = row.name
+        activation = "identity" if row.identity else describe(row.node, root)
+        graph.add_node(
+            row.name, index=row.index, activation=activation, layout=row.layout, source=row.source
+        )
+    for row in rows:
+        for _, _, path in row.paths:
+            ends = (names[path.leaf], row.name)
+            kind = edge_kind(path, sites)
+            if graph.has_edge(*ends):
+                graph.edges[ends]["paths"] += 1
+                graph.edges[ends]["kind"] = f"{graph.edges[ends]['kind']}+{kind}"
+            else:
+                graph.add_edge(*ends, kind=kind, paths=1)
+    return graph

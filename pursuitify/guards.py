@@ -1,0 +1,39 @@
+"""What generated code checks at run time: that an assumption made while tracing still holds."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.fx.node import has_side_effect
+
+from pursuitify.errors import InputError
+
+
+@has_side_effect
+def assume(condition: bool, expected: bool, text: str) -> None:
+    """Raise if a condition on sizes is not what the traced branch stands for.
+
+    Raises:
+        InputError: If ``condition`` is not ``expected``.
+    """
+    if bool(condition) is not expected:
+        raise InputError(
+            f"the model branches on `{text}`, which was taken to be {expected} when it was "
+            f"converted and is {not expected} for this input: inputs of this shape need a "
+            "conversion of their own, or a model without that branch"
+        )
+
+
+@has_side_effect
+def same_mode(module: nn.Module, training: bool, path: str) -> None:
+    """Raise if a module whose mode is part of the traced code is in the other mode.
+
+    Raises:
+        InputError: If ``module.training`` is not ``training``.
+    """
+    if module.training is not training:
+        mine, whole = (("eval", "training"), ("training", "eval"))[not training]
+        raise InputError(
+            f"module '{path}' is in {mine} mode and the network in {whole} mode; what '{path}' "
+            "does in either mode was fixed when the network was converted. Put both in one mode, "
+            "or give the module a rule and name it in leaf_modules"
+        )

@@ -1,0 +1,145 @@
+"""Normalisation of a traced graph: data flow made explicit.
+
+An in-place operator's result replaces its operand in everything that runs later, and reading
+piece i of a split becomes one operator of its own.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx, nn
+
+from pursuitify import errors, pieces
+
+_INPLACE_OPERATORS = {
+    operator.iadd,
+    operator.isub,
+    operator.imul,
+    operator.itruediv,
+}
+#: Methods that share storage with what they are called on.
+_VIEWS = {
+    "view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "chunk", "split",
+    "narrow", "select", "expand", "expand_as", "view_as", "t", "unbind", "detach", "contiguous",
+    "swapaxes", "movedim", "unflatten",
+}  # fmt: skip
+_VIEW_FUNCTIONS = {
+    torch.flatten, torch.transpose, torch.permute, torch.squeeze, torch.unsqueeze, torch.chunk,
+    torch.split, torch.narrow, torch.select, torch.reshape, torch.unbind, torch.t,
+    operator.getitem, torch.swapaxes, torch.movedim, torch.unflatten,
+}  # fmt: skip
+_VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the module whose call, or whose forward, the node is."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack") or {}
+    entries = [entry[0] for entry in stack.values()]
+    return str(entries[-1]) if entries else ""
+
+
+def describe(node: fx.Node, root: nn.Module) -> str:
+    """Return what the node does, in the words of its author: ``GELU``, ``softmax``, ``view``."""
+    if node.op == "call_module":
+        return type(root.get_submodule(str(node.target))).__name__
+    if node.op == "call_function":
+        return str(getattr(node.target, "__name__", node.target))
+    return str(node.target)
+
+
+def split_pieces(graph: fx.Graph) -> None:
+    """Replace ``getitem(chunk(x, ...), i)`` by one operator that returns piece i."""
+    for node in list(graph.nodes):
+        splitter = pieces.splitter_of(node)
+        if splitter is None:
+            continue
+        for user in list(node.users):
+            reads = user.op == "call_function" and user.target is operator.getitem
+            if reads and isinstance(user.args[1], int):
+                with graph.inserting_before(user):
+                    piece = graph.call_function(
+                        splitter, (node.args[0], user.args[1], *node.args[1:]), dict(node.kwargs)
+                    )
+                piece.meta = dict(node.meta)
+                user.replace_all_uses_with(piece)
+                graph.erase_node(user)
+        if not node.users:
+            graph.erase_node(node)
+
+
+def is_inplace(node: fx.Node, root: nn.Module) -> bool:
+    """Whether the node writes into its first operand."""
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        trailing = name.endswith("_") and not name.startswith("_")
+        return node.target in _INPLACE_OPERATORS or trailing or bool(node.kwargs.get("inplace"))
+    return False
+
+
+def is_effect(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node that nothing reads runs for what it does: guards, assertions, counters."""
+    if node.users or node.op in {"placeholder", "output", "get_attr"}:
+        return False
+    if node.op == "call_function" and node.is_impure(impure_random=False):
+        return True
+    first = node.args[0] if node.args else None
+    return is_inplace(node, root) and isinstance(first, fx.Node) and first.op == "get_attr"
+
+
+def _is_view(node: fx.Node, root: nn.Module) -> bool:
+    if node.op == "call_method":
+        return node.target in _VIEWS
+    if node.op == "call_module":
+        return isinstance(root.get_submodule(str(node.target)), _VIEW_MODULES)
+    return node.op == "call_function" and (
+        node.target in _VIEW_FUNCTIONS or node.target in pieces.SPLITTERS.values()
+    )
+
+
+def functionalise(graph: fx.Graph, root: nn.Module) -> None:
+    """Let everything that runs after an in-place operator read its result.
+
+    Raises:
+        ConversionError: If one writes through a view whose storage is read later.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    problems = []
+    for node in graph.nodes:
+        if not (node.args and isinstance(node.args[0], fx.Node) and is_inplace(node, root)):
+            continue
+        operand = node.args[0]
+        if operand.op == "get_attr" or pieces.is_shape(operand):
+            continue
+        alias = operand
+        while _is_view(alias, root) and isinstance(alias.args[0], fx.Node):
+            alias = alias.args[0]
+        viewed = [u for u in operand.users if _is_view(u, root) and order[u] < order[node]]
+        stale = [
+            user
+            for shared in [alias, *viewed]
+            for user in shared.users
+            if shared is not operand and order[user] > order[node] and not pieces.is_shape(user)
+        ]
+        if stale:
+            problems.append(
+                errors.Problem(
+                    node.name,
+                    describe(node, root),
+                    module_path(node),
+                    f"writes in place into a view whose storage {stale[0].name} reads later",
+                    "Use the out-of-place form there",
+                )
+            )
+        for user in [u for u in operand.users if order[u] > order[node]]:
+            user.replace_input_with(operand, node)
+    if problems:
+        raise errors.ConversionError("In-place writes through views cannot be followed:", problems)

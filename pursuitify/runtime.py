@@ -1,0 +1,93 @@
+"""What generated code calls: functions that run one node of the source and bind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pursuitify.activations import Activation
+from pursuitify.bind import offset_of
+from pursuitify.classify import Site
+from pursuitify.plan import RowPlan
+from pursuitify.program import Bound
+from pursuitify.rules import Affine, Rule
+
+
+def apply(bound: Bound, x: Tensor) -> Tensor:
+    """Apply a bound operation in the head."""
+    return bound(x)
+
+
+def binder(rule: Rule, site: Site) -> Callable[..., Any]:
+    """Return the function that runs and binds one node."""
+    assert rule.bind is not None
+    bind, names = rule.bind, rule.parameters
+    constant = [i for i, o in enumerate(site.operands) if o is None]
+    sequence = site.call is not None and site.call.sequence
+    extra: dict[str, Any] = {}
+    if rule.kind == "product":
+        extra["_affine"] = next((i for i, o in enumerate(site.operands) if o is not None), 0)
+    single = tuple(site.operands) == () or constant == []
+
+    def finish(result: Any, operands: tuple[Any, ...]) -> Any:
+        if not isinstance(result, Affine):
+            return result, None
+        offset = result.offset
+        for i in () if single or rule.kind == "product" else constant:
+            if isinstance(operands[i], Tensor):
+                term = result.maps[i].apply(operands[i])
+                offset = term if offset is None else offset + term
+        return result.value, Bound(result.maps, offset, tuple(result.value.shape))
+
+    def arguments(operands: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (list(operands),) if sequence else operands
+
+    variadic, keywords = (bool(bind.__code__.co_flags & flag) for flag in (0x04, 0x08))
+
+    def passed(rest: Any, kwargs: Any) -> tuple[Any, Any]:
+        """What a bind with *args or **kwargs gets of the call's own."""
+        return (rest if variadic else ()), {**(kwargs if keywords else {}), **extra}
+
+    def run_module(
+        module: nn.Module, operands: Any, parameters: Any, rest: Any, kwargs: Any
+    ) -> Any:
+        own = {n: getattr(module, n) for n in names if hasattr(module, n)}
+        more, named = passed(rest, kwargs)
+        named = {**named, **own, **parameters}
+        return finish(bind(module, *arguments(operands), *more, **named), operands)
+
+    node = site.node
+    if node.op == "call_method":
+        method = str(node.target)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return getattr(args[0], method)(*args[1:], **kwargs)
+
+    else:
+        call = node.target  # type: ignore[assignment]
+
+    def run(operands: Any, parameters: Any, rest: Any, kwargs: Any) -> Any:
+        def op(*new: Any) -> Any:
+            return call(*arguments(new), *rest, **kwargs)
+
+        more, named = passed(rest, kwargs)
+        return finish(bind(op, *arguments(operands), *more, **{**named, **parameters}), operands)
+
+    return run_module if node.op == "call_module" else run
+
+
+def holder(plan: RowPlan) -> Callable[[Activation, Tensor, Mapping[str, Bound]], Tensor]:
+    """Return the function that drops a negative threshold from a pre-activation."""
+
+    def hold(activation: Activation, z: Tensor, bound: Mapping[str, Bound]) -> Tensor:
+        offset = offset_of(plan.top, bound)
+        return z if offset is None or not activation.sparse else z - offset.clamp_min(0)
+
+    return hold
+
+
+def activate(activation: Activation, z: Tensor) -> Tensor:
+    """Return the activation's value."""
+    return activation(z)

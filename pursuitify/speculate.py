@@ -1,0 +1,175 @@
+"""Branches on sizes: which way to go while tracing, when no size is known.
+
+``if x.dim() != 4: raise`` and its kin ask for a truth value that tracing does not have. The number
+of dimensions is guessed from the operations before; any other condition is first taken to be
+false. If the model's own code then fails, the last choice is turned round and the trace repeated.
+Every choice is recorded in the graph as a guard, so that a wrong one is an error, never a result.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from pursuitify import pieces
+
+#: How many times a model is traced before its branches are given up.
+ATTEMPTS = 48
+
+_SYMBOLS = {
+    operator.eq: "==", operator.ne: "!=", operator.lt: "<", operator.le: "<=", operator.gt: ">",
+    operator.ge: ">=", operator.add: "+", operator.sub: "-", operator.mul: "*",
+    operator.floordiv: "//", operator.truediv: "/", operator.mod: "%", operator.and_: "and",
+    operator.or_: "or",
+}  # fmt: skip
+
+
+@dataclass
+class Choices:
+    """The branches taken in one trace.
+
+    Attributes:
+        prefix: Values to use for the first choices, in order.
+        taken: Every choice so far: its text, its value and the guess it started from.
+    """
+
+    prefix: tuple[bool, ...] = ()
+    taken: dict[str, tuple[bool, bool]] = field(default_factory=dict)
+
+    def choose(self, text: str, guess: bool) -> tuple[bool, bool]:
+        """Return the value of a condition and whether it is asked for the first time."""
+        if text in self.taken:
+            return self.taken[text][0], False
+        position = len(self.taken)
+        value = self.prefix[position] if position < len(self.prefix) else guess
+        self.taken[text] = (value, guess)
+        return value, True
+
+    def turned(self) -> Choices | None:
+        """Return the choices with the last one turned round that was not yet; None if none is."""
+        taken = list(self.taken.values())
+        while taken:
+            value, guess = taken.pop()
+            if value == guess:
+                return Choices((*(v for v, _ in taken), not guess))
+        return None
+
+
+def text_of(value: Any) -> str:
+    """Return an expression on sizes in words, for messages and to know it again."""
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(text_of, value))})"
+    if not isinstance(value, fx.Node):
+        return repr(value)
+    if not pieces.is_shape(value):
+        return value.name
+    arguments = [text_of(a) for a in value.args]
+    if value.target is getattr:
+        return f"{arguments[0]}.{value.args[1]}"
+    if value.op == "call_method":
+        return f"{arguments[0]}.{value.target}({', '.join(arguments[1:])})"
+    if value.target is operator.getitem:
+        return f"{arguments[0]}[{arguments[1]}]"
+    if value.target in _SYMBOLS and len(arguments) == 2:
+        return f"({arguments[0]} {_SYMBOLS[value.target]} {arguments[1]})"
+    return f"{getattr(value.target, '__name__', value.target)}({', '.join(arguments)})"
+
+
+def guess(node: fx.Node, root: nn.Module) -> bool:
+    """Return the likely truth of a condition on sizes: by dimensions if it can be, else False."""
+    try:
+        return bool(_evaluate(node, root))
+    except (_UnknownError, TypeError, ValueError, ArithmeticError, IndexError):
+        return False
+
+
+class _UnknownError(Exception):
+    pass
+
+
+def _evaluate(value: Any, root: nn.Module) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(_evaluate(v, root) for v in value)
+    if not isinstance(value, fx.Node):
+        return value
+    if value.target in {"dim", "ndimension"} or (
+        value.target is getattr and value.args[1] == "ndim"
+    ):
+        found = rank(value.all_input_nodes[0], root)
+        if found is None:
+            raise _UnknownError
+        return found
+    if value.target in {"size", operator.getitem} and len(value.args) == 2:
+        whole, index = value.args
+        if isinstance(whole, fx.Node) and isinstance(index, int) and not value.kwargs:
+            tensor = whole if value.target == "size" else whole.all_input_nodes[0]
+            return _extent(tensor, index, root)
+    if value.op == "call_function" and pieces.is_shape(value) and value.target is not getattr:
+        function: Callable[..., Any] = value.target  # type: ignore[assignment]
+        return function(*(_evaluate(a, root) for a in value.args))
+    raise _UnknownError
+
+
+def _extent(node: fx.Node, index: int, root: nn.Module) -> int:
+    """Return a size that the modules before, or right after, an input fix: that of channels."""
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if index == 1 and isinstance(module, nn.modules.conv._ConvNd):
+        return module.out_channels
+    if index in {1, -1} and isinstance(module, nn.Linear):
+        return module.out_features
+    if index == 1 and isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module.num_features
+    if index == 1 and node.op == "placeholder":
+        for layer in root.modules():
+            if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
+                return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    name = type(module).__name__ if module is not None else getattr(node.target, "__name__", "")
+    same = ("relu", "pool", "dropout", "identity", "batch_norm", "act")
+    if index == 1 and node.all_input_nodes and any(part in name.lower() for part in same):
+        return _extent(node.all_input_nodes[0], index, root)
+    raise _UnknownError
+
+
+def rank(node: fx.Node, root: nn.Module) -> int | None:
+    """Return the likely number of dimensions of a tensor, the batch included."""
+    target, name = node.target, getattr(node.target, "__name__", str(node.target))
+    if node.op == "placeholder":
+        kinds = (type(m).__name__ for m in root.modules())
+        return next((r for kind in kinds if "Conv" in kind and (r := _digits(kind))), 2)
+    if node.op == "get_attr":
+        value = operator.attrgetter(str(target))(root)
+        return value.dim() if isinstance(value, torch.Tensor) else None
+    if node.op == "call_module":
+        name = type(root.get_submodule(str(target))).__name__
+    known = _digits(name)
+    if known and name != "BatchNorm1d":
+        return known
+    first = node.all_input_nodes[0] if node.all_input_nodes else None
+    inner = None if first is None or pieces.is_shape(first) else rank(first, root)
+    if name in {"flatten", "Flatten"}:
+        full = node.op == "call_module" or node.args[1:] == (1,) or node.kwargs == {"start_dim": 1}
+        return 2 if full else None
+    if name in {"view", "reshape"}:
+        sizes = node.args[1:]
+        return len(sizes[0]) if sizes and isinstance(sizes[0], (tuple, list)) else len(sizes)
+    if name in {"mean", "sum"} and inner is not None:
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        count = (
+            1 if isinstance(dims, int) else len(dims) if isinstance(dims, (tuple, list)) else None
+        )
+        kept = node.kwargs.get("keepdim", False) or (len(node.args) > 2 and node.args[2])
+        return inner if kept else None if count is None else inner - count
+    if name in {"unsqueeze", "stack"}:
+        return None if inner is None else inner + 1
+    if name in {"squeeze", "getitem", "select", "unflatten", "unbind"}:
+        return None
+    return inner
+
+
+def _digits(name: str) -> int | None:
+    return {"1d": 3, "2d": 4, "3d": 5}.get(name[-2:])

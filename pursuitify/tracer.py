@@ -1,0 +1,141 @@
+"""The tracer: torch.fx's, with what it would fix or get wrong recorded instead."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.proxy import Attribute
+from torch.nn.utils import parametrize
+
+from pursuitify import guards, pieces, speculate
+from pursuitify.speculate import Choices
+
+LeafModule = type[nn.Module] | str
+#: What is not traced into: module types, paths of modules, functions of a user's rules.
+Leaf = LeafModule | Callable[..., Any]
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that records augmented assignments as in place, and says that it is a tensor.
+
+    A plain Proxy turns ``y += b`` into ``y = y + b``; where another name still refers to the old
+    ``y``, that is another function than the one the model computes. And it denies being a tensor,
+    so that ``if isinstance(x, Tensor)`` would silently take the other branch.
+    """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        node = self.__dict__["node"]
+        tensor = not pieces.is_shape(node) and pieces.splitter_of(node) is None
+        return Tensor if tensor else _Proxy
+
+    def __getattr__(self, k: str) -> Any:
+        if k in {"_is_param", "_is_buffer"}:
+            return False
+        return _Attribute(self, k)
+
+    def __len__(self) -> int:
+        length = self.tracer.length(self)  # type: ignore[attr-defined]
+        return super().__len__() if length is None else int(length)
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
+class _Attribute(Attribute):
+    """An attribute of a proxy; knows the length of a shape."""
+
+    def __len__(self) -> int:
+        length = self.tracer.length(self)  # type: ignore[attr-defined]
+        return super().__len__() if length is None else int(length)
+
+
+class Tracer(fx.Tracer):
+    """fx's tracer, with these changes.
+
+    Buffers are proxied, so that counters and running statistics stay in the graph instead of
+    being baked in; augmented assignment is recorded as in place (see ``_Proxy``); branches on
+    sizes are chosen and guarded; parametrised modules are entered, so that a parametrisation runs
+    where and as often as in the source; the user's ``leaf_modules`` are not entered.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, leaves: Iterable[Leaf], choices: Choices) -> None:
+        leaves = tuple(leaves)
+        functions = tuple(f for f in leaves if callable(f) and not isinstance(f, type))
+        super().__init__(autowrap_functions=functions)
+        self._leaves = tuple(m for m in leaves if isinstance(m, (str, type)))
+        self.choices = choices
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether to keep the module as one node."""
+        for leaf in self._leaves:
+            if leaf == module_qualified_name if isinstance(leaf, str) else isinstance(m, leaf):
+                return True
+        if parametrize.is_parametrized(m):
+            return False
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return our own kind of proxy."""
+        return _Proxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """Know a proxy although it says that it is a tensor."""
+        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Choose a branch on sizes and guard it; values of tensors stay refused."""
+        if not pieces.is_shape(obj.node):
+            return super().to_bool(obj)
+        text = speculate.text_of(obj.node)
+        value, new = self.choices.choose(text, speculate.guess(obj.node, self.root))
+        if new:
+            self.create_proxy("call_function", guards.assume, (obj, value, text), {})
+        return value
+
+    def length(self, obj: fx.Proxy) -> int | None:
+        """Return the number of sizes a tensor has, guarded; None for all else."""
+        node = obj.node
+        whole = node.op == "call_method" and node.target == "size" and len(node.args) == 1
+        if not (whole or (node.target is getattr and node.args[1] == "shape")):
+            return None
+        tensor = fx.Proxy(node.all_input_nodes[0], self)
+        count = speculate.rank(tensor.node, self.root)
+        if count is None:
+            return None
+        equal = self.create_proxy("call_function", operator.eq, (tensor.dim(), count), {})
+        text = f"{speculate.text_of(equal.node)}"
+        if self.choices.choose(text, True)[1]:
+            self.create_proxy("call_function", guards.assume, (equal, True, text), {})
+        return count
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Iterate over the pieces of a split, where their number is written in the model."""
+        node = obj.node
+        count: Any = None
+        if pieces.splitter_of(node) is not None:
+            size = [*node.args[1:], *node.kwargs.values()]
+            chunks = "chunk" in str(getattr(node.target, "__name__", node.target))
+            if size and chunks and isinstance(size[0], int):
+                count = size[0]
+            elif size and isinstance(size[0], (tuple, list)):
+                count = len(size[0])
+        elif pieces.is_shape(node):
+            count = self.length(obj)
+        if count is None:
+            return super().iter(obj)
+        return (obj[i] for i in range(count))  # type: ignore[index]

@@ -1,0 +1,200 @@
+"""A hypothesis strategy for networks over the whole vocabulary of operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: what, on which values, with which module and constants."""
+
+    op: str
+    reads: tuple[int, ...]
+    key: str = ""
+    more: tuple[Any, ...] = ()
+
+
+def _shuffle(x: Tensor, groups: int) -> Tensor:
+    b, c, h, w = x.shape
+    return x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, -1, h, w)
+
+
+class GeneralNet(nn.Module):
+    """Runs its steps; traced by fx as any module is, since steps are plain Python."""
+
+    def __init__(self, steps: tuple[Step, ...], parts: dict[str, nn.Module], tails: int) -> None:
+        super().__init__()
+        self.steps, self.parts, self.tails = steps, nn.ModuleDict(parts), tails
+
+    def forward(self, x: Tensor) -> Any:
+        values = [x]
+        for step in self.steps:
+            args = [values[i] for i in step.reads]
+            values.append(self.run(step, args))
+        out = [v.mean((2, 3)) for v in values[-self.tails :]]
+        return out[0] if len(out) == 1 else {"out": out[-1], "aux": tuple(out[:-1])}
+
+    def run(self, step: Step, args: list[Tensor]) -> Tensor:
+        (a, *rest), more = args, step.more
+        if step.op in {"conv", "norm", "module", "leaky", "drop", "up", "transposed", "tied"}:
+            return self.parts[step.key](a)
+        if step.op == "gate":
+            squeezed = a.mean((2, 3), keepdim=True)
+            return a * torch.sigmoid(self.parts[step.key](squeezed))
+        if step.op == "selfgate":
+            return a * F.hardsigmoid(a)
+        if step.op == "relu":
+            return F.relu(a, inplace=False) if more[0] else a.relu()
+        if step.op == "relu6":
+            return F.relu6(a)
+        if step.op == "add":
+            return a + more[0] * rest[0]
+        if step.op == "cat":
+            return torch.cat([a, *rest], 1)
+        if step.op == "split":
+            p, q = a.chunk(2, 1)
+            return torch.cat([q, more[0] * p], 1)
+        if step.op == "shuffle":
+            return _shuffle(a, more[0])
+        if step.op == "maxpool":
+            return F.max_pool2d(a, *more[:3], ceil_mode=more[3])
+        if step.op == "avgpool":
+            return F.avg_pool2d(a, *more[:3], ceil_mode=more[3], count_include_pad=more[4])
+        if step.op == "pad":
+            return F.pad(a, more[0], mode=more[1])
+        if step.op == "slice":
+            return a[:, :, more[0] :, :: more[1]]
+        if step.op == "affine":
+            return (a * more[0] - more[1]) / 2
+        assert step.op == "flip", step.op
+        return a.permute(0, 1, 3, 2).contiguous()
+
+
+MOVES = (
+    "conv", "norm", "relu", "relu6", "leaky", "add", "cat", "split", "shuffle", "maxpool",
+    "avgpool", "pad", "slice", "affine", "flip", "gate", "selfgate", "up", "transposed", "drop",
+    "tied",
+)  # fmt: skip
+
+
+class _Builder:
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.draw = draw
+        self.parts: dict[str, nn.Module] = {}
+        self.steps: list[Step] = []
+        self.shapes = [(3, draw(st.integers(5, 8)), draw(st.integers(5, 8)))]
+
+    def pick(self) -> int:
+        last = len(self.shapes) - 1
+        return self.draw(st.sampled_from([last, last, *range(max(0, last - 4), last + 1)]))
+
+    def push(
+        self, op: str, reads: tuple[int, ...], module: nn.Module | None = None, more: Any = ()
+    ) -> int:
+        key = ""
+        if module is not None:
+            key = f"part{len(self.parts)}"
+            self.parts[key] = module
+        step = Step(op, reads, key, tuple(more))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            probe = (
+                GeneralNet((), self.parts, 1)
+                .eval()
+                .run(step, [torch.zeros(2, *self.shapes[i]) for i in reads])
+            )
+        assert probe.shape[1] <= 16
+        assert min(probe.shape) > 0
+        self.steps.append(step)
+        self.shapes.append(tuple(probe.shape[1:]))
+        return len(self.shapes) - 1
+
+    def move(self, op: str) -> None:
+        i, draw = self.pick(), self.draw
+        c, h, w = self.shapes[i]
+        small = min(h, w)
+        if op in {"conv", "tied"}:
+            kernel, stride = (
+                draw(st.sampled_from([1, 3])),
+                1 if op == "tied" else draw(st.integers(1, 2)),
+            )
+            out = c if op == "tied" else draw(st.integers(2, 5))
+            groups = c if out == c and draw(st.booleans()) else 1
+            mode = draw(st.sampled_from(["zeros", "zeros", "reflect"])) if small > 2 else "zeros"
+            module = nn.Conv2d(
+                c, out, kernel, stride, kernel // 2, groups=groups, padding_mode=mode
+            )
+            j = self.push(op, (i,), module)
+            if op == "tied":
+                j = self.push("relu", (j,), more=(True,))
+                self.steps.append(Step("tied", (j,), self.steps[-2].key))
+                self.shapes.append(self.shapes[-1])
+        elif op == "norm":
+            self.push(op, (i,), nn.BatchNorm2d(c))
+        elif op == "leaky":
+            module = draw(
+                st.sampled_from([nn.LeakyReLU(0.2), nn.PReLU(), nn.Hardtanh(-0.4, 0.5), nn.ReLU6()])
+            )
+            self.push(op, (i,), module)
+        elif op == "relu":
+            self.push(op, (i,), more=(draw(st.booleans()),))
+        elif op in {"relu6", "selfgate", "flip"}:
+            self.push(op, (i,))
+        elif op == "add":
+            same = [k for k, s in enumerate(self.shapes) if s == self.shapes[i]]
+            self.push(
+                op, (i, draw(st.sampled_from(same))), more=(draw(st.sampled_from([1, 0.5, -1])),)
+            )
+        elif op == "cat":
+            same = [k for k, s in enumerate(self.shapes) if s[1:] == (h, w) and s[0] + c <= 10]
+            if same:
+                self.push(op, (i, draw(st.sampled_from(same))))
+        elif op in {"split", "shuffle"} and c % 2 == 0:
+            self.push(op, (i,), more=(2,))
+        elif op in {"maxpool", "avgpool"} and small >= 3:
+            kernel = draw(st.integers(2, 3))
+            padding, ceil = draw(st.integers(0, 1)), draw(st.booleans())
+            self.push(
+                op, (i,), more=(kernel, draw(st.integers(1, 2)), padding, ceil, draw(st.booleans()))
+            )
+        elif op == "pad" and 2 < small < 12:
+            mode = draw(st.sampled_from(["constant", "reflect", "replicate", "circular"]))
+            self.push(op, (i,), more=((1, 0, 1, 1), mode))
+        elif op == "slice" and small >= 4:
+            self.push(op, (i,), more=(draw(st.integers(0, 1)), draw(st.integers(1, 2))))
+        elif op == "affine":
+            self.push(op, (i,), more=(draw(st.sampled_from([-1.0, 0.5, 2.0])), 0.1))
+        elif op == "gate":
+            self.push(op, (i,), nn.Sequential(nn.Conv2d(c, 2, 1), nn.ReLU(), nn.Conv2d(2, c, 1)))
+        elif op == "up" and small < 9:
+            mode = draw(st.sampled_from(["nearest", "bilinear"]))
+            self.push(op, (i,), nn.Upsample(scale_factor=2, mode=mode))
+        elif op == "transposed" and small < 9:
+            self.push(op, (i,), nn.ConvTranspose2d(c, draw(st.integers(2, 4)), 3, 2, 1))
+        elif op == "drop":
+            self.push(op, (i,), draw(st.sampled_from([nn.Dropout(0.2), nn.Dropout2d(0.2)])))
+
+
+@st.composite
+def general_net(draw: st.DrawFn, max_moves: int = 7) -> tuple[GeneralNet, Tensor]:
+    """Draw a network of float64 and an input of two samples."""
+    seed = draw(st.integers(0, 2**16))
+    builder = _Builder(draw)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        builder.push("conv", (0,), nn.Conv2d(3, 4, 3, padding=1))
+        builder.push("relu", (1,), more=(True,))
+        for op in draw(st.lists(st.sampled_from(MOVES), min_size=1, max_size=max_moves)):
+            builder.move(op)
+        last = len(builder.shapes) - 1
+        last = builder.push("conv", (last,), nn.Conv2d(builder.shapes[last][0], 3, 1))
+        builder.push("relu", (last,), more=(False,))
+        model = GeneralNet(tuple(builder.steps), builder.parts, draw(st.integers(1, 2))).double()
+    generator = torch.Generator().manual_seed(seed)
+    return model, torch.randn(2, *builder.shapes[0], generator=generator, dtype=torch.float64)

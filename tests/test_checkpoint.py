@@ -1,0 +1,126 @@
+"""Save and load: exact round trips, and clear errors that leave everything as it was."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pursuitify import CheckpointError, load, pursuitify, save
+from pursuitify.models import ChainNet, ResidualNet
+from tests.nets import CASES, Case
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("layout", ["auto", "encoder"])
+def test_round_trip(case: Case, layout: Any, tmp_path: Path) -> None:
+    net = pursuitify(case.build(), iterations=3, layout=layout, paper=True)
+    with torch.no_grad():
+        net.pursuit.alpha.fill_(0.2)
+        net.pursuit.beta.fill_(0.3)
+    save(net, tmp_path / "net.safetensors")
+    again = load(tmp_path / "net.safetensors", case.build(seed=5))
+    x = case.input()
+    with torch.no_grad():
+        assert torch.equal(net(x), again(x))
+    assert list(again.graph.nodes(data=True)) == list(net.graph.nodes(data=True))
+
+
+def test_options_come_back(tmp_path: Path) -> None:
+    net = pursuitify(ChainNet(), 4, "layered", nonnegative_thresholds=True)
+    save(net, tmp_path / "a")
+    again = load(tmp_path / "a", ChainNet())
+    assert (again.iterations, again.solver) == (4, "layered")
+    assert again._program.nonnegative
+    assert not list(tmp_path.glob(".*")), "temporary files are left"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save(pursuitify(ChainNet(width=2), iterations=2), tmp_path / "net")
+    return tmp_path / "net"
+
+
+def test_another_architecture_is_refused_by_name(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"another graph.*row"):
+        load(saved, ResidualNet(width=2))
+    with pytest.raises(CheckpointError, match=r"classifier\.weight is \(10, 8\), not \(10, 16\)"):
+        load(saved, ChainNet(width=4))
+
+
+def test_damaged_and_hostile_files(saved: Path, tmp_path: Path) -> None:
+    whole = saved.read_bytes()
+    model = ChainNet(width=2)
+    ran = tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (ran,))
+
+    bad = {
+        "truncated": whole[: len(whole) // 2],
+        "empty": b"",
+        "pickle": pickle.dumps(Hostile()),
+        "garbage": b"\xff" * 64,
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+            load(tmp_path / name, model)
+    assert not ran.exists(), "the file was executed"
+    with pytest.raises(CheckpointError, match="no file"):
+        load(tmp_path / "nowhere", model)
+
+
+def rewritten(saved: Path, change: Any) -> Path:
+    from safetensors import safe_open
+
+    with safe_open(saved, framework="pt") as file:
+        header = json.loads(file.metadata()["pursuitify"])
+    tensors = load_file(saved)
+    change(header, tensors)
+    target = saved.with_suffix(".changed")
+    save_file(tensors, target, metadata={"pursuitify": json.dumps(header)})
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h, t: h.update(format=99), "format 99"),
+        (lambda h, t: h.pop("options"), "incomplete or altered"),
+        (lambda h, t: h["options"].update(code="import os"), "incomplete or altered"),
+        (lambda h, t: h.update(graph=[]), "incomplete or altered"),
+        (lambda h, t: t.update(extra=torch.zeros(1)), "unexpected extra"),
+        (lambda h, t: t.pop("pursuit.beta"), r"missing pursuit\.beta"),
+    ],
+)
+def test_altered_files(saved: Path, change: Any, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load(rewritten(saved, change), ChainNet(width=2))
+
+
+def test_a_failed_write_keeps_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+
+    def full(*_args: Any, **_kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pursuitify.checkpoint.save_file", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save(pursuitify(ChainNet(width=2)), saved)
+    assert saved.read_bytes() == before
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+    with pytest.raises(CheckpointError, match="cannot write"):
+        save(pursuitify(ChainNet(width=2)), saved.parent / "no" / "folder")
+
+
+def test_way_back_to_the_source(saved: Path) -> None:
+    net = load(saved, ChainNet(width=2))
+    own = {k: v for k, v in net.state_dict().items() if not k.startswith("pursuit.")}
+    ChainNet(width=2).load_state_dict(own, strict=True)

@@ -1,0 +1,36 @@
+"""The coverage table holds: the quick part here, all of the registry in the slow tests."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+pytest.importorskip("torchvision")
+from benchmarks import coverage
+
+
+def test_the_quick_part_of_the_table_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert coverage.main(["--quick", "--check"]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_whole_table_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert coverage.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_the_check_notices_what_got_worse() -> None:
+    good = coverage.Line("alexnet", True, 7, 0, 7, 7)
+    old = {"alexnet": good.cells()}
+    assert coverage.worse([good], old) == []
+    slower = dataclasses.replace(good, seconds=9.0)
+    assert coverage.worse([slower], old) == []
+    for change in ({"converts": False}, {"latents": 6}, {"gates": 1}, {"trained": 1e-3}):
+        assert coverage.worse([dataclasses.replace(good, **change)], old)
+    assert coverage.worse([good], {})
+    assert coverage.worse([good], {"alexnet": coverage.Line("alexnet", False).cells()}) == []
+
+
+def test_the_table_has_the_whole_family() -> None:
+    rows = coverage.committed()
+    assert sum(cells[1] == "yes" for cells in rows.values()) >= 59

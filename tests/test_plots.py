@@ -1,0 +1,68 @@
+"""The two pictures: files are written, what they show is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from matplotlib.collections import PatchCollection
+
+from pursuitify import OptionError, pursuitify
+from pursuitify.plots import plot_objective, plot_structure
+from tests.nets import BY_NAME
+
+
+def blocks(figure) -> int:
+    (axes,) = figure.axes
+    found = [c for c in axes.collections if isinstance(c, PatchCollection)]
+    return sum(len(c.get_paths()) for c in found)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+@pytest.mark.parametrize("name", ["linear_chain", "conv_residual"])
+def test_structure(name: str, suffix: str, tmp_path: Path) -> None:
+    net = pursuitify(BY_NAME[name].build())
+    path = tmp_path / "deeper" / f"structure.{suffix}"
+    figure = plot_structure(net, path)
+    assert path.stat().st_size > 1000
+    graph = net.graph
+    assert blocks(figure) == len(graph) - 1 + graph.number_of_edges()
+    (axes,) = figure.axes
+    assert axes.get_xlim() == (0, len(graph))
+    assert axes.get_ylim() == (len(graph) - 1, 0)
+    labels = [t.get_text() for t in axes.get_yticklabels()]
+    assert labels == list(BY_NAME[name].order)
+    assert blocks(plot_structure(graph, str(path))) == blocks(figure)
+
+
+def test_structure_refuses_what_is_no_network(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="not str"):
+        plot_structure("net", tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("solver", ["global", "layered", "feedforward"])
+def test_objective(solver: str, tmp_path: Path) -> None:
+    case = BY_NAME["conv_residual"]
+    net = pursuitify(case.build(), iterations=4, solver=solver)
+    record, path = net.diagnose(case.input(batch=2)), tmp_path / "objective.png"
+    figure = plot_objective(record, path)
+    assert path.stat().st_size > 1000
+    left, right = figure.axes
+    (curve,) = left.lines
+    assert list(curve.get_ydata()) == [s.objective for s in record.sweeps]
+    assert len(right.lines) == len(case.order)
+    for j, line in enumerate(right.lines):
+        assert list(line.get_ydata()) == [s.residual[j] for s in record.sweeps]
+
+
+def test_objective_needs_sweeps(tmp_path: Path) -> None:
+    class Empty:
+        def to_dict(self) -> dict:
+            return {"latents": ["a"], "sweeps": []}
+
+    with pytest.raises(OptionError, match="no sweeps"):
+        plot_objective(Empty(), tmp_path / "a.png")
