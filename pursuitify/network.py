@@ -11,7 +11,7 @@ import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify import checks, diagnosis, dictionary, pursuit, steps
+from pursuitify import align, checks, diagnosis, dictionary, pursuit, steps
 from pursuitify.diagnosis import PursuitTrace
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.errors import InputError, PursuitifyError
@@ -57,7 +57,9 @@ class PursuitNetwork(nn.Module):
         self._norms = steps.Norms()
         self.register_load_state_dict_post_hook(_start_cold)  # type: ignore[no-untyped-call]
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-        count = max(len(p.rows) for p in programs.values())
+        names = {mode: [row.name for row in p.rows] for mode, p in programs.items()}
+        trained, evaluated, count = align.slots(names[True], names[False])
+        self._places = {True: trained, False: evaluated}
         self.pursuit = steps.Schedule(count, beta_range, like.dtype).to(like.device)
         self._still = True
         self.iterations = iterations
@@ -186,7 +188,7 @@ class PursuitNetwork(nn.Module):
         layered = self.solver == "layered"
         with _full_precision(bound.inputs[0].device.type):
             constants = steps.lipschitz(bound, self._norms, layered)
-        return steps.step_sizes(constants, self.pursuit.betas())
+        return steps.step_sizes(constants, self._of_mode(self.pursuit.betas()))
 
     def _states(
         self,
@@ -216,7 +218,11 @@ class PursuitNetwork(nn.Module):
         if not torch.compiler.is_compiling():
             self._still = alpha.is_meta or not bool(alpha.any())
         derived = torch.is_grad_enabled() and alpha.requires_grad
-        return None if self._still and not derived else list(self.pursuit.alphas())
+        return None if self._still and not derived else self._of_mode(self.pursuit.alphas())
+
+    def _of_mode(self, values: Tensor) -> list[Tensor]:
+        """Pick the entries of the current mode's latents: they are shared by name."""
+        return [values[i] for i in self._places[self.training]]
 
     def train(self, mode: bool = True) -> PursuitNetwork:
         """Set training mode, as ``nn.Module.train`` does."""
@@ -269,6 +275,8 @@ RESERVED = frozenset(vars(PursuitNetwork)) | {
     "_solver",
     "_programs",
     "_norms",
+    "_places",
+    "_still",
     "_still",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -104,11 +104,11 @@ def _fit(constant: Tensor, shape: torch.Size) -> Tensor:
     return repeated.reshape(-1, *[1] * (len(shape) - 1))
 
 
-def step_sizes(constants: Iterable[Tensor], beta: Tensor) -> list[Tensor]:
+def step_sizes(constants: Sequence[Tensor], betas: Sequence[Tensor]) -> list[Tensor]:
     """Return gamma_j = 1 / (beta_j L_j); any step is right where L_j is zero."""
     return [
-        1.0 / (beta[j] * torch.where(value > 0, value, torch.ones_like(value)))
-        for j, value in enumerate(constants)
+        1.0 / (beta * torch.where(value > 0, value, torch.ones_like(value)))
+        for beta, value in zip(betas, constants, strict=True)
     ]
 
 

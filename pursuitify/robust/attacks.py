@@ -25,8 +25,10 @@ from pursuitify.robust.inputs import (
     check_positive,
     evaluation_mode,
 )
-from pursuitify.robust.losses import LOSSES, Objective
+from pursuitify.robust.losses import LOSSES
+from pursuitify.robust.objective import Guide, Objective
 from pursuitify.robust.threat import BALLS, Ball
+from pursuitify.robust.worst import Worst
 
 
 def fgsm(
@@ -36,6 +38,7 @@ def fgsm(
     *,
     eps: float,
     loss: str = "ce",
+    guide: Guide | nn.Module | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
     """Move each pixel once by ``eps`` along the sign of the loss's gradient (19).
@@ -47,19 +50,20 @@ def fgsm(
         x: Inputs in [0, 1], batch first, float32 or float64.
         y: Class labels, one per input.
         eps: Largest change of a pixel.
-        loss: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        loss: ``"ce"``, ``"margin"``, ``"dlr"`` or ``"scaled"``.
+        guide: Differentiate this in the model's place; see :mod:`pursuitify.robust.adaptive`.
         batch_size: How many inputs to attack at a time; all at once by default.
 
     Returns:
         The perturbed inputs, inside the ball and [0, 1].
     """
     check_inputs(model, x, y, eps)
-    objective = Objective(model, check_choice("loss", loss, LOSSES))
+    objective = Objective(model, check_choice("loss", loss, LOSSES), guide)
     done = []
-    with evaluation_mode(model):
+    with evaluation_mode(model, guide):
         for part, labels in batches(x, y, batch_size):
             ball = BALLS["linf"](part, eps)
-            gradient = objective(part, labels, gradient=True).gradient
+            gradient = objective(part, labels, clean=part, gradient=True).gradient
             done.append(ball.check(ball.project(part + ball.eps * ball.direction(gradient))))
     return torch.cat(done)
 
@@ -77,6 +81,7 @@ def pgd(
     seed: int | None = None,
     norm: str = "linf",
     loss: str = "ce",
+    guide: Guide | nn.Module | None = None,
     early_stop: bool = True,
     batch_size: int | None = None,
     progress: bool = False,
@@ -98,7 +103,8 @@ def pgd(
         random_start: Start from a random point of the ball rather than from the input.
         seed: Makes the random starts repeat and leaves the global random state alone.
         norm: ``"linf"`` or ``"l2"``.
-        loss: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        loss: ``"ce"``, ``"margin"``, ``"dlr"`` or ``"scaled"``.
+        guide: Differentiate this in the model's place; see :mod:`pursuitify.robust.adaptive`.
         early_stop: Leave an example alone once it is fooled. Otherwise go on and keep the fooling
             point of highest loss, as adversarial training wants.
         batch_size: How many inputs to attack at a time; all at once by default.
@@ -109,7 +115,7 @@ def pgd(
     """
     check_inputs(model, x, y, eps)
     ball_type = check_choice("norm", norm, BALLS)
-    objective = Objective(model, check_choice("loss", loss, LOSSES))
+    objective = Objective(model, check_choice("loss", loss, LOSSES), guide)
     check_count("steps", steps)
     check_count("restarts", restarts)
     if restarts > 1 and not random_start:
@@ -119,14 +125,14 @@ def pgd(
     generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
 
     done = []
-    with evaluation_mode(model), Progress(disable=not progress) as bar:
+    with evaluation_mode(model, guide), Progress(disable=not progress) as bar:
         parts = list(batches(x, y, batch_size))
         task = bar.add_task("PGD", total=len(parts) * restarts * steps)
         runs = 0
         for part, labels in parts:
             ball = ball_type(part, eps)
-            start = objective(part, labels)
-            worst = _Worst(part.clone(), start.loss, start.fooled)
+            start = objective(part, labels, clean=part)
+            worst = Worst(part.clone(), start.loss, start.fooled)
             for _ in range(restarts):
                 points = ball.draw(generator) if random_start else part
                 climb(ball, points, labels, worst, lambda: bar.advance(task))
@@ -134,24 +140,6 @@ def pgd(
                 bar.update(task, completed=runs * steps)
             done.append(ball.check(worst.points))
     return torch.cat(done)
-
-
-@dataclass
-class _Worst:
-    """The worst point seen so far of each example."""
-
-    points: Tensor
-    loss: Tensor
-    fooled: Tensor
-
-    def update(self, index: Tensor, points: Tensor, loss: Tensor, fooled: Tensor) -> None:
-        """Take over those of ``points``, belonging to the examples at ``index``, that are worse."""
-        was = self.fooled[index]
-        # A tie goes to the later point: where the loss saturates to 0 it is the one further uphill.
-        worse = (fooled & ~was) | ((fooled == was) & (loss >= self.loss[index]))
-        index = index[worse]
-        self.points[index], self.loss[index] = points[worse], loss[worse]
-        self.fooled[index] = fooled[worse]
 
 
 @dataclass(frozen=True)
@@ -164,7 +152,7 @@ class _Climb:
     early_stop: bool
 
     def __call__(
-        self, ball: Ball, points: Tensor, labels: Tensor, worst: _Worst, tick: Callable[[], None]
+        self, ball: Ball, points: Tensor, labels: Tensor, worst: Worst, tick: Callable[[], None]
     ) -> None:
         """Move ``points`` uphill and note in ``worst`` what is found on the way."""
         index = torch.arange(len(points), device=points.device)
@@ -175,7 +163,7 @@ class _Climb:
             if len(index) == 0:
                 return
             more = step < self.steps
-            value = self.objective(points, labels[index], gradient=more)
+            value = self.objective(points, labels[index], clean=ball.x, gradient=more)
             worst.update(index, points, value.loss, value.fooled)
             if more:
                 points = ball.project(points + self.size * ball.direction(value.gradient))

@@ -77,18 +77,26 @@ def batches(x: Tensor, y: Tensor, batch_size: int | None) -> Iterator[tuple[Tens
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Run the model in evaluation mode, then give every submodule its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
+def evaluation_mode(*models: object) -> Iterator[None]:
+    """Run the models in evaluation mode, then give every submodule its own mode back.
+
+    What is no module is passed over; a guide that is none names its own in ``guided``.
+    """
+    roots = [model for model in models if isinstance(model, nn.Module)]
+    roots += [module for model in models for module in getattr(model, "guided", ())]
+    modes = [(module, module.training) for root in roots for module in root.modules()]
     changed = any(training for _, training in modes)
+    own = [(root, root.training) for root in roots]
     if changed:
-        model.eval()
+        for root in roots:
+            root.eval()
     try:
         with torch.inference_mode(False):
             yield
     finally:
         if changed:
-            model.train(modes[0][1])
+            for root, training in own:
+                root.train(training)
             for module, training in modes:
                 module.training = training
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from pursuitify.errors import InputError, OptionError
+from pursuitify.errors import OptionError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,66 +40,37 @@ def _best_wrong(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.masked_fill(true, -torch.inf).amax(1)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+def scaled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross entropy of logits brought to one spread per example.
+
+    Neither a network that shrinks its logits nor one that blows them up until the softmax
+    saturates hides its gradient from this loss.
+    """
+    spread = logits.detach().std(1, keepdim=True)
+    return cross_entropy(logits / (spread + torch.finfo(logits.dtype).tiny), labels)
 
 
-@dataclass(frozen=True)
-class Value:
-    """What the model makes of some points.
+def toward(targets: Tensor) -> Loss:
+    """Return the loss that pulls each example to its own target class.
 
-    Attributes:
-        loss: The loss to raise, per example.
-        fooled: Whether the model is wrong.
-        gradient: The loss's gradient at the points; empty unless asked for.
+    With four classes or more it is the targeted DLR (Croce & Hein 2020), else the difference.
     """
 
-    loss: Tensor
-    fooled: Tensor
-    gradient: Tensor
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        own = logits.gather(1, labels[:, None]).squeeze(1)
+        aim = logits.gather(1, targets[:, None]).squeeze(1)
+        if logits.shape[1] < 4:
+            return aim - own
+        top = logits.topk(4, dim=1).values
+        gap = top[:, 0] - 0.5 * (top[:, 2] + top[:, 3])
+        return (aim - own) / (gap + 1e-12)
+
+    return loss
 
 
-class Objective:
-    """The model and the loss to raise, with every check on what the model returns."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        """Join a model that returns logits and one of ``LOSSES``."""
-        self.model = model
-        self.loss = loss
-        self._warned = False
-
-    def __call__(self, points: Tensor, labels: Tensor, *, gradient: bool = False) -> Value:
-        """Evaluate the model; parameters gather no gradient either way."""
-        with torch.set_grad_enabled(gradient):
-            points = points.detach().requires_grad_(gradient)
-            logits = self._check(self.model(points), labels)
-            loss = self.loss(logits, labels)
-        fooled = logits.detach().argmax(1) != labels
-        if not gradient:
-            return Value(loss, fooled, points.new_empty(0))
-        if not loss.requires_grad:
-            raise InputError("the model's output does not depend differentiably on its input")
-        (slope,) = torch.autograd.grad(loss.sum(), points, allow_unused=True)
-        if slope is None:
-            raise InputError("the model's output does not depend differentiably on its input")
-        if not slope.isfinite().all():
-            raise InputError("the gradient at the input is not finite")
-        return Value(loss.detach(), fooled, slope)
-
-    def _check(self, logits: object, labels: Tensor) -> Tensor:
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise InputError(f"the model must return logits ({len(labels)}, classes), not {got}")
-        values = logits.detach()
-        if not values.isfinite().all():
-            raise InputError("the model returned logits that are not finite")
-        top = logits.shape[1] - 1
-        if int(labels.max()) > top:
-            raise InputError(f"label {int(labels.max())} is out of range: classes are 0 to {top}")
-        if not self._warned and values.amin() >= 0 and (values.sum(1) - 1).abs().amax() < 1e-4:
-            self._warned = True
-            warnings.warn(
-                "the model seems to return probabilities; attack its logits instead, since a "
-                "saturated softmax hides the gradient",
-                stacklevel=4,
-            )
-        return logits if logits.dtype == torch.float64 else logits.float()
+LOSSES: dict[str, Loss] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "scaled": scaled_cross_entropy,
+}

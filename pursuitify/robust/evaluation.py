@@ -1,0 +1,201 @@
+"""What an audit found: tables, JSON, a plot; and the verdict, which never says robust."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from pursuitify.robust.flags import FLAGS, Flag, Point
+from pursuitify.robust.measure import GradientStatistics, wilson
+from pursuitify.robust.protocols import KINDS
+from pursuitify.robust.record import Result, write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """The outcome of :func:`pursuitify.robust.audit`.
+
+    Attributes:
+        setting: Protocol, threat model, seed, number of images and classes, sweeps.
+        clean: Accuracy on the inputs as they are, per network.
+        results: Every attack on every network.
+        curve: Accuracy against epsilon.
+        gradients: Gradient statistics, the network's own first.
+        flags: The red flags; none is no proof of anything.
+        seconds: How long the attacks took, those of resumed runs included.
+    """
+
+    setting: Mapping[str, Any]
+    clean: Mapping[str, float]
+    results: tuple[Result, ...]
+    curve: tuple[Point, ...]
+    gradients: tuple[GradientStatistics, ...]
+    flags: tuple[Flag, ...]
+    seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """``no flag raised``, or the flags' names."""
+        names = list(dict.fromkeys(flag.name for flag in self.flags))
+        return "flags raised: " + ", ".join(names) if names else "no flag raised"
+
+    @property
+    def images(self) -> int:
+        """How many inputs were attacked."""
+        return int(self.setting["images"])
+
+    def fooled(self, subject: str = "network") -> set[int]:
+        """Return the indices of the inputs that at least one attack fooled."""
+        return set().union(*(r.fooled for r in self.results if r.subject == subject))
+
+    def worst(self, subject: str = "network") -> float:
+        """Return the accuracy under the worst attack of each input."""
+        wrong = round((1 - self.clean[subject]) * self.images)
+        return 1 - max(len(self.fooled(subject)), wrong) / self.images
+
+    def interval(self, subject: str = "network") -> tuple[float, float]:
+        """Return Wilson's 95 % interval of ``worst``."""
+        return wilson(round(self.worst(subject) * self.images), self.images)
+
+    def accuracy(self, attack: str, subject: str = "network") -> float | None:
+        """Return the accuracy under one attack; None if it ran on survivors only or failed."""
+        for result in self.results:
+            if (result.name, result.subject) == (attack, subject):
+                whole = result.attacked == self.images and not result.error
+                return 1 - len(result.fooled) / self.images if whole else None
+        raise KeyError(f"no attack {attack!r} on {subject!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        subjects = {
+            name: {
+                "clean": clean,
+                "worst": self.worst(name),
+                "interval": list(self.interval(name)),
+            }
+            for name, clean in self.clean.items()
+        }
+        return {
+            "verdict": self.verdict,
+            "setting": dict(self.setting),
+            "networks": subjects,
+            "results": [
+                {
+                    **asdict(r),
+                    "fooled": list(r.fooled),
+                    "accuracy": self.accuracy(r.name, r.subject),
+                }
+                for r in self.results
+            ],
+            "curve": [asdict(point) for point in self.curve],
+            "gradients": [asdict(found) for found in self.gradients],
+            "flags": [asdict(flag) for flag in self.flags],
+            "seconds": self.seconds,
+        }
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write ``to_dict()`` as JSON."""
+        write(path, self.to_dict())
+
+    def __rich__(self) -> Group:
+        parts = [*(self._attacks(name) for name in self.clean), self._sweep()]
+        if self.gradients:
+            parts.append(self._gradients())
+        parts.append(self._flags())
+        style = "bold red" if self.flags else "bold"
+        return Group(*parts, Text(f"Verdict: {self.verdict}", style=style))
+
+    def __str__(self) -> str:
+        """Return the tables as plain text."""
+        text = io.StringIO()
+        Console(file=text, width=110, color_system=None).print(self)
+        return text.getvalue()
+
+    def _attacks(self, subject: str) -> Table:
+        s = self.setting
+        low, high = self.interval(subject)
+        sweeps = f", T = {s['iterations']}" if subject == "network" and "iterations" in s else ""
+        table = Table(
+            title=f"{subject}{sweeps}: {self.images} inputs, {s['norm']} ball of {s['eps']:.4g}, "
+            f"protocol {s['protocol']}",
+            caption=f"Per-example worst {self.worst(subject):.1%} (95 % interval {low:.1%} to "
+            f"{high:.1%}). New: fooled by nothing above.",
+        )
+        table.add_column("attack")
+        table.add_column("sees")
+        for heading in ("on", "accuracy", "new", "seconds"):
+            table.add_column(heading, justify="right")
+        table.add_row("none", "", str(self.images), f"{self.clean[subject]:.1%}", "", "")
+        for r in self.results:
+            if r.subject != subject:
+                continue
+            share = self.accuracy(r.name, subject)
+            shown = "failed" if r.error else "" if share is None else f"{share:.1%}"
+            sees = KINDS[r.kind]
+            row = (r.name, sees, str(r.attacked), shown, str(r.new), f"{r.seconds:.1f}")
+            table.add_row(*row)
+        return table
+
+    def _sweep(self) -> Table:
+        table = Table(title="Accuracy against epsilon")
+        table.add_column("epsilon", justify="right")
+        table.add_column("accuracy", justify="right")
+        for point in self.curve:
+            name = f"{point.eps:.4g}" + (" (any image)" if point.unbounded else "")
+            table.add_row(name, f"{point.accuracy:.1%}")
+        return table
+
+    def _gradients(self) -> Table:
+        table = Table(title="Gradients at the clean inputs")
+        table.add_column("through")
+        for heading in ("norm CE", "norm margin", "zero CE", "zero margin", "zero pixels", "reach"):
+            table.add_column(heading, justify="right")
+        for g in self.gradients:
+            norms = (f"{g.norm_ce:.2e}", f"{g.norm_margin:.2e}")
+            zeros = (f"{g.zero_ce:.1%}", f"{g.zero_margin:.1%}", f"{g.zero_entries:.1%}")
+            table.add_row(g.view, *norms, *zeros, f"{g.reach:.2f}")
+        return table
+
+    def _flags(self) -> Table:
+        table = Table(title="Red flags")
+        table.add_column("flag")
+        table.add_column("raised by")
+        for name, meaning in FLAGS.items():
+            details = [flag.detail for flag in self.flags if flag.name == name]
+            shown = Text("\n".join(details), style="red") if details else Text("not raised")
+            table.add_row(f"{name}\n  {meaning}" if details else name, shown)
+        return table
+
+    def plot(self, path: str | PathLike[str]) -> Figure:
+        """Draw accuracy against epsilon; the file's suffix chooses the format."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        eps = [0.0, *(point.eps for point in self.curve)]
+        axes.plot(eps, [self.clean["network"], *(p.accuracy for p in self.curve)], marker="o")
+        low, high = self.interval()
+        worst = self.worst()
+        bars = [[max(worst - low, 0.0)], [max(high - worst, 0.0)]]
+        label = f"worst of all attacks at {self.setting['eps']:.4g}"
+        axes.errorbar([self.setting["eps"]], [worst], yerr=bars, fmt="s", capsize=4, label=label)
+        chance = 1 / self.setting["classes"]
+        axes.axhline(chance, linestyle=":", color="grey", label="chance")
+        axes.set_xscale("symlog", linthresh=min(e for e in eps if e > 0))
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel(f"epsilon ({self.setting['norm']})")
+        axes.set_ylabel("accuracy")
+        axes.set_title(self.verdict, fontsize=9, wrap=True)
+        axes.legend()
+        figure.savefig(path)
+        return figure

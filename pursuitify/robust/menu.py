@@ -1,0 +1,49 @@
+"""What the steps of a protocol name: attacks, and what they differentiate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from pursuitify.robust.adaptive import AtIterations, Averaged, LatentChange, Sweeps
+from pursuitify.robust.apgd import apgd
+from pursuitify.robust.attacks import fgsm, pgd
+from pursuitify.robust.objective import Guide
+from pursuitify.robust.rays import hard_label
+from pursuitify.robust.search import random_noise, square
+from pursuitify.robust.smoothed import SmoothedBackward
+
+Attack = Callable[..., Tensor]
+
+
+def _one_step(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, norm: str, seed: int, **options: Any
+) -> Tensor:
+    """FGSM, or in l2 one step of full length along the gradient."""
+    if norm == "linf":
+        return fgsm(model, x, y, eps=eps, **options)
+    options |= {"steps": 1, "step_size": eps, "random_start": False}
+    return pgd(model, x, y, eps=eps, norm=norm, seed=seed, **options)
+
+
+ATTACKS: dict[str, Attack] = {
+    "fgsm": _one_step,
+    "pgd": pgd,
+    "apgd": apgd,
+    "noise": random_noise,
+    "square": square,
+    "hard_label": hard_label,
+}
+GUIDES: dict[str, Callable[[Any], Guide | nn.Module]] = {
+    "smoothed": SmoothedBackward,
+    "averaged": Averaged,
+    "latents": LatentChange,
+    "t=0": lambda net: AtIterations(net, 0),
+    "t=half": lambda net: AtIterations(net, net.iterations // 2),
+    "t=double": lambda net: AtIterations(net, 2 * net.iterations),
+    "sweeps-mean": Sweeps,
+    "sweeps-worst": lambda net: Sweeps(net, how="worst"),
+    "sweeps-few": lambda net: Sweeps(net, sorted({0, net.iterations // 2, net.iterations})),
+}
