@@ -1,5 +1,6 @@
 """Turn an existing ReLU network into a deep pursuit network."""
 
+from pursuitify.analysis import coherence
 from pursuitify.checkpoint import load, save
 from pursuitify.compiler import pursuitify
 from pursuitify.errors import (
@@ -27,6 +28,7 @@ __all__ = [
     "PursuitifyError",
     "Report",
     "TraceError",
+    "coherence",
     "explain",
     "load",
     "pursuitify",

@@ -277,7 +277,6 @@ RESERVED = frozenset(vars(PursuitNetwork)) | {
     "_norms",
     "_places",
     "_still",
-    "_still",
 }
 
 

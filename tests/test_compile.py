@@ -11,7 +11,15 @@ from torch import Tensor, fx, nn
 from pursuitify import pursuitify
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
 
-networks = pytest.mark.parametrize("build", [ChainNet, ResidualNet, DenselyConnectedNet])
+slow = pytest.mark.slow
+networks = pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(ChainNet, marks=slow),
+        ResidualNet,
+        pytest.param(DenselyConnectedNet, marks=slow),
+    ],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +63,7 @@ def test_no_graph_breaks_and_one_compiled_sweep(build: type[nn.Module]) -> None:
     assert nodes[1] < 1.3 * nodes[0], "the compiled code grows with the number of sweeps"
 
 
+@slow
 def test_dynamic_batch() -> None:
     net = pursuitify(model(ResidualNet), iterations=2)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="eager")
@@ -64,6 +73,7 @@ def test_dynamic_batch() -> None:
             assert torch.allclose(compiled(x), net(x), rtol=1e-12, atol=1e-12)
 
 
+@slow
 def test_training_step_compiles() -> None:
     net = pursuitify(model(ResidualNet), iterations=2)
     x = torch.rand(2, 2, 8, 8, dtype=torch.float64)
@@ -85,7 +95,7 @@ def test_export_round_trip(build: type[nn.Module]) -> None:
         assert torch.allclose(exported.module()(y), net(y), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.slow
+@slow
 def test_inductor_agrees() -> None:
     net = pursuitify(model(ResidualNet).float(), iterations=4)
     x = torch.rand(2, 2, 8, 8)

@@ -1,0 +1,146 @@
+"""The dictionary's blocks as symbols: per latent the row slots that hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pursuitify.analysis.kernels import block_of
+from pursuitify.analysis.symbols import (
+    Site,
+    Symbol,
+    UnsupportedError,
+    select_rows,
+    site_of,
+    unit,
+)
+from pursuitify.bind import BoundPath, BoundRow
+from pursuitify.dictionary import StructuredDictionary
+from pursuitify.maps import Chain, Conv, Dense, LinearMap
+
+#: A slot of a row: (row, slot).
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One block of B: latent ``latent`` in slot ``place``.
+
+    Attributes:
+        place: The row and its slot.
+        latent: The latent.
+        symbol: The block, sign included.
+    """
+
+    place: Place
+    latent: int
+    symbol: Symbol
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """All blocks of B.
+
+    Attributes:
+        names: Names of the latents.
+        sites: Channels and positions of each latent.
+        heights: Number of elements of each row.
+        uses: Per latent its blocks.
+    """
+
+    names: tuple[str, ...]
+    sites: tuple[Site, ...]
+    heights: tuple[int, ...]
+    uses: tuple[tuple[Use, ...], ...]
+
+
+def blocks_of(dictionary: StructuredDictionary, border: bool) -> Blocks:
+    """Return the blocks of a bound dictionary.
+
+    Args:
+        dictionary: Bound to a batch of one.
+        border: Whether zero padding truncates atoms at the border.
+
+    Raises:
+        UnsupportedError: If a block has no kernel form.
+    """
+    dims = max(1, *(len(s) - 2 for s in dictionary.shapes))
+    sites = tuple(site_of(s, dims) for s in dictionary.shapes)
+    like = dictionary.inputs[0]
+    uses: list[list[Use]] = [[] for _ in sites]
+    for i, row in enumerate(dictionary.rows):
+        start = 0
+        for s, paths in enumerate(row.slots):
+            extent = row.signal[s].shape[row.dim] if row.sizes else 0
+            landed = [
+                (p, *block_of(p.maps, sites[p.leaf], like, border)) for p in paths if p.leaf >= 0
+            ]
+            target = _target(row, s, landed, dims)
+            for path, symbol, _ in landed:
+                uses[path.leaf].append(Use((i, s), path.leaf, symbol.negated()))
+            own = _diagonal(row, target, sites[i], start, extent, like, border)
+            uses[i].append(Use((i, s), i, own))
+            start += extent
+    heights = tuple(sum(part.numel() for part in row.signal) for row in dictionary.rows)
+    return Blocks(dictionary.names, sites, heights, tuple(tuple(u) for u in uses))
+
+
+def _target(
+    row: BoundRow, slot: int, landed: Sequence[tuple[BoundPath, Symbol, Site]], dims: int
+) -> Site:
+    """Return where a slot lives: positions if it is a flattened image."""
+    sites = {site for _, _, site in landed}
+    if len(sites) > 1:
+        raise UnsupportedError(f"the paths of row {row.name!r} end in different forms")
+    shape = row.signal[slot].shape
+    target = next(iter(sites), None) or site_of(shape, dims)
+    if target.channels * torch.Size(target.sizes).numel() != shape.numel():
+        raise UnsupportedError(f"row {row.name!r} is reshaped")
+    return target
+
+
+def _diagonal(
+    row: BoundRow,
+    target: Site,
+    own: Site,
+    start: int,
+    extent: int,
+    like: Tensor,
+    border: bool,
+) -> Symbol:
+    """Return the slot's block of the latent of its own row."""
+    if row.sizes and row.dim % max(2, len(row.signal[0].shape)) != 1:
+        raise UnsupportedError(f"row {row.name!r} is a concatenation of positions")
+    if row.diagonal is None:
+        if target.flat:
+            raise UnsupportedError(f"row {row.name!r} is the identity on a flattened image")
+        part = unit(target, like, border)
+        return replace(part, cols=part.cols + start, channels=(own.channels, target.channels))
+    first, *rest = row.diagonal.maps
+    if not row.sizes:
+        return _operator([first, *rest], target, like, border).transposed()
+    narrowed = _narrow(first, start, extent)
+    if narrowed is not None:
+        return _operator([narrowed, *rest], target, like, border).transposed()
+    total = replace(target, channels=sum(row.sizes))
+    full = _operator([first, *rest], total, like, border).transposed()
+    wanted = torch.arange(start, start + extent)
+    weight, rows, cols = select_rows(
+        full.weight, full.rows, full.cols, wanted, torch.arange(extent)
+    )
+    return Symbol(weight, rows, cols, full.lines, (full.channels[0], extent))
+
+
+def _operator(maps: Sequence[LinearMap], site: Site, like: Tensor, border: bool) -> Symbol:
+    return block_of(maps, site, like, border)[0]
+
+
+def _narrow(first: LinearMap, start: int, extent: int) -> LinearMap | None:
+    if isinstance(first, (Conv, Dense)):
+        return first.narrow_input(start, extent)
+    if isinstance(first, Chain):
+        raise UnsupportedError("a chain under a concatenation")
+    return None

@@ -1,0 +1,119 @@
+"""Lower bounds of coherence and frame potential from shapes alone (MATH section 6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from pursuitify.errors import OptionError
+
+
+def welch(rows: float, atoms: float) -> float:
+    """Return the Welch bound on the mutual coherence of one frame.
+
+    Args:
+        rows: Dimension d of the space.
+        atoms: Number k of unit vectors in it.
+    """
+    if rows <= 0 or atoms <= 0:
+        raise OptionError(f"a frame has rows and atoms, not {rows} and {atoms}")
+    if atoms <= 1:
+        return 0.0
+    return math.sqrt(max(atoms / rows - 1, 0.0) / (atoms - 1))
+
+
+def convolutional_welch(
+    channels: int, filters: int, size: int | Sequence[int], stride: int | Sequence[int] = 1
+) -> float:
+    """Return the Welch bound of one convolutional frame on an image without borders.
+
+    Args:
+        channels: Input channels c.
+        filters: Number k of filters.
+        size: Taps per spatial dim; an integer is one dim repeated twice.
+        stride: Stride per spatial dim, likewise.
+    """
+    sizes = (size, size) if isinstance(size, int) else tuple(size)
+    strides = (stride,) * len(sizes) if isinstance(stride, int) else tuple(stride)
+    if len(sizes) != len(strides) or min(*sizes, *strides, channels, filters) < 1:
+        raise OptionError("size and stride need as many positive integers as there are dims")
+    neighbours = math.prod(2 * math.ceil(f / s) - 1 for f, s in zip(sizes, strides, strict=True))
+    excess = max(filters / (math.prod(strides) * channels) - 1, 0.0)
+    others = filters * neighbours - 1
+    return math.sqrt(excess / others) if others else 0.0
+
+
+def chain_frame_potential(inputs: int, widths: Sequence[int]) -> float:
+    """Return the closed-form deep bound of a chain of dense layers in decoder layout.
+
+    The minimum of the deep frame potential where every column's weight lies in its own layer's
+    frame: weights large beside the identities.
+
+    Args:
+        inputs: Width d of the input.
+        widths: Widths of the latents.
+    """
+    if not widths or min(inputs, *widths) < 1:
+        raise OptionError("a chain has an input and latents, all of width 1 or more")
+    excess, number, before = 0.0, 0.0, inputs
+    for j, k in enumerate(widths):
+        excess += k * max(k / before - 1, 0.0)
+        number += k * (k - 1) + (2 * k * widths[j + 1] if j + 1 < len(widths) else 0)
+        before = k
+    return math.sqrt(excess / number) if number else 0.0
+
+
+def chain_excess(
+    channels: Sequence[int], columns: Sequence[float], heights: Sequence[float]
+) -> float:
+    """Return the least sum of squared entries of a chain over how many atoms are in use.
+
+    An atom whose weights vanish is its identity part alone: it is orthogonal to all others if the
+    next latent's atoms avoid it. Widths in use n_j <= k_j then stand for the widths, the last
+    latent's all being in use.
+
+    Args:
+        channels: Channels of each latent.
+        columns: Number of columns of each latent.
+        heights: Number of elements of each row.
+    """
+    costs, before = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    for j, (c, k, d) in enumerate(zip(channels, columns, heights, strict=True)):
+        share = torch.arange(1, c + 1, dtype=torch.float64) / c
+        share = share[-1:] if j == len(channels) - 1 else share
+        used = k * share
+        best = []
+        for part in torch.split(used, 256):
+            excess = part[:, None] * (part[:, None] / (d * before) - 1).clamp_min(0)
+            best.append((costs + excess).amin(1))
+        costs, before = torch.cat(best), share
+    return float(costs.min())
+
+
+def frame_excess(
+    columns: Sequence[float], rows: Sequence[set[int]], heights: Sequence[float]
+) -> float:
+    """Return a lower bound of the sum of squared off-diagonal entries of any normalised Gram.
+
+    K unit columns in R^M have at least K (K / M - 1). Latents are split into runs of neighbours,
+    each a frame in the rows it touches; the best split counts.
+
+    Args:
+        columns: Number of columns of each latent.
+        rows: Per latent the rows that hold it.
+        heights: Number of elements of each row.
+    """
+    count = len(columns)
+    best = [0.0] * (count + 1)
+    for end in range(1, count + 1):
+        best[end] = best[end - 1]
+        total, touched, height = 0.0, set[int](), 0.0
+        for start in range(end - 1, -1, -1):
+            total += columns[start]
+            new = rows[start] - touched
+            touched |= new
+            height += sum(heights[i] for i in new)
+            best[end] = max(best[end], best[start] + total * max(total / height - 1, 0.0))
+    return best[count]

@@ -1,0 +1,127 @@
+"""The Gram matrix entry by entry, for small networks: switches, masks and all, as bound."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pursuitify.analysis.measures import Block, Norms, Pair
+from pursuitify.bind import BoundPath
+from pursuitify.dictionary import StructuredDictionary
+from pursuitify.errors import InputError
+from pursuitify.maps import Adjoint, Chain, Conv, Dense, LinearMap, Scale, Separable
+
+#: Largest number of columns (and of rows) that the explicit computation accepts.
+LIMIT = 6000
+
+
+def normalised(dictionary: StructuredDictionary) -> tuple[Tensor, Tensor, Tensor]:
+    """Return B with unit columns, its column norms, and which Gram entries are structural.
+
+    Raises:
+        InputError: If the dictionary has more columns or rows than ``LIMIT``.
+    """
+    columns = sum(shape.numel() for shape in dictionary.shapes)
+    rows = sum(part.numel() for row in dictionary.rows for part in row.signal)
+    if max(columns, rows) > LIMIT:
+        raise InputError(
+            f"the explicit computation is for at most {LIMIT} rows and columns; this dictionary "
+            f"has {rows} and {columns}. Use a smaller input_shape, or switches='centre', or "
+            "boundary='interior'"
+        )
+    matrix = dictionary.materialize()[0]
+    norms = matrix.norm(dim=0)
+    pattern = (_pattern(dictionary).materialize()[0] != 0).to(torch.float32)
+    unit = matrix / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    return unit, norms, (pattern.T @ pattern) > 0
+
+
+def _pattern(dictionary: StructuredDictionary) -> StructuredDictionary:
+    """Return the dictionary with every weight set to one: its structural non-zeros."""
+
+    def path(p: BoundPath) -> BoundPath:
+        return BoundPath(p.leaf, tuple(_ones(m) for m in p.maps))
+
+    rows = tuple(
+        dataclasses.replace(
+            row,
+            diagonal=None if row.diagonal is None else Chain(tuple(map(_ones, row.diagonal.maps))),
+            slots=tuple(tuple(path(p) for p in slot) for slot in row.slots),
+        )
+        for row in dictionary.rows
+    )
+    return dataclasses.replace(dictionary, rows=rows)
+
+
+def _ones(item: LinearMap) -> LinearMap:
+    if isinstance(item, (Conv, Dense)):
+        return dataclasses.replace(item, weight=torch.ones_like(item.weight))
+    if isinstance(item, Adjoint):
+        return Adjoint(_ones(item.inner))
+    if isinstance(item, Chain):
+        return Chain(tuple(_ones(m) for m in item.maps))
+    if isinstance(item, Scale):
+        factor = item.factor
+        return Scale(torch.ones_like(factor) if isinstance(factor, Tensor) else 1.0)
+    if isinstance(item, Separable):
+        return Separable(tuple(None if m is None else m.ne(0).to(m) for m in item.mats), item.bound)
+    return item
+
+
+def measure(
+    dictionary: StructuredDictionary, progress: Callable[[int, int], None] | None = None
+) -> tuple[tuple[Block, ...], tuple[Norms, ...]]:
+    """Measure every block and every latent's column norms."""
+    unit, lengths, structural = normalised(dictionary)
+    gram = unit.T @ unit
+    shapes = dictionary.shapes
+    sizes = [shape.numel() for shape in shapes]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    own = ~torch.eye(len(gram), dtype=torch.bool)
+    mask = structural & own
+    found: list[Block] = []
+    names = dictionary.names
+    for j, name in enumerate(names):
+        for k in range(j, len(names)):
+            cut = slice(starts[j], starts[j] + sizes[j]), slice(starts[k], starts[k] + sizes[k])
+            here = mask[cut]
+            number = int(here.sum())
+            if not number:
+                continue
+            values = torch.where(here, gram[cut], 0)
+            times = 1 if j == k else 2
+            index = int(values.abs().argmax())
+            a, b = divmod(index, sizes[k])
+            (ca, *pa), (cb, *pb) = _place(a, shapes[j]), _place(b, shapes[k])
+            pair = Pair(
+                (name, names[k]), (ca, cb), (tuple(pa), tuple(pb)), float(values.reshape(-1)[index])
+            )
+            found.append(
+                Block(
+                    (name, names[k]),
+                    abs(pair.value),
+                    times * number,
+                    times * float(values.square().sum()),
+                    times * float(values.abs().sum()),
+                    pair,
+                )
+            )
+        if progress is not None:
+            progress(j + 1, len(names))
+    stats = []
+    for name, part in zip(names, lengths.split(sizes), strict=True):  # type: ignore[no-untyped-call]
+        low, mean, high = float(part.min()), float(part.mean()), float(part.max())
+        stats.append(Norms(name, low, mean, high, float((part == 0).sum())))
+    return tuple(found), tuple(stats)
+
+
+def _place(index: int, shape: torch.Size) -> tuple[int, ...]:
+    """Return the coordinates (channel, *position) of a flat index."""
+    place: list[int] = []
+    for n in reversed(shape[1:]):
+        index, last = divmod(index, n)
+        place.insert(0, last)
+    return tuple(place)

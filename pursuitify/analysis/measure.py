@@ -1,0 +1,137 @@
+"""coherence(): measure a whole network's dictionary."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pursuitify import checks
+from pursuitify.analysis import bounds, explicit, measures
+from pursuitify.analysis.binding import bind, evaluating, gated, holds, layouts, touched
+from pursuitify.analysis.blocks import blocks_of
+from pursuitify.analysis.gram import Gram
+from pursuitify.analysis.measures import Block, Norms
+from pursuitify.analysis.report import CoherenceReport
+from pursuitify.analysis.symbols import UnsupportedError
+from pursuitify.dictionary import StructuredDictionary
+from pursuitify.errors import InputError, OptionError
+from pursuitify.maps import Select
+from pursuitify.network import PursuitNetwork
+
+BOUNDARIES = ("interior", "exact")
+SWITCHES = ("centre", "batch")
+
+
+def coherence(
+    net: PursuitNetwork,
+    input_shape: Sequence[int] | None = None,
+    boundary: str = "interior",
+    *,
+    x: Tensor | None = None,
+    switches: str | None = None,
+    progress: bool | Callable[[int, int], None] = False,
+) -> CoherenceReport:
+    """Measure the coherence of a network's whole dictionary, from its weights.
+
+    The network is taken in evaluation mode. Nothing of the dictionary is materialised; in interior
+    mode the cost does not depend on the size of the image.
+
+    Args:
+        net: What ``pursuitify()`` returns; its layout counts.
+        input_shape: Shape of one input, without the batch; (3, 224, 224) if neither it nor ``x``
+            is given.
+        boundary: ``interior`` or ``exact``.
+        x: An input (batch of one) to bind the dictionary to; a seeded standard normal one if not
+            given. It matters where frozen values enter: max-pool switches, gates.
+        switches: What max-pool windows select: ``centre`` assumes each window's centre; ``batch``
+            takes what ``x`` selects, entry by entry, which is for small networks and needs
+            ``boundary="exact"``. Default: ``batch`` in exact mode, ``centre`` in interior mode.
+        progress: Whether to show a progress bar, or a function to call with (done, all).
+
+    Raises:
+        OptionError: If an option has no such value.
+        InputError: If the network is too large for what was asked, or the input does not fit.
+    """
+    checks.one_of("boundary", boundary, BOUNDARIES)
+    if switches is None:
+        switches = "batch" if boundary == "exact" else "centre"
+    checks.one_of("switches", switches, SWITCHES)
+    if switches == "batch" and boundary == "interior":
+        raise OptionError("switches='batch' needs boundary='exact': switches differ by position")
+    with torch.no_grad(), evaluating(net):
+        dictionary = bind(net, input_shape, x)
+        start = time.perf_counter()
+        with _progress(progress) as advance:
+            found, norms, excess, notes = _measured(dictionary, boundary, switches, advance)
+        gates = gated(net, dictionary)
+    if holds(dictionary, Select):
+        notes.insert(0, _SWITCH_NOTES[switches])
+    if gates:
+        given = "the given input" if x is not None else "a seeded standard normal input"
+        notes.append(f"gates and masks as frozen by {given}")
+    columns = [shape.numel() for shape in dictionary.shapes]
+    heights = [sum(part.numel() for part in row.signal) for row in dictionary.rows]
+    return CoherenceReport(
+        model=getattr(net, "name", None) or type(net).__name__,
+        layout=layouts(dictionary),
+        boundary=boundary,
+        input_shape=tuple(dictionary.inputs[0].shape[1:]),
+        assumptions=tuple(notes),
+        blocks=found,
+        column_norms=norms,
+        columns=sum(columns),
+        rows=sum(heights),
+        excess=excess,
+        seconds=time.perf_counter() - start,
+        _network=net,
+    )
+
+
+_SWITCH_NOTES = {
+    "centre": "max pooling: every window selects its centre",
+    "batch": "max pooling: switches as frozen by the input",
+}
+
+
+def _measured(
+    dictionary: StructuredDictionary,
+    boundary: str,
+    switches: str,
+    advance: Callable[[int, int], None] | None,
+) -> tuple[tuple[Block, ...], tuple[Norms, ...], float, list[str]]:
+    notes: list[str] = []
+    rows_of = touched(dictionary)
+    if not (switches == "batch" and holds(dictionary, Select)):
+        try:
+            gram = Gram(blocks_of(dictionary, boundary == "exact"))
+            positions = gram.positions
+            excess = bounds.frame_excess(positions.columns, rows_of, positions.heights)
+            return measures.blocks(gram, advance), measures.norms(gram), excess, notes
+        except UnsupportedError as error:
+            if boundary == "interior":
+                raise InputError(
+                    f"no interior form: {error}. boundary='exact' can treat it on small inputs"
+                ) from error
+            notes.append(f"entry by entry, as {error}")
+    columns = [float(shape.numel()) for shape in dictionary.shapes]
+    heights = [float(sum(part.numel() for part in row.signal)) for row in dictionary.rows]
+    excess = bounds.frame_excess(columns, rows_of, heights)
+    return *explicit.measure(dictionary, advance), excess, notes
+
+
+@contextlib.contextmanager
+def _progress(
+    wanted: bool | Callable[[int, int], None],
+) -> Iterator[Callable[[int, int], None] | None]:
+    if callable(wanted) or not wanted:
+        yield wanted if callable(wanted) else None
+        return
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task("Gram blocks")
+        yield lambda done, count: bar.update(task, completed=done, total=count)

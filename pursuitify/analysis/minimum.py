@@ -1,0 +1,272 @@
+"""The least deep frame potential of an architecture: data-less model selection."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pursuitify.analysis import bounds
+from pursuitify.analysis.binding import bind
+from pursuitify.analysis.blocks import blocks_of
+from pursuitify.analysis.gram import Gram
+from pursuitify.analysis.pairs import Positions
+from pursuitify.analysis.report import N_RULE
+from pursuitify.compiler import pursuitify
+from pursuitify.dictionary import StructuredDictionary
+from pursuitify.errors import OptionError
+from pursuitify.maps import Reshape, Select
+from pursuitify.network import PursuitNetwork
+
+SCALE_RULE = (
+    "columns of the global B have unit norm, identity parts included; the weights are free, each "
+    "tensor's scale too, BatchNorms are neutral"
+)
+
+_SPAN = 5.0  # the logarithm of a tensor's scale stays within this of zero
+
+
+@dataclass(frozen=True)
+class MinimumFramePotential:
+    """The least deep frame potential of an architecture.
+
+    Attributes:
+        value: The minimum: the closed form over the numbers of atoms in use, or the best that was
+            found. An atom is out of use where its weights vanish beside its identity part: where a
+            wide latent is read by a narrow one, that goes below ``closed_form``.
+        closed_form: The closed form of a chain in decoder layout with all its atoms in use, None
+            on other graphs.
+        seeds: What each seed found; empty where nothing was optimised.
+        count: N(G).
+        input_shape: Shape of one input.
+    """
+
+    value: float
+    closed_form: float | None
+    seeds: tuple[float, ...]
+    count: float
+    input_shape: tuple[int, ...]
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        """Return the value and what it stands on."""
+        if self.seeds:
+            how = f"best of {len(self.seeds)} seeds: " + ", ".join(f"{s:.6f}" for s in self.seeds)
+        else:
+            how = "closed form of a chain in decoder layout, weights large beside the identities"
+        lines = [
+            f"minimum frame potential {self.value:.6f} (RMS) for inputs {self.input_shape}",
+            f"  found     {how}",
+            f"  scale     {SCALE_RULE}",
+            "  boundary  interior",
+            f"  entries   {N_RULE}: {self.count:.6g}",
+        ]
+        if self.closed_form is not None:
+            rest = "" if self.value < self.closed_form * (1 - 1e-6) else ": the minimum"
+            rest = rest or ": more than the minimum, in which some atoms are out of use"
+            lines.insert(2, f"  all atoms in use {self.closed_form:.6f}{rest}")
+        return "\n".join(lines)
+
+
+def minimum_frame_potential(
+    model_or_net: nn.Module,
+    input_shape: Sequence[int] = (3, 224, 224),
+    *,
+    layout: str = "auto",
+    method: str = "auto",
+    seeds: int = 3,
+    steps: int = 100,
+    progress: bool = False,
+) -> MinimumFramePotential:
+    """Return the least frame potential that an architecture allows, whatever its weights.
+
+    Of the model only the architecture counts: the weights it has are not read. Interior
+    boundary.
+
+    Args:
+        model_or_net: A model, or a PursuitNetwork (whose layout then counts).
+        input_shape: Shape of one input, without the batch.
+        layout: Layout of the rows, for a model.
+        method: ``auto`` (closed form on chains, else optimise), ``closed`` or ``optimise``.
+        seeds: Number of starts of the optimiser.
+        steps: Iterations (L-BFGS) per start.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        OptionError: If an option has no such value, or the graph has no closed form.
+    """
+    if method not in ("auto", "closed", "optimise"):
+        raise OptionError(f"method={method!r} is not one of 'auto', 'closed', 'optimise'")
+    if seeds < 1 or steps < 1:
+        raise OptionError("seeds and steps must be at least 1")
+    if isinstance(model_or_net, PursuitNetwork):
+        net = copy.deepcopy(model_or_net).eval()
+    else:
+        net = pursuitify(model_or_net, layout=layout).eval()  # type: ignore[arg-type]
+    if sum(p.numel() for p in net.parameters()) < 1_000_000:
+        net = net.double()
+    search = _Search(net, tuple(input_shape))
+    closed = search.closed_form()
+    if method == "closed" and closed is None:
+        raise OptionError("only chains in decoder layout have a closed form; optimise this graph")
+    found: tuple[float, ...] = ()
+    if closed is not None and method != "optimise":
+        value = closed[1]
+    else:
+        with _bar(progress, seeds * steps) as advance:
+            found = tuple(search.run(seed, steps, advance) for seed in range(seeds))
+        value = min(found)
+    whole = None if closed is None else closed[0]
+    return MinimumFramePotential(value, whole, found, search.count, tuple(input_shape))
+
+
+class _Bound(nn.Module):
+    """Binds the dictionary with other parameters than the network's own."""
+
+    def __init__(self, net: PursuitNetwork, x: Tensor) -> None:
+        super().__init__()
+        self.net, self.x = net, x
+
+    def forward(self) -> StructuredDictionary:
+        return self.net.dictionary(self.x)
+
+
+class _Search:
+    """Frame potential of an architecture as a function of its weights."""
+
+    def __init__(self, net: PursuitNetwork, input_shape: tuple[int, ...]) -> None:
+        with torch.no_grad():
+            self.first = bind(net, input_shape, None)
+        self.blocks = blocks_of(self.first, border=False)
+        self.positions = Positions(self.blocks, keep=True)
+        self.gram = Gram(self.blocks, self.positions)
+        self.count = self.gram.count()
+        self.bound = _Bound(net, self.first.inputs[0])
+        self.neutral = _neutral(net)
+        self.shapes = {
+            f"net.{name}": p.shape
+            for name, p in net.named_parameters()
+            if p.dim() >= 2 and f"net.{name}" not in self.neutral
+        }
+
+    def closed_form(self) -> tuple[float, float] | None:
+        """Return the closed form of a chain, with all atoms in use and with the best number."""
+        if not is_chain(self.first):
+            return None
+        channels = [site.channels for site in self.blocks.sites]
+        columns, heights = self.positions.columns, self.positions.heights
+        whole = sum(k * max(k / d - 1, 0.0) for k, d in zip(columns, heights, strict=True))
+        least = bounds.chain_excess(channels, columns, heights)
+        return tuple(math.sqrt(e / self.count) if self.count else 0.0 for e in (whole, least))  # type: ignore[return-value]
+
+    def run(self, seed: int, steps: int, advance: Callable[[], None]) -> float:
+        """Minimise from one start."""
+        generator = torch.Generator().manual_seed(seed)
+        like = self.first.inputs[0]
+        tensors = {
+            n: _tight(s, generator).to(like).requires_grad_() for n, s in self.shapes.items()
+        }
+        scales = {n: like.new_ones(()).requires_grad_() for n in tensors}
+        optimiser = torch.optim.LBFGS(
+            [*tensors.values(), *scales.values()],
+            max_iter=steps,
+            history_size=8,
+            tolerance_grad=1e-9,
+            tolerance_change=1e-12,
+            line_search_fn="strong_wolfe",
+        )
+        values: list[float] = []
+
+        def closure() -> Tensor:
+            optimiser.zero_grad()
+            weights = {n: _SPAN * torch.tanh(scales[n] / _SPAN) for n in tensors}
+            weights = {n: weights[n].exp() * t for n, t in tensors.items()}
+            value = self.squares(weights)
+            values.append(float(value.detach()))
+            loss = value / max(values[0], 1e-12)
+            loss.backward()  # type: ignore[no-untyped-call]
+            advance()
+            return loss.detach()
+
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        return math.sqrt(min(values) / self.count)
+
+    def squares(self, weights: dict[str, Tensor]) -> Tensor:
+        """Return the sum of squared off-diagonal entries for given weights."""
+        dictionary = torch.func.functional_call(self.bound, {**self.neutral, **weights}, ())
+        gram = Gram(blocks_of(dictionary, border=False), self.positions)
+        return squares(gram)
+
+
+def squares(gram: Gram) -> Tensor:
+    """Return the sum of squared off-diagonal entries, differentiable."""
+    like = gram.blocks.uses[0][0].symbol.weight
+    total = like.new_zeros(())
+    for j, k in gram.positions.related():
+        for entries in gram.entries(j, k):
+            total = total + entries.raw.count * entries.off_diagonal().square().sum()
+    return total
+
+
+def is_chain(dictionary: StructuredDictionary) -> bool:
+    """Whether every row is a decoder row of one path without weights from the latent before."""
+    for i, row in enumerate(dictionary.rows):
+        paths = [p for slot in row.slots for p in slot]
+        if row.diagonal is None or len(row.slots) != 1 or len(paths) != 1:
+            return False
+        if paths[0].leaf != i - 1 and not (i == 0 and paths[0].leaf < 0):
+            return False
+        if i and any(_has_weight(m) for m in paths[0].maps):
+            return False
+    return True
+
+
+def _has_weight(item: object) -> bool:
+    return not isinstance(item, (Reshape, Select))
+
+
+def _neutral(net: PursuitNetwork) -> dict[str, Tensor]:
+    """Return neutral BatchNorms and zero biases by name."""
+    found: dict[str, Tensor] = {}
+    for name, module in net.named_modules():
+        prefix = f"net.{name}." if name else "net."
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for key, value in (("weight", 1.0), ("bias", 0.0)):
+                if getattr(module, key, None) is not None:
+                    found[prefix + key] = torch.full_like(getattr(module, key), value).detach()
+            if module.running_var is not None and module.running_mean is not None:
+                found[f"{prefix}running_var"] = torch.ones_like(module.running_var)
+                found[f"{prefix}running_mean"] = torch.zeros_like(module.running_mean)
+        elif getattr(module, "bias", None) is not None:
+            found[f"{prefix}bias"] = torch.zeros_like(module.bias).detach()
+    return found
+
+
+def _tight(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Return a random start: rows or columns orthogonal, atoms of unit norm."""
+    flat = torch.randn(shape[0], shape[1:].numel(), generator=generator)
+    if min(flat.shape) > 1:
+        u, _, v = torch.linalg.svd(flat, full_matrices=False)
+        flat = u @ v
+    flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    shaped: Tensor = flat.reshape(shape)
+    return shaped
+
+
+@contextlib.contextmanager
+def _bar(wanted: bool, total: int) -> Iterator[Callable[[], None]]:
+    if not wanted:
+        yield lambda: None
+        return
+    from rich.progress import Progress
+
+    with Progress() as bar:
+        task = bar.add_task("minimum frame potential", total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,169 @@
+"""Pictures of coherence: Gram block heat map, block sparsity, bound against a family's size.
+
+matplotlib is imported by the functions, never by importing pursuitify.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pursuitify.analysis.report import CoherenceReport
+from pursuitify.errors import OptionError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MEASURES = ("maximum", "rms", "mean_abs", "count")
+_LABELS = {
+    "maximum": "largest absolute entry",
+    "rms": "root mean square entry",
+    "mean_abs": "mean absolute entry",
+    "count": "structural entries",
+}
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKS = "osD^vP"
+
+
+def plot_gram_blocks(
+    report: CoherenceReport, path: str | PathLike[str], measure: str = "maximum"
+) -> Figure:
+    """Draw one measure of every block of the Gram matrix; structurally zero blocks stay white.
+
+    Args:
+        report: What ``coherence()`` returns.
+        path: File to write; the suffix chooses the format.
+        measure: ``maximum``, ``rms``, ``mean_abs`` or ``count``.
+    """
+    if measure not in MEASURES:
+        raise OptionError(f"measure={measure!r} is not one of {', '.join(map(repr, MEASURES))}")
+    names = [n.latent for n in report.column_norms]
+    index = {name: i for i, name in enumerate(names)}
+    grid = np.full((len(names), len(names)), np.nan)
+    for block in report.blocks:
+        a, b = (index[n] for n in block.latents)
+        grid[a, b] = grid[b, a] = getattr(block, measure)
+    figure, axes = _square(len(names))
+    from matplotlib.colors import LogNorm
+
+    norm = LogNorm() if measure == "count" else None
+    image = axes.imshow(grid, cmap="cividis", norm=norm, vmin=None if norm else 0)
+    figure.colorbar(image, ax=axes, label=_LABELS[measure], shrink=0.8)
+    _label(axes, names)
+    axes.set_title(
+        f"Gram matrix by latents, {report.model}\n{report.boundary}, input {report.input_shape}",
+        loc="left",
+        fontsize=10,
+    )
+    return _save(figure, path)
+
+
+def plot_block_sparsity(report: CoherenceReport, path: str | PathLike[str]) -> Figure:
+    """Draw which blocks of the Gram matrix hold entries, and the share of the matrix they are.
+
+    Args:
+        report: What ``coherence()`` returns.
+        path: File to write.
+    """
+    names = [n.latent for n in report.column_norms]
+    index = {name: i for i, name in enumerate(names)}
+    figure, axes = _square(len(names))
+    grid = np.zeros((len(names), len(names)))
+    for block in report.blocks:
+        a, b = (index[n] for n in block.latents)
+        grid[a, b] = grid[b, a] = 1
+    from matplotlib.colors import ListedColormap
+
+    axes.imshow(grid, cmap=ListedColormap(["#FFFFFF", "#0072B2"]), vmin=0, vmax=1)
+    _label(axes, names)
+    share = report.count / max(report.columns * (report.columns - 1), 1)
+    axes.set_title(
+        f"Blocks of the Gram matrix that are not zero: {int(grid.sum())} of {grid.size}\n"
+        f"{100 * share:.2g} % of its entries are structural",
+        loc="left",
+        fontsize=10,
+    )
+    return _save(figure, path)
+
+
+def plot_families(
+    families: Mapping[str, Sequence[tuple[float, float]]],
+    path: str | PathLike[str],
+    *,
+    size: str,
+    value: str = "minimum frame potential",
+    note: str = "",
+) -> Figure:
+    """Draw a bound or a measure against depth, width or parameters, one curve per family.
+
+    Args:
+        families: Per family its (size, value) points.
+        path: File to write.
+        size: What the horizontal axis is.
+        value: What the vertical axis is.
+        note: Rules the numbers stand on, printed below the title.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
+
+    if not any(families.values()):
+        raise OptionError("there are no points to draw")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, points) in enumerate(families.items()):
+        ordered = sorted(points)
+        axes.plot(
+            [x for x, _ in ordered],
+            [y for _, y in ordered],
+            marker=_MARKS[i % len(_MARKS)],
+            color=_COLOURS[i % len(_COLOURS)],
+            linewidth=1.4,
+            markersize=5,
+            label=name,
+        )
+    sizes = sorted({x for points in families.values() for x, _ in points})
+    if sizes[0] > 0 and sizes[-1] / sizes[0] >= 8:
+        axes.set_xscale("log")
+    if len(sizes) <= 8:
+        axes.set_xticks(sizes, [f"{x:g}" for x in sizes])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(size)
+    axes.set_ylabel(value)
+    axes.set_title(f"{value[0].upper()}{value[1:]}\n{note}".strip(), loc="left", fontsize=10)
+    axes.grid(color="#E5E5E5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
+def _square(count: int) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    side = min(4.5 + 0.12 * count, 9.0)
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _label(axes: Axes, names: Sequence[str]) -> None:
+    if len(names) <= 24:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+    else:
+        axes.set_xlabel("latent")
+        axes.set_ylabel("latent")
+    axes.tick_params(length=0)
+    axes.spines[:].set_color("#BBBBBB")
+
+
+def _save(figure: Figure, path: str | PathLike[str]) -> Figure:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=150, bbox_inches="tight")
+    return figure

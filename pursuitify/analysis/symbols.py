@@ -1,0 +1,107 @@
+"""Blocks of the dictionary from kernels alone: channel matrices at taps, lines per dimension.
+
+A ``Symbol`` is one block A_ij: a grouped channel matrix per combination of taps, and per spatial
+dimension the relation of positions. It costs what the kernel costs, whatever the image's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pursuitify.analysis import lines
+from pursuitify.analysis.lines import Line
+from pursuitify.errors import PursuitifyError
+
+
+class UnsupportedError(PursuitifyError):
+    """A map has no translation-covariant or separable form."""
+
+
+@dataclass(frozen=True, eq=False)
+class Symbol:
+    """One block: sum over taps of a channel matrix times a relation of positions.
+
+    Attributes:
+        weight: (groups, rows, columns, taps), the taps of all dims flattened.
+        rows: Output channel of each row, (groups, rows).
+        cols: Input channel of each column, (groups, columns).
+        lines: Relation of positions per spatial dim.
+        channels: Number of (input, output) channels.
+    """
+
+    weight: Tensor
+    rows: Tensor
+    cols: Tensor
+    lines: tuple[Line, ...]
+    channels: tuple[int, int]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Taps per dim."""
+        return tuple(line.count for line in self.lines)
+
+    def transposed(self) -> Symbol:
+        """Return the adjoint."""
+        turned = tuple(line.transposed() for line in self.lines)
+        return Symbol(
+            self.weight.transpose(1, 2), self.cols, self.rows, turned, self.channels[::-1]
+        )
+
+    def negated(self) -> Symbol:
+        """Return minus the block; the weight is shared."""
+        first, *rest = self.lines
+        return replace(self, lines=(lines.negated(first), *rest))
+
+    def scaled(self, factor: float) -> Symbol:
+        """Return the block times a number."""
+        return replace(self, weight=self.weight * factor)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a tensor lives: its channels and positions, flattened or not."""
+
+    channels: int
+    sizes: tuple[int, ...]
+    flat: bool = False
+
+
+def site_of(shape: Sequence[int], dims: int) -> Site:
+    """Return the site of a tensor (1, channels, *sizes), sizes padded with ones to ``dims``."""
+    sizes = tuple(shape[2:])
+    if len(shape) < 2 or len(sizes) > dims:
+        raise UnsupportedError(f"a value of shape {tuple(shape)} has no channel dimension 1")
+    return Site(shape[1], sizes + (1,) * (dims - len(sizes)))
+
+
+def unit(site: Site, like: Tensor, border: bool) -> Symbol:
+    """Return the identity on a site; with ``border``, what follows is cut off at the border."""
+    index = torch.arange(site.channels)[:, None]
+    weight = like.new_ones(site.channels, 1, 1, 1)
+    along = [lines.identity(n) for n in site.sizes]
+    cut = tuple(line.table() if border else line for line in along)
+    return Symbol(weight, index, index, cut, (site.channels,) * 2)
+
+
+def select_rows(
+    weight: Tensor, rows: Tensor, cols: Tensor, wanted: Tensor, names: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep the output channels ``wanted``, in that order, under new ``names``."""
+    order = {int(r): i for i, r in enumerate(rows.reshape(-1))}
+    present = [i for i, w in enumerate(wanted.tolist()) if w in order]
+    places = torch.tensor([order[int(wanted[i])] for i in present], dtype=torch.long)
+    names = names[present]
+    if rows.shape[0] == 1:
+        return weight[:, places], names[None], cols
+    if rows.shape[1] == 1:
+        return weight[places], names[:, None], cols[places]
+    groups, inside = places // rows.shape[1], places % rows.shape[1]
+    kept = torch.unique(groups)
+    whole = len(places) == len(kept) * rows.shape[1]
+    if not whole or not bool((inside.reshape(-1, rows.shape[1]) == inside[: rows.shape[1]]).all()):
+        raise UnsupportedError("a slot that cuts the groups of a convolution")
+    return weight[kept], names.reshape(len(kept), -1), cols[kept]

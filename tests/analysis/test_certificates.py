@@ -1,0 +1,130 @@
+"""Certificates: conditions, radii, and perturbations that never break them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nets import BY_NAME
+from torch import nn
+
+from pursuitify import pursuitify
+from pursuitify.activations import ReLU
+from pursuitify.analysis import certify, layered_gain, margin_radius, theorem_a, theorem_b
+from pursuitify.analysis.certificates import certify_problem
+from pursuitify.analysis.problem import Problem, problem
+
+
+def incoherent(seed, rows=60, columns=80, k=3):
+    """Return a sparse problem with unit columns of low coherence."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    for _ in range(200):  # descend a power of the entries towards equal angles
+        matrix = matrix / matrix.norm(dim=0)
+        gram = matrix.T @ matrix
+        gram.fill_diagonal_(0)
+        matrix = matrix - 2.0 * matrix @ gram.pow(3)
+    matrix = matrix / matrix.norm(dim=0)
+    made = torch.zeros(columns, dtype=torch.float64)
+    chosen = torch.randperm(columns, generator=generator)[:k]
+    made[chosen] = 2 + torch.rand(k, generator=generator, dtype=torch.float64)
+    lam = torch.full((columns,), 0.4, dtype=torch.float64)
+    ones = torch.ones(columns, dtype=torch.float64)
+    return Problem(matrix, matrix @ made, lam, ones, ((columns, ReLU()),)), made
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_theorem_b_is_never_broken_by_perturbations_inside_its_radius(seed):
+    given, _ = incoherent(seed)
+    found = certify_problem(given)
+    assert found.by_coherence.holds
+    assert found.by_slack.holds
+    inside = found.latents > 0
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(25):
+        e = torch.randn(len(given.signal), generator=generator, dtype=torch.float64)
+        share = float(torch.rand((), generator=generator)) * 0.999
+        for verdict, size, order in (
+            (found.by_coherence, (given.matrix.T @ e).abs().max(), float("inf")),
+            (found.by_slack, e.norm(), 2),
+        ):
+            noise = e * (share * verdict.radius / size)
+            other = Problem(given.matrix, given.signal + noise, *vars_of(given)).solve()
+            assert not (other[~inside] > 1e-9).any()
+            moved = torch.linalg.vector_norm(other - found.latents, order)
+            assert float(moved) <= verdict.gain * share * verdict.radius + 1e-8
+
+
+def vars_of(given):
+    return given.thresholds, given.norms, given.parts
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_theorem_a_recovers_the_support_that_made_the_signal(seed):
+    given, made = incoherent(seed, k=2)
+    gram = given.matrix.T @ given.matrix
+    gram.fill_diagonal_(0)
+    mu = float(gram.abs().max())
+    generator = torch.Generator().manual_seed(seed)
+    e = torch.randn(len(given.signal), generator=generator, dtype=torch.float64)
+    eps = 0.02
+    e = e * (eps / (given.matrix.T @ e).abs().max())
+    verdict = theorem_a(mu, 2, 0.4, 0.4, eps)
+    assert verdict.holds
+    w = Problem(given.matrix, given.signal + e, *vars_of(given)).solve()
+    assert not (w[made == 0] > 1e-9).any()
+    assert float((w - made).abs().max()) <= verdict.gain * eps + 1e-8
+
+
+def test_a_failed_condition_is_called_vacuous():
+    verdict = theorem_b(0.7, 40, 0.1)
+    assert not verdict.holds
+    assert verdict.radius == 0
+    assert "vacuous" in str(verdict)
+    assert "vacuous" in str(theorem_a(0.7, 40, 1.0, 1.0))
+    assert "vacuous" in str(theorem_a(0.01, 2, 1.0, 1.0, noise=5.0))
+    assert theorem_b(0.01, 2, 0.5).holds
+    assert not theorem_b(0.01, 2, 0.5, kkt=1.0).holds
+
+
+@pytest.mark.parametrize("name", ["linear_residual", "linear_dense", "conv_chain"])
+def test_on_a_network_the_slack_form_holds_where_coherence_is_vacuous(name):
+    case = BY_NAME[name]
+    net = pursuitify(case.build())
+    x = case.input()
+    found = certify(net, x)
+    given = problem(net, x)
+    text = str(found)
+    assert "layered bound" in text
+    assert "vacuous" in str(found.by_coherence)
+    assert found.kkt < 1e-8
+    if not found.by_slack.holds:
+        assert "vacuous" in str(found.by_slack)
+        return
+    outside = given.bounded_below() & (found.latents <= 0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        e = torch.randn(len(given.signal), generator=generator, dtype=torch.float64)
+        e = e * (0.999 * found.by_slack.radius / e.norm())
+        w = Problem(given.matrix, given.signal + e, *vars_of(given)).solve()
+        assert not (w[outside] > 1e-7).any()
+        moved = float((w - found.latents).norm())
+        assert moved <= found.by_slack.gain * float(e.norm()) + 1e-6
+
+
+def test_the_solver_minimises_the_networks_own_objective():
+    case = BY_NAME["linear_residual"]
+    net = pursuitify(case.build(), iterations=400)
+    x = case.input()
+    given = problem(net, x)
+    w = given.solve() / given.norms
+    latents = torch.cat([v.reshape(-1) for v in net.latents(x).values()])
+    assert (w - latents).abs().max() < 1e-4
+
+
+def test_layered_gain_and_margins():
+    assert layered_gain([4, 9]) == pytest.approx(7.5**2 * 6)
+    verdict = theorem_b(0.01, 2, 0.5)
+    head = nn.Linear(4, 3)
+    support = torch.tensor([True, True, False, False])
+    assert 0 < margin_radius(verdict, head, support, 0.1) <= verdict.radius
+    assert margin_radius(theorem_b(0.9, 9, 0.1), head, support, 0.1) == 0

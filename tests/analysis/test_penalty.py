@@ -1,0 +1,67 @@
+"""The stochastic penalty: unbiased in value and derivative."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nets import BY_NAME
+
+from pursuitify import pursuitify
+from pursuitify.analysis import FramePotentialPenalty, coherence, frame_potential_penalty
+from pursuitify.errors import OptionError
+
+NAMES = ["linear_residual", "conv_residual", "conv_chain", "conv_dense", "separable"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("blocks", [None, 6])
+def test_value_and_derivative_are_exact_in_expectation(name, blocks):
+    case = BY_NAME[name]
+    net = pursuitify(case.build())
+    penalty = FramePotentialPenalty(net, case.shape, blocks=blocks)
+    exact = penalty.exact()
+    assert float(exact.sqrt()) == pytest.approx(coherence(net, case.shape).frame_potential)
+    weights = [p for n, p in net.named_parameters() if p.dim() > 1 and "head" not in n]
+    wanted = torch.autograd.grad(exact, weights)
+    generator = torch.Generator().manual_seed(0)
+    directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in weights]
+    slope = float(sum((g * d).sum() for g, d in zip(wanted, directions, strict=True)))
+    values, slopes = [], []
+    for _ in range(150):
+        value = penalty()
+        found = torch.autograd.grad(value, weights, allow_unused=True)
+        values.append(float(value.detach()))
+        slopes.append(
+            sum(
+                float((g * d).sum())
+                for g, d in zip(found, directions, strict=True)
+                if g is not None
+            )
+        )
+    for drawn, truth in ((values, float(exact.detach())), (slopes, slope)):
+        sample = torch.tensor(drawn, dtype=torch.float64)
+        error = float(sample.std()) / len(drawn) ** 0.5
+        assert abs(float(sample.mean()) - truth) <= 4.5 * error + 1e-12
+
+
+def test_descending_the_penalty_lowers_the_frame_potential():
+    case = BY_NAME["conv_residual"]
+    net = pursuitify(case.build())
+    before = coherence(net, case.shape).frame_potential
+    optimiser = torch.optim.SGD(net.parameters(), lr=3.0)
+    for _ in range(30):
+        optimiser.zero_grad()
+        frame_potential_penalty(net, case.shape).backward()
+        optimiser.step()
+    assert coherence(net, case.shape).frame_potential < before
+
+
+def test_training_mode_and_statistics_are_left_alone():
+    case = BY_NAME["conv_residual"]
+    net = pursuitify(case.build()).train()
+    held = {k: v.clone() for k, v in net.named_buffers()}
+    frame_potential_penalty(net, case.shape).backward()
+    assert net.training
+    assert all(torch.equal(v, held[k]) for k, v in net.named_buffers())
+    with pytest.raises(OptionError, match="blocks"):
+        FramePotentialPenalty(net, case.shape, blocks=0)
