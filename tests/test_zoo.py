@@ -52,7 +52,7 @@ QUICK = (
 )  # fmt: skip
 #: Of these, the ones whose norm bounds are cheap; all others descend in the slow tests.
 DESCEND = ("mobilenet_v2", "regnet_y_400mf", "shufflenet_v2_x0_5", "squeezenet1_1", "densenet121")
-#: Latents, identity latents, edges, decoder rows, encoder rows (DESIGN.md's reference counts).
+#: Latents, identity latents, edges, decoder rows, encoder rows (reference counts).
 COUNTS = {
     "alexnet": (7, 0, 7, 7, 0),
     "vgg16_bn": (15, 0, 15, 15, 0),

@@ -11,6 +11,12 @@ import torch
 from pursuitify.analysis.gram import Entries, Gram
 from pursuitify.analysis.pairs import kinds_of
 
+#: How N(G) is counted; printed with every number.
+N_RULE = (
+    "N(G): structurally non-zero off-diagonal entries of B~^T B~, both triangles, each class "
+    "counted as often as it occurs in the image"
+)
+
 
 @dataclass(frozen=True)
 class Pair:

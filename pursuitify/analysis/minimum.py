@@ -15,8 +15,8 @@ from pursuitify.analysis import bounds
 from pursuitify.analysis.binding import bind
 from pursuitify.analysis.blocks import blocks_of
 from pursuitify.analysis.gram import Gram
+from pursuitify.analysis.measures import N_RULE
 from pursuitify.analysis.pairs import Positions
-from pursuitify.analysis.report import N_RULE
 from pursuitify.compiler import pursuitify
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.errors import OptionError

@@ -6,12 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from pursuitify.analysis.measures import Block, Norms, Pair
+from pursuitify.analysis.measures import N_RULE, Block, Norms, Pair
 
-N_RULE = (
-    "N(G): structurally non-zero off-diagonal entries of B~^T B~, both triangles, each class "
-    "counted as often as it occurs in the image"
-)
 SCALE_RULE = (
     "columns of the global B have unit norm, identity parts included; weights as they are, no "
     "scale constraint"

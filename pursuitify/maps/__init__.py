@@ -20,13 +20,7 @@ from pursuitify.maps.shape import (
     Slice,
     ZeroPad,
 )
-from pursuitify.maps.spectral import (
-    Certificate,
-    certified_norm,
-    certify,
-    conv_norm_bound,
-    dense_norm_bound,
-)
+from pursuitify.maps.spectral import conv_norm_bound, dense_norm_bound
 
 
 def is_weighted(linear: LinearMap) -> bool:
@@ -38,7 +32,6 @@ __all__ = [
     "ESTIMATE_MARGIN",
     "Adjoint",
     "BlockMean",
-    "Certificate",
     "Chain",
     "Conv",
     "Dense",
@@ -59,8 +52,6 @@ __all__ = [
     "adaptive_avg_pool",
     "adaptive_cover",
     "avg_pool",
-    "certified_norm",
-    "certify",
     "compose",
     "conv_norm_bound",
     "conv_norm_estimate",

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -236,60 +235,6 @@ def _(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Certificate:
-    """A certified bound of a kernel's norm, and where its symbol attains the maximum.
-
-    Good for as long as the kernel stays: evaluating it again costs one symbol at one frequency.
-
-    Attributes:
-        bound: The bound (0-dim).
-        group: The group of channels it was met in (0-dim, int64).
-        theta: The angles it was met at (dims,).
-        pair: The unit vector it was met at (2, columns), real and imaginary part.
-    """
-
-    bound: Tensor
-    group: Tensor
-    theta: Tensor
-    pair: Tensor
-
-
-def certify(
-    weight: Tensor,
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    groups: int = 1,
-    slack: float = 0.06,
-) -> Certificate:
-    """Certify an upper bound of the norm of a convolution; arguments as ``conv_norm_bound``."""
-    kernel = polyphase(working(weight.detach()), stride, dilation, groups)
-    grid, factor = sampling(tuple(kernel.shape[3:]), slack)
-    level, group, theta, pair = largest_sample(kernel.contiguous(), list(grid))
-    return Certificate(level * factor, group, theta, pair)
-
-
-def certified_norm(
-    weight: Tensor,
-    certificate: Certificate,
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    groups: int = 1,
-) -> Tensor:
-    """Return the certified bound with its derivative in ``weight``, the maximiser held fixed."""
-    kernel = polyphase(working(weight), stride, dilation, groups)
-    real, imag = symbol_at(
-        kernel.index_select(0, certificate.group.reshape(1))[0], certificate.theta
-    )
-    tiny, pair = torch.finfo(kernel.dtype).tiny, certificate.pair
-    bound = certificate.bound.clamp_min(tiny)
-    power = ((real @ pair[0] - imag @ pair[1]) / bound).square().sum()
-    power = power + ((real @ pair[1] + imag @ pair[0]) / bound).square().sum()
-    sigma = power.clamp_min(tiny).sqrt()
-    value: Tensor = sigma * (certificate.bound / sigma).detach()
-    return value
-
-
 def conv_norm_bound(
     weight: Tensor,
     stride: Sequence[int],
@@ -311,10 +256,20 @@ def conv_norm_bound(
         A 0-dim tensor, differentiable in ``weight``: 0 for a zero kernel, NaN for a non-finite one.
         Half-precision weights give float32, where rounding cannot push it below the norm.
     """
-    certificate = certify(weight, stride, dilation, groups, slack)
-    if not weight.requires_grad:
-        return certificate.bound
-    return certified_norm(weight, certificate, stride, dilation, groups)
+    kernel = polyphase(working(weight), stride, dilation, groups)
+    grid, factor = sampling(tuple(kernel.shape[3:]), slack)
+    level, group, theta, pair = largest_sample(kernel.detach().contiguous(), list(grid))
+    bound: Tensor = level * factor
+    if not (weight.requires_grad and torch.is_grad_enabled()):
+        return bound
+    real, imag = symbol_at(kernel.index_select(0, group.reshape(1))[0], theta)
+    tiny = torch.finfo(kernel.dtype).tiny
+    scale = bound.clamp_min(tiny)
+    power = ((real @ pair[0] - imag @ pair[1]) / scale).square().sum()
+    power = power + ((real @ pair[1] + imag @ pair[0]) / scale).square().sum()
+    sigma = power.clamp_min(tiny).sqrt()
+    value: Tensor = sigma * (bound / sigma).detach()
+    return value
 
 
 def dense_norm_bound(weight: Tensor) -> Tensor:
