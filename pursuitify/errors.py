@@ -26,6 +26,10 @@ class CheckpointError(PursuitifyError):
     """A checkpoint cannot be written or read, or belongs to another network."""
 
 
+class MissingExtraError(PursuitifyError, ImportError):
+    """An optional library is not installed."""
+
+
 class InternalError(PursuitifyError):
     """A check on our own work failed; a bug to report, never a wrong answer returned."""
 

@@ -9,11 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from pursuitify.errors import PursuitifyError
-
-
-class MissingExtraError(PursuitifyError, ImportError):
-    """An optional library is not installed."""
+from pursuitify.errors import MissingExtraError
 
 
 def outside(name: str) -> Any:
