@@ -174,8 +174,9 @@ def largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Ten
 def _signature(kernel: Tensor) -> bytes:
     """Return what tells one kernel's contents from another's: two sums along every row.
 
-    Contents, not versions, so that no write can go unnoticed and nothing is searched again for a
-    kernel that came back.
+    Contents, not versions, so that writes no version counts are seen too and nothing is searched
+    again for a kernel that came back. A change that leaves both sums of every row as they are to
+    rounding is not seen: no training step does that, a change made for it could.
     """
     rows = kernel.reshape(-1, kernel.shape[2:].numel() or 1)
     ramp = torch.arange(1, rows.shape[1] + 1, device=kernel.device, dtype=kernel.dtype)
