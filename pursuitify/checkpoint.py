@@ -25,6 +25,7 @@ from pursuitify.errors import CheckpointError
 from pursuitify.network import PursuitNetwork
 from pursuitify.program import Program
 from pursuitify.rules import Key, Rule
+from pursuitify.settings import OPTIONS
 from pursuitify.trace import LeafModule
 from pursuitify.version import VERSION
 
@@ -90,13 +91,9 @@ def load(
     options = header["options"]
     net = convert(
         model,
-        iterations=options["iterations"],
-        solver=options["solver"],
-        layout=options["layout"],
-        paper=options["paper"],
-        nonnegative_thresholds=options["nonnegative_thresholds"],
         rules=rules,
         leaf_modules=leaf_modules,
+        **options,
     )
     _compare_graphs(header["graph"], fingerprint(net), Path(path))
     _compare_tensors(tensors, net.state_dict(), Path(path))
@@ -128,8 +125,7 @@ def _header(net: PursuitNetwork) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "options": {
-            "iterations": net.iterations,
-            "solver": net.solver,
+            **net.settings(),
             "layout": net._program.layout,
             "paper": net.pursuit.beta_range == PAPER_BETA,
             "nonnegative_thresholds": net._program.nonnegative,
@@ -161,7 +157,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"is version {VERSION}, which reads format {FORMAT}"
         )
     options = header.get("options")
-    wanted = {"iterations", "solver", "layout", "paper", "nonnegative_thresholds"}
+    wanted = {*OPTIONS, "layout", "paper", "nonnegative_thresholds"}
     if not isinstance(options, dict) or set(options) != wanted or "graph" not in header:
         raise CheckpointError(f"the header of {path} is incomplete or altered")
     return header, tensors

@@ -16,18 +16,10 @@ from pursuitify.lower import lower
 from pursuitify.network import RESERVED, PursuitNetwork
 from pursuitify.program import Program
 from pursuitify.rules import Key, Registry, Rule, leaves_of
+from pursuitify.settings import OPTIONS, Settings
 from pursuitify.trace import LeafModule, Traced, skeleton, trace_modes
 
-_OPTIONS = (
-    "iterations",
-    "solver",
-    "layout",
-    "copy",
-    "paper",
-    "nonnegative_thresholds",
-    "rules",
-    "leaf_modules",
-)
+_CONVERSION = ("layout", "copy", "paper", "nonnegative_thresholds", "rules", "leaf_modules")
 SAFE_BETA = (0.501, 1.0)
 PAPER_BETA = (1e-3, 1.0)
 
@@ -43,7 +35,7 @@ def pursuitify(
     nonnegative_thresholds: bool = False,
     rules: Mapping[Key, Rule] | None = None,
     leaf_modules: Sequence[LeafModule] = (),
-    **unknown: Any,
+    **settings: Any,
 ) -> PursuitNetwork:
     """Turn a network of convolutions, dense layers and ReLUs into a deep pursuit network.
 
@@ -61,7 +53,8 @@ def pursuitify(
             positive, at T = 0 too.
         rules: Rules for the user's own modules and functions, before the built-in ones.
         leaf_modules: Module types or paths not to trace into.
-        **unknown: Refused by name.
+        **settings: Further settings of the network by name; see :class:`settings.Settings`.
+            An unknown name is refused.
 
     Returns:
         The pursuit network, in the model's own mode.
@@ -71,10 +64,10 @@ def pursuitify(
         TraceError: If torch.fx cannot follow the model.
         ConversionError: If operations cannot be converted; lists all of them.
     """
-    checks.unknown_options(unknown, _OPTIONS)
+    settings = {**OPTIONS, "iterations": iterations, "solver": solver, **settings}
+    checks.unknown_options(settings.keys() - OPTIONS.keys(), (*OPTIONS, *_CONVERSION))
     checks.model(model)
-    checks.count("iterations", iterations)
-    checks.one_of("solver", solver, checks.SOLVERS)
+    Settings(**settings)
     checks.one_of("layout", layout, checks.LAYOUTS)
     checks.switch("copy", copy)
     checks.switch("paper", paper)
@@ -84,9 +77,8 @@ def pursuitify(
         _copied(model) if copy else model,
         programs,
         constants,
-        iterations=iterations,
-        solver=solver,
         beta_range=PAPER_BETA if paper else SAFE_BETA,
+        **settings,
     )
 
 

@@ -11,15 +11,16 @@ import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify import align, checks, diagnosis, dictionary, pursuit, steps
+from pursuitify import align, checks, diagnosis, dictionary, solve, steps
 from pursuitify.diagnosis import PursuitTrace
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.errors import InputError, PursuitifyError
 from pursuitify.graph import to_networkx
 from pursuitify.program import Pass, Program
+from pursuitify.settings import HELD, Settings
 
 
-class PursuitNetwork(nn.Module):
+class PursuitNetwork(Settings):
     """A network whose latents are inferred together by T sweeps of pursuit.
 
     Takes what its source takes and returns what it returns. Parameters and buffers keep the names
@@ -37,12 +38,11 @@ class PursuitNetwork(nn.Module):
         programs: Mapping[bool, Program],
         constants: Mapping[str, Tensor],
         *,
-        iterations: int,
-        solver: str,
         beta_range: tuple[float, float],
+        **settings: Any,
     ) -> None:
         """Take over the model's children; see :func:`pursuitify.pursuitify`."""
-        super().__init__()
+        super().__init__(**settings)
         for name, child in model.named_children():
             setattr(self, name, child)
         for name, parameter in model.named_parameters(recurse=False):
@@ -62,28 +62,6 @@ class PursuitNetwork(nn.Module):
         self._places = {True: trained, False: evaluated}
         self.pursuit = steps.Schedule(count, beta_range, like.dtype).to(like.device)
         self._still = True
-        self.iterations = iterations
-        self.solver = solver
-
-    # -- options ------------------------------------------------------------------------------
-
-    @property
-    def iterations(self) -> int:
-        """T, the number of sweeps; 0 is the source network."""
-        return self._iterations
-
-    @iterations.setter
-    def iterations(self, value: int) -> None:
-        self._iterations = checks.count("iterations", value)
-
-    @property
-    def solver(self) -> str:
-        """``global``, ``layered`` or ``feedforward``."""
-        return self._solver
-
-    @solver.setter
-    def solver(self, value: str) -> None:
-        self._solver = checks.one_of("solver", value, checks.SOLVERS)
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
@@ -95,10 +73,6 @@ class PursuitNetwork(nn.Module):
     @property
     def _program(self) -> Program:
         return self._programs[self.training]
-
-    @property
-    def _pursues(self) -> bool:
-        return self.iterations > 0 and self.solver != "feedforward"
 
     @property
     def graph(self) -> nx.DiGraph[str]:
@@ -168,9 +142,8 @@ class PursuitNetwork(nn.Module):
         with self._untouched():
             first, bound = self._bound(args, kwargs)
             gammas = self._steps(bound)
-            return diagnosis.record(
-                bound, first.latents, self._states(bound, first, gammas), gammas
-            )
+            states = solve.states(self, bound, first.latents, gammas, self._alphas())
+            return diagnosis.record(bound, first.latents, states, gammas)
 
     def _bound(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -190,27 +163,8 @@ class PursuitNetwork(nn.Module):
             constants = steps.lipschitz(bound, self._norms, layered)
         return steps.step_sizes(constants, self._of_mode(self.pursuit.betas()))
 
-    def _states(
-        self,
-        bound: StructuredDictionary,
-        first: Pass,
-        gammas: Sequence[Tensor],
-        observed: bool = True,
-    ) -> Iterator[list[Tensor]]:
-        if self.solver == "layered":
-            return pursuit.layered(bound, first.latents, gammas, self.iterations)
-        if self.solver == "feedforward":
-            return iter(())
-        return pursuit.global_pursuit(
-            bound, first.latents, gammas, self._alphas(), self.iterations, observed
-        )
-
     def _last(self, bound: StructuredDictionary, first: Pass) -> list[Tensor]:
-        last = list(first.latents)
-        states = self._states(bound, first, self._steps(bound), observed=False)
-        for state in states:
-            last = state
-        return last
+        return solve.solve(self, bound, first.latents, self._steps(bound), self._alphas())
 
     def _alphas(self) -> list[Tensor] | None:
         """Extrapolation weights, or None where all are zero and no derivative is asked for."""
@@ -269,10 +223,9 @@ def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
 
 
 #: Names a model's own children, parameters and buffers must not have.
-RESERVED = frozenset(vars(PursuitNetwork)) | {
+RESERVED = frozenset(vars(PursuitNetwork) | vars(Settings)) | {
+    *HELD,
     "pursuit",
-    "_iterations",
-    "_solver",
     "_programs",
     "_norms",
     "_places",

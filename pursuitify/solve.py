@@ -1,0 +1,52 @@
+"""From a network's settings to a solver: the one place that knows all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from pursuitify import pursuit
+from pursuitify.dictionary import StructuredDictionary
+from pursuitify.settings import Settings
+
+
+def states(
+    settings: Settings,
+    dictionary: StructuredDictionary,
+    start: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    extrapolation: Sequence[Tensor] | None,
+    observed: bool = True,
+) -> Iterator[list[Tensor]]:
+    """Yield the latents after every sweep of the network's solver.
+
+    Args:
+        settings: The network's options.
+        dictionary: The bound dictionary.
+        start: The feed-forward latents.
+        steps: gamma_j per latent.
+        extrapolation: alpha_j per latent, or None for none.
+        observed: Whether the caller keeps what a sweep yields after the next one.
+    """
+    if settings.solver == "feedforward":
+        return iter(())
+    if settings.solver == "layered":
+        return pursuit.layered(dictionary, start, steps, settings.iterations)
+    return pursuit.global_pursuit(
+        dictionary, start, steps, extrapolation, settings.iterations, observed
+    )
+
+
+def solve(
+    settings: Settings,
+    dictionary: StructuredDictionary,
+    start: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    extrapolation: Sequence[Tensor] | None,
+) -> list[Tensor]:
+    """Return the latents after the last sweep."""
+    last = list(start)
+    for state in states(settings, dictionary, start, steps, extrapolation, observed=False):
+        last = state
+    return last
