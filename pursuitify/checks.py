@@ -14,7 +14,7 @@ from pursuitify.errors import ConversionError, InputError, OptionError
 from pursuitify.program import Program
 from pursuitify.rules import Registry, Rule, default
 
-SOLVERS = ("global", "layered", "feedforward")
+SOLVERS = ("global", "layered", "synchronous", "feedforward")
 LAYOUTS = ("auto", "decoder", "encoder")
 
 

@@ -42,7 +42,8 @@ def pursuitify(
     Args:
         model: Any module torch.fx can trace; never changed.
         iterations: T, the number of sweeps; settable later, 0 is the source network.
-        solver: ``global`` (Algorithm 2), ``layered`` (Algorithm 1) or ``feedforward``.
+        solver: ``global`` (Algorithm 2), ``layered`` (Algorithm 1), ``synchronous`` (from zero, all
+            latents at once with one step; see :mod:`pursuitify.synchronous`) or ``feedforward``.
         layout: ``auto`` (decoder rows where possible), ``encoder`` (every row but those that
             read the input) or ``decoder`` (an error where a row has no decoder form).
         copy: Deep-copy the weights; with False the network shares the model's modules.

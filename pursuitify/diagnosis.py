@@ -23,7 +23,7 @@ class Sweep:
         objective: F, mean per sample (11).
         residual: ||r_j||.
         sparsity: Share of entries that are exactly zero.
-        change: ||w_j - w_j of the sweep before||; zero at the feed-forward pass.
+        change: ||w_j - w_j of the sweep before||; zero at sweep 0.
         step: gamma_j.
     """
 
@@ -36,7 +36,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class PursuitTrace:
-    """What a pursuit did, sweep by sweep; sweep 0 is the feed-forward pass.
+    """What a pursuit did, sweep by sweep; sweep 0 is where the solver starts.
 
     Attributes:
         latents: Names of the latents, in graph order.

@@ -11,7 +11,7 @@ import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify import align, checks, diagnosis, dictionary, solve, steps
+from pursuitify import align, checks, diagnosis, dictionary, solve, steps, synchronous
 from pursuitify.diagnosis import PursuitTrace
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.errors import InputError, PursuitifyError
@@ -143,7 +143,7 @@ class PursuitNetwork(Settings):
             first, bound = self._bound(args, kwargs)
             gammas = self._steps(bound)
             states = solve.states(self, bound, first.latents, gammas, self._alphas())
-            return diagnosis.record(bound, first.latents, states, gammas)
+            return diagnosis.record(bound, solve.start(self, bound, first.latents), states, gammas)
 
     def _bound(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -160,6 +160,8 @@ class PursuitNetwork(Settings):
         self._norms.training = self.training
         layered = self.solver == "layered"
         with _full_precision(bound.inputs[0].device.type):
+            if self.solver == "synchronous":
+                return synchronous.step_sizes(bound, self._norms)
             constants = steps.lipschitz(bound, self._norms, layered)
         return steps.step_sizes(constants, self._of_mode(self.pursuit.betas()))
 

@@ -34,7 +34,7 @@ class Settings(nn.Module):
 
     @property
     def solver(self) -> str:
-        """``global``, ``layered`` or ``feedforward``."""
+        """``global``, ``layered``, ``synchronous`` or ``feedforward``."""
         return self._solver
 
     @solver.setter

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from pursuitify import pursuit
+from pursuitify import pursuit, synchronous
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.settings import Settings
 
@@ -33,9 +33,18 @@ def states(
         return iter(())
     if settings.solver == "layered":
         return pursuit.layered(dictionary, start, steps, settings.iterations)
+    if settings.solver == "synchronous":
+        return synchronous.synchronous(dictionary, steps, settings.iterations)
     return pursuit.global_pursuit(
         dictionary, start, steps, extrapolation, settings.iterations, observed
     )
+
+
+def start(
+    settings: Settings, dictionary: StructuredDictionary, feedforward: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Return where the network's solver starts."""
+    return synchronous.zero(dictionary) if settings.solver == "synchronous" else feedforward
 
 
 def solve(

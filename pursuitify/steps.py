@@ -71,21 +71,21 @@ def lipschitz(
     for j, row in enumerate(dictionary.rows):
         own: Tensor | float = 1.0
         if row.diagonal is not None:
-            own = _chain_norm(norms, f"{row.name}.diagonal", row.diagonal.maps, batch)
+            own = chain_norm(norms, f"{row.name}.diagonal", row.diagonal.maps, batch)
         total = own * own
         for i, s, paths in () if layered else dictionary.readers[j]:
             reader = dictionary.rows[i]
             norm: Tensor | float = 0.0
             for p in paths:
                 key = f"{reader.name}.{s}.{p}"
-                norm = norm + _chain_norm(norms, key, reader.slots[s][p].maps, batch)
+                norm = norm + chain_norm(norms, key, reader.slots[s][p].maps, batch)
             total = total + norm * norm
         constant = torch.as_tensor(total, dtype=like.dtype, device=like.device)
-        constants.append(_fit(constant, dictionary.shapes[j]))
+        constants.append(fit(constant, dictionary.shapes[j]))
     return constants
 
 
-def _chain_norm(norms: Norms, key: str, maps: Iterable[LinearMap], batch: int) -> Tensor | float:
+def chain_norm(norms: Norms, key: str, maps: Iterable[LinearMap], batch: int) -> Tensor | float:
     """Return the product of the maps' bounds: a number, or a vector (batch,)."""
     bound: Tensor | float = 1.0
     for position, item in enumerate(maps):
@@ -96,7 +96,7 @@ def _chain_norm(norms: Norms, key: str, maps: Iterable[LinearMap], batch: int) -
     return bound
 
 
-def _fit(constant: Tensor, shape: torch.Size) -> Tensor:
+def fit(constant: Tensor, shape: torch.Size) -> Tensor:
     """Let a bound per sample broadcast against a latent, whose samples lie along dimension 0."""
     if constant.dim() == 0:
         return constant

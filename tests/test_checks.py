@@ -353,7 +353,7 @@ INPUTS = {
 }
 
 
-@pytest.mark.parametrize("solver", ["global", "layered", "feedforward"])
+@pytest.mark.parametrize("solver", ["global", "layered", "synchronous", "feedforward"])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", INPUTS)
 def test_bad_input(name: str, training: bool, solver: str, image: Tensor) -> None:

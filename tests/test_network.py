@@ -379,6 +379,7 @@ def test_inspected_values_can_be_differentiated(training: bool) -> None:
         ("leaky_chain", "layered"),
         ("conv_residual", "global"),
         ("conv_chain", "layered"),
+        ("conv_residual", "synchronous"),
     ],
 )
 def test_derivatives_are_right(name: str, solver: str) -> None:
@@ -389,8 +390,10 @@ def test_derivatives_are_right(name: str, solver: str) -> None:
         net.pursuit.beta.fill_(0.8)
         net.pursuit.alpha.fill_(0.3)
     parameters = {k: v.detach().clone() for k, v in net.named_parameters()}
-    if solver == "layered":
+    if solver != "global":
         del parameters["pursuit.alpha"]
+    if solver == "synchronous":
+        del parameters["pursuit.beta"]
     names = list(parameters)
 
     def run(x: Tensor, *values: Tensor) -> Tensor:
@@ -715,7 +718,7 @@ def test_outputs_keep_their_form(form: str) -> None:
     assert any(torch.equal(v, net.latents(a, b)["relu"]) for v in leaves(net(a, b)))
 
 
-@pytest.mark.parametrize("solver", ["global", "layered", "feedforward"])
+@pytest.mark.parametrize("solver", ["global", "layered", "synchronous", "feedforward"])
 def test_inspection_leaves_running_statistics_alone(solver: str) -> None:
     net = pursuitify(build("ResidualNet-bn").train(), iterations=2, solver=solver)
     x = images()

@@ -23,7 +23,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> None:
 
 @cases
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-@pytest.mark.parametrize("solver", ["global", "layered"])
+@pytest.mark.parametrize("solver", ["global", "layered", "synchronous"])
 def test_in_place_and_recorded_paths_agree(case: Case, alpha: float, solver: str) -> None:
     net = pursuitify(case.build(), iterations=4, solver=solver)
     x = case.input(batch=3)
