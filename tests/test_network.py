@@ -446,10 +446,10 @@ def test_bad_iterations(value: Any) -> None:
 @pytest.mark.parametrize("value", ["Global", "", None, 3, []])
 def test_bad_solver_lists_the_valid_ones(value: Any) -> None:
     model = BY_NAME["linear_chain"].build()
-    with pytest.raises(OptionError, match="'global', 'layered', 'feedforward'"):
+    with pytest.raises(OptionError, match="'global', 'layered', 'synchronous', 'feedforward'"):
         pursuitify(model, solver=value)
     net = pursuitify(model)
-    with pytest.raises(OptionError, match="'global', 'layered', 'feedforward'"):
+    with pytest.raises(OptionError, match="'global', 'layered', 'synchronous', 'feedforward'"):
         net.solver = value
     assert net.solver == "global"
 
