@@ -105,6 +105,7 @@ def bind_row(
     signal: Tensor,
     activation: Activation,
     nonnegative: bool,
+    threshold_scale: float = 1.0,
 ) -> BoundRow:
     """Bind one row to the operations and values of a feed-forward pass.
 
@@ -114,6 +115,7 @@ def bind_row(
         signal: Value of the node whose linear part is u_j.
         activation: The latent's activation.
         nonnegative: Hold the threshold to >= 0 where the latent is sparse.
+        threshold_scale: Factor on what is positive in the threshold of a sparse latent.
     """
     dim, extents = _extents(plan, bound)
     post = [_map(use, bound) for use in plan.post]
@@ -132,6 +134,9 @@ def bind_row(
     threshold = None if outer is None else -outer
     if nonnegative and threshold is not None and activation.sparse:
         threshold = threshold.clamp_min(0)
+    if threshold_scale != 1 and threshold is not None and activation.sparse:
+        # A negative threshold is no penalty but a bias: scaling it would make w run away.
+        threshold = torch.where(threshold > 0, threshold_scale * threshold, threshold)
     sizes = tuple(length for _, length in extents) if len(extents) > 1 else ()
     diagonal = Chain(compose([_map(u, bound) for u in plan.diagonal])) if plan.diagonal else None
     return BoundRow(

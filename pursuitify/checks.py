@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,20 @@ def count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise OptionError(f"{name}={value!r} is not a whole number >= 0")
     return value
+
+
+def factor(name: str, value: object, high: float = math.inf) -> float:
+    """Return ``value`` as a float if it is a finite number from 0 to ``high``.
+
+    Raises:
+        OptionError: Otherwise.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    result = float(value) if number else math.nan  # type: ignore[arg-type]
+    if not (math.isfinite(result) and 0 <= result <= high):
+        limit = "" if math.isinf(high) else f" and <= {high:g}"
+        raise OptionError(f"{name}={value!r} is not a finite number >= 0{limit}")
+    return result
 
 
 def unknown_options(options: Iterable[str], valid: Sequence[str]) -> None:

@@ -178,10 +178,12 @@ def _ordered(
     return [values[name] for name in names]
 
 
-def bind(program: Program, first: Pass, inputs: Sequence[Tensor]) -> StructuredDictionary:
+def bind(
+    program: Program, first: Pass, inputs: Sequence[Tensor], threshold_scale: float = 1.0
+) -> StructuredDictionary:
     """Bind a program's rows to the operations and values of one feed-forward pass."""
     rows = tuple(
-        bind_row(plan, first.bound, signal, activation, program.nonnegative)
+        bind_row(plan, first.bound, signal, activation, program.nonnegative, threshold_scale)
         for plan, signal, activation in zip(
             program.plans, first.signals, first.activations, strict=True
         )

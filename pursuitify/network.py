@@ -154,7 +154,7 @@ class PursuitNetwork(Settings):
     def _bind(self, program: Program, values: Sequence[Any]) -> tuple[Pass, StructuredDictionary]:
         with _input_errors():
             first = program.forward(self, *values)
-        return first, dictionary.bind(program, first, values)
+        return first, dictionary.bind(program, first, values, self.threshold_scale)
 
     def _steps(self, bound: StructuredDictionary) -> list[Tensor]:
         self._norms.training = self.training
@@ -163,7 +163,9 @@ class PursuitNetwork(Settings):
             if self.solver == "synchronous":
                 return synchronous.step_sizes(bound, self._norms)
             constants = steps.lipschitz(bound, self._norms, layered)
-        return steps.step_sizes(constants, self._of_mode(self.pursuit.betas()))
+        gammas = steps.step_sizes(constants, self._of_mode(self.pursuit.betas()))
+        scale = self.step_scale
+        return gammas if scale == 1 else [gamma * scale for gamma in gammas]
 
     def _last(self, bound: StructuredDictionary, first: Pass) -> list[Tensor]:
         return solve.solve(self, bound, first.latents, self._steps(bound), self._alphas())

@@ -12,7 +12,12 @@ from torch import nn
 from pursuitify import checks
 
 #: Option -> the value it has unless it is set.
-OPTIONS: dict[str, Any] = {"iterations": 10, "solver": "global"}
+OPTIONS: dict[str, Any] = {
+    "iterations": 10,
+    "solver": "global",
+    "step_scale": 1.0,
+    "threshold_scale": 1.0,
+}
 
 
 class Settings(nn.Module):
@@ -41,6 +46,28 @@ class Settings(nn.Module):
     def solver(self, value: str) -> None:
         self._solver = checks.one_of("solver", value, checks.SOLVERS)
 
+    @property
+    def step_scale(self) -> float:
+        """Factor on every step gamma_j, from 0 (the source, at any T) to 1."""
+        return self._step_scale
+
+    @step_scale.setter
+    def step_scale(self, value: float) -> None:
+        self._step_scale = checks.factor("step_scale", value, 1.0)
+
+    @property
+    def threshold_scale(self) -> float:
+        """Factor, at least 0, on the positive thresholds of sparse latents in the sweeps.
+
+        Negative thresholds (positive biases) and offsets of identity latents stay as they are,
+        and so does the feed-forward pass: T = 0 is the source at any value. See MATH section 2.
+        """
+        return self._threshold_scale
+
+    @threshold_scale.setter
+    def threshold_scale(self, value: float) -> None:
+        self._threshold_scale = checks.factor("threshold_scale", value)
+
     def settings(self) -> dict[str, Any]:
         """Return every option with its value."""
         return {name: getattr(self, name) for name in OPTIONS}
@@ -48,7 +75,7 @@ class Settings(nn.Module):
     @property
     def _pursues(self) -> bool:
         """Whether the latents differ from those of the feed-forward pass."""
-        return self.iterations > 0 and self.solver != "feedforward"
+        return self.iterations > 0 and self.solver != "feedforward" and self.step_scale > 0
 
 
 #: Attributes that hold the options.
