@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx as nx
 import torch
@@ -18,6 +18,20 @@ from pursuitify.errors import InputError, PursuitifyError
 from pursuitify.graph import to_networkx
 from pursuitify.program import Pass, Program
 from pursuitify.settings import HELD, Settings
+
+
+class Inference(NamedTuple):
+    """What one pass of a pursuit network found.
+
+    Attributes:
+        output: What the network returns.
+        latents: The pursued latents by name, in graph order.
+        dictionary: The dictionary bound to this batch.
+    """
+
+    output: Any
+    latents: dict[str, Tensor]
+    dictionary: StructuredDictionary
 
 
 class PursuitNetwork(Settings):
@@ -106,6 +120,19 @@ class PursuitNetwork(Settings):
         latents = tuple(self._last(bound, first)) if self._pursues else first.latents
         with _input_errors():
             return program.head(self, latents, first, values)
+
+    def infer(self, *args: Any, **kwargs: Any) -> Inference:
+        """Return output, latents and dictionary of one pass, for losses that read all three.
+
+        A pass like any other: in training mode running statistics move, once.
+        """
+        program = self._program
+        values = checks.arguments(program, args, kwargs, self)
+        first, bound = self._bind(program, values)
+        latents = tuple(self._last(bound, first)) if self._pursues else first.latents
+        with _input_errors():
+            output = program.head(self, latents, first, values)
+        return Inference(output, dict(zip(bound.names, latents, strict=True)), bound)
 
     def latents(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return the latents after pursuit by name, in graph order."""

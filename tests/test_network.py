@@ -923,3 +923,20 @@ def test_step_sizes_follow_weights_written_through_data() -> None:
             parameter.data.mul_(3.0 if parameter.dim() == 2 else 1.0)
         after = net.step_sizes(x)
     assert all(after[k] < 0.5 * before[k] for k in before)
+
+
+@pytest.mark.parametrize("sweeps", [0, 3])
+@pytest.mark.parametrize("training", [False, True])
+def test_infer_is_one_pass(sweeps: int, training: bool) -> None:
+    net = pursuitify(build("ResidualNet-bn").train(training), iterations=sweeps)
+    twin, x = copy.deepcopy(net), torch.rand(3, 2, 8, 8, dtype=torch.float64)
+    expected = copy.deepcopy(net).latents(x)
+    output, latents, dictionary = net.infer(x)
+    assert torch.allclose(output, twin(x), rtol=1e-12, atol=1e-12)
+    moved = zip(net.buffers(), twin.buffers(), strict=True)
+    assert all(torch.equal(a, b) for a, b in moved), "running statistics moved once"
+    assert all(torch.allclose(v, expected[k], rtol=1e-12) for k, v in latents.items())
+    assert dictionary.names == tuple(latents)
+    if sweeps:
+        output.square().sum().backward()
+        assert all(p.grad is not None for n, p in net.named_parameters() if n != "pursuit.alpha")
