@@ -136,6 +136,7 @@ def coherence(
     shape: _SHAPE = "3,224,224",
     layout: _LAYOUT = "auto",
     boundary: Annotated[str, typer.Option(help="interior or exact.")] = "interior",
+    switches: Annotated[str, typer.Option(help="Of max pooling: centre, worst or batch.")] = "",
     checkpoint: _FILE = None,
     seed: _SEED = 0,
     as_json: _JSON = False,
@@ -145,7 +146,7 @@ def coherence(
     Example: pursuitify coherence resnet50 --json
     """
     net = _network(name, checkpoint, layout, 0, seed)
-    report = measure(net, _shape(shape), boundary, progress=not as_json)
+    report = measure(net, _shape(shape), boundary, switches=switches or None, progress=not as_json)
     _print(report.to_dict(), str(report), as_json)
 
 

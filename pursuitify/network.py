@@ -68,6 +68,7 @@ class PursuitNetwork(Settings):
             self.register_buffer(name, value, persistent=False)
         self.training = model.training
         self._programs = dict(programs)
+        self._source_name = type(model).__name__
         self._norms = steps.Norms()
         self.register_load_state_dict_post_hook(_start_cold)  # type: ignore[no-untyped-call]
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -103,6 +104,11 @@ class PursuitNetwork(Settings):
         module = fx.GraphModule(self, copy.deepcopy(self._program.graph), "Source")
         module.training = self.training
         return module
+
+    @property
+    def source_name(self) -> str:
+        """Class name of the source model."""
+        return self._source_name
 
     # -- inference ----------------------------------------------------------------------------
 
@@ -260,6 +266,7 @@ RESERVED = frozenset(vars(PursuitNetwork) | vars(Settings)) | {
     "_programs",
     "_norms",
     "_places",
+    "_source_name",
     "_still",
 }
 

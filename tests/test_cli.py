@@ -56,6 +56,10 @@ def test_convert_then_diagnose_and_coherence(factory: str, tmp_path: Path) -> No
     report = json.loads(runner.invoke(app, ["coherence", *common]).stdout)
     assert 0 < report["mutual_coherence"] <= 1 + 1e-6
     assert "N(G)" in runner.invoke(app, ["coherence", *common[:-1]]).stdout
+    wrong = runner.invoke(app, ["coherence", *common, "--switches", "corner"])
+    assert isinstance(wrong.exception, OptionError)
+    exact = runner.invoke(app, ["coherence", *common, "--switches", "worst", "--boundary", "exact"])
+    assert json.loads(exact.stdout)["boundary"] == "exact"
 
 
 def test_refusals_have_no_traceback() -> None:

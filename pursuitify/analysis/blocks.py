@@ -57,12 +57,13 @@ class Blocks:
     uses: tuple[tuple[Use, ...], ...]
 
 
-def blocks_of(dictionary: StructuredDictionary, border: bool) -> Blocks:
+def blocks_of(dictionary: StructuredDictionary, border: bool, worst: bool = False) -> Blocks:
     """Return the blocks of a bound dictionary.
 
     Args:
         dictionary: Bound to a batch of one.
         border: Whether zero padding truncates atoms at the border.
+        worst: Whether to keep every choice of max poolings, for ``WorstGram``.
 
     Raises:
         UnsupportedError: If a block has no kernel form.
@@ -76,7 +77,9 @@ def blocks_of(dictionary: StructuredDictionary, border: bool) -> Blocks:
         for s, paths in enumerate(row.slots):
             extent = row.signal[s].shape[row.dim] if row.sizes else 0
             landed = [
-                (p, *block_of(p.maps, sites[p.leaf], like, border)) for p in paths if p.leaf >= 0
+                (p, *block_of(p.maps, sites[p.leaf], like, border, worst))
+                for p in paths
+                if p.leaf >= 0
             ]
             target = _target(row, s, landed, dims)
             for path, symbol, _ in landed:

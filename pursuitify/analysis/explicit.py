@@ -29,8 +29,8 @@ def normalised(dictionary: StructuredDictionary) -> tuple[Tensor, Tensor, Tensor
     if max(columns, rows) > LIMIT:
         raise InputError(
             f"the explicit computation is for at most {LIMIT} rows and columns; this dictionary "
-            f"has {rows} and {columns}. Use a smaller input_shape, or switches='centre', or "
-            "boundary='interior'"
+            f"has {rows} and {columns}. Use a smaller input_shape, switches='centre' or 'worst', "
+            "or boundary='interior'"
         )
     matrix = dictionary.materialize()[0]
     norms = matrix.norm(dim=0)

@@ -93,7 +93,7 @@ class Gram:
                 )
                 total = total.index_add(0, left.cols.reshape(-1), (own @ factor).reshape(-1))
             else:
-                total = total + _overlaps(left, right, taps, len(total))
+                total = total + overlaps(left, right, taps, len(total))
         return total.clamp_min(0).sqrt()
 
     def _square(self, latent: int, index: int) -> Tensor:
@@ -151,7 +151,7 @@ class Gram:
                 yield Entries((j, k), raw * left[a] * right[b], (a, b), found)
 
 
-def _overlaps(
+def overlaps(
     left: Symbol, right: Symbol, taps: list[tuple[int, int, float]], channels: int
 ) -> Tensor:
     """Return per column the sum over rows of the products of two blocks of one latent."""

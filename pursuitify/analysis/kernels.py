@@ -12,8 +12,8 @@ from torch import Tensor
 from pursuitify.analysis import lines
 from pursuitify.analysis.lines import Line
 from pursuitify.analysis.moves import moved
-from pursuitify.analysis.switches import centre_window
-from pursuitify.analysis.symbols import Site, Symbol, UnsupportedError, unit
+from pursuitify.analysis.switches import centre, every
+from pursuitify.analysis.symbols import Site, Switch, Symbol, UnsupportedError, unit
 from pursuitify.maps import (
     Adjoint,
     BlockMean,
@@ -30,7 +30,7 @@ from pursuitify.maps import (
 
 
 def block_of(
-    maps: Sequence[LinearMap], site: Site, like: Tensor, border: bool
+    maps: Sequence[LinearMap], site: Site, like: Tensor, border: bool, worst: bool = False
 ) -> tuple[Symbol, Site]:
     """Return the symbol of a chain of maps from ``site``, and where it ends.
 
@@ -39,6 +39,7 @@ def block_of(
         site: Where it starts.
         like: Tensor that gives dtype and device.
         border: Whether zero padding truncates.
+        worst: Whether to keep every choice of a max pooling; else it takes its centres.
 
     Raises:
         UnsupportedError: If a map mixes positions and channels in another way.
@@ -54,9 +55,32 @@ def block_of(
             while chain and _moves(chain[0]):
                 run.append(chain.pop(0))
             symbol, site = moved(symbol, site, run)
+        elif worst and isinstance(item, Select) and math.prod(_kernel(item)) > 1:
+            symbol, site = _switched(symbol, site, item)
         else:
             symbol, site = _step(symbol, site, item)
-    return symbol, site
+    return symbol.spread(), site
+
+
+def _kernel(select: Select) -> tuple[int, ...]:
+    return select.windows.kernel if select.windows is not None else select.size
+
+
+def _switched(symbol: Symbol, site: Site, item: Select) -> tuple[Symbol, Site]:
+    """Return a symbol before a max pooling of which every choice is kept."""
+    if site.flat:
+        raise UnsupportedError("a max pooling after a flatten")
+    if symbol.weight.shape[1:] != (1, 1, 1) or len(torch.unique(symbol.cols)) < len(symbol.cols):
+        raise UnsupportedError(
+            "a max pooling after a weighted operator on one path: each of its outputs chooses for "
+            "itself, and the worst case over all is not computed"
+        )
+    before = () if symbol.switch is None else symbol.switch.key
+    key = (*before, item.indices.data_ptr(), tuple(item.indices.shape))
+    along = every(item, site.sizes)
+    joined = tuple(lines.compose(a, b) for a, b in zip(symbol.lines, along, strict=True))
+    sizes = tuple(line.n_out for line in joined)
+    return replace(symbol, lines=joined, switch=Switch(key, joined)), replace(site, sizes=sizes)
 
 
 def _spelled(maps: Sequence[LinearMap]) -> list[LinearMap]:
@@ -162,7 +186,8 @@ def _then(
         weight = weight * factor[cols][:, None, :, None]
     joined = tuple(lines.compose(a, b) for a, b in zip(symbol.lines, along, strict=True))
     sizes = tuple(line.n_out for line in joined)
-    result = Symbol(weight, rows, cols_from, joined, (symbol.channels[0], outputs))
+    ends = (symbol.channels[0], outputs)
+    result = Symbol(weight, rows, cols_from, joined, ends, symbol.switch)
     return result, Site(outputs, sizes)
 
 
@@ -182,7 +207,7 @@ def _pooling(item: LinearMap, site: Site) -> tuple[tuple[Line, ...], float]:
     """Return lines and constant factor of a map that treats every channel alike."""
     sizes, factor, along = site.sizes, 1.0, []
     if isinstance(item, Select):
-        return centre_window(item, sizes), 1.0
+        return centre(item, sizes), 1.0
     if isinstance(item, BlockMean):
         factor = item.factor
         for n, k in zip(item.size, item.kernel, strict=True):

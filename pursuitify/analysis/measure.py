@@ -17,13 +17,14 @@ from pursuitify.analysis.gram import Gram
 from pursuitify.analysis.measures import Block, Norms
 from pursuitify.analysis.report import CoherenceReport
 from pursuitify.analysis.symbols import UnsupportedError
+from pursuitify.analysis.worst import WorstGram
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
 from pursuitify.maps import Select
 from pursuitify.network import PursuitNetwork
 
 BOUNDARIES = ("interior", "exact")
-SWITCHES = ("centre", "batch")
+SWITCHES = ("centre", "worst", "batch")
 
 
 def coherence(
@@ -47,8 +48,9 @@ def coherence(
         boundary: ``interior`` or ``exact``.
         x: An input (batch of one) to bind the dictionary to; a seeded standard normal one if not
             given. It matters where frozen values enter: max-pool switches, gates.
-        switches: What max-pool windows select: ``centre`` assumes each window's centre; ``batch``
-            takes what ``x`` selects, entry by entry, which is for small networks and needs
+        switches: What max-pool windows select: ``centre`` assumes each window's centre; ``worst``
+            bounds every entry over all choices, so that no input has a larger one; ``batch`` takes
+            what ``x`` selects, entry by entry, which is for small networks and needs
             ``boundary="exact"``. Default: ``batch`` in exact mode, ``centre`` in interior mode.
         progress: Whether to show a progress bar, or a function to call with (done, all).
 
@@ -76,7 +78,7 @@ def coherence(
     columns = [shape.numel() for shape in dictionary.shapes]
     heights = [sum(part.numel() for part in row.signal) for row in dictionary.rows]
     return CoherenceReport(
-        model=getattr(net, "name", None) or type(net).__name__,
+        model=net.source_name,
         layout=layouts(dictionary),
         boundary=boundary,
         input_shape=tuple(dictionary.inputs[0].shape[1:]),
@@ -93,6 +95,10 @@ def coherence(
 
 _SWITCH_NOTES = {
     "centre": "max pooling: every window selects its centre",
+    "worst": "max pooling: worst case over switches; the numbers are of upper bounds of |entry| "
+    "over all choices (entry by entry attained where a pooled latent is read in decoder rows "
+    "alone, not by one input at once), entries are those that some choice makes non-zero, column "
+    "norms the least over the choices",
     "batch": "max pooling: switches as frozen by the input",
 }
 
@@ -107,20 +113,33 @@ def _measured(
     rows_of = touched(dictionary)
     if not (switches == "batch" and holds(dictionary, Select)):
         try:
-            gram = Gram(blocks_of(dictionary, boundary == "exact"))
-            positions = gram.positions
-            excess = bounds.frame_excess(positions.columns, rows_of, positions.heights)
-            return measures.blocks(gram, advance), measures.norms(gram), excess, notes
+            worst = switches == "worst"
+            blocks = blocks_of(dictionary, boundary == "exact", worst)
+            gram = WorstGram(blocks) if worst else Gram(blocks)
+            norms = measures.norms(gram)
+            columns = _alive(gram.positions.columns, norms)
+            excess = bounds.frame_excess(columns, rows_of, gram.positions.heights)
+            return measures.blocks(gram, advance), norms, excess, notes
         except UnsupportedError as error:
+            if boundary == "exact" and holds(dictionary, Select):
+                raise InputError(
+                    f"no kernel form: {error}; so switches={switches!r} cannot be assumed. "
+                    "switches='batch' can treat it on small inputs"
+                ) from error
             if boundary == "interior":
                 raise InputError(
                     f"no interior form: {error}. boundary='exact' can treat it on small inputs"
                 ) from error
             notes.append(f"entry by entry, as {error}")
-    columns = [float(shape.numel()) for shape in dictionary.shapes]
+    found, norms = explicit.measure(dictionary, advance)
+    columns = _alive([float(shape.numel()) for shape in dictionary.shapes], norms)
     heights = [float(sum(part.numel() for part in row.signal)) for row in dictionary.rows]
-    excess = bounds.frame_excess(columns, rows_of, heights)
-    return *explicit.measure(dictionary, advance), excess, notes
+    return found, norms, bounds.frame_excess(columns, rows_of, heights), notes
+
+
+def _alive(columns: Sequence[float], norms: Sequence[Norms]) -> list[float]:
+    """Return the numbers of columns that are not zero: Welch's bound is about unit vectors."""
+    return [max(n - stats.zero, 0.0) for n, stats in zip(columns, norms, strict=True)]
 
 
 @contextlib.contextmanager

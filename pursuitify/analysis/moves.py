@@ -92,4 +92,5 @@ def _gathered(
     names = (index >= 0).nonzero()[:, 0]
     joined = tuple(lines.compose(a, b) for a, b in zip(symbol.lines, along, strict=True))
     weight, rows, cols = select_rows(symbol.weight, symbol.rows, symbol.cols, index[names], names)
-    return Symbol(weight, rows, cols, joined, (symbol.channels[0], out.channels)), out
+    ends = (symbol.channels[0], out.channels)
+    return Symbol(weight, rows, cols, joined, ends, symbol.switch), out

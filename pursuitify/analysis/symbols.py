@@ -22,6 +22,19 @@ class UnsupportedError(PursuitifyError):
 
 
 @dataclass(frozen=True, eq=False)
+class Switch:
+    """A choice that a block depends on: which element each window of a max pooling selects.
+
+    Attributes:
+        key: Which pooling, the same wherever the same choice is read.
+        lines: Per spatial dim which window sees which position, a tap per element.
+    """
+
+    key: tuple[object, ...]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Symbol:
     """One block: sum over taps of a channel matrix times a relation of positions.
 
@@ -31,6 +44,8 @@ class Symbol:
         cols: Input channel of each column, (groups, columns).
         lines: Relation of positions per spatial dim.
         channels: Number of (input, output) channels.
+        switch: The choice that the block depends on, if every choice is kept: its taps vary slowest
+            in each dim.
     """
 
     weight: Tensor
@@ -38,6 +53,7 @@ class Symbol:
     cols: Tensor
     lines: tuple[Line, ...]
     channels: tuple[int, int]
+    switch: Switch | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -46,6 +62,8 @@ class Symbol:
 
     def transposed(self) -> Symbol:
         """Return the adjoint."""
+        if self.switch is not None:
+            raise UnsupportedError("a max pooling on the diagonal")
         turned = tuple(line.transposed() for line in self.lines)
         return Symbol(
             self.weight.transpose(1, 2), self.cols, self.rows, turned, self.channels[::-1]
@@ -55,6 +73,18 @@ class Symbol:
         """Return minus the block; the weight is shared."""
         first, *rest = self.lines
         return replace(self, lines=(lines.negated(first), *rest))
+
+    def spread(self) -> Symbol:
+        """Return the block with its weight repeated over the taps of its switch."""
+        if self.switch is None:
+            return self
+        rest = [n // line.count for n, line in zip(self.counts, self.switch.lines, strict=True)]
+        shape = self.weight.shape[:3]
+        weight = self.weight.reshape(*shape, *(n for own in rest for n in (1, own)))
+        full = (
+            n for line, own in zip(self.switch.lines, rest, strict=True) for n in (line.count, own)
+        )
+        return replace(self, weight=weight.expand(*shape, *full).reshape(*shape, -1))
 
     def scaled(self, factor: float) -> Symbol:
         """Return the block times a number."""

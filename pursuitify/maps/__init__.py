@@ -8,7 +8,7 @@ from pursuitify.maps.estimate import ESTIMATE_MARGIN, conv_norm_estimate, dense_
 from pursuitify.maps.index import Index
 from pursuitify.maps.pool import BlockMean
 from pursuitify.maps.scale import Scale
-from pursuitify.maps.select import Select, adaptive_cover, cover
+from pursuitify.maps.select import Select, Windows, adaptive_cover, cover
 from pursuitify.maps.separable import Separable, adaptive_avg_pool, avg_pool, interpolate, pad
 from pursuitify.maps.shape import (
     Expand,
@@ -48,6 +48,7 @@ __all__ = [
     "Select",
     "Separable",
     "Slice",
+    "Windows",
     "ZeroPad",
     "adaptive_avg_pool",
     "adaptive_cover",

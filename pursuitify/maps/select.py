@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,23 @@ def channels_inside(x: Tensor) -> bool:
     return x.dim() > 2 and x.shape[1] > 1 and x.stride(1) == 1
 
 
+@dataclass(frozen=True)
+class Windows:
+    """The windows that a selection chooses from, per spatial dim, as ``F.max_poolNd`` takes them.
+
+    Attributes:
+        kernel: Elements per window.
+        stride: Step from window to window.
+        padding: Elements before the image; never chosen.
+        dilation: Step from element to element.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Select(LinearMap):
     """Gather from the flattened spatial dims, channel by channel, in the indices' memory format.
@@ -43,11 +61,13 @@ class Select(LinearMap):
             ``F.max_poolNd(..., return_indices=True)`` gives them.
         size: Spatial size of the input.
         cover: Certified maximum number of outputs that read one element, see ``cover``.
+        windows: What each output may select, where that is regular; None where it is not.
     """
 
     indices: Tensor
     size: tuple[int, ...]
     cover: int
+    windows: Windows | None = None
 
     def apply(self, x: Tensor) -> Tensor:
         """Return the selected elements of ``x`` (batch, channels, *size)."""
@@ -83,4 +103,4 @@ class Select(LinearMap):
         """Return the selection on a slot of channels."""
         if dim != 1:
             raise NotImplementedError(f"Select mixes the slots of dimension {dim}")
-        return Select(self.indices.narrow(1, start, length), self.size, self.cover)
+        return dataclasses.replace(self, indices=self.indices.narrow(1, start, length))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pursuitify.maps import (
     Select,
+    Windows,
     adaptive_avg_pool,
     adaptive_cover,
     avg_pool,
@@ -62,8 +63,10 @@ def max_pool(
         input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True
     )
     kernel, steps = _each(kernel_size, dims), _each(stride or kernel_size, dims)
-    windows = cover(kernel, steps, _each(dilation, dims))
-    return Affine(value, (Select(indices, tuple(input.shape[2:]), windows),))
+    gaps = _each(dilation, dims)
+    windows = Windows(kernel, steps, _each(padding, dims), gaps)
+    select = Select(indices, tuple(input.shape[2:]), cover(kernel, steps, gaps), windows)
+    return Affine(value, (select,))
 
 
 @registry.register(
@@ -77,7 +80,12 @@ def adaptive_max_pool(
     """Adaptive max pooling; switches frozen likewise."""
     size = tuple(input.shape[2:])
     value, indices = _ADAPTIVE_MAX_POOL[len(size)](input, output_size, return_indices=True)
-    return Affine(value, (Select(indices, size, adaptive_cover(size, tuple(value.shape[2:]))),))
+    out = tuple(value.shape[2:])
+    windows = None
+    if all(n % o == 0 for n, o in zip(size, out, strict=True)):
+        blocks = tuple(n // o for n, o in zip(size, out, strict=True))
+        windows = Windows(blocks, blocks, (0,) * len(size), (1,) * len(size))
+    return Affine(value, (Select(indices, size, adaptive_cover(size, out), windows),))
 
 
 @registry.register(

@@ -71,6 +71,7 @@ def test_mutual_coherence_frame_potential_and_welch_bound_are_in_order(drawn):
 def test_the_report_names_its_rules():
     net = pursuitify(BY_NAME["conv_chain"].build())
     text = str(coherence(net, (2, 9, 9)))
+    assert text.startswith("Coherence of ConvChain's dictionary")
     for word in ("layout", "scale", "boundary  interior", "entries", "every window selects its"):
         assert word in text
     exact = coherence(net, (2, 9, 9), "exact")
