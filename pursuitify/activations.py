@@ -32,6 +32,13 @@ class Activation(ABC):
         """Return the same as ``prox``; may overwrite ``v``."""
         return self.prox(v, step)
 
+    def preimage(self, w: Tensor, step: Tensor | float) -> Tensor | None:
+        """Return a v with ``prox(v, step) = w`` and prox's own slope wherever that is not zero.
+
+        ``w`` is a value of the proximal operator. None where no such v can be named.
+        """
+        return None
+
     @abstractmethod
     def penalty(self, w: Tensor) -> Tensor:
         """Return f(w) elementwise; infinite outside the domain."""
@@ -55,6 +62,10 @@ class Linear(Activation):
         """Return ``v``."""
         return v
 
+    def preimage(self, w: Tensor, step: Tensor | float) -> Tensor:
+        """Return ``w``."""
+        return w
+
     def penalty(self, w: Tensor) -> Tensor:
         """Return zeros."""
         return torch.zeros_like(w)
@@ -75,6 +86,10 @@ class ReLU(Activation):
     def prox_(self, v: Tensor, step: Tensor | float) -> Tensor:
         """Return max(v, 0), in place."""
         return v.relu_()
+
+    def preimage(self, w: Tensor, step: Tensor | float) -> Tensor:
+        """Return ``w``."""
+        return w
 
     def penalty(self, w: Tensor) -> Tensor:
         """Return 0 where w >= 0, infinity elsewhere."""
@@ -100,6 +115,10 @@ class Clip(Activation):
         """Return ``v`` clipped to [low, high], in place."""
         return v.clamp_(self.low, self.high)
 
+    def preimage(self, w: Tensor, step: Tensor | float) -> Tensor:
+        """Return ``w``."""
+        return w
+
     def penalty(self, w: Tensor) -> Tensor:
         """Return 0 where low <= w <= high, infinity elsewhere."""
         return _indicator(w, (w >= self.low) & (w <= self.high))
@@ -122,6 +141,10 @@ class LeakyReLU(Activation):
     def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
         """Return v where v >= 0, v / (1 + step (1/a - 1)) elsewhere."""
         return torch.where(v >= 0, v, v / (1.0 + step * (1.0 / self.slope - 1.0)))
+
+    def preimage(self, w: Tensor, step: Tensor | float) -> Tensor:
+        """Return w where w >= 0, w (1 + step (1/a - 1)) elsewhere."""
+        return torch.where(w >= 0, w, w * (1.0 + step * (1.0 / self.slope - 1.0)))
 
     def penalty(self, w: Tensor) -> Tensor:
         """Return (1/a - 1) w^2 / 2 where w < 0, 0 elsewhere."""

@@ -16,6 +16,7 @@ from pursuitify.program import Program
 from pursuitify.rules import Registry, Rule, default
 
 SOLVERS = ("global", "layered", "synchronous", "feedforward")
+MEMORY = ("store", "recompute")
 LAYOUTS = ("auto", "decoder", "encoder")
 
 
@@ -53,6 +54,17 @@ def factor(name: str, value: object, high: float = math.inf) -> float:
         limit = "" if math.isinf(high) else f" and <= {high:g}"
         raise OptionError(f"{name}={value!r} is not a finite number >= 0{limit}")
     return result
+
+
+def one_or_two(name: str, value: object) -> int:
+    """Return ``value`` if it is 1 or 2.
+
+    Raises:
+        OptionError: Otherwise.
+    """
+    if isinstance(value, bool) or value not in (1, 2) or not isinstance(value, int):
+        raise OptionError(f"{name}={value!r} is not 1 or 2")
+    return value
 
 
 def unknown_options(options: Iterable[str], valid: Sequence[str]) -> None:

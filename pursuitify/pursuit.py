@@ -38,13 +38,21 @@ def layered(
         count: T, the number of proximal-gradient steps per row.
     """
     w = list(start)
-    inplace = _may_overwrite()
-    for j, row in enumerate(dictionary.rows):
-        signal = tuple(_read(dictionary, row, s, w, like) for s, like in enumerate(row.signal))
-        for _ in range(count):
-            parts = tuple(b - u for b, u in zip(row.decode(w[j]), signal, strict=True))
-            w[j] = _proximal_step(row, w[j], row.slope(parts), steps[j], inplace)
+    for j in range(len(w)):
+        w[j] = solve_row(dictionary, j, w, steps[j], count)
     yield w
+
+
+def solve_row(
+    dictionary: StructuredDictionary, j: int, w: Latents, step: Tensor, count: int
+) -> Tensor:
+    """Return latent j after ``count`` proximal-gradient steps on its own row, from ``w[j]``."""
+    row, latent, inplace = dictionary.rows[j], w[j], _may_overwrite()
+    signal = tuple(_read(dictionary, row, s, w, like) for s, like in enumerate(row.signal))
+    for _ in range(count):
+        parts = tuple(b - u for b, u in zip(row.decode(latent), signal, strict=True))
+        latent = _proximal_step(row, latent, row.slope(parts), step, inplace)
+    return latent
 
 
 def _read(

@@ -17,6 +17,8 @@ OPTIONS: dict[str, Any] = {
     "solver": "global",
     "step_scale": 1.0,
     "threshold_scale": 1.0,
+    "memory": "store",
+    "recompute_levels": 1,
 }
 
 
@@ -67,6 +69,24 @@ class Settings(nn.Module):
     @threshold_scale.setter
     def threshold_scale(self, value: float) -> None:
         self._threshold_scale = checks.factor("threshold_scale", value)
+
+    @property
+    def memory(self) -> str:
+        """What is kept for derivatives: ``store`` or ``recompute``; outputs are the same."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, value: str) -> None:
+        self._memory = checks.one_of("memory", value, checks.MEMORY)
+
+    @property
+    def recompute_levels(self) -> int:
+        """With ``memory="recompute"``: 1 keeps every sweep's latents, 2 every sqrt(T)-th's."""
+        return self._recompute_levels
+
+    @recompute_levels.setter
+    def recompute_levels(self, value: int) -> None:
+        self._recompute_levels = checks.one_or_two("recompute_levels", value)
 
     def settings(self) -> dict[str, Any]:
         """Return every option with its value."""

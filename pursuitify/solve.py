@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
-from pursuitify import pursuit, synchronous
+from pursuitify import memory, pursuit, synchronous
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.settings import Settings
 
@@ -55,7 +56,14 @@ def solve(
     extrapolation: Sequence[Tensor] | None,
 ) -> list[Tensor]:
     """Return the latents after the last sweep."""
+    if settings.memory != "store" and _differentiated():
+        return memory.solve(settings, dictionary, start, steps, extrapolation)
     last = list(start)
     for state in states(settings, dictionary, start, steps, extrapolation, observed=False):
         last = state
     return last
+
+
+def _differentiated() -> bool:
+    """Whether derivatives are recorded by autograd as the network runs, not by a compiler."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()

@@ -55,12 +55,8 @@ def synchronous(
         steps: The step size, once per latent; see ``step_sizes``.
         count: T, the number of sweeps.
     """
-    w = zero(dictionary)
     for before in moves(dictionary, steps, count):
-        w = [
-            row.activation.prox(v, step)
-            for row, v, step in zip(dictionary.rows, before, steps, strict=True)
-        ]
+        w = close(dictionary, before, steps)
         yield w
 
 
@@ -69,27 +65,44 @@ def moves(
 ) -> Iterator[Latents]:
     """Yield w - g (B^T (B w - y) + lam) of each sweep: what the proximal operators are given."""
     w = zero(dictionary)
-    signal = _signal(dictionary)
+    signal = signal_of(dictionary)
     for t in range(count):
-        residual = _residual(dictionary, w if t else None, signal)
-        before = []
-        for j, row in enumerate(dictionary.rows):
-            slope = row.slope(residual[j])
-            for term in dictionary.branches[j].terms(_reader(residual)):
-                slope = slope - term
-            before.append(torch.addcmul(w[j], slope, steps[j], value=-1.0))
+        before = move(dictionary, w, signal, steps, first=t == 0)
         yield before
-        w = [
-            row.activation.prox(v, step)
-            for row, v, step in zip(dictionary.rows, before, steps, strict=True)
-        ]
+        w = close(dictionary, before, steps)
+
+
+def move(
+    dictionary: StructuredDictionary,
+    w: Latents,
+    signal: Sequence[Parts],
+    steps: Sequence[Tensor],
+    first: bool,
+) -> Latents:
+    """Return w - g (B^T (B w - y) + lam); ``first`` says that w is zero."""
+    residual = _residual(dictionary, None if first else w, signal)
+    moved = []
+    for j, row in enumerate(dictionary.rows):
+        slope = row.slope(residual[j])
+        for term in dictionary.branches[j].terms(_reader(residual)):
+            slope = slope - term
+        moved.append(torch.addcmul(w[j], slope, steps[j], value=-1.0))
+    return moved
+
+
+def close(dictionary: StructuredDictionary, moved: Latents, steps: Sequence[Tensor]) -> Latents:
+    """Return prox of every latent."""
+    return [
+        row.activation.prox(v, step)
+        for row, v, step in zip(dictionary.rows, moved, steps, strict=True)
+    ]
 
 
 def _reader(residual: Sequence[Parts]) -> PartOf:
     return lambda at: residual[at[0]][at[1]]
 
 
-def _signal(dictionary: StructuredDictionary) -> list[Parts]:
+def signal_of(dictionary: StructuredDictionary) -> list[Parts]:
     """Return y = P x, in slots."""
     rows = []
     for row in dictionary.rows:

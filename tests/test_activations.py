@@ -76,6 +76,24 @@ def test_overwriting_gives_the_same(name: str) -> None:
 
 
 @every
+@pytest.mark.parametrize("step", [0.05, 0.4, 2.5])
+def test_preimage_has_the_same_value_and_slope(name: str, step: float) -> None:
+    activation, v = PAIRS[name][0], points().clone().requires_grad_()
+    value = activation.prox(v, step)
+    (slope,) = torch.autograd.grad(value.sum(), v)
+    back = activation.preimage(value.detach(), step)
+    assert back is not None
+    back.requires_grad_()
+    again = activation.prox(back, step)
+    (found,) = torch.autograd.grad(again.sum(), back)
+    assert torch.allclose(again, value, rtol=0, atol=1e-14)
+    inside = slope != 0
+    assert torch.equal(found[inside], slope[inside])
+    assert not bool(found[~inside].any())
+    assert torch.allclose(back[inside], v[inside], rtol=0, atol=1e-13)
+
+
+@every
 def test_penalty_is_infinite_outside_the_domain(name: str) -> None:
     activation, w = PAIRS[name][0], points()
     penalty = activation.penalty(w)
