@@ -239,8 +239,13 @@ def inputs(program: Program, values: Sequence[Any], network: nn.Module) -> None:
             )
         _check_shape(program, node, value, network, name)
         readable = not (value.is_meta or torch.compiler.is_compiling())
-        if readable and not bool(torch.isfinite(value).all()):
+        if readable and not _finite(value):
             raise InputError(f"{name} holds NaN or infinite values")
+
+
+def _finite(value: Tensor) -> bool:
+    """One pass where the sum is finite, which it is unless a value is not or it overflows."""
+    return math.isfinite(float(value.detach().sum())) or bool(torch.isfinite(value).all())
 
 
 def _autocast(device: torch.device) -> bool:

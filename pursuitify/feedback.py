@@ -37,16 +37,39 @@ class Branch:
         for linear, branch in self.through:
             yield from branch.products(linear.apply(value))
 
+    def subtract_products(self, value: Tensor, parts: list[list[Tensor]]) -> None:
+        """Subtract B_jk^T value from every slot that reads it, in place."""
+        for i, s in self.targets:
+            parts[i][s] = parts[i][s].sub_(value)
+        for linear, branch in self.through:
+            if len(branch.targets) == 1 and not branch.through:
+                i, s = branch.targets[0]
+                parts[i][s] = linear.subtract_apply(parts[i][s], value)
+            else:
+                branch.subtract_products(linear.apply(value), parts)
+
     def terms(self, part: PartOf) -> Iterator[Tensor]:
         """Yield the terms of sum_j B_jk r_j, given r_j by slot."""
         for target in self.targets:
             yield part(target)
         for linear, branch in self.through:
-            total: Tensor | None = None
-            for term in branch.terms(part):
-                total = term if total is None else total + term
-            assert total is not None, "a branch without readers"
-            yield linear.adjoint(total)
+            yield linear.adjoint(branch.sum(part))
+
+    def subtract_terms(self, total: Tensor, part: PartOf) -> Tensor:
+        """Return ``total - sum_j B_jk r_j``; overwrites ``total``."""
+        for target in self.targets:
+            total = total.sub_(part(target))
+        for linear, branch in self.through:
+            total = linear.subtract_adjoint(total, branch.sum(part))
+        return total
+
+    def sum(self, part: PartOf) -> Tensor:
+        """Return sum_j B_jk r_j."""
+        total: Tensor | None = None
+        for term in self.terms(part):
+            total = term if total is None else total + term
+        assert total is not None, "a branch without readers"
+        return total
 
 
 def branch_of(paths: Iterable[tuple[Target, tuple[LinearMap, ...]]]) -> Branch:

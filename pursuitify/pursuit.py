@@ -20,6 +20,7 @@ from torch import Tensor
 from pursuitify.bind import BoundRow, Parts
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.feedback import PartOf, Target
+from pursuitify.inplace import descend
 
 Latents = list[Tensor]
 
@@ -95,16 +96,12 @@ def global_pursuit(
         yield list(_last_sweep(dictionary, w, r, steps))
         return
     inplace = _may_overwrite()
+    if inplace and extrapolation is None:
+        yield from descend(dictionary, state.w, state.r, steps, count, observed)
+        return
     for t in range(count):
-        state = sweep(
-            dictionary,
-            state,
-            steps,
-            extrapolation if t > 0 else None,
-            last=t == count - 1,
-            inplace=inplace,
-            recycle=inplace and not observed and t > 0,
-        )
+        weights = extrapolation if t > 0 else None
+        state = sweep(dictionary, state, steps, weights, last=t == count - 1, inplace=inplace)
         yield list(state.w)
 
 
@@ -146,7 +143,6 @@ def sweep(
     *,
     last: bool,
     inplace: bool = False,
-    recycle: bool = False,
 ) -> State:
     """Update every latent once, in order (Gauss-Seidel).
 
@@ -157,7 +153,6 @@ def sweep(
         extrapolation: alpha_j per latent; None in the first sweep, or for none.
         last: Whether no sweep follows: what only it would read is not computed.
         inplace: Do the elementwise work in place.
-        recycle: Whether the latents' own memory may be overwritten too.
     """
     w, r = list(state.w), [list(parts) for parts in state.r]
     after = State(w, r, state.keep, [], [], [])
@@ -173,7 +168,7 @@ def sweep(
         for term in branch.terms(part):
             slope = slope.sub_(term) if inplace else slope - term
         new = _proximal_step(row, v, slope, steps[j], inplace)
-        delta = torch.sub(new, w[j], out=w[j]) if recycle and not state.keep else new - w[j]
+        delta = new - w[j]
         w[j] = new
         products: dict[Target, Tensor] = {}
         for target, product in branch.products(delta):

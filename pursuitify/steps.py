@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pursuitify.dictionary import StructuredDictionary
-from pursuitify.maps import Adjoint, Conv, Dense, LinearMap, conv_norm_bound, conv_norm_estimate
+from pursuitify.maps import (
+    Adjoint,
+    Conv,
+    Dense,
+    LinearMap,
+    conv_norm_bound,
+    conv_norm_estimate,
+    kernel_contents,
+)
 
 #: Power steps per training step, from a warm state.
 _WARM_STEPS = 2
 
 
+#: Bound of a map; the name of its place in the dictionary comes first.
+NormOf = Callable[[str, LinearMap], "Tensor | float"]
+
+
 class Norms:
     """Norm bounds of a network's weighted maps.
 
-    In evaluation mode every bound is certified; what was found for a kernel is remembered by its
-    contents, so the search runs once per parameter version, and its derivative is evaluated afresh
+    In evaluation mode every bound is certified, once per parameter version: what was found is kept
+    as long as the kernels' contents stay what they were, and its derivative is evaluated afresh
     wherever one is wanted. In training mode, where the weights move at every step, a warm-started
     power iteration with a stated margin (``maps.ESTIMATE_MARGIN``) stands in; its state is kept
     from step to step.
@@ -26,23 +38,51 @@ class Norms:
 
     def __init__(self) -> None:
         self._states: dict[str, Tensor] = {}
+        self._found: dict[str, Tensor] = {}
+        self._contents = b""
         self.training = False
 
     def clear(self) -> None:
         """Forget the states of the power iterations: the next ones start cold."""
         self._states.clear()
 
-    def __call__(self, key: str, linear: LinearMap) -> Tensor | float:
-        """Return the bound of a map; ``key`` names its place in the dictionary."""
+    def recall(self, dictionary: StructuredDictionary) -> NormOf:
+        """Return the bounds for a dictionary; those found before only if its kernels are the same.
+
+        One transfer for all kernels: on an accelerator nothing else here waits for the device.
+        """
+        if self.training:
+            return self._estimate
+        if torch.compiler.is_compiling():
+            return _certify
+        kernels = [kernel[0] for m in _maps(dictionary) if (kernel := _kernel(m)) is not None]
+        contents = kernel_contents(kernels)
+        if contents != self._contents:
+            self._found.clear()
+            self._contents = contents
+        return self._remembered
+
+    def _estimate(self, key: str, linear: LinearMap) -> Tensor | float:
         kernel = _kernel(linear)
         if kernel is None:
             return linear.norm_bound()
         weight, form = kernel
-        if self.training:
-            value, state = conv_norm_estimate(weight, *form, self._states.get(key), _WARM_STEPS)
-            self._states[key] = state.detach()
-            return value
-        return conv_norm_bound(weight, *form)
+        value, state = conv_norm_estimate(weight, *form, self._states.get(key), _WARM_STEPS)
+        self._states[key] = state.detach()
+        return value
+
+    def _remembered(self, key: str, linear: LinearMap) -> Tensor | float:
+        kernel = _kernel(linear)
+        if kernel is None or (torch.is_grad_enabled() and kernel[0].requires_grad):
+            return _certify(key, linear)
+        if key not in self._found:
+            self._found[key] = conv_norm_bound(kernel[0], *kernel[1])
+        return self._found[key].clone()
+
+
+def _certify(key: str, linear: LinearMap) -> Tensor | float:
+    kernel = _kernel(linear)
+    return linear.norm_bound() if kernel is None else conv_norm_bound(kernel[0], *kernel[1])
 
 
 def _kernel(
@@ -67,29 +107,40 @@ def lipschitz(
     """
     like = dictionary.inputs[0]
     batch = like.shape[0]
+    norm_of = norms.recall(dictionary)
     constants = []
     for j, row in enumerate(dictionary.rows):
         own: Tensor | float = 1.0
         if row.diagonal is not None:
-            own = chain_norm(norms, f"{row.name}.diagonal", row.diagonal.maps, batch)
+            own = chain_norm(norm_of, f"{row.name}.diagonal", row.diagonal.maps, batch)
         total = own * own
         for i, s, paths in () if layered else dictionary.readers[j]:
             reader = dictionary.rows[i]
             norm: Tensor | float = 0.0
             for p in paths:
                 key = f"{reader.name}.{s}.{p}"
-                norm = norm + chain_norm(norms, key, reader.slots[s][p].maps, batch)
+                norm = norm + chain_norm(norm_of, key, reader.slots[s][p].maps, batch)
             total = total + norm * norm
         constant = torch.as_tensor(total, dtype=like.dtype, device=like.device)
         constants.append(fit(constant, dictionary.shapes[j]))
     return constants
 
 
-def chain_norm(norms: Norms, key: str, maps: Iterable[LinearMap], batch: int) -> Tensor | float:
+def _maps(dictionary: StructuredDictionary) -> Iterator[LinearMap]:
+    """Yield every map of the dictionary, in a fixed order."""
+    for row in dictionary.rows:
+        if row.diagonal is not None:
+            yield from row.diagonal.maps
+        for paths in row.slots:
+            for path in paths:
+                yield from path.maps
+
+
+def chain_norm(norm_of: NormOf, key: str, maps: Iterable[LinearMap], batch: int) -> Tensor | float:
     """Return the product of the maps' bounds: a number, or a vector (batch,)."""
     bound: Tensor | float = 1.0
     for position, item in enumerate(maps):
-        factor = norms(f"{key}.{position}", item)
+        factor = norm_of(f"{key}.{position}", item)
         if isinstance(factor, Tensor) and factor.dim() > 0:
             factor = factor.reshape(batch, -1).amax(1)
         bound = bound * factor

@@ -164,6 +164,7 @@ def block_norms(dictionary: StructuredDictionary, norms: Norms) -> tuple[Tensor,
     Both have the batch in front where frozen values differ between samples. The paths of one slot
     add up; the slots of a row are orthogonal.
     """
+    norm_of = norms.recall(dictionary)
     like = dictionary.inputs[0]
     count, batch = len(dictionary.rows), like.shape[0]
     squares: dict[tuple[int, int], Tensor | float] = {}
@@ -171,14 +172,14 @@ def block_norms(dictionary: StructuredDictionary, norms: Norms) -> tuple[Tensor,
         for s, paths in enumerate(row.slots):
             sums: dict[int, Tensor | float] = {}
             for p, path in enumerate(paths):
-                norm = chain_norm(norms, f"{row.name}.{s}.{p}", path.maps, batch)
+                norm = chain_norm(norm_of, f"{row.name}.{s}.{p}", path.maps, batch)
                 column = path.leaf if path.leaf >= 0 else count - 1 - path.leaf
                 sums[column] = sums.get(column, 0.0) + norm
             for column, norm in sums.items():
                 squares[i, column] = squares.get((i, column), 0.0) + norm * norm
         own: Tensor | float = 1.0
         if row.diagonal is not None:
-            own = chain_norm(norms, f"{row.name}.diagonal", row.diagonal.maps, batch)
+            own = chain_norm(norm_of, f"{row.name}.diagonal", row.diagonal.maps, batch)
         squares[i, i] = own * own
     values = [torch.as_tensor(v, device=like.device).double() for v in squares.values()]
     batched = next((v for v in values if v.dim() > 0), values[0])

@@ -785,7 +785,9 @@ class _Count(TorchDispatchMode):
         self.found: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found[func.overloadpacket.__name__] += 1
+        name = func.overloadpacket.__name__
+        # Two columns: the sums that tell whether a kernel has changed, one reading of the weights.
+        self.found["contents" if name == "mm" and args[1].shape[1] == 2 else name] += 1
         return func(*args, **(kwargs or {}))
 
 

@@ -71,7 +71,8 @@ class _Gathers(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.count += func._schema.name in {"aten::gather", "aten::scatter", "aten::scatter_add"}
+        kinds = {"aten::gather", "aten::scatter", "aten::scatter_add", "aten::scatter_add_"}
+        self.count += func._schema.name in kinds
         return func(*args, **(kwargs or {}))
 
 

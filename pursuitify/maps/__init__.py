@@ -2,6 +2,7 @@
 
 from pursuitify.maps.adjoint import Adjoint
 from pursuitify.maps.base import Chain, Identity, LinearMap, compose, dottest
+from pursuitify.maps.contents import kernel_contents
 from pursuitify.maps.conv import Conv, conv_transpose_map
 from pursuitify.maps.dense import Dense
 from pursuitify.maps.estimate import ESTIMATE_MARGIN, conv_norm_estimate, dense_norm_estimate
@@ -63,5 +64,6 @@ __all__ = [
     "dottest",
     "interpolate",
     "is_weighted",
+    "kernel_contents",
     "pad",
 ]

@@ -27,6 +27,14 @@ class LinearMap(ABC):
     def adjoint(self, y: Tensor) -> Tensor:
         """Return A^T y, in the shape ``apply`` took."""
 
+    def subtract_apply(self, total: Tensor, x: Tensor) -> Tensor:
+        """Return ``total - A x``; overwrites ``total``, so not where derivatives are recorded."""
+        return total.sub_(self.apply(x))
+
+    def subtract_adjoint(self, total: Tensor, y: Tensor) -> Tensor:
+        """Return ``total - A^T y``; overwrites ``total`` likewise."""
+        return total.sub_(self.adjoint(y))
+
     @abstractmethod
     def norm_bound(self) -> Tensor | float:
         """Return a certified upper bound of the spectral norm of A.
@@ -48,6 +56,11 @@ class LinearMap(ABC):
     def after(self, first: LinearMap) -> LinearMap | None:
         """Return ``self o first`` as one cheaper map, or None where there is none."""
         return None
+
+
+def channels_inside(x: Tensor) -> bool:
+    """Return whether channels lie closest in memory (channels_last), under vmap as well."""
+    return x.dim() > 2 and x.shape[1] > 1 and x.stride(1) == 1
 
 
 class Identity(LinearMap):
@@ -95,6 +108,18 @@ class Chain(LinearMap):
         for item in reversed(self.maps):
             y = item.adjoint(y)
         return y
+
+    def subtract_apply(self, total: Tensor, x: Tensor) -> Tensor:
+        """Return ``total - A x``; overwrites ``total``."""
+        for item in self.maps[:-1]:
+            x = item.apply(x)
+        return self.maps[-1].subtract_apply(total, x) if self.maps else total.sub_(x)
+
+    def subtract_adjoint(self, total: Tensor, y: Tensor) -> Tensor:
+        """Return ``total - A^T y``; overwrites ``total``."""
+        for item in reversed(self.maps[1:]):
+            y = item.adjoint(y)
+        return self.maps[0].subtract_adjoint(total, y) if self.maps else total.sub_(y)
 
     def norm_bound(self) -> Tensor | float:
         """Return the product of the maps' bounds."""

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from pursuitify.maps.base import LinearMap
-from pursuitify.maps.select import channels_inside
+from pursuitify.maps.base import LinearMap, channels_inside
 
 _POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 

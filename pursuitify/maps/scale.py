@@ -31,6 +31,16 @@ class Scale(LinearMap):
         """Return factor * y."""
         return y * self.factor
 
+    def subtract_apply(self, total: Tensor, x: Tensor) -> Tensor:
+        """Return ``total - factor * x``, in one pass."""
+        if isinstance(self.factor, Tensor):
+            return total.addcmul_(x, self.factor, value=-1)
+        return total.sub_(x, alpha=self.factor)
+
+    def subtract_adjoint(self, total: Tensor, y: Tensor) -> Tensor:
+        """Return ``total - factor * y``, in one pass."""
+        return self.subtract_apply(total, y)
+
     def norm_bound(self) -> Tensor | float:
         """Return max |factor|: per sample, (batch, 1, ..., 1), where the factor has a batch."""
         factor = self.factor

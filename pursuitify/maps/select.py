@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pursuitify.maps.base import LinearMap
+from pursuitify.maps.base import LinearMap, channels_inside
 
 
 def cover(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> int:
@@ -28,11 +28,6 @@ def adaptive_cover(size: Sequence[int], output_size: Sequence[int]) -> int:
         windows = [(i * n // o, -(-(i + 1) * n // o)) for i in range(o)]
         counts.append(max(sum(a <= e < b for a, b in windows) for e in range(n)))
     return math.prod(counts)
-
-
-def channels_inside(x: Tensor) -> bool:
-    """Return whether channels lie closest in memory (channels_last), under vmap as well."""
-    return x.dim() > 2 and x.shape[1] > 1 and x.stride(1) == 1
 
 
 @dataclass(frozen=True)
@@ -89,6 +84,19 @@ class Select(LinearMap):
         zeros = y.new_zeros(batch, channels, count)
         spread = self._scatter(zeros, 2, self.indices.flatten(2), y.flatten(2))
         return spread.reshape(batch, channels, *self.size)
+
+    def subtract_adjoint(self, total: Tensor, y: Tensor) -> Tensor:
+        """Return ``total - A^T y``, scattered into ``total``: no dense tensor of zeros is made."""
+        if channels_inside(self.indices) and channels_inside(total):
+            flat = total.movedim(1, -1).flatten(1, -2)
+            index, values = (t.movedim(1, -1).flatten(1, -2) for t in (self.indices, y))
+            dim = 1
+        else:
+            flat, index, values, dim = total.flatten(2), self.indices.flatten(2), y.flatten(2), 2
+        if flat.data_ptr() != total.data_ptr():
+            return super().subtract_adjoint(total, y)
+        flat.scatter_add_(dim, index, values.neg())
+        return total
 
     def _scatter(self, zeros: Tensor, dim: int, index: Tensor, values: Tensor) -> Tensor:
         if self.cover == 1:

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from pursuitify.maps.base import Identity, LinearMap
+from pursuitify.maps.base import Identity, LinearMap, channels_inside
 from pursuitify.maps.pool import BlockMean
-from pursuitify.maps.select import channels_inside
 from pursuitify.maps.shape import ZeroPad
 
 _LINEAR = {"linear", "bilinear", "trilinear"}

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pursuitify.maps.contents import kernel_contents
 from pursuitify.maps.symbol import (
     half_grid,
     hermitian_parts,
@@ -160,7 +161,12 @@ def largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Ten
         The square root of the certified level (0-dim), and where it was met: group (0-dim, int64),
         angles (dims,) and vector (2, columns), real and imaginary part.
     """
-    key = (tuple(kernel.shape), tuple(grid), str(kernel.device), _signature(kernel))
+    key = (
+        tuple(kernel.shape),
+        tuple(grid),
+        str(kernel.device),
+        kernel_contents([kernel.flatten(0, 1)]),
+    )
     found = _KNOWN.get(key)
     if found is None:
         found = _largest_sample(kernel, grid)
@@ -169,19 +175,6 @@ def largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Ten
         _KNOWN[key] = found
     level, group, theta, pair = (value.clone() for value in found)
     return level, group, theta, pair
-
-
-def _signature(kernel: Tensor) -> bytes:
-    """Return what tells one kernel's contents from another's: two sums along every row.
-
-    Contents, not versions, so that writes no version counts are seen too and nothing is searched
-    again for a kernel that came back. A change that leaves both sums of every row as they are to
-    rounding is not seen: no training step does that, a change made for it could.
-    """
-    rows = kernel.reshape(-1, kernel.shape[2:].numel() or 1)
-    ramp = torch.arange(1, rows.shape[1] + 1, device=kernel.device, dtype=kernel.dtype)
-    probes = torch.stack([torch.cos(ramp * 1.6180339887), torch.sin(ramp * 2.2360679775)], 1)
-    return (rows @ probes).cpu().numpy().tobytes()
 
 
 #: Kernels met lately, by contents: what ``largest_sample`` returned for them.

@@ -121,3 +121,17 @@ class MapTests:
         if y.dim() in FORMATS:
             last = y.contiguous(memory_format=FORMATS[y.dim()])
             torch.testing.assert_close(linear.adjoint(last), linear.adjoint(y))
+
+    def test_in_place_sums(self, case: Case) -> None:
+        linear = case.bound(torch.float64)[0]
+        x = randn(*case.shape, seed=4)
+        y = linear.apply(x)
+        for format_of in (lambda _: torch.contiguous_format, lambda t: FORMATS.get(t.dim())):
+            formats = [format_of(t) or torch.contiguous_format for t in (x, y)]
+            into_x = randn(*x.shape, seed=5).contiguous(memory_format=formats[0])
+            into_y = randn(*y.shape, seed=6).contiguous(memory_format=formats[1])
+            wanted_x, wanted_y = into_x - linear.adjoint(y), into_y - y
+            torch.testing.assert_close(linear.subtract_adjoint(into_x, y), wanted_x)
+            torch.testing.assert_close(linear.subtract_apply(into_y, x), wanted_y)
+            torch.testing.assert_close(into_x, wanted_x)
+            torch.testing.assert_close(into_y, wanted_y)

@@ -32,4 +32,4 @@ def test_agrees_with_the_transposed_convolution() -> None:
     conv = Conv(weight, (2, 2), ((3, 3), (3, 3)), (1, 1), 1, (16, 16))
     native = F.conv_transpose2d(y, weight, None, 2, 3, 1)
     assert torch.allclose(conv.adjoint(y), native, rtol=1e-12, atol=1e-12)
-    assert phase_kernel(weight, (2, 2)).shape == (12, 6, 4, 4)
+    assert phase_kernel(weight, (2, 2), (1, 1)).shape == (12, 6, 4, 4)
