@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from pursuitify.errors import OptionError
 
@@ -48,8 +49,9 @@ def convolutional_welch(
 def chain_frame_potential(inputs: int, widths: Sequence[int]) -> float:
     """Return the closed-form deep bound of a chain of dense layers in decoder layout.
 
-    The minimum of the deep frame potential where every column's weight lies in its own layer's
-    frame: weights large beside the identities.
+    The least deep frame potential of networks whose weights are large beside the identities, all
+    atoms in use. It is the least of all networks if no latent but the last is wider than what it
+    reads; where a wide latent is read by a narrow one there are lower ones, see ``chain_excess``.
 
     Args:
         inputs: Width d of the input.
@@ -68,11 +70,20 @@ def chain_frame_potential(inputs: int, widths: Sequence[int]) -> float:
 def chain_excess(
     channels: Sequence[int], columns: Sequence[float], heights: Sequence[float]
 ) -> float:
-    """Return the least sum of squared entries of a chain over how many atoms are in use.
+    """Return the least sum of squared entries of a chain over which atoms are in use.
 
-    An atom whose weights vanish is its identity part alone: it is orthogonal to all others if the
-    next latent's atoms avoid it. Widths in use n_j <= k_j then stand for the widths, the last
-    latent's all being in use.
+    Write column a of latent j as sqrt(t_a) v_a in row j, its weights, and sqrt(1 - t_a) in row
+    j + 1, its identity part (v_a of norm 1; t_a = 1 where no row reads it). The sum is
+
+        sum_j sum_{a != b} t_a t_b <v_a, v_b>^2 + 2 sum_j sum_a t_a sum_m v_am^2 (1 - t_m),
+
+    m the atoms of latent j - 1. For fixed v it is affine in each t alone, so the least lies where
+    all t are 0 or 1: atoms are in use or out of use. n vectors in k coordinates of which p belong
+    to atoms in use then have the frame operator of least ||F||^2 + 2 tr F (out of use) - n:
+    nothing if n <= p, else ``_layer``. Schur and Horn's theorem says that such vectors exist.
+
+    For dense chains this is the infimum (approached as weights in use grow). For convolutions the
+    atoms of a channel are in use together; the value is approached by kernels of stride^2 taps.
 
     Args:
         channels: Channels of each latent.
@@ -80,16 +91,29 @@ def chain_excess(
         heights: Number of elements of each row.
     """
     costs, before = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    for j, (c, k, d) in enumerate(zip(channels, columns, heights, strict=True)):
-        share = torch.arange(1, c + 1, dtype=torch.float64) / c
-        share = share[-1:] if j == len(channels) - 1 else share
-        used = k * share
-        best = []
-        for part in torch.split(used, 256):
-            excess = part[:, None] * (part[:, None] / (d * before) - 1).clamp_min(0)
-            best.append((costs + excess).amin(1))
+    for j, (c, n, k) in enumerate(zip(channels, columns, heights, strict=True)):
+        share = torch.ones(1, dtype=torch.float64)
+        used = n * share
+        if j + 1 < len(channels):
+            share = torch.arange(c + 1, dtype=torch.float64) / c
+            used = n - heights[j + 1] * (1 - share)
+        best = [
+            (costs + _layer(part[:, None], k * before, k)).amin(1)
+            for part in torch.split(used, 256)
+        ]
         costs, before = torch.cat(best), share
     return float(costs.min())
+
+
+def _layer(n: Tensor, p: Tensor, k: float) -> Tensor:
+    """Return the least excess of n unit vectors in k coordinates, p of them free of cost.
+
+    The other coordinates cost 2 per unit of energy. Eigenvalue x on the free and x - 1 on the
+    others, as many as the rank min(n, k) allows.
+    """
+    rank = n.clamp_max(k)
+    spread = (n + rank - p) / rank.clamp_min(1e-300)
+    return torch.where(n > p, rank * spread.square() - (rank - p) - n, 0.0).clamp_min(0)
 
 
 def frame_excess(

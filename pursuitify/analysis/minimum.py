@@ -17,6 +17,7 @@ from pursuitify.analysis.blocks import blocks_of
 from pursuitify.analysis.gram import Gram
 from pursuitify.analysis.measures import N_RULE
 from pursuitify.analysis.pairs import Positions
+from pursuitify.analysis.starts import start
 from pursuitify.compiler import pursuitify
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.errors import OptionError
@@ -36,9 +37,10 @@ class MinimumFramePotential:
     """The least deep frame potential of an architecture.
 
     Attributes:
-        value: The minimum: the closed form over the numbers of atoms in use, or the best that was
-            found. An atom is out of use where its weights vanish beside its identity part: where a
-            wide latent is read by a narrow one, that goes below ``closed_form``.
+        value: The minimum: the closed form over which atoms are in use, or the best that was found.
+            An atom is out of use where its weights vanish beside its identity part: where a wide
+            latent is read by a narrow one, that goes below ``closed_form``. On dense chains it is
+            the infimum; on others what is known to be approached (see ``bounds.chain_excess``).
         closed_form: The closed form of a chain in decoder layout with all its atoms in use, None
             on other graphs.
         seeds: What each seed found; empty where nothing was optimised.
@@ -95,7 +97,8 @@ def minimum_frame_potential(
         input_shape: Shape of one input, without the batch.
         layout: Layout of the rows, for a model.
         method: ``auto`` (closed form on chains, else optimise), ``closed`` or ``optimise``.
-        seeds: Number of starts of the optimiser.
+        seeds: Number of starts of the optimiser, by turns of three kinds: tight frames on as many
+            taps as the stride has, on all taps, and with a part of the atoms out of use.
         steps: Iterations (L-BFGS) per start.
         progress: Whether to show a progress bar.
 
@@ -155,6 +158,11 @@ class _Search:
             for name, p in net.named_parameters()
             if p.dim() >= 2 and f"net.{name}" not in self.neutral
         }
+        self.strides = {
+            f"net.{name}.weight": module.stride
+            for name, module in net.named_modules()
+            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        }
 
     def closed_form(self) -> tuple[float, float] | None:
         """Return the closed form of a chain, with all atoms in use and with the best number."""
@@ -171,7 +179,8 @@ class _Search:
         generator = torch.Generator().manual_seed(seed)
         like = self.first.inputs[0]
         tensors = {
-            n: _tight(s, generator).to(like).requires_grad_() for n, s in self.shapes.items()
+            n: start(s, self.strides.get(n, ()), seed, generator).to(like).requires_grad_()
+            for n, s in self.shapes.items()
         }
         scales = {n: like.new_ones(()).requires_grad_() for n in tensors}
         optimiser = torch.optim.LBFGS(
@@ -247,17 +256,6 @@ def _neutral(net: PursuitNetwork) -> dict[str, Tensor]:
         elif getattr(module, "bias", None) is not None:
             found[f"{prefix}bias"] = torch.zeros_like(module.bias).detach()
     return found
-
-
-def _tight(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Return a random start: rows or columns orthogonal, atoms of unit norm."""
-    flat = torch.randn(shape[0], shape[1:].numel(), generator=generator)
-    if min(flat.shape) > 1:
-        u, _, v = torch.linalg.svd(flat, full_matrices=False)
-        flat = u @ v
-    flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    shaped: Tensor = flat.reshape(shape)
-    return shaped
 
 
 @contextlib.contextmanager

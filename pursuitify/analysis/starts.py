@@ -1,0 +1,53 @@
+"""Where the search for the least frame potential starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+#: Rounds of making a frame tight and its atoms of unit norm, by turns; fewer for large ones.
+_ROUNDS = 40
+_LARGE = 100_000
+
+
+def start(
+    shape: Sequence[int], stride: Sequence[int], seed: int, generator: torch.Generator
+) -> Tensor:
+    """Return a start for one weight: atoms of unit norm, close to a tight frame.
+
+    By turns (``seed`` modulo 3): on as many taps as the stride has, in the kernel's middle, where a
+    convolutional frame can attain its Welch bound; on all taps; on the former, with a random part
+    of the atoms scaled down, as the least potential of a wide latent read by a narrow one has it.
+
+    Args:
+        shape: Shape of the weight, (out, in, *taps).
+        stride: Stride of the convolution; empty for other operators, which use all taps.
+        seed: Number of the start.
+        generator: What draws it.
+    """
+    weight = torch.zeros(*shape)
+    taps: tuple[slice, ...] = (slice(None),) * len(shape[2:])
+    if seed % 3 != 1 and len(stride) == len(taps):
+        firsts = [max(k - s, 0) // 2 for k, s in zip(shape[2:], stride, strict=True)]
+        taps = tuple(slice(a, a + s) for a, s in zip(firsts, stride, strict=True))
+    kept = (slice(None), slice(None), *taps)
+    weight[kept] = _tight(weight[kept].shape, generator)
+    if seed % 3 == 2:
+        scale = torch.where(torch.rand(shape[0], generator=generator) < 0.3, 0.05, 1.0)
+        weight = weight * scale.reshape(-1, *(1,) * (len(shape) - 1))
+    return weight
+
+
+def _tight(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    flat = torch.randn(shape[0], shape[1:].numel(), generator=generator)
+    rounds = _ROUNDS if math.prod(flat.shape) <= _LARGE else 1
+    for _ in range(rounds if min(flat.shape) > 1 else 0):
+        u, _, v = torch.linalg.svd(flat, full_matrices=False)
+        flat = u @ v
+        flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    shaped: Tensor = flat.reshape(shape)
+    return shaped
