@@ -63,13 +63,14 @@ def descend(
     """
     places = _places(dictionary)
     w, r = list(start), residual
+    scratch: dict[object, Tensor] = {}
     for j, place in enumerate(places):
         if place.link is not None:
             r[j] = [r[j][0].add_(w[place.link])]
     for t in range(count):
         for j, place in enumerate(places):
             row, last = dictionary.rows[j], t == count - 1
-            delta = _step(row, place, j, w, r, steps[j], recycle=t > 0 and not observed)
+            delta = _step(row, place, j, w, r, steps[j], scratch, t > 0 and not observed)
             if delta is not None:
                 place.others.subtract_products(delta, r)
             if last:
@@ -88,9 +89,14 @@ def _step(
     w: list[Tensor],
     r: list[list[Tensor]],
     step: Tensor,
+    scratch: dict[object, Tensor],
     recycle: bool,
 ) -> Tensor | None:
-    """Take the proximal step of latent j; return its change, or None where nothing needs it."""
+    """Take the proximal step of latent j; return its change, or None where nothing needs it.
+
+    What is no latent and no residual goes through ``scratch``: a large tensor made anew costs more
+    than the arithmetic on it, because the system hands out its pages one by one.
+    """
 
     def part(target: Target) -> Tensor:
         return r[target[0]][target[1]]
@@ -100,16 +106,23 @@ def _step(
     slope = place.others.subtract_terms(row.slope(tuple(parts)), part)
     for i in place.links[1:]:
         slope = slope.sub_(r[i][0]).add_(old)
-    base, into, free = old, slope, recycle and not place.moves
+    base, into = old, slope
+    if recycle and not place.moves:
+        into = old
     if place.links:
         product = r[place.links[0]][0]
-        base = into = old.lerp_(product, step) if free else torch.lerp(old, product, step)
-    elif free:
-        into = old
+        base = torch.lerp(old, product, step, out=into if into is old else _like(old, scratch))
     w[j] = row.activation.prox_(torch.addcmul(base, slope, step, value=-1.0, out=into), step)
     if not place.moves:
         return None
     return torch.sub(w[j], old, out=old) if recycle else w[j] - old
+
+
+def _like(value: Tensor, scratch: dict[object, Tensor]) -> Tensor:
+    key = (value.shape, value.stride(), value.dtype)
+    if key not in scratch:
+        scratch[key] = torch.empty_like(value)
+    return scratch[key]
 
 
 def _places(dictionary: StructuredDictionary) -> list[_Place]:

@@ -11,7 +11,7 @@ import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify import align, checks, diagnosis, dictionary, solve, steps, synchronous
+from pursuitify import align, checks, diagnosis, dictionary, formats, solve, steps, synchronous
 from pursuitify.diagnosis import PursuitTrace
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.errors import InputError, PursuitifyError
@@ -185,6 +185,7 @@ class PursuitNetwork(Settings):
         return self._bind(program, checks.arguments(program, args, kwargs, self))
 
     def _bind(self, program: Program, values: Sequence[Any]) -> tuple[Pass, StructuredDictionary]:
+        values = [formats.preferred(value) for value in values]
         with _input_errors():
             first = program.forward(self, *values)
         return first, dictionary.bind(program, first, values, self.threshold_scale)

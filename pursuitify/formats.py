@@ -1,0 +1,24 @@
+"""The memory format the sweeps run in: channels_last where that is faster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FAST = (torch.float32, torch.bfloat16)
+
+
+def preferred(value: Any) -> Any:
+    """Return an image batch in channels_last on a CPU; anything else as it is.
+
+    Convolutions keep the format of their input, so one conversion here serves every sweep. There a
+    strided convolution's adjoint takes the forward's time, in the contiguous format up to 2.5 times
+    as long. On other devices, and in other precisions, the format the user chose stays.
+    """
+    if not isinstance(value, Tensor) or value.dim() != 4 or value.device.type != "cpu":
+        return value
+    if value.dtype not in _FAST or value.shape[1] == 1:
+        return value
+    return value.contiguous(memory_format=torch.channels_last)
