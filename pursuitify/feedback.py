@@ -55,6 +55,14 @@ class Branch:
         for linear, branch in self.through:
             yield linear.adjoint(branch.sum(part))
 
+    def minus_terms(self, total: Tensor, part: PartOf) -> Tensor:
+        """Return ``total - sum_j B_jk r_j``."""
+        for target in self.targets:
+            total = total - part(target)
+        for linear, branch in self.through:
+            total = linear.minus_adjoint(total, branch.sum(part))
+        return total
+
     def subtract_terms(self, total: Tensor, part: PartOf) -> Tensor:
         """Return ``total - sum_j B_jk r_j``; overwrites ``total``."""
         for target in self.targets:

@@ -164,9 +164,8 @@ def sweep(
             v = v + alpha * state.change[j]
             parts = tuple(p + alpha * q for p, q in zip(parts, state.own[j], strict=True))
             part = _reader(r, alpha, state.read[j])
-        slope = row.slope(parts)
-        for term in branch.terms(part):
-            slope = slope.sub_(term) if inplace else slope - term
+        minus = branch.subtract_terms if inplace else branch.minus_terms
+        slope = minus(row.slope(parts), part)
         new = _proximal_step(row, v, slope, steps[j], inplace)
         delta = new - w[j]
         w[j] = new

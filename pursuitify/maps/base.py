@@ -27,6 +27,10 @@ class LinearMap(ABC):
     def adjoint(self, y: Tensor) -> Tensor:
         """Return A^T y, in the shape ``apply`` took."""
 
+    def minus_adjoint(self, total: Tensor, y: Tensor) -> Tensor:
+        """Return ``total - A^T y``."""
+        return total - self.adjoint(y)
+
     def subtract_apply(self, total: Tensor, x: Tensor) -> Tensor:
         """Return ``total - A x``; overwrites ``total``, so not where derivatives are recorded."""
         return total.sub_(self.apply(x))
@@ -108,6 +112,12 @@ class Chain(LinearMap):
         for item in reversed(self.maps):
             y = item.adjoint(y)
         return y
+
+    def minus_adjoint(self, total: Tensor, y: Tensor) -> Tensor:
+        """Return ``total - A^T y``."""
+        for item in reversed(self.maps[1:]):
+            y = item.adjoint(y)
+        return self.maps[0].minus_adjoint(total, y) if self.maps else total - y
 
     def subtract_apply(self, total: Tensor, x: Tensor) -> Tensor:
         """Return ``total - A x``; overwrites ``total``."""

@@ -85,18 +85,28 @@ class Select(LinearMap):
         spread = self._scatter(zeros, 2, self.indices.flatten(2), y.flatten(2))
         return spread.reshape(batch, channels, *self.size)
 
+    def minus_adjoint(self, total: Tensor, y: Tensor) -> Tensor:
+        """Return ``total - A^T y``, scattered into a copy of ``total``."""
+        flat, index, values, dim = self._flat(total, y)
+        flat = flat.scatter_add(dim, index, values.neg())
+        if dim == 1:
+            return flat.reshape(total.shape[0], *self.size, total.shape[1]).movedim(-1, 1)
+        return flat.reshape(total.shape)
+
     def subtract_adjoint(self, total: Tensor, y: Tensor) -> Tensor:
         """Return ``total - A^T y``, scattered into ``total``: no dense tensor of zeros is made."""
-        if channels_inside(self.indices) and channels_inside(total):
-            flat = total.movedim(1, -1).flatten(1, -2)
-            index, values = (t.movedim(1, -1).flatten(1, -2) for t in (self.indices, y))
-            dim = 1
-        else:
-            flat, index, values, dim = total.flatten(2), self.indices.flatten(2), y.flatten(2), 2
+        flat, index, values, dim = self._flat(total, y)
         if flat.data_ptr() != total.data_ptr():
             return super().subtract_adjoint(total, y)
         flat.scatter_add_(dim, index, values.neg())
         return total
+
+    def _flat(self, total: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Return total, indices and y with the spatial dims flattened, and where these then are."""
+        if channels_inside(self.indices) and channels_inside(total):
+            moved = (t.movedim(1, -1).flatten(1, -2) for t in (total, self.indices, y))
+            return *moved, 1  # type: ignore[return-value]
+        return total.flatten(2), self.indices.flatten(2), y.flatten(2), 2
 
     def _scatter(self, zeros: Tensor, dim: int, index: Tensor, values: Tensor) -> Tensor:
         if self.cover == 1:

@@ -131,6 +131,7 @@ class MapTests:
             into_x = randn(*x.shape, seed=5).contiguous(memory_format=formats[0])
             into_y = randn(*y.shape, seed=6).contiguous(memory_format=formats[1])
             wanted_x, wanted_y = into_x - linear.adjoint(y), into_y - y
+            torch.testing.assert_close(linear.minus_adjoint(into_x, y), wanted_x)
             torch.testing.assert_close(linear.subtract_adjoint(into_x, y), wanted_x)
             torch.testing.assert_close(linear.subtract_apply(into_y, x), wanted_y)
             torch.testing.assert_close(into_x, wanted_x)
