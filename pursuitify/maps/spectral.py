@@ -262,7 +262,9 @@ def conv_norm_bound(
     power = ((real @ pair[0] - imag @ pair[1]) / scale).square().sum()
     power = power + ((real @ pair[1] + imag @ pair[0]) / scale).square().sum()
     sigma = power.clamp_min(tiny).sqrt()
-    value: Tensor = sigma * (bound / sigma).detach()
+    # The bound itself, to the last bit, so that a pass that records derivatives takes the very
+    # steps of one that does not; sigma brings the derivative alone.
+    value: Tensor = bound + (sigma - sigma.detach()) * (bound / sigma).detach()
     return value
 
 

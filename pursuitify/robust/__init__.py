@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pursuitify.robust.adapter_autoattack import autoattack
 from pursuitify.robust.adapter_foolbox import foolbox
-from pursuitify.robust.adaptive import AtIterations, Averaged, LatentChange, Sweeps, iterations
+from pursuitify.robust.adaptive import Averaged, LatentChange, Sweeps
 from pursuitify.robust.apgd import apgd
 from pursuitify.robust.attacks import fgsm, pgd
 from pursuitify.robust.audit import audit
@@ -13,6 +13,7 @@ from pursuitify.robust.protocols import PROTOCOLS, Protocol, Step
 from pursuitify.robust.rays import hard_label
 from pursuitify.robust.search import random_noise, square
 from pursuitify.robust.smoothed import SmoothedBackward
+from pursuitify.robust.sweeps import AtIterations, iterations
 
 __all__ = [
     "PROTOCOLS",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
-from pursuitify.robust.extras import frozen, outside
-from pursuitify.robust.inputs import check_choice, check_inputs, evaluation_mode
-from pursuitify.robust.threat import BALLS
+from pursuitify.robust.extras import outside, verified
+from pursuitify.robust.inputs import check_choice
+from pursuitify.robust.threat import Ball
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
 
@@ -48,22 +47,23 @@ def autoattack(
         MissingExtraError: If pyautoattack is not installed.
     """
     library = outside("pyautoattack")
-    check_inputs(model, x, y, eps)
     name = check_choice("norm", norm, _NORMS)
     if (attacks is not None) != (version == "custom"):
         raise OptionError("attacks goes with version='custom', and with no other")
-    ball = BALLS[norm](x, eps)
-    devices = [x.device] if x.device.type == "cuda" else []
-    with evaluation_mode(model), frozen(model), torch.random.fork_rng(devices=devices):
+
+    def attack(ball: Ball, labels: Tensor) -> Tensor:
         run = library.AutoAttack(
             model,
             attacks=None if attacks is None else list(attacks),
-            device=x.device,
+            device=ball.x.device,
             eps=ball.eps,
             norm=name,
             seed=seed,
             version=version,
         )
-        found = run.run_standard_evaluation(x.detach().clone(), y.long(), batch_size=batch_size)
-        points = found[0] if isinstance(found, tuple) else found
-    return ball.check(ball.project(points.detach().to(x)))
+        found = run.run_standard_evaluation(ball.x.clone(), labels, batch_size=batch_size)
+        points: Tensor = found[0] if isinstance(found, tuple) else found
+        return points
+
+    # It makes its own batches, so it gets all inputs at once.
+    return verified(attack, model, x, y, eps=eps, norm=norm, seed=seed, batch_size=None)

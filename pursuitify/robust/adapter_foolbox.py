@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
-from pursuitify.robust.extras import frozen, outside
-from pursuitify.robust.inputs import batches, check_choice, check_inputs, evaluation_mode
-from pursuitify.robust.threat import BALLS
+from pursuitify.robust.extras import outside, verified
+from pursuitify.robust.threat import Ball
 
 
 def foolbox(
@@ -21,6 +19,7 @@ def foolbox(
     eps: float,
     attack: str = "LinfPGD",
     norm: str = "linf",
+    seed: int = 0,
     batch_size: int | None = None,
     **options: Any,
 ) -> Tensor:
@@ -33,6 +32,7 @@ def foolbox(
         eps: Radius of the ball.
         attack: Name in ``foolbox.attacks``, for instance ``"LinfPGD"`` or ``"L2PGD"``.
         norm: The ball in which the result is verified, ``"linf"`` or ``"l2"``.
+        seed: Makes it repeat; the global random state is left alone.
         batch_size: How many inputs to attack at a time; all at once by default.
         options: Keyword arguments of the attack's class.
 
@@ -43,16 +43,14 @@ def foolbox(
         MissingExtraError: If foolbox is not installed.
     """
     library = outside("foolbox")
-    check_inputs(model, x, y, eps)
-    ball_type = check_choice("norm", norm, BALLS)
     kind = getattr(library.attacks, attack, None)
     if kind is None:
         raise OptionError(f"foolbox.attacks has no {attack!r}")
-    done = []
-    with evaluation_mode(model), frozen(model):
-        wrapped = library.PyTorchModel(model, bounds=(0, 1), device=x.device)
-        for part, labels in batches(x, y, batch_size):
-            ball = ball_type(part, eps)
-            _, points, _ = kind(**options)(wrapped, part, labels, epsilons=ball.eps)
-            done.append(ball.check(ball.project(points.detach().to(part))))
-    return torch.cat(done)
+
+    def run(ball: Ball, labels: Tensor) -> Tensor:
+        wrapped = library.PyTorchModel(model, bounds=(0, 1), device=ball.x.device)
+        points: Tensor
+        _, points, _ = kind(**options)(wrapped, ball.x, labels, epsilons=ball.eps)
+        return points
+
+    return verified(run, model, x, y, eps=eps, norm=norm, seed=seed, batch_size=batch_size)

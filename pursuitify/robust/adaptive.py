@@ -10,75 +10,47 @@ example is fooled is the network's own answer. So none can make a network look w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
-from pursuitify.network import PursuitNetwork
 from pursuitify.robust.inputs import check_count
 from pursuitify.robust.losses import Loss
-
-
-@contextmanager
-def iterations(net: PursuitNetwork, count: int) -> Iterator[PursuitNetwork]:
-    """Run a pursuit network with another number of sweeps, then give it its own back."""
-    before = net.iterations
-    net.iterations = count
-    try:
-        yield net
-    finally:
-        net.iterations = before
-
-
-class AtIterations(nn.Module):
-    """A pursuit network seen at another number of sweeps; shares every parameter."""
-
-    def __init__(self, net: PursuitNetwork, count: int) -> None:
-        """Wrap ``net``; 0 sweeps make it the source network."""
-        super().__init__()
-        _check_pursuit(net)
-        self.net = net
-        self.count = count
-        with iterations(net, count):
-            pass  # refuses a count that is none
-        self.training = net.training
-
-    def forward(self, x: Tensor) -> Any:
-        """Return the network's output after ``count`` sweeps."""
-        with iterations(self.net, self.count):
-            return self.net(x)
+from pursuitify.robust.sweeps import AtIterations, at_each, iterations, pursuit_of
 
 
 class Sweeps:
     """The loss on intermediate sweeps: their mean, or the worst of them."""
 
     def __init__(
-        self, net: PursuitNetwork, counts: Sequence[int] | None = None, *, how: str = "mean"
+        self, net: nn.Module, counts: Sequence[int] | None = None, *, how: str = "mean"
     ) -> None:
         """Choose the sweeps; every one from 0 to the network's own number by default.
 
         Args:
-            net: The network.
+            net: Is or holds a pursuit network.
             counts: After which sweeps to read the output.
             how: ``"mean"`` or ``"worst"``, the sweep that is most wrong.
         """
-        _check_pursuit(net)
+        pursuit = pursuit_of(net)
         if how not in ("mean", "worst"):
             raise OptionError(f"how={how!r} is unknown; valid: 'mean', 'worst'")
-        every = range(net.iterations + 1) if counts is None else counts
-        self.views = [AtIterations(net, count) for count in every]
-        if not self.views:
+        self.counts = list(range(pursuit.iterations + 1) if counts is None else counts)
+        if not self.counts:
             raise OptionError("counts is empty: there is no sweep to read")
+        for count in self.counts:
+            AtIterations(net, count)  # refuses a count that is none
+        self.net = net
         self.guided = (net,)
         self.how = how
 
     def __call__(self, points: Tensor, labels: Tensor, clean: Tensor, loss: Loss) -> Tensor:
         """Return the loss, one per example."""
-        losses = torch.stack([loss(_wide(view(points)), labels) for view in self.views])
+        outputs = at_each(self.net, points, self.counts)
+        losses = torch.stack([loss(_wide(logits), labels) for logits in outputs])
         return losses.mean(0) if self.how == "mean" else losses.amax(0)
 
 
@@ -89,22 +61,35 @@ class LatentChange:
     Start at random: at the clean input itself the distance has no slope.
     """
 
-    def __init__(self, net: PursuitNetwork) -> None:
-        """Attack the latents of ``net``."""
-        _check_pursuit(net)
+    def __init__(self, net: nn.Module) -> None:
+        """Attack the latents of ``net``, which is or holds a pursuit network."""
+        self.pursuit = pursuit_of(net)
         self.net = net
         self.guided = (net,)
 
     def __call__(self, points: Tensor, labels: Tensor, clean: Tensor, loss: Loss) -> Tensor:
         """Return the distance, one per example."""
-        with torch.no_grad():
-            before = self.net.latents(clean)
+        # Not under no_grad: sweeps without derivatives run in place, in another order, and what
+        # that rounds differently would look like a change.
+        before = {name: latent.detach() for name, latent in self._latents(clean).items()}
         total = points.new_zeros(len(points))
-        for name, after in self.net.latents(points).items():
+        for name, after in self._latents(points).items():
             rest = before[name]
             size = rest.flatten(1).square().sum(1) + 1e-12
             total = total + (after - rest).flatten(1).square().sum(1) / size
         return total / len(before)
+
+    def _latents(self, points: Tensor) -> dict[str, Tensor]:
+        if self.net is self.pursuit:
+            return self.pursuit.latents(points)
+        seen: list[tuple[Any, ...]] = []
+        hook = self.pursuit.register_forward_pre_hook(lambda _, args: seen.append(args))
+        try:
+            with iterations(self.net, 0):
+                self.net(points)  # what comes before the pursuit turns points into its input
+        finally:
+            hook.remove()
+        return self.pursuit.latents(*seen[0])
 
 
 class Averaged:
@@ -125,8 +110,3 @@ class Averaged:
 
 def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def _check_pursuit(net: object) -> None:
-    if not isinstance(net, PursuitNetwork):
-        raise OptionError(f"net must be a PursuitNetwork, not {type(net).__name__}")

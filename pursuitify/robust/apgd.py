@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 
-from pursuitify.robust.inputs import (
-    batches,
-    check_choice,
-    check_count,
-    check_inputs,
-    evaluation_mode,
-)
-from pursuitify.robust.losses import LOSSES
-from pursuitify.robust.objective import Guide, Objective, Value
-from pursuitify.robust.threat import BALLS, Ball
-from pursuitify.robust.worst import Worst
+from pursuitify.robust.campaign import Batch, Campaign
+from pursuitify.robust.inputs import check_count
+from pursuitify.robust.objective import Guide, Value
+from pursuitify.robust.threat import Ball
 
 _MOMENTUM = 0.75
 _RHO = 0.75  # least share of steps that must raise the loss for the step size to stay
@@ -67,35 +58,18 @@ def apgd(
     Returns:
         The perturbed inputs, inside the ball and [0, 1].
     """
-    check_inputs(model, x, y, eps)
-    ball_type = check_choice("norm", norm, BALLS)
-    objective = Objective(model, check_choice("loss", loss, LOSSES), guide)
     check_count("steps", steps)
     check_count("restarts", restarts)
     if targets != 0:
         check_count("targets", targets)
-    run = _Run(objective, steps, early_stop)
-    generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
 
-    done = []
-    with evaluation_mode(model, guide), Progress(disable=not progress) as bar:
-        parts = list(batches(x, y, batch_size))
-        rounds = restarts * max(targets, 1)
-        task = bar.add_task("APGD", total=len(parts) * rounds * steps)
-        runs = 0
-        for part, labels in parts:
-            ball = ball_type(part, eps)
-            with torch.no_grad():
-                logits = objective.logits(part, labels)
-            start = objective(part, labels, clean=part)
-            worst = Worst(part.clone(), start.loss, start.fooled)
-            for aim in _aims(logits, labels, targets) * restarts:
-                run(ball, ball.draw(generator), labels, aim, worst, lambda: bar.advance(task))
-                runs += 1
-                bar.update(task, completed=runs * steps)
-            done.append(ball.check(worst.points))
-        bar.update(task, completed=len(parts) * rounds * steps)
-    return torch.cat(done)
+    def attack(batch: Batch) -> None:
+        for aim in _aims(batch.logits, batch.labels, targets) * restarts:
+            _Run(batch, steps, early_stop, aim)(batch.ball.draw(batch.generator))
+
+    campaign = Campaign("APGD", seed, norm, loss, batch_size, progress, guide)
+    ticks = restarts * max(targets, 1) * steps
+    return campaign.run(attack, model, x, y, eps=eps, ticks=ticks)
 
 
 def _aims(logits: Tensor, labels: Tensor, targets: int) -> list[Tensor | None]:
@@ -134,27 +108,20 @@ class _State:
 class _Run:
     """One run from given starting points."""
 
-    objective: Objective
+    batch: Batch
     steps: int
     early_stop: bool
+    aim: Tensor | None
 
-    def __call__(
-        self,
-        ball: Ball,
-        points: Tensor,
-        labels: Tensor,
-        aim: Tensor | None,
-        worst: Worst,
-        tick: Callable[[], None],
-    ) -> None:
+    def __call__(self, points: Tensor) -> None:
         """Move ``points`` uphill and note in ``worst`` what is found on the way."""
         index = torch.arange(len(points), device=points.device)
         if self.early_stop:
-            index = index[~worst.fooled]
+            index = index[~self.batch.worst.fooled]
         if len(index) == 0:
             return
-        ball, points = ball.at(index), points[index]
-        state, fooled = self._start(ball, points, labels, aim, index, worst)
+        ball = self.batch.ball.at(index)
+        state, fooled = self._start(ball, points[index], index)
         period, decrease = max(int(0.22 * self.steps), 1), max(int(0.03 * self.steps), 1)
         least, since = max(int(0.06 * self.steps), 1), 0
         for step in range(self.steps):
@@ -163,24 +130,15 @@ class _Run:
                 ball = ball.at(~fooled)
             if len(state.index) == 0:
                 return
-            fooled = self._step(ball, state, labels, aim, worst, first=step == 0)
-            tick()
+            fooled = self._step(ball, state, first=step == 0)
+            self.batch.tick()
             since += 1
             if since == period:
                 _adapt(state, period)
                 since, period = 0, max(period - decrease, least)
 
-    def _start(
-        self,
-        ball: Ball,
-        points: Tensor,
-        labels: Tensor,
-        aim: Tensor | None,
-        index: Tensor,
-        worst: Worst,
-    ) -> tuple[_State, Tensor]:
-        value = self._value(points, ball, labels, aim, index)
-        _note(worst, index, points, value, aim)
+    def _start(self, ball: Ball, points: Tensor, index: Tensor) -> tuple[_State, Tensor]:
+        value = self._value(points, ball, index)
         shape = [-1, *[1] * (points.ndim - 1)]
         state = _State(
             index=index,
@@ -198,23 +156,13 @@ class _Run:
         )
         return state, value.fooled
 
-    def _step(
-        self,
-        ball: Ball,
-        state: _State,
-        labels: Tensor,
-        aim: Tensor | None,
-        worst: Worst,
-        *,
-        first: bool,
-    ) -> Tensor:
+    def _step(self, ball: Ball, state: _State, *, first: bool) -> Tensor:
         """Take one step and return which examples it fooled."""
         moved = ball.project(state.points + state.size * ball.direction(state.slope))
         if not first:
             glide = (1 - _MOMENTUM) * (state.points - state.before)
             moved = ball.project(state.points + _MOMENTUM * (moved - state.points) + glide)
-        value = self._value(moved, ball, labels, aim, state.index)
-        _note(worst, state.index, moved, value, aim)
+        value = self._value(moved, ball, state.index)
         state.rises += (value.loss > state.loss).to(state.rises.dtype)
         better = value.loss > state.best_loss
         state.best[better], state.best_slope[better] = moved[better], value.gradient[better]
@@ -223,25 +171,18 @@ class _Run:
         state.slope, state.loss = value.gradient, value.loss
         return value.fooled
 
-    def _value(
-        self, points: Tensor, ball: Ball, labels: Tensor, aim: Tensor | None, index: Tensor
-    ) -> Value:
-        return self.objective(
-            points,
-            labels[index],
-            clean=ball.x,
-            targets=None if aim is None else aim[index],
-            gradient=True,
+    def _value(self, points: Tensor, ball: Ball, index: Tensor) -> Value:
+        """Evaluate the points and note the worst.
+
+        Losses toward different targets do not compare; points that fool do.
+        """
+        aim = None if self.aim is None else self.aim[index]
+        value = self.batch.objective(
+            points, self.batch.labels[index], clean=ball.x, targets=aim, gradient=True
         )
-
-
-def _note(worst: Worst, index: Tensor, points: Tensor, value: Value, aim: Tensor | None) -> None:
-    """Update the worst; losses toward different targets do not compare, fooling points do."""
-    if aim is None:
-        worst.update(index, points, value.loss, value.fooled)
-    else:
-        hit = value.fooled
-        worst.update(index[hit], points[hit], value.loss[hit], hit[hit])
+        hit = value.fooled if aim is not None else torch.ones_like(value.fooled)
+        self.batch.worst.update(index[hit], points[hit], value.loss[hit], value.fooled[hit])
+        return value
 
 
 def _adapt(state: _State, period: int) -> None:

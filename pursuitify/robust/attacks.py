@@ -9,26 +9,24 @@ gradient, and the attack would be weaker than it looks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
+from pursuitify.robust.campaign import Batch, Campaign
 from pursuitify.robust.inputs import (
+    attack_mode,
     batches,
     check_choice,
     check_count,
     check_inputs,
     check_positive,
-    evaluation_mode,
 )
 from pursuitify.robust.losses import LOSSES
 from pursuitify.robust.objective import Guide, Objective
-from pursuitify.robust.threat import BALLS, Ball
-from pursuitify.robust.worst import Worst
+from pursuitify.robust.threat import BALLS
 
 
 def fgsm(
@@ -60,7 +58,7 @@ def fgsm(
     check_inputs(model, x, y, eps)
     objective = Objective(model, check_choice("loss", loss, LOSSES), guide)
     done = []
-    with evaluation_mode(model, guide):
+    with attack_mode(model, guide):
         for part, labels in batches(x, y, batch_size):
             ball = BALLS["linf"](part, eps)
             gradient = objective(part, labels, clean=part, gradient=True).gradient
@@ -113,59 +111,45 @@ def pgd(
     Returns:
         The perturbed inputs, inside the ball and [0, 1].
     """
-    check_inputs(model, x, y, eps)
-    ball_type = check_choice("norm", norm, BALLS)
-    objective = Objective(model, check_choice("loss", loss, LOSSES), guide)
     check_count("steps", steps)
     check_count("restarts", restarts)
     if restarts > 1 and not random_start:
         raise OptionError("restarts > 1 without random_start would repeat the same run")
-    size = 2.5 * eps / steps if step_size is None else check_positive("step_size", step_size)
-    climb = _Climb(objective, steps, size, early_stop)
-    generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
+    size = None if step_size is None else check_positive("step_size", step_size)
 
-    done = []
-    with evaluation_mode(model, guide), Progress(disable=not progress) as bar:
-        parts = list(batches(x, y, batch_size))
-        task = bar.add_task("PGD", total=len(parts) * restarts * steps)
-        runs = 0
-        for part, labels in parts:
-            ball = ball_type(part, eps)
-            start = objective(part, labels, clean=part)
-            worst = Worst(part.clone(), start.loss, start.fooled)
-            for _ in range(restarts):
-                points = ball.draw(generator) if random_start else part
-                climb(ball, points, labels, worst, lambda: bar.advance(task))
-                runs += 1
-                bar.update(task, completed=runs * steps)
-            done.append(ball.check(worst.points))
-    return torch.cat(done)
+    def attack(batch: Batch) -> None:
+        climb = _Climb(batch, steps, 2.5 * eps / steps if size is None else size, early_stop)
+        for _ in range(restarts):
+            climb(batch.ball.draw(batch.generator) if random_start else batch.ball.x)
+
+    campaign = Campaign("PGD", seed, norm, loss, batch_size, progress, guide)
+    return campaign.run(attack, model, x, y, eps=eps, ticks=restarts * steps)
 
 
 @dataclass(frozen=True)
 class _Climb:
     """One run of projected gradient steps from given starting points."""
 
-    objective: Objective
+    batch: Batch
     steps: int
     size: float
     early_stop: bool
 
-    def __call__(
-        self, ball: Ball, points: Tensor, labels: Tensor, worst: Worst, tick: Callable[[], None]
-    ) -> None:
+    def __call__(self, points: Tensor) -> None:
         """Move ``points`` uphill and note in ``worst`` what is found on the way."""
+        batch, ball = self.batch, self.batch.ball
+        fooled = batch.worst.fooled
         index = torch.arange(len(points), device=points.device)
-        keep = ~worst.fooled if self.early_stop else torch.ones_like(worst.fooled)
         for step in range(self.steps + 1):
-            if not keep.all():
+            if self.early_stop and fooled.any():
+                keep = ~fooled
                 index, points, ball = index[keep], points[keep], ball.at(keep)
             if len(index) == 0:
                 return
             more = step < self.steps
-            value = self.objective(points, labels[index], clean=ball.x, gradient=more)
-            worst.update(index, points, value.loss, value.fooled)
+            value = batch.objective(points, batch.labels[index], clean=ball.x, gradient=more)
+            batch.worst.update(index, points, value.loss, value.fooled)
             if more:
                 points = ball.project(points + self.size * ball.direction(value.gradient))
-                tick()
-            keep = ~value.fooled if self.early_stop else torch.ones_like(value.fooled)
+                batch.tick()
+            fooled = value.fooled

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import InputError, OptionError
-from pursuitify.network import PursuitNetwork
-from pursuitify.robust.adaptive import AtIterations
 from pursuitify.robust.auditor import TWIN, Auditor
 from pursuitify.robust.evaluation import AuditReport
 from pursuitify.robust.inputs import check_choice, check_inputs, check_positive
 from pursuitify.robust.menu import Attack
 from pursuitify.robust.protocols import PROTOCOLS, Protocol
 from pursuitify.robust.record import Record, fingerprint
+from pursuitify.robust.sweeps import AtIterations, exact_derivatives, find_pursuit
 from pursuitify.robust.threat import BALLS
 
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
@@ -42,6 +41,13 @@ def audit(
 
     A pursuit network is attacked through every sweep, and past the pursuit: at other numbers of
     sweeps, through its latents, through smoothed derivatives. Its twin at T = 0 is attacked alike.
+    One that sits inside another module, say behind a normalisation, is found there.
+
+    For many networks, as in a benchmark: ``protocol="quick"`` on a few hundred images. On two
+    small networks, one of them adversarially trained, its ``worst()`` came within two points of
+    AutoAttack's standard version. It took 100 passes forward and back and 80 forward per image,
+    170 and 160 where most images withstood. Report ``worst()`` with ``interval()``, and the flags.
+    For the last word on one network: ``"standard"``, six to eight times as much.
 
     Args:
         net: Returns logits for inputs in [0, 1]; audited in evaluation mode.
@@ -77,8 +83,9 @@ def audit(
         "seed": seed,
         "images": len(x),
     }
-    if isinstance(net, PursuitNetwork):
-        setting |= {"iterations": net.iterations, "solver": net.solver}
+    pursuit = find_pursuit(net)
+    if pursuit is not None:
+        setting |= pursuit.settings()
     identity = {
         **setting,
         "network": fingerprint(net),
@@ -97,7 +104,7 @@ def audit(
         batch_size=batch_size,
         record=Record(resume, identity),
     )
-    with _chance(x.device):
+    with _chance(x.device), exact_derivatives(net):
         return run.report(setting, dict(attacks or {}), progress=progress)
 
 
@@ -121,7 +128,8 @@ def gather(data: Data) -> tuple[Tensor, Tensor]:
 
 def _subjects(net: nn.Module, twins: dict[str, nn.Module]) -> dict[str, nn.Module]:
     subjects = {"network": net}
-    if isinstance(net, PursuitNetwork) and net.iterations and net.solver != "feedforward":
+    pursuit = find_pursuit(net)
+    if pursuit is not None and pursuit.iterations and pursuit.solver != "feedforward":
         subjects[TWIN] = AtIterations(net, 0)
     for name, twin in twins.items():
         if name in subjects or not isinstance(twin, nn.Module):

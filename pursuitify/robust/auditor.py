@@ -15,9 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from pursuitify.errors import InputError, InternalError, PursuitifyError
-from pursuitify.network import PursuitNetwork
 from pursuitify.robust import flags as red
-from pursuitify.robust.adaptive import AtIterations
 from pursuitify.robust.evaluation import AuditReport
 from pursuitify.robust.inputs import evaluation_mode
 from pursuitify.robust.measure import (
@@ -26,15 +24,18 @@ from pursuitify.robust.measure import (
     gradient_statistics,
     predictions,
     spread,
+    through_sweeps,
 )
 from pursuitify.robust.menu import ATTACKS, GUIDES, Attack
 from pursuitify.robust.protocols import Protocol, Step
 from pursuitify.robust.record import Record, Result, fingerprint
-from pursuitify.robust.threat import BALLS, Ball
+from pursuitify.robust.sweeps import find_pursuit
+from pursuitify.robust.threat import BALLS
 
 #: The twin that every pursuit network has.
 TWIN = "same weights at T = 0"
 _DRIFT = 1e-4  # two passes that differ by more than this share of the largest logit are random
+_FEW = 64  # inputs that a cheap look takes
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Auditor:
         self, setting: Mapping[str, Any], own: Mapping[str, Attack], *, progress: bool
     ) -> AuditReport:
         """Run everything and judge it."""
-        start = slice(0, min(len(self.x), 64))
+        start = slice(0, _FEW)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             drift = spread(self.net, self.x[start], self.y[start])
@@ -180,7 +181,7 @@ class Auditor:
                 if not isinstance(points, Tensor) or points.shape != x.shape:
                     raise InputError("it must return perturbed inputs of the shape of x")
                 try:
-                    return _inside(BALLS[self.norm](x, self.eps), points.detach().to(x))
+                    return BALLS[self.norm](x, self.eps).admit(points.detach().to(x))
                 except InternalError as error:
                     raise InputError(f"it broke the threat model: {error}") from error
 
@@ -261,27 +262,18 @@ class Auditor:
         return points
 
     def _gradients(self) -> list[GradientStatistics]:
-        views: dict[str, nn.Module] = {"the network": self.net}
-        if TWIN in self.subjects and isinstance(self.net, PursuitNetwork):
-            own = self.net.iterations
-            views = {f"T = {own} (own)": self.net}
-            views |= {f"T = {t}": AtIterations(self.net, t) for t in (0, own // 2, 2 * own)}
-        found = []
-        for view, model in views.items():
-            try:
-                found.append(gradient_statistics(view, model, self.x, self.y, self.batch_size))
-            except InputError:  # the attacks met it too, and say so in the flags
-                return []
-        return [statistics for statistics in found if statistics is not None]
-
-
-def _inside(ball: Ball, points: Tensor) -> Tensor:
-    """Verify points of an attack handed in; what only rounding moved out is moved back."""
-    nearest = ball.project(points)
-    slack = 1e-5 * (1 + ball.eps)
-    if not ((nearest - points).abs() <= slack).all():
-        ball.check(points)
-    return ball.check(nearest)
+        """Measure the network's own gradients first, then those after every sweep."""
+        pursuit = find_pursuit(self.net) if TWIN in self.subjects else None
+        own = {"the network" if pursuit is None else f"T = {pursuit.iterations} (own)": 0}
+        x, y, size = self.x, self.y, self.batch_size
+        try:
+            found = gradient_statistics(self.net, own, lambda p: [self.net(p)], x, y, size)
+            if pursuit is not None:
+                count = pursuit.iterations
+                found += through_sweeps(self.net, count, x[:_FEW], y[:_FEW], size)
+        except InputError:  # the attacks met it too, and say so in the flags
+            return []
+        return found
 
 
 def _fit(step: Step, classes: int) -> Step:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_ROWS = 14  # of gradient statistics that are printed
+
+
 @dataclass(frozen=True)
 class AuditReport:
     """The outcome of :func:`pursuitify.robust.audit`.
@@ -156,14 +159,26 @@ class AuditReport:
         return table
 
     def _gradients(self) -> Table:
-        table = Table(title="Gradients at the clean inputs")
+        shown = self.gradients
+        if len(shown) > _ROWS:  # the own first, twice its sweeps last, some between
+            between = shown[1:-1]
+            kept = [between[n * (len(between) - 1) // (_ROWS - 3)] for n in range(_ROWS - 2)]
+            shown = (shown[0], *kept, shown[-1])
+        left_out = len(self.gradients) - len(shown)
+        table = Table(
+            title="Gradients at the clean inputs",
+            caption=f"{left_out} sweeps between are not shown; they are in the JSON."
+            if left_out
+            else None,
+        )
         table.add_column("through")
-        for heading in ("norm CE", "norm margin", "zero CE", "zero margin", "zero pixels", "reach"):
+        for heading in ("on", "norm CE", "norm margin", "zero CE", "zero margin", "zero pixels"):
             table.add_column(heading, justify="right")
-        for g in self.gradients:
+        table.add_column("reach", justify="right")
+        for g in shown:
             norms = (f"{g.norm_ce:.2e}", f"{g.norm_margin:.2e}")
             zeros = (f"{g.zero_ce:.1%}", f"{g.zero_margin:.1%}", f"{g.zero_entries:.1%}")
-            table.add_row(g.view, *norms, *zeros, f"{g.reach:.2f}")
+            table.add_row(g.view, str(g.inputs), *norms, *zeros, f"{g.reach:.2f}")
         return table
 
     def _flags(self) -> Table:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pursuitify.errors import MissingExtraError
+from pursuitify.robust.inputs import attack_mode, batches, check_choice, check_inputs
+from pursuitify.robust.losses import cross_entropy
+from pursuitify.robust.objective import Objective
+from pursuitify.robust.threat import BALLS, Ball
 
 
 def outside(name: str) -> Any:
@@ -22,14 +26,41 @@ def outside(name: str) -> Any:
         ) from error
 
 
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Keep the parameters' ``.grad`` as they are: outside libraries call ``backward``."""
-    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in wanting:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanting:
-            parameter.requires_grad_(True)
+def verified(
+    attack: Callable[[Ball, Tensor], Tensor],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: str,
+    seed: int,
+    batch_size: int | None,
+) -> Tensor:
+    """Run an outside attack on checked inputs, and verify what it returns.
+
+    The model's modes, its parameters' ``.grad`` and the global random state are as before
+    afterwards, though these libraries call ``backward`` and draw from the global state.
+
+    Args:
+        attack: From a ball and labels to points.
+        model: Returns logits.
+        x: Inputs in [0, 1].
+        y: Class labels.
+        eps: Radius of the ball.
+        norm: Name of the ball.
+        seed: Of the global state while the attack runs.
+        batch_size: How many inputs at a time; None for all at once.
+    """
+    ball_type = check_choice("norm", norm, BALLS)
+    check_inputs(model, x, y, eps)
+    devices = [x.device] if x.device.type == "cuda" else []
+    objective = Objective(model, cross_entropy)
+    done = []
+    with attack_mode(model), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for part, labels in batches(x, y, batch_size):
+            objective(part, labels)  # refuses what is no logits, and labels out of range
+            ball = ball_type(part, eps)
+            done.append(ball.admit(attack(ball, labels).detach().to(part)))
+    return torch.cat(done)

@@ -12,7 +12,7 @@ from pursuitify.robust.record import Result
 #: Every flag there is, and what it looks for.
 FLAGS = {
     "one step beats iterative": "FGSM fools what no iterated gradient attack fools",
-    "weak attack": "an attack that iterates fools fewer than one step, or could not run",
+    "weak attack": "an attack fools fewer than a weaker kind does, or could not run",
     "black-box beats white-box": "Square or hard label fool what no gradient attack fools",
     "noise beats gradients": "random noise fools what no gradient attack fools",
     "other sweeps do better": "gradients of another T, or of a twin, find more than the own",
@@ -73,17 +73,31 @@ def of_attacks(results: Sequence[Result], images: int) -> list[Flag]:
         if extra > slack:
             best = _best(done, kinds, kind, gradients)
             flags.append(Flag(name, f"{extra} of {images} inputs, most of them by {best}"))
+    return [*flags, *_weak(results, images)]
+
+
+def _weak(results: Sequence[Result], images: int) -> list[Flag]:
+    """Find iterated attacks that lose to one step, and attacks handed in that lose to PGD too."""
+    flags = []
     for result in results:
         if result.error:
-            flags.append(Flag("weak attack", f"{result.name} could not run: {result.error}"))
-    one_step = [result for result in results if result.kind == "one-step" and not result.error]
-    for result in results:
-        full = result.attacked == images and not result.error
-        if not one_step or not full or result.kind not in ("white-box", "yours"):
-            continue
-        behind = len(one_step[0].fooled) - len(result.fooled)
-        if behind > few:
-            flags.append(Flag("weak attack", f"{result.name} fools {behind} fewer than one step"))
+            detail = f"{result.name} could not run: {result.error}"
+            flags.append(Flag("weak attack", detail))
+    whole = [r for r in results if r.attacked == images and not r.error]
+    one_step = next((r for r in whole if r.kind == "one-step"), None)
+    iterated = next((r for r in whole if r.kind == "white-box"), None)
+    for result in whole:
+        rivals = []
+        if result.kind in ("white-box", "yours"):
+            rivals.append((one_step, 0.01))
+        if result.kind == "yours":
+            rivals.append((iterated, 0.02))
+        for rival, share in rivals:
+            behind = 0 if rival is None else len(rival.fooled) - len(result.fooled)
+            if rival is not None and behind > tolerance(images, share):
+                detail = f"{result.name} fools {behind} of {images} fewer than {rival.name}"
+                flags.append(Flag("weak attack", detail))
+                break
     return flags
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import TypeVar
@@ -82,8 +82,7 @@ def evaluation_mode(*models: object) -> Iterator[None]:
 
     What is no module is passed over; a guide that is none names its own in ``guided``.
     """
-    roots = [model for model in models if isinstance(model, nn.Module)]
-    roots += [module for model in models for module in getattr(model, "guided", ())]
+    roots = _roots(models)
     modes = [(module, module.training) for root in roots for module in root.modules()]
     changed = any(training for _, training in modes)
     own = [(root, root.training) for root in roots]
@@ -99,6 +98,34 @@ def evaluation_mode(*models: object) -> Iterator[None]:
                 root.train(training)
             for module, training in modes:
                 module.training = training
+
+
+@contextmanager
+def attack_mode(*models: object) -> Iterator[None]:
+    """Run the models in evaluation mode, asking for no parameter's derivative.
+
+    Parameters keep the ``.grad`` they have, whatever is called inside, and a pass records only
+    what the input's derivative needs: in a pursuit network step sizes and extrapolation drop out.
+    """
+    wanting = {
+        id(parameter): parameter
+        for root in _roots(models)
+        for parameter in root.parameters()
+        if parameter.requires_grad
+    }
+    with evaluation_mode(*models):
+        try:
+            for parameter in wanting.values():
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in wanting.values():
+                parameter.requires_grad_(True)
+
+
+def _roots(models: Sequence[object]) -> list[nn.Module]:
+    roots = [model for model in models if isinstance(model, nn.Module)]
+    return roots + [module for model in models for module in getattr(model, "guided", ())]
 
 
 def _is_real(value: object) -> bool:

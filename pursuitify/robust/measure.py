@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pursuitify.robust.inputs import batches, evaluation_mode
+from pursuitify.robust.inputs import attack_mode, batches, evaluation_mode
 from pursuitify.robust.losses import cross_entropy, margin
-from pursuitify.robust.objective import Objective
+from pursuitify.robust.objective import Objective, check_logits, slope_at
+from pursuitify.robust.sweeps import at_each
+
+_SWEEPS = 50
 
 
 def wilson(count: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -28,6 +32,7 @@ class GradientStatistics:
 
     Attributes:
         view: What was differentiated, for instance ``T = 10``.
+        inputs: How many inputs that is.
         norm_ce: Median length of the cross entropy's gradient.
         norm_margin: Median length of the margin's.
         zero_ce: Share of inputs at which the cross entropy's gradient is exactly zero.
@@ -40,6 +45,7 @@ class GradientStatistics:
     """
 
     view: str
+    inputs: int
     norm_ce: float
     norm_margin: float
     zero_ce: float
@@ -50,35 +56,81 @@ class GradientStatistics:
 
 
 def gradient_statistics(
-    view: str, model: nn.Module, x: Tensor, y: Tensor, batch_size: int | None
-) -> GradientStatistics | None:
-    """Measure the gradients; None where the network gets no input right."""
-    found: dict[str, list[Tensor]] = {"ce": [], "margin": [], "entries": [], "reach": []}
-    by_entropy, by_margin = Objective(model, cross_entropy), Objective(model, margin)
-    with evaluation_mode(model):
+    model: nn.Module,
+    views: Mapping[str, int],
+    outputs: Callable[[Tensor], Sequence[Tensor]],
+    x: Tensor,
+    y: Tensor,
+    batch_size: int | None,
+) -> list[GradientStatistics]:
+    """Measure the gradients through several views of a model, from one pass over the inputs.
+
+    Args:
+        model: Put into evaluation mode meanwhile.
+        views: What to differentiate: name to place among the outputs.
+        outputs: From inputs to the logits of every view.
+        x: The inputs.
+        y: The labels.
+        batch_size: How many inputs at a time.
+
+    Returns:
+        One per view that gets at least one input right.
+    """
+    found: dict[str, list[list[Tensor]]] = {view: [[], [], [], []] for view in views}
+    with attack_mode(model):
         for part, labels in batches(x, y, batch_size):
-            value = by_margin(part, labels, gradient=True)
-            right = ~value.fooled
-            slope = value.gradient[right].flatten(1).double()
-            entropy = by_entropy(part, labels, gradient=True).gradient[right].flatten(1).double()
-            found["ce"].append(entropy.norm(dim=1))
-            found["margin"].append(slope.norm(dim=1))
-            found["entries"].append((slope == 0).double().mean(1))
-            lead = value.loss[right].double().abs().clamp(min=1e-30)
-            found["reach"].append(slope.abs().sum(1) / lead)
-    joined = {key: torch.cat(parts) for key, parts in found.items()}
-    if joined["ce"].numel() == 0:
-        return None
+            with torch.enable_grad():
+                points = part.requires_grad_()
+                logits = outputs(points)
+            for view, place in views.items():
+                measured = _slopes(points, check_logits(logits[place], labels), labels)
+                for kept, value in zip(found[view], measured, strict=True):
+                    kept.append(value)
+    joined = {view: [torch.cat(kept) for kept in parts] for view, parts in found.items()}
+    return [_summary(view, *values) for view, values in joined.items() if len(values[0])]
+
+
+def _slopes(points: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Return, per input that is right: both norms, the share of zero entries, and the reach."""
+    right = logits.detach().argmax(1) == labels
+    with torch.enable_grad():
+        lead = margin(logits, labels)
+        losses = (cross_entropy(logits, labels), lead)
+    entropy, slope = (
+        slope_at(points, loss, again=True)[right].flatten(1).double() for loss in losses
+    )
+    lead = lead.detach()[right].double().abs().clamp(min=1e-30)
+    zero = (slope == 0).double().mean(1)
+    return entropy.norm(dim=1), slope.norm(dim=1), zero, slope.abs().sum(1) / lead
+
+
+def _summary(
+    view: str, entropy: Tensor, slope: Tensor, zero: Tensor, reach: Tensor
+) -> GradientStatistics:
     return GradientStatistics(
         view=view,
-        norm_ce=float(joined["ce"].median()),
-        norm_margin=float(joined["margin"].median()),
-        zero_ce=float((joined["ce"] == 0).double().mean()),
-        zero_margin=float((joined["margin"] == 0).double().mean()),
-        zero_entries=float(joined["entries"].mean()),
-        reach=float(joined["reach"].median()),
-        faint=float((joined["reach"] < 0.1).double().mean()),
+        inputs=len(entropy),
+        norm_ce=float(entropy.median()),
+        norm_margin=float(slope.median()),
+        zero_ce=float((entropy == 0).double().mean()),
+        zero_margin=float((slope == 0).double().mean()),
+        zero_entries=float(zero.mean()),
+        reach=float(reach.median()),
+        faint=float((reach < 0.1).double().mean()),
     )
+
+
+def through_sweeps(
+    net: nn.Module, own: int, x: Tensor, y: Tensor, batch_size: int | None
+) -> list[GradientStatistics]:
+    """Measure a pursuit network's gradients after each sweep and at twice its own number.
+
+    Beyond 50 sweeps only 50 of them are looked at, evenly spaced.
+    """
+    every = range(own + 1) if own <= _SWEEPS else [n * own // _SWEEPS for n in range(_SWEEPS + 1)]
+    counts = [count for count in [*every, 2 * own] if count != own]
+    views = {f"T = {count}": place for place, count in enumerate(counts)}
+    return gradient_statistics(net, views, lambda p: at_each(net, p, counts), x, y, batch_size)
 
 
 @torch.no_grad()

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pursuitify.robust.adaptive import AtIterations, Averaged, LatentChange, Sweeps
+from pursuitify.robust.adaptive import Averaged, LatentChange, Sweeps
 from pursuitify.robust.apgd import apgd
 from pursuitify.robust.attacks import fgsm, pgd
 from pursuitify.robust.objective import Guide
 from pursuitify.robust.rays import hard_label
 from pursuitify.robust.search import random_noise, square
 from pursuitify.robust.smoothed import SmoothedBackward
+from pursuitify.robust.sweeps import AtIterations, pursuit_of
 
 Attack = Callable[..., Tensor]
 
@@ -41,9 +42,13 @@ GUIDES: dict[str, Callable[[Any], Guide | nn.Module]] = {
     "averaged": Averaged,
     "latents": LatentChange,
     "t=0": lambda net: AtIterations(net, 0),
-    "t=half": lambda net: AtIterations(net, net.iterations // 2),
-    "t=double": lambda net: AtIterations(net, 2 * net.iterations),
+    "t=half": lambda net: AtIterations(net, pursuit_of(net).iterations // 2),
+    "t=double": lambda net: AtIterations(net, 2 * pursuit_of(net).iterations),
     "sweeps-mean": Sweeps,
     "sweeps-worst": lambda net: Sweeps(net, how="worst"),
-    "sweeps-few": lambda net: Sweeps(net, sorted({0, net.iterations // 2, net.iterations})),
+    "sweeps-few": lambda net: Sweeps(net, _few(pursuit_of(net).iterations)),
 }
+
+
+def _few(own: int) -> list[int]:
+    return sorted({0, own // 2, own})

@@ -29,11 +29,13 @@ class Value:
         loss: The loss to raise, per example.
         fooled: Whether the model is wrong.
         gradient: The loss's gradient at the points; empty unless asked for.
+        logits: The model's own logits, without their graph.
     """
 
     loss: Tensor
     fooled: Tensor
     gradient: Tensor
+    logits: Tensor
 
 
 class Objective:
@@ -81,30 +83,16 @@ class Objective:
                     logits = self.logits(points, labels)
                 start = points.detach() if clean is None else clean
                 loss = self.guide(points, labels, start, goal)
-        fooled = logits.detach().argmax(1) != labels
+        logits = logits.detach()
+        fooled = logits.argmax(1) != labels
         if not gradient:
-            return Value(loss, fooled, points.new_empty(0))
-        if not loss.requires_grad:
-            raise InputError("the model's output does not depend differentiably on its input")
-        (slope,) = torch.autograd.grad(loss.sum(), points, allow_unused=True)
-        if slope is None:
-            raise InputError("the model's output does not depend differentiably on its input")
-        if not slope.isfinite().all():
-            raise InputError("the gradient at the input is not finite")
-        return Value(loss.detach(), fooled, slope)
+            return Value(loss, fooled, points.new_empty(0), logits)
+        return Value(loss.detach(), fooled, slope_at(points, loss), logits)
 
     def logits(self, points: Tensor, labels: Tensor) -> Tensor:
         """Return the model's logits, in float32 at least, after checking them."""
-        logits = self.model(points)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise InputError(f"the model must return logits ({len(labels)}, classes), not {got}")
+        logits = check_logits(self.model(points), labels)
         values = logits.detach()
-        if not values.isfinite().all():
-            raise InputError("the model returned logits that are not finite")
-        top = logits.shape[1] - 1
-        if int(labels.max()) > top:
-            raise InputError(f"label {int(labels.max())} is out of range: classes are 0 to {top}")
         if not self._warned and values.amin() >= 0 and (values.sum(1) - 1).abs().amax() < 1e-4:
             self._warned = True
             warnings.warn(
@@ -112,7 +100,32 @@ class Objective:
                 "saturated softmax hides the gradient",
                 stacklevel=_caller(),
             )
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return logits
+
+
+def check_logits(logits: object, labels: Tensor) -> Tensor:
+    """Return logits, one row per label, in float32 at least; refuse what is none."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"the model must return logits ({len(labels)}, classes), not {got}")
+    if not logits.detach().isfinite().all():
+        raise InputError("the model returned logits that are not finite")
+    top = logits.shape[1] - 1
+    if int(labels.max()) > top:
+        raise InputError(f"label {int(labels.max())} is out of range: classes are 0 to {top}")
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def slope_at(points: Tensor, loss: Tensor, *, again: bool = False) -> Tensor:
+    """Return the gradient of a loss per example at the points; ``again`` keeps its graph."""
+    slope = None
+    if loss.requires_grad:
+        (slope,) = torch.autograd.grad(loss.sum(), points, retain_graph=again, allow_unused=True)
+    if slope is None:
+        raise InputError("the model's output does not depend differentiably on its input")
+    if not slope.isfinite().all():
+        raise InputError("the gradient at the input is not finite")
+    return slope
 
 
 def _through(module: nn.Module) -> Guide:

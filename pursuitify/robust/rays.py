@@ -50,8 +50,8 @@ def hard_label(
     def strategy(hunt: Hunt) -> None:
         _Rays(hunt, queries, random=seed is not None).search()
 
-    plan = Plan("hard label", queries, seed, norm, "margin", batch_size, progress)
-    return plan.run(strategy, model, x, y, eps)
+    plan = Plan("hard label", seed, norm, "margin", batch_size, progress)
+    return plan.search(strategy, model, x, y, eps, queries)
 
 
 class _Rays:
@@ -83,14 +83,15 @@ class _Rays:
             if block * width >= self.size:
                 blocks, block = (1 if width == 1 else 2 * blocks), 0
         if self.hunt.left:
-            self.hunt.worst.loss[self.hunt.index] = -torch.inf  # take the point, whatever its loss
+            # Take the point, whatever its loss.
+            self.hunt.batch.worst.loss[self.hunt.index] = -torch.inf
             self.hunt.look(self._points(self.signs, torch.full_like(self.radius, torch.inf)))
 
     def _improve(self, attempt: Tensor) -> None:
         """Take over the directions that fool the model nearer than the best so far."""
         nearer = self._fools(attempt, self.radius)
         self.queries -= 1
-        self.hunt.tick()
+        self.hunt.batch.tick()
         if not nearer.any():
             return
         low, high = torch.zeros_like(self.radius), self.radius.clone()
@@ -101,7 +102,7 @@ class _Rays:
             hit = torch.zeros_like(nearer)
             hit[nearer] = self._fools(attempt[nearer], middle[nearer], nearer)
             self.queries -= 1
-            self.hunt.tick()
+            self.hunt.batch.tick()
             high, low = torch.where(hit, middle, high), torch.where(hit, low, middle)
         self.signs[nearer], self.radius[nearer] = attempt[nearer], high[nearer]
         within = self.radius <= self.hunt.ball.eps

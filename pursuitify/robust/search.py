@@ -53,13 +53,13 @@ def random_noise(
             if not hunt.left:
                 return
             ball = hunt.ball
-            points = ball.draw(hunt.generator)
+            points = ball.draw(hunt.batch.generator)
             if draw % 2:
                 points = ball.project(ball.x + ball.eps * ball.direction(points - ball.x))
             hunt.look(points)
 
-    plan = Plan("noise", draws, seed, norm, "margin", batch_size, progress)
-    return plan.run(strategy, model, x, y, eps)
+    plan = Plan("noise", seed, norm, "margin", batch_size, progress)
+    return plan.search(strategy, model, x, y, eps, draws)
 
 
 def square(
@@ -110,8 +110,8 @@ def square(
             halvings = sum(query > share * queries for share in _HALVINGS)
             hunt.look(_windowed(hunt, area / 2**halvings))
 
-    plan = Plan("Square", queries, seed, norm, loss, batch_size, progress)
-    return plan.run(strategy, model, x, y, eps)
+    plan = Plan("Square", seed, norm, loss, batch_size, progress)
+    return plan.search(strategy, model, x, y, eps, queries)
 
 
 def _image_shape(x: Tensor) -> tuple[int, int, int]:

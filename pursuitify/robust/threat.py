@@ -38,6 +38,17 @@ class Ball(ABC):
             raise InternalError(f"{int((~inside).sum())} perturbed inputs lie outside the ball")
         return points
 
+    def admit(self, points: Tensor) -> Tensor:
+        """Return points that another made; what only rounding moved out is moved back in.
+
+        Raises:
+            InternalError: If more than rounding did.
+        """
+        nearest = self.project(points)
+        if not ((nearest - points).abs() <= 1e-5 * (1 + self.eps)).all():
+            self.check(points)
+        return self.check(nearest)
+
     @abstractmethod
     def distance(self, points: Tensor) -> Tensor:
         """Return how far each point is from its centre."""

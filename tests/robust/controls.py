@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gzip
+from pathlib import Path
 
+import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -22,6 +25,23 @@ def digits():
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     x, y = x[order], y[order]
     return x[:1400], y[:1400], x[1400:], y[1400:]
+
+
+def garments(train, test):
+    """Fashion-MNIST as Debian installs it; half of its pixels are exactly black."""
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    if not folder.is_dir():
+        pytest.skip("needs Debian's package dataset-fashion-mnist")
+
+    def read(name, header, count):
+        with gzip.open(folder / f"{name}-ubyte.gz") as file:
+            return torch.frombuffer(bytearray(file.read()[header:]), dtype=torch.uint8)[:count]
+
+    parts = []
+    for name, count in (("train", train), ("t10k", test)):
+        x = read(f"{name}-images-idx3", 16, count * 784).view(count, 1, 28, 28)
+        parts += [x.float() / 255, read(f"{name}-labels-idx1", 8, count).long()]
+    return parts
 
 
 def fit(net, x, y, *, epochs, lr=1e-2, eps=0.0):
