@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pursuitify.compiler import PAPER_BETA
 from pursuitify.compiler import pursuitify as convert
 from pursuitify.errors import CheckpointError
+from pursuitify.files import read_tensors, write_tensors
 from pursuitify.network import PursuitNetwork
 from pursuitify.program import Program
 from pursuitify.rules import Key, Rule
@@ -43,25 +41,7 @@ def save(net: PursuitNetwork, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: If the file cannot be written; what stood at ``path`` is still there.
     """
-    target = Path(path)
-    tensors: dict[str, Tensor] = {}
-    for name, value in net.state_dict().items():
-        tensors[name] = value.detach().cpu().contiguous().clone()
-    header = {_KEY: json.dumps(_header(net))}
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata=header)
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, target)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {target}: {error}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_tensors(Path(path), net.state_dict(), _KEY, _header(net))
 
 
 def load(
@@ -96,7 +76,7 @@ def load(
         **options,
     )
     _compare_graphs(header["graph"], fingerprint(net), Path(path))
-    _compare_tensors(tensors, net.state_dict(), Path(path))
+    compare_tensors(tensors, net.state_dict(), Path(path))
     net.load_state_dict(tensors)
     return net
 
@@ -135,22 +115,8 @@ def _header(net: PursuitNetwork) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {path}") from error
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}). Pickled checkpoints are never "
-            "opened: they can run code"
-        ) from error
-    try:
-        header = json.loads(metadata[_KEY])
-        version = header["format"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} was not written by pursuitify.save") from error
+    header, tensors = read_tensors(path, _KEY, "pursuitify.save")
+    version = header.get("format")
     if version != FORMAT:
         raise CheckpointError(
             f"{path} has format {version!r}, written by version {header.get('version')!r}; this "
@@ -184,9 +150,14 @@ def _compare_graphs(saved: Any, own: Mapping[str, list[list[Any]]], path: Path) 
     raise CheckpointError(f"{path} belongs to another graph")
 
 
-def _compare_tensors(
+def compare_tensors(
     saved: Mapping[str, Tensor], own: Mapping[str, torch.Tensor], path: Path
 ) -> None:
+    """Refuse tensors that are not, name by name, those of a network.
+
+    Raises:
+        CheckpointError: If names, shapes or kinds of number differ; lists all differences.
+    """
     differences = [f"missing {name}" for name in own if name not in saved]
     differences += [f"unexpected {name}" for name in saved if name not in own]
     for name, value in saved.items():

@@ -26,6 +26,14 @@ class CheckpointError(PursuitifyError):
     """A checkpoint cannot be written or read, or belongs to another network."""
 
 
+class DataError(PursuitifyError):
+    """A data set cannot be found or read."""
+
+
+class TrainingError(PursuitifyError):
+    """Training cannot go on, for instance because the loss is not finite."""
+
+
 class MissingExtraError(PursuitifyError, ImportError):
     """An optional library is not installed."""
 

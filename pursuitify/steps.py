@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,14 @@ class Norms:
     def clear(self) -> None:
         """Forget the states of the power iterations: the next ones start cold."""
         self._states.clear()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the states of the power iterations by place: training's next step reads them."""
+        return dict(self._states)
+
+    def restore(self, states: Mapping[str, Tensor]) -> None:
+        """Go on from states that ``state`` returned."""
+        self._states = dict(states)
 
     def recall(self, dictionary: StructuredDictionary) -> NormOf:
         """Return the bounds for a dictionary; those found before only if its kernels are the same.

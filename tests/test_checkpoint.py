@@ -111,7 +111,7 @@ def test_a_failed_write_keeps_the_old_file(saved: Path, monkeypatch: pytest.Monk
     def full(*_args: Any, **_kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pursuitify.checkpoint.save_file", full)
+    monkeypatch.setattr("pursuitify.files.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
         save(pursuitify(ChainNet(width=2)), saved)
     assert saved.read_bytes() == before

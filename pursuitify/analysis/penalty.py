@@ -95,6 +95,10 @@ class FramePotentialPenalty:
             total = total + factor * self._estimate(gram, part)
         return total
 
+    def reseed(self, seed: int) -> None:
+        """Restart the draws, so that a resumed run repeats them."""
+        self._generator.manual_seed(seed)
+
     def exact(self) -> Tensor:
         """Return the squared frame potential itself, differentiable: for checks."""
         from pursuitify.analysis.minimum import squares

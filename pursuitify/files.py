@@ -1,0 +1,112 @@
+"""Files written whole or not at all, and read without executing anything in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pursuitify.errors import CheckpointError
+
+
+def write_tensors(target: Path, tensors: Mapping[str, Tensor], key: str, header: Any) -> None:
+    """Write tensors and one JSON header to a safetensors file.
+
+    Args:
+        target: Where to; an existing file is replaced only once the new one is complete.
+        tensors: The tensors; copied, so that they may share memory.
+        key: Name of the header in the file.
+        header: Anything JSON can hold.
+
+    Raises:
+        CheckpointError: If the file cannot be written; what stood at ``target`` is still there.
+    """
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    metadata = {key: json.dumps(header)}
+    _replace(target, lambda path: save_file(own, path, metadata=metadata))
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write text, whole or not at all.
+
+    Raises:
+        CheckpointError: If the file cannot be written; what stood at ``target`` is still there.
+    """
+    _replace(target, lambda path: Path(path).write_text(text, encoding="utf-8"))
+
+
+def read_tensors(path: Path, key: str, writer: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a file that ``write_tensors`` wrote.
+
+    Args:
+        path: The file.
+        key: Name of the header.
+        writer: Who writes such files, for the error.
+
+    Returns:
+        The header and the tensors.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or of another kind.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path}") from error
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error}). Pickled checkpoints are never "
+            "opened: they can run code"
+        ) from error
+    try:
+        header = json.loads(metadata[key])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} was not written by {writer}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} was not written by {writer}")
+    return header, tensors
+
+
+def clear_leftovers(target: Path) -> None:
+    """Remove what a killed process left beside ``target`` while writing it."""
+    for path in target.parent.glob(f".{target.name}.{'?' * 8}"):
+        path.unlink(missing_ok=True)
+
+
+def _replace(target: Path, write: Callable[[str], Any]) -> None:
+    """Let ``write`` fill a file beside the target, flush it to the disk, then rename it."""
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+    try:
+        temporary.open("xb").close()
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
+    try:
+        write(str(temporary))
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+        _flush(target.parent)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {target}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(folder: Path) -> None:
+    """Make a rename last through a power cut, where folders can be opened (not on Windows)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,54 @@
+"""The inner attack of adversarial training: the library's PGD, on the network in evaluation mode.
+
+Its frozen BatchNorms and certified steps are those that will be attacked in the end.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pursuitify.robust import pgd
+from pursuitify.robust.losses import Loss
+from pursuitify.robust.objective import Guide
+from pursuitify.training.config import Config
+from pursuitify.training.objectives import divergence
+
+
+def attack(net: nn.Module, x: Tensor, y: Tensor, config: Config, seed: int) -> Tensor | None:
+    """Return adversarial inputs for the objective, or None where it needs none.
+
+    Args:
+        net: The network itself, not a distributed wrapper.
+        x: Inputs in [0, 1].
+        y: Labels.
+        config: Objective, radius and steps.
+        seed: Seed of the random start.
+    """
+    if config.objective == "standard":
+        return None
+    if config.eps == 0:
+        return x
+    return pgd(
+        net,
+        x,
+        y,
+        eps=config.eps,
+        steps=config.attack_steps,
+        step_size=config.attack_step_size,
+        seed=seed,
+        guide=_away(net) if config.objective == "trades" else None,
+        early_stop=False,
+    )
+
+
+def _away(net: nn.Module) -> Guide:
+    """Climb the divergence from the clean prediction: TRADES' inner maximisation."""
+
+    def guide(points: Tensor, labels: Tensor, clean: Tensor, loss: Loss) -> Tensor:
+        del labels, loss
+        with torch.no_grad():
+            target = net(clean)
+        return divergence(net(points), target)
+
+    return guide

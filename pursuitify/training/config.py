@@ -1,0 +1,163 @@
+"""What a user may choose about fine-tuning, checked all at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from pursuitify import checks
+from pursuitify.errors import OptionError
+
+OPTIMIZERS = ("adamw", "sgd")
+OBJECTIVES = ("standard", "pgd", "trades")
+KEEP = ("best", "last")
+#: What may differ between an interrupted run and the one that resumes it.
+FREE = frozenset({"workers", "save_every", "log_every", "tensorboard", "progress"})
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to fine-tune. Fractions are of the whole training.
+
+    Attributes:
+        epochs: Passes over the training data.
+        batch_size: Rows per batch over all processes; the last, incomplete batch of a pass is
+            left out.
+        optimizer: ``adamw`` or ``sgd`` (with Nesterov momentum 0.9).
+        lr: Largest learning rate; a linear warm-up, then a cosine.
+        pursuit_lr: The same for ``pursuit.beta`` and ``pursuit.alpha``; ``lr`` by default.
+        warmup: Fraction of warm-up.
+        final_lr: Learning rate at the end, as a fraction of the largest.
+        weight_decay: On kernels and matrices; never on ``pursuit.*``, norms and biases.
+        clip: Largest norm of the gradient, or None.
+        label_smoothing: Of the cross entropy.
+        ema: Decay of an average of the weights, which then is what is validated and kept; or None.
+        objective: ``standard``, or adversarial: ``pgd`` (Madry et al. 2018) or ``trades`` (Zhang
+            et al. 2019). Inputs in [0, 1]; normalise inside the model.
+        eps: Radius of the attack, in the largest change of a pixel.
+        attack_steps: Its steps.
+        attack_step_size: Length of one; 2.5 eps / steps by default.
+        trades_weight: Weight of TRADES' second term, its 1 / lambda.
+        reconstruction: Weight of the relative reconstruction error at the pursued latents.
+        frame_potential: Weight of the squared deep frame potential, estimated.
+        first_sweeps: T at the start, where fewer sweeps come first; or None.
+        sweeps_ramp: Fraction over which T then rises to the network's own.
+        step_ramp: Fraction over which the network's ``step_scale`` rises from 0, where it equals
+            its source, to its own value.
+        patience: Stop after so many epochs without a better validation accuracy; or None.
+        keep: Which weights the network has at the end: ``best`` by validation, or ``last``.
+        save_every: Save the state after so many steps too, not only after each epoch; or None.
+        log_every: Steps between two measurements of the objective F, for the log.
+        workers: Processes that read the data, where it is a data set.
+        tensorboard: Log for TensorBoard too.
+        progress: Show a progress bar.
+        seed: Seed of everything random. Rows' order and augmentation do not depend on the number
+            of processes.
+    """
+
+    epochs: int = 5
+    batch_size: int = 128
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    pursuit_lr: float | None = None
+    warmup: float = 0.1
+    final_lr: float = 0.0
+    weight_decay: float = 0.01
+    clip: float | None = 1.0
+    label_smoothing: float = 0.0
+    ema: float | None = None
+    objective: str = "standard"
+    eps: float = 8 / 255
+    attack_steps: int = 7
+    attack_step_size: float | None = None
+    trades_weight: float = 6.0
+    reconstruction: float = 0.0
+    frame_potential: float = 0.0
+    first_sweeps: int | None = None
+    sweeps_ramp: float = 0.5
+    step_ramp: float = 0.0
+    patience: int | None = None
+    keep: str = "best"
+    save_every: int | None = None
+    log_every: int = 20
+    workers: int = 0
+    tensorboard: bool = False
+    progress: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant; all problems at once."""
+        problems = [
+            *_whole(self, "epochs", "batch_size", "attack_steps", "log_every", least=1),
+            *_whole(self, "patience", "save_every", least=1, optional=True),
+            *_whole(self, "workers", "seed", least=0),
+            *_whole(self, "first_sweeps", least=0, optional=True),
+            *_number(self, "lr", above=0),
+            *_number(self, "pursuit_lr", least=0, optional=True),
+            *_number(self, "clip", "attack_step_size", above=0, optional=True),
+            *_number(self, "warmup", "final_lr", "sweeps_ramp", "step_ramp", least=0, most=1),
+            *_number(self, "weight_decay", "trades_weight", least=0),
+            *_number(self, "reconstruction", "frame_potential", least=0),
+            *_number(self, "label_smoothing", least=0, below=1),
+            *_number(self, "ema", least=0, below=1, optional=True),
+            *_number(self, "eps", least=0, most=1),
+        ]
+        choices = {"optimizer": OPTIMIZERS, "objective": OBJECTIVES, "keep": KEEP}
+        for name, valid in choices.items():
+            if getattr(self, name) not in valid:
+                listed = ", ".join(map(repr, valid))
+                problems.append(f"{name}={getattr(self, name)!r} is not one of {listed}")
+        for name in ("tensorboard", "progress"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(f"{name}={getattr(self, name)!r} is not True or False")
+        if problems:
+            raise OptionError("\n".join(["the configuration has problems:", *_listed(problems)]))
+
+    def with_options(self, options: dict[str, Any]) -> Config:
+        """Return a copy with some options changed.
+
+        Raises:
+            OptionError: If one is unknown or out of range.
+        """
+        names = [field.name for field in fields(self)]
+        checks.unknown_options(options.keys() - set(names), names)
+        return Config(**{**asdict(self), **options})
+
+
+def _listed(problems: list[str]) -> list[str]:
+    return [f"  - {problem}" for problem in problems]
+
+
+def _whole(config: Config, *names: str, least: int, optional: bool = False) -> list[str]:
+    found = []
+    for name in names:
+        value = getattr(config, name)
+        if value is None and optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            found.append(f"{name}={value!r} is not a whole number >= {least}")
+    return found
+
+
+def _number(
+    config: Config,
+    *names: str,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+    optional: bool = False,
+) -> list[str]:
+    limits = {">=": least, ">": above, "<=": most, "<": below}
+    wanted = " and ".join(f"{sign} {n:g}" for sign, n in limits.items() if math.isfinite(n))
+    found = []
+    for name in names:
+        value = getattr(config, name)
+        if value is None and optional:
+            continue
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+        fits = fits and math.isfinite(value) and least <= value <= most and above < value < below
+        if not fits:
+            found.append(f"{name}={value!r} is not a number {wanted}")
+    return found

@@ -1,0 +1,277 @@
+"""The loop: epochs, steps, validation, and when to save."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pursuitify.errors import TrainingError
+from pursuitify.network import PursuitNetwork
+from pursuitify.training import log, randomness
+from pursuitify.training.attack import attack
+from pursuitify.training.batches import Batch, Batches
+from pursuitify.training.evaluation import Score, moved, score, sums
+from pursuitify.training.interrupt import Guard, Interrupted
+from pursuitify.training.optimizer import set_rate
+from pursuitify.training.output import Output
+from pursuitify.training.schedules import Schedule
+from pursuitify.training.state import Progress, State
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Everything a run works with; what changes is in ``progress`` and the modules.
+
+    Attributes:
+        accelerator: The engine.
+        state: Network, optimizer and average.
+        objective: The loss as the engine prepared it.
+        optimizer: The optimizer likewise.
+        schedule: What changes over training.
+        train: Passes over the training data.
+        val: Passes over the validation data.
+        output: Where results go.
+        progress: How far the run is.
+        own_sums: This process's running sums of the epoch.
+    """
+
+    accelerator: Accelerator
+    state: State
+    objective: nn.Module
+    optimizer: Any
+    schedule: Schedule
+    train: Batches
+    val: Batches
+    output: Output
+    progress: Progress
+    own_sums: dict[str, float]
+
+    @property
+    def net(self) -> nn.Module:
+        """The network that is trained."""
+        return self.state.net
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is validated and kept: the average, where there is one."""
+        return self.net if self.state.ema is None else self.state.ema.module
+
+
+def train(run: Run) -> bool:
+    """Train to the end.
+
+    Returns:
+        Whether patience ran out before.
+
+    Raises:
+        Interrupted: On Ctrl-C, after saving the state.
+        TrainingError: If the loss is not finite.
+        CheckpointError: If something cannot be written.
+    """
+    config, progress = run.state.config, run.progress
+    shown = config.progress and run.accelerator.is_main_process
+    bar = log.Bar(shown, "fine-tuning", run.schedule.steps, progress.step)
+    with bar, Guard(run.output.folder is not None) as guard:
+        while progress.epoch < config.epochs and not _out_of_patience(run):
+            _epoch(run, bar, guard)
+            _finish_epoch(run)
+    return progress.epoch < config.epochs
+
+
+def _out_of_patience(run: Run) -> bool:
+    patience = run.state.config.patience
+    return patience is not None and run.progress.waited >= patience
+
+
+def _epoch(run: Run, bar: log.Bar, guard: Guard) -> None:
+    config, progress = run.state.config, run.progress
+    run.net.train()
+    batches = run.train(progress.epoch, progress.batch)
+    for group in _groups(batches, run.accelerator.gradient_accumulation_steps):
+        _step(run, group)
+        progress.batch += len(group)
+        progress.step += 1
+        bar.update(progress.step, _means(run.own_sums))
+        if _agreed(run.accelerator, guard.asked):
+            _save(run)
+            raise Interrupted(
+                f"interrupted after {progress.step} of {run.schedule.steps} steps. The state is in "
+                f"{run.output.state}; the same call with resume=True (command line: --resume) goes "
+                "on from there, to the same numbers"
+            )
+        if config.save_every and progress.step % config.save_every == 0:
+            _save(run)
+
+
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def _step(run: Run, group: list[Batch]) -> None:
+    config, step = run.state.config, run.progress.step
+    process = run.accelerator.process_index
+    set_rate(run.state.optimizer, run.schedule.rate(step))
+    _schedule_pursuit(run, step)
+    run.optimizer.zero_grad()
+    for number, batch in enumerate(group):
+        keys = (config.seed, step, number, process)
+        randomness.seed_all(randomness.derived(randomness.STEP, *keys))
+        x, y = moved(*batch, run.accelerator.device)
+        with run.accelerator.autocast():
+            seed = randomness.derived(randomness.ATTACK, *keys)
+            attacked = attack(run.net, x, y, config, seed)
+        measure = step % config.log_every == 0 and number == 0
+        last = number == len(group) - 1
+        with _synchronised(run, last):
+            parts = run.objective(x, y, attacked, measure, step)
+            run.accelerator.backward(parts["loss"])
+        _note(run, parts, len(y))
+    if config.clip is not None:
+        run.accelerator.clip_grad_norm_(run.objective.parameters(), config.clip)
+    run.optimizer.step()
+    if run.state.ema is not None:
+        run.state.ema.update_parameters(run.net)
+
+
+def _synchronised(run: Run, last: bool) -> Any:
+    """Leave the processes apart until the last batch of a step, as accelerate does."""
+    return contextlib.nullcontext() if last else run.accelerator.no_sync(run.objective)
+
+
+def _schedule_pursuit(run: Run, step: int) -> None:
+    if not isinstance(run.net, PursuitNetwork):
+        return
+    run.net.iterations = run.schedule.iterations(step)
+    if run.state.config.step_ramp:
+        run.net.step_scale = run.schedule.step_scale(step)
+
+
+def settle(run: Run) -> None:
+    """Give the network the settings that it has at the end."""
+    if isinstance(run.net, PursuitNetwork):
+        run.net.iterations = run.schedule.sweeps
+        if run.state.config.step_ramp:
+            run.net.step_scale = run.schedule.scale
+
+
+def _note(run: Run, parts: dict[str, torch.Tensor], count: int) -> None:
+    """Add a batch's numbers to the running sums: one transfer from the device."""
+    names = list(parts)
+    values = torch.stack([parts[name].detach().float() for name in names]).tolist()
+    found = dict(zip(names, values, strict=True))
+    if not all(map(_finite, values)):
+        raise TrainingError(
+            f"at step {run.progress.step} these are not finite: "
+            f"{[n for n in names if not _finite(found[n])]}. What was saved before is as it was. "
+            "Try a smaller learning rate, clipping, or fewer sweeps first"
+        )
+    totals = run.own_sums
+    totals["samples"] = totals.get("samples", 0.0) + count
+    for name, value in found.items():
+        amount = value if name == "correct" else value * count
+        totals[name] = totals.get(name, 0.0) + amount
+        totals[f"of {name}"] = totals.get(f"of {name}", 0.0) + count
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
+
+
+def _means(totals: dict[str, float]) -> dict[str, float]:
+    order = ("loss", "correct", "objective", "reconstruction", "frame_potential")
+    names = {name: name for name in order} | {"correct": "accuracy"}
+    return {names[n]: totals[n] / totals[f"of {n}"] for n in order if totals.get(f"of {n}")}
+
+
+def _agreed(accelerator: Accelerator, asked: bool) -> bool:
+    """Whether any process was asked to stop; they must do it at the same step."""
+    if accelerator.num_processes == 1:
+        return asked
+    if asked:
+        accelerator.set_trigger()
+    return bool(accelerator.check_trigger())
+
+
+def _gathered(run: Run) -> list[dict[str, float]]:
+    """Return every process's running sums."""
+    if run.accelerator.num_processes == 1:
+        return [dict(run.own_sums)]
+    from accelerate.utils import gather_object  # type: ignore[import-untyped]
+
+    found: list[dict[str, float]] = gather_object([run.own_sums])
+    return found
+
+
+def _save(run: Run) -> None:
+    if run.output.folder is None:
+        return
+    run.progress.sums = _gathered(run)
+    if run.accelerator.is_main_process:
+        run.state.save(run.output.state, run.progress)
+    run.accelerator.wait_for_everyone()
+
+
+def added(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Return the sums of sums, by name."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
+def _validate(run: Run) -> Score:
+    with run.accelerator.autocast():
+        own = sums(run.kept, run.val(0))
+    total = torch.tensor(own, dtype=torch.float64)
+    if run.accelerator.num_processes > 1:
+        gathered = run.accelerator.gather(total.float().to(run.accelerator.device))
+        total = gathered.cpu().double().reshape(-1, len(own)).sum(0)
+    return score(total.tolist())
+
+
+def _finish_epoch(run: Run) -> None:
+    """Validate, compare with the best, save, log."""
+    progress, config = run.progress, run.state.config
+    progress.sums = _gathered(run)
+    totals = added(progress.sums)
+    settle(run)
+    found = _validate(run)
+    entry = {
+        "epoch": progress.epoch + 1,
+        "step": progress.step,
+        "lr": config.lr * run.schedule.rate(progress.step - 1),
+        **_means(totals),
+        "val_loss": found.loss,
+        "val_accuracy": found.accuracy,
+    }
+    if isinstance(run.net, PursuitNetwork):
+        entry["iterations"] = run.schedule.iterations(progress.step - 1)
+        entry["mean_beta"] = float(run.net.pursuit.betas().detach().mean())
+    better = progress.best is None or _rank(entry) > _rank(progress.best)
+    progress.best = entry if better else progress.best
+    progress.waited = 0 if better else progress.waited + 1
+    progress.history.append(entry)
+    progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, []
+    run.own_sums.clear()
+    if run.accelerator.is_main_process:
+        run.output.keep(run.kept, better)
+        run.output.write_log(log.table(progress.history))
+    _save(run)
+    run.accelerator.log(
+        {k: v for k, v in entry.items() if k not in ("epoch", "step")}, step=progress.step
+    )
+
+
+def _rank(entry: dict[str, Any]) -> tuple[float, float]:
+    return entry["val_accuracy"], -entry["val_loss"]

@@ -1,0 +1,133 @@
+"""The loss of one batch, as a module: everything with a derivative happens in its forward.
+
+So DistributedDataParallel, which watches one module's forward, sees all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pursuitify.analysis.penalty import FramePotentialPenalty
+from pursuitify.dictionary import StructuredDictionary
+from pursuitify.errors import OptionError
+from pursuitify.network import PursuitNetwork
+from pursuitify.training import randomness
+from pursuitify.training.config import Config
+
+
+def reconstruction(dictionary: StructuredDictionary, latents: Mapping[str, Tensor]) -> Tensor:
+    """Return the relative reconstruction error, ||r_j||^2 / ||u_j||^2, mean over rows and samples.
+
+    A sample whose signal u_j is zero has nothing to be reconstructed and counts as 0.
+
+    Args:
+        dictionary: The dictionary of the batch, bound.
+        latents: The latents after pursuit, by name.
+    """
+    residuals = dictionary.residual(latents)
+    total = dictionary.inputs[0].new_zeros(())
+    for row in dictionary.rows:
+        residual = residuals[row.name]
+        signal = row.join(row.decode(latents[row.name])) - residual
+        batch = len(residual)
+        error = residual.reshape(batch, -1).square().sum(1)
+        size = signal.reshape(batch, -1).square().sum(1)
+        share = error / torch.where(size > 0, size, torch.ones_like(size))
+        total = total + torch.where(size > 0, share, torch.zeros_like(share)).mean()
+    return total / len(dictionary.rows)
+
+
+class Objective(nn.Module):
+    """A network with its training objective."""
+
+    def __init__(self, net: nn.Module, config: Config) -> None:
+        """Join them; the network is held, not copied."""
+        super().__init__()
+        self.net = net
+        self.config = config
+        self._penalty: FramePotentialPenalty | None = None
+
+    def forward(
+        self, x: Tensor, y: Tensor, attacked: Tensor | None, measure: bool, step: int
+    ) -> dict[str, Tensor]:
+        """Return the loss and what is to be shown.
+
+        Args:
+            x: Inputs.
+            y: Labels.
+            attacked: Adversarial inputs, for the adversarial objectives.
+            measure: Whether to measure the objective F.
+            step: Number of the step, which seeds the frame potential's estimate.
+
+        Returns:
+            ``loss`` and, detached, ``correct`` (a number of samples), ``cross_entropy``, and
+            where they are computed ``objective``, ``reconstruction`` and ``frame_potential``.
+        """
+        config = self.config
+        first = attacked if config.objective == "pgd" and attacked is not None else x
+        logits, parts = self._run(first, measure)
+        loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+        shown = {
+            "cross_entropy": loss.detach(),
+            "correct": (logits.detach().argmax(1) == y).sum(),
+            **{name: value.detach() for name, value in parts.items()},
+        }
+        if config.objective == "trades" and attacked is not None:
+            other, _ = self._run(attacked, False)
+            loss = loss + config.trades_weight * divergence(other, logits).mean()
+        if config.reconstruction:
+            loss = loss + config.reconstruction * parts["reconstruction"]
+        if config.frame_potential:
+            potential = self._frame_potential(x, step)
+            shown["frame_potential"] = potential.detach()
+            loss = loss + config.frame_potential * potential
+        return {"loss": loss, **shown}
+
+    def _run(self, x: Tensor, measure: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        parts: dict[str, Tensor] = {}
+        pursued = isinstance(self.net, PursuitNetwork)
+        if pursued and (self.config.reconstruction or measure):
+            logits, latents, dictionary = self.net.infer(x)  # type: ignore[operator]
+            if self.config.reconstruction:
+                parts["reconstruction"] = reconstruction(dictionary, latents)
+            if measure:
+                with torch.no_grad():
+                    parts["objective"] = dictionary.objective(latents).mean()
+        else:
+            logits = self.net(x)
+        return checked(logits, len(x)), parts
+
+    def _frame_potential(self, x: Tensor, step: int) -> Tensor:
+        assert isinstance(self.net, PursuitNetwork)
+        if self._penalty is None:
+            self._penalty = FramePotentialPenalty(self.net, tuple(x.shape[1:]))
+        seed = randomness.derived(self.config.seed, randomness.PENALTY, step)
+        self._penalty.reseed(seed)
+        return self._penalty()
+
+
+def checked(logits: object, batch: int) -> Tensor:
+    """Refuse an output that is not a row of logits per sample.
+
+    Raises:
+        OptionError: If it is none.
+    """
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != batch:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise OptionError(
+            f"fine-tuning needs logits ({batch}, classes) from the network, not {got}. Where it "
+            "returns more (auxiliary heads, dictionaries), write the loop yourself: a "
+            "PursuitNetwork trains like any other module"
+        )
+    return logits
+
+
+def divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Return KL(target || logits) per sample, of the distributions that logits stand for."""
+    log_target = F.log_softmax(target, 1)
+    log_own = F.log_softmax(logits, 1)
+    return (log_target.exp() * (log_target - log_own)).sum(1)

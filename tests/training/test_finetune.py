@@ -1,0 +1,305 @@
+"""Fine-tuning: against loops written out by hand, and what every option does."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+pytest.importorskip("accelerate")
+
+from pursuitify import OptionError, pursuitify
+from pursuitify.errors import MissingExtraError, TrainingError
+from pursuitify.training import Config, evaluate, finetune, loop, reconstruction
+from pursuitify.training.schedules import Schedule
+from tests.training.toy import model, network, rows
+
+QUIET = {"progress": False, "batch_size": 8}
+
+
+def by_hand(net: nn.Module, batches: Any, rates: list[float]) -> list[float]:
+    """Train with AdamW, clipping at 1, decay 0.01 on kernels and matrices; return the losses."""
+    norms = {p for m in net.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    decayed = [p for p in net.parameters() if p not in norms and p.dim() > 1]
+    others = [p for p in net.parameters() if p in norms or p.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    )
+    net.train()
+    losses = []
+    for (x, y), rate in zip(batches, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return a list that the loss of every batch is added to."""
+    seen: list[float] = []
+    inner = loop._note
+
+    def note(run: Any, parts: dict[str, Tensor], count: int) -> None:
+        seen.append(parts["loss"].item())
+        inner(run, parts, count)
+
+    monkeypatch.setattr(loop, "_note", note)
+    return seen
+
+
+def cosine(steps: int, lr: float) -> list[float]:
+    return [lr * (1 + math.cos(math.pi * i / steps)) / 2 for i in range(steps)]
+
+
+@pytest.mark.parametrize("how", ["no sweeps", "step scale 0", "feedforward", "plain"])
+def test_without_sweeps_it_is_training_the_source_step_for_step(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = rows()
+    batches = list(zip(x.split(8), y.split(8), strict=True))
+    source = model()
+    net: nn.Module = model()
+    if how != "plain":
+        solver = "feedforward" if how == "feedforward" else "global"
+        net = pursuitify(net, iterations=0 if how == "no sweeps" else 3, solver=solver)
+        net.step_scale = 0.0 if how == "step scale 0" else 1.0
+    losses = by_hand(source, batches, cosine(6, 1e-2))
+    seen = recorded(monkeypatch)
+    result = finetune(
+        net, batches, (x, y), epochs=1, lr=1e-2, warmup=0.0, keep="last", log_every=2, **QUIET
+    )
+    assert seen == pytest.approx(losses, rel=0, abs=1e-5)
+    assert result.history[0]["loss"] == pytest.approx(sum(losses) / 6, abs=1e-6)
+    trained = net.state_dict()
+    for name, value in source.state_dict().items():
+        assert torch.allclose(trained[name], value, rtol=0, atol=1e-5), name
+
+
+def test_what_sweeps_change_is_learnt(tmp_path: Path) -> None:
+    net = network()
+    x, y = rows(96)
+    before = evaluate(net, (x, y))
+    result = finetune(net, (x, y), rows(48, 1), epochs=6, lr=2e-2, output=tmp_path, **QUIET)
+    after = evaluate(net, (x, y))
+    assert after.loss < 0.5 * before.loss
+    assert after.accuracy > 0.9
+    assert float((net.pursuit.beta.detach() - 1).abs().max()) > 1e-3
+    assert float(net.pursuit.alpha.detach().abs().max()) > 1e-3
+    assert [e["epoch"] for e in result.history] == list(range(1, 7))
+    assert result.best in result.history
+    assert result.best["val_accuracy"] == max(e["val_accuracy"] for e in result.history)
+    assert evaluate(net, rows(48, 1)).accuracy == pytest.approx(result.best["val_accuracy"])
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert lines[0].startswith("epoch,step,lr")
+    assert len(lines) == 7
+
+
+def test_modes_settings_and_random_state_are_as_before() -> None:
+    net = network(iterations=3).eval()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    net.step_scale = 0.8
+    finetune(net, rows(), rows(), epochs=1, first_sweeps=1, step_ramp=1.0, **QUIET)
+    assert not net.training
+    assert (net.iterations, net.step_scale) == (3, 0.8)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_network_follows_its_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, float]] = []
+    inner = loop.attack
+
+    def attack(net: Any, *args: Any) -> Any:
+        seen.append((net.iterations, net.step_scale))
+        return inner(net, *args)
+
+    monkeypatch.setattr(loop, "attack", attack)
+    net = network(iterations=4)
+    finetune(net, rows(), rows(), epochs=1, first_sweeps=1, step_ramp=0.5, **QUIET)
+    assert [t for t, _ in seen] == [1, 2, 3, 4, 4, 4]
+    assert [scale for _, scale in seen] == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1])
+
+
+def test_every_way_to_give_data_is_the_same() -> None:
+    x, y = rows(20)
+    ways = {
+        "tensors": (x, y),
+        "dataset": TensorDataset(x, y),
+        "loader": DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True),
+        "workers": DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True, num_workers=1),
+    }
+    histories = {}
+    for name, way in ways.items():
+        net = network(iterations=1)
+        histories[name] = finetune(net, way, (x, y), epochs=2, **QUIET).history
+    for name, history in histories.items():
+        assert history == histories["tensors"], name
+    assert histories["tensors"][-1]["step"] == 4, "20 rows in batches of 8 are 2 batches a pass"
+
+
+def test_augmentation_repeats() -> None:
+    def noisy(image: Tensor) -> Tensor:
+        return (image + 0.1 * torch.rand(())).clamp(0, 1)
+
+    runs = [
+        finetune(network(1), rows(), rows(), epochs=1, augment=noisy, workers=w, **QUIET).history
+        for w in (0, 2)
+    ]
+    plain = finetune(network(1), rows(), rows(), epochs=1, **QUIET).history
+    assert runs[0] == runs[1]
+    assert runs[0] != plain
+
+
+def test_early_stop_and_keep() -> None:
+    net = network(1)
+    options = {"epochs": 9, "patience": 2, "lr": 1e-12, **QUIET}
+    result = finetune(net, rows(), rows(), **options)
+    assert len(result.history) < 9
+    assert result.stopped_early
+    assert len(result.history) == result.best["epoch"] + 2
+    last = network(1)
+    final = finetune(last, rows(), rows(16, 2), epochs=3, lr=0.05, keep="last", **QUIET)
+    assert not final.stopped_early
+    found = evaluate(last, rows(16, 2))
+    assert found.loss == pytest.approx(final.history[-1]["val_loss"], rel=1e-5)
+
+
+def test_ema_is_the_average_of_the_weights() -> None:
+    weights: list[Tensor] = []
+    net = network(1)
+    inner = torch.optim.AdamW.step
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        done = inner(self, *args, **kwargs)
+        weights.append(net.classifier.weight.detach().clone())
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        finetune(net, rows(), rows(), epochs=1, lr=0.05, ema=0.7, keep="last", **QUIET)
+    average = weights[0]
+    for value in weights[1:]:
+        average = 0.7 * average + 0.3 * value
+    assert len(weights) == 6
+    assert torch.allclose(net.classifier.weight, average, atol=1e-6)
+
+
+def test_rates_decay_and_groups() -> None:
+    net = network(1)
+    still = {k: v.clone() for k, v in net.named_parameters()}
+    finetune(
+        net, rows(), rows(), epochs=1, lr=1e-3, pursuit_lr=0.0, weight_decay=0.5, keep="last",
+        optimizer="sgd", clip=1e-30, **QUIET,
+    )  # fmt: skip
+    for name, value in net.named_parameters():
+        shrunk = value.dim() > 1 and not name.startswith("pursuit.")
+        factor = float((value / still[name]).flatten()[0]) if shrunk else 1.0
+        assert torch.allclose(value, factor * still[name], rtol=1e-4, atol=1e-12), name
+        assert (factor < 1) == shrunk, name
+
+
+def test_schedules() -> None:
+    config = Config(warmup=0.2, final_lr=0.1, first_sweeps=1, sweeps_ramp=0.5, step_ramp=0.25)
+    schedule = Schedule(config, steps=20, sweeps=9, scale=0.8)
+    rates = [schedule.rate(i) for i in range(21)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[12] == pytest.approx(0.55)
+    assert rates[20] == pytest.approx(0.1)
+    assert [schedule.iterations(i) for i in (0, 5, 10, 19)] == [1, 5, 9, 9]
+    assert [schedule.step_scale(i) for i in (0, 1, 5, 19)] == pytest.approx([0, 0.16, 0.8, 0.8])
+
+
+def test_configuration_lists_every_problem() -> None:
+    with pytest.raises(OptionError) as caught:
+        Config(epochs=0, lr=-1.0, optimizer="lion", ema=1.0, label_smoothing=True, progress=1)  # type: ignore[arg-type]
+    text = str(caught.value)
+    for name in ("epochs=0", "lr=-1.0", "'lion'", "ema=1.0", "label_smoothing=True", "progress=1"):
+        assert name in text
+    with pytest.raises(OptionError, match="did you mean 'epochs'"):
+        finetune(network(), rows(), rows(), epoch=3)
+
+
+def test_refusals() -> None:
+    with pytest.raises(OptionError, match=r"reconstruction apply to a PursuitNetwork"):
+        finetune(model(), rows(), rows(), reconstruction=1.0)
+    with pytest.raises(OptionError, match="read only once"):
+        finetune(network(), iter([rows()]), rows(), **QUIET)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="val is a int"):
+        finetune(network(), rows(), 3, **QUIET)
+    with pytest.raises(OptionError, match="single samples"):
+        finetune(network(), [rows()], rows(), augment=lambda x: x, **QUIET)
+    with pytest.raises(OptionError, match="ended after 1"):
+        finetune(network(), Short(), rows(), **QUIET)
+    with pytest.raises(OptionError, match="needs the output folder"):
+        finetune(network(), rows(), rows(), resume=True)
+    with pytest.raises(TrainingError, match="not finite"):
+        finetune(network(), rows(), rows(), lr=1e30, clip=None, epochs=5, **QUIET)
+
+
+class Short:
+    """Says it has two batches and has one."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Any:
+        return iter([rows(8)])
+
+
+def test_missing_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtraError, match="pursuitify\\[train\\]"):
+        finetune(network(), rows(), rows())
+
+
+def test_trackers_of_an_own_accelerator_get_the_log() -> None:
+    from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
+
+    seen: list[dict[str, Any]] = []
+
+    class Tracker(GeneralTracker):  # type: ignore[misc]
+        name, requires_logging_directory = "mine", False
+
+        @property
+        def tracker(self) -> Any:
+            return self
+
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            pass
+
+        def log(self, values: dict[str, Any], step: int | None, **_: Any) -> None:
+            seen.append({"step": step, **values})
+
+    own = Accelerator(log_with=Tracker())
+    finetune(network(1), rows(), rows(), epochs=2, accelerator=own, **QUIET)
+    assert [entry["step"] for entry in seen] == [6, 12]
+    assert {"loss", "val_accuracy", "objective", "mean_beta"} <= seen[0].keys()
+
+
+def test_reconstruction_against_the_dense_dictionary() -> None:
+    net = pursuitify(model().double(), iterations=2).eval()
+    x = rows(1)[0].double()
+    _, latents, dictionary = net.infer(x)
+    found = reconstruction(dictionary, latents)
+    total = []
+    for row in dictionary.rows:
+        own = {k: v if k == row.name else torch.zeros_like(v) for k, v in latents.items()}
+        others = {k: v if k != row.name else torch.zeros_like(v) for k, v in latents.items()}
+        mine = dictionary.apply(own)[row.name]
+        u = dictionary.signal[row.name] - dictionary.apply(others)[row.name]
+        total.append(float((mine - u).square().sum() / u.square().sum()))
+    assert float(found) == pytest.approx(sum(total) / len(total), rel=1e-10)

@@ -1,0 +1,227 @@
+"""Killed, interrupted, full disks, damaged files: a run goes on to the same numbers or says why."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import pickle
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("accelerate")
+
+from pursuitify import CheckpointError, load, pursuitify
+from pursuitify.models import ChainNet
+from pursuitify.training import Interrupted, Result, finetune, loop
+from tests.training import resumable
+from tests.training.resumable import STEPS, WRITES, run
+from tests.training.toy import model, network, rows
+
+
+def exit_code(action: Callable[[], Any]) -> int:
+    """Do something in a process of its own and return how that ended."""
+    process = multiprocessing.get_context("fork").Process(target=action)
+    process.start()
+    process.join(300)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def same(first: Path, second: Path) -> None:
+    """Compare the files of two runs, bit by bit."""
+    for name in ("best", "last", "state"):
+        one = load_file(first / f"{name}.safetensors")
+        two = load_file(second / f"{name}.safetensors")
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            assert torch.equal(value, two[key]), f"{name} differs in {key}"
+    assert (first / "log.csv").read_text() == (second / "log.csv").read_text()
+    names = {"best.safetensors", "last.safetensors", "state.safetensors", "log.csv"}
+    assert {path.name for path in second.iterdir()} == names
+
+
+@pytest.mark.parametrize(
+    ("where", "optimizer"), [("step", "adamw"), ("step", "sgd"), ("write", "adamw")]
+)
+def test_killed_and_resumed_is_never_stopped(where: str, optimizer: str, tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", optimizer)
+    assert whole.history[-1]["step"] == STEPS
+    at = random.randrange(1, STEPS if where == "step" else WRITES)
+    print(f"killed at {where} {at}")
+
+    def deadly() -> None:
+        resumable.arm(at, where)
+        run(tmp_path / "killed", optimizer)
+
+    assert exit_code(deadly) == -signal.SIGKILL
+    resumed = run(tmp_path / "killed", optimizer)
+    assert resumed.history == whole.history
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = loop.attack
+    calls = 0
+
+    def attack(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            signal.raise_signal(signal.SIGINT)
+        return inner(*args)
+
+    monkeypatch.setattr(loop, "attack", attack)
+
+
+def test_ctrl_c_leaves_a_state_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole", "adamw", epochs=2)
+    with monkeypatch.context() as patch:
+        interrupt_at(7, patch)
+        with pytest.raises(Interrupted, match=r"after 7 of 12 steps.*resume=True"):
+            run(tmp_path / "stopped", "adamw", epochs=2)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert run(tmp_path / "stopped", "adamw", epochs=2).history == whole.history
+    same(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_without_a_folder_ctrl_c_is_what_it_always_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        finetune(network(), rows(), rows(), epochs=1, batch_size=8, progress=False)
+    assert not isinstance(caught.value, Interrupted)
+
+
+def test_a_run_that_is_done_stays_done(tmp_path: Path) -> None:
+    first = run(tmp_path / "run", "adamw", epochs=1)
+    before = (tmp_path / "run" / "state.safetensors").read_bytes()
+    assert run(tmp_path / "run", "adamw", epochs=1).history == first.history
+    assert (tmp_path / "run" / "state.safetensors").read_bytes() == before
+    with pytest.raises(CheckpointError, match="holds a run"):
+        finetune(network(), rows(), rows(), output=tmp_path / "run", progress=False)
+
+
+def test_a_full_disk_leaves_the_state_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    run(folder, "adamw", epochs=1)
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    whole = run(tmp_path / "whole", "adamw")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run_on = lambda: run(folder, "adamw")  # noqa: E731
+    with pytest.raises(CheckpointError, match="epochs was 1 and is 4"):
+        run_on()
+    for path in folder.iterdir():
+        path.unlink()
+    with monkeypatch.context() as patch:
+        interrupt_at(6, patch)
+        with pytest.raises(Interrupted):
+            run_on()
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr("pursuitify.files.save_file", full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            run_on()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
+    assert run_on().history == whole.history
+    same(tmp_path / "whole", folder)
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    finetune(network(), rows(), rows(), output=folder, epochs=1, batch_size=8, progress=False)
+    return folder / "state.safetensors"
+
+
+def resumed(folder: Path, net: Any = None, **options: Any) -> Result:
+    config = {"epochs": 1, "batch_size": 8, "progress": False, **options}
+    own = network() if net is None else net
+    return finetune(own, rows(), rows(), output=folder, resume=True, **config)
+
+
+@pytest.mark.parametrize("content", ["truncated", "empty", "pickle", "garbage"])
+def test_damaged_and_hostile_states(content: str, state: Path, tmp_path: Path) -> None:
+    whole = state.read_bytes()
+    ran = tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (ran,))
+
+    bad = {
+        "truncated": whole[: len(whole) // 2],
+        "empty": b"",
+        "pickle": pickle.dumps(Hostile()),
+        "garbage": b"\xff" * 64,
+    }[content]
+    (tmp_path / state.name).write_bytes(bad)
+    net = network()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        resumed(tmp_path, net)
+    assert not ran.exists(), "the file was executed"
+    assert (tmp_path / state.name).read_bytes() == bad
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h, t: h.update(format=99), "format 99"),
+        (lambda h, t: h.pop("config"), "incomplete or altered"),
+        (lambda h, t: h["progress"].update(code="import os"), "incomplete or altered"),
+        (lambda h, t: h["config"].update(lr=7.0), r"lr was 7\.0 and is 0\.001"),
+        (lambda h, t: h.update(graph=[]), "another graph"),
+        (lambda h, t: t.update({"net/extra": torch.zeros(1)}), "unexpected extra"),
+        (lambda h, t: t.update({"code/x": torch.zeros(1)}), "unexpected tensor"),
+        (lambda h, t: t.pop("net/pursuit.beta"), r"missing pursuit\.beta"),
+        (lambda h, t: t.update({"optimizer/no|step": torch.zeros(())}), "unexpected optimizer"),
+        (
+            lambda h, t: t.update({"optimizer/pursuit.beta|exp_avg": torch.zeros(2, 2)}),
+            r"has shape \(2, 2\)",
+        ),
+    ],
+)
+def test_altered_states(change: Any, message: str, state: Path, tmp_path: Path) -> None:
+    with safe_open(state, framework="pt") as file:
+        header = json.loads(file.metadata()["pursuitify.training"])
+    tensors = load_file(state)
+    change(header, tensors)
+    text = {"pursuitify.training": json.dumps(header)}
+    save_file(tensors, tmp_path / state.name, metadata=text)
+    with pytest.raises(CheckpointError, match=message):
+        resumed(tmp_path)
+
+
+def test_another_network_is_refused(state: Path) -> None:
+    before = state.read_bytes()
+    with pytest.raises(CheckpointError, match="settings was"):
+        resumed(state.parent, network(iterations=3))
+    with pytest.raises(CheckpointError, match="another graph"):
+        resumed(state.parent, pursuitify(ChainNet(1, 3, width=2), iterations=2))
+    with pytest.raises(CheckpointError, match=r"missing blocks\.0\.0\.conv1\.bias"):
+        resumed(state.parent, network(batch_norm=False))
+    with pytest.raises(CheckpointError, match="another"):
+        resumed(state.parent, model())
+    assert state.read_bytes() == before
+
+
+def test_best_and_last_are_checkpoints_of_the_library(state: Path) -> None:
+    for name in ("best", "last"):
+        net = load(state.with_name(f"{name}.safetensors"), model(seed=3))
+        assert net.iterations == 2
