@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pursuitify.compiler import PAPER_BETA
@@ -79,6 +78,24 @@ def load(
     compare_tensors(tensors, net.state_dict(), Path(path))
     net.load_state_dict(tensors)
     return net
+
+
+def source_state(net: PursuitNetwork) -> dict[str, Tensor]:
+    """Return the state_dict of the source: the plain model loads it, strictly.
+
+    It is the network at T = 0; ``pursuit.*`` and the settings have no place in it.
+    """
+    own = net.state_dict()
+    return {name: value for name, value in own.items() if not name.startswith("pursuit.")}
+
+
+def save_source(net: PursuitNetwork, path: str | os.PathLike[str]) -> None:
+    """Write ``source_state`` as a plain safetensors file, for ``safetensors.torch.load_file``.
+
+    Raises:
+        CheckpointError: If the file cannot be written; what stood at ``path`` is still there.
+    """
+    write_tensors(Path(path), source_state(net), "format", "pt")
 
 
 def fingerprint(net: PursuitNetwork) -> dict[str, list[list[Any]]]:
@@ -150,9 +167,7 @@ def _compare_graphs(saved: Any, own: Mapping[str, list[list[Any]]], path: Path) 
     raise CheckpointError(f"{path} belongs to another graph")
 
 
-def compare_tensors(
-    saved: Mapping[str, Tensor], own: Mapping[str, torch.Tensor], path: Path
-) -> None:
+def compare_tensors(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
     """Refuse tensors that are not, name by name, those of a network.
 
     Raises:

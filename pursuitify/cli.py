@@ -1,4 +1,4 @@
-"""The command line: explain, convert, diagnose and coherence of a model by name.
+"""The command line: what can be done with a model by name.
 
 Exit code 0 means done (``explain``: the model converts), 1 a refusal with its reason, 2 a wrong
 call.
@@ -6,20 +6,34 @@ call.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 
+from pursuitify import cli_training, save
 from pursuitify import coherence as measure
 from pursuitify import explain as dry_run
-from pursuitify import load, pursuitify, save
+from pursuitify.checkpoint import save_source
+from pursuitify.cli_shared import (
+    CLASSES,
+    FILE,
+    JSON,
+    LAYOUT,
+    NAME,
+    SEED,
+    SHAPE,
+    SWEEPS,
+    WEIGHTS,
+    converted,
+    model_of,
+    shape_of,
+    show,
+)
 from pursuitify.errors import OptionError, PursuitifyError
-from pursuitify.network import PursuitNetwork
 from pursuitify.sources import load_model
 
 app = typer.Typer(
@@ -29,51 +43,17 @@ app = typer.Typer(
     help="Deep pursuit networks from existing ReLU networks. Models are torchvision names, "
     "timm:NAME, or path/to/file.py:factory (the file is run as Python code).",
 )
-_NAME = Annotated[str, typer.Argument(metavar="MODEL", help="resnet50, timm:NAME, file.py:factory")]
-_SHAPE = Annotated[str, typer.Option(help="Shape of one input, e.g. 3,224,224.")]
-_LAYOUT = Annotated[str, typer.Option(help="auto, encoder or decoder.")]
-_JSON = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-_SWEEPS = Annotated[int, typer.Option(help="T, the number of sweeps.")]
-_FILE = Annotated[
-    Path | None, typer.Option("--checkpoint", help="A file that `pursuitify convert` wrote.")
-]
-_SEED = Annotated[int, typer.Option(help="Seed of weights and input.")]
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(n) for n in text.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise OptionError(f"--shape {text!r} is not like 3,224,224")
-    return shape
-
-
-def _network(
-    name: str, checkpoint: Path | None, layout: str, iterations: int, seed: int
-) -> PursuitNetwork:
-    torch.manual_seed(seed)
-    model = load_model(name).eval()
-    if checkpoint is not None:
-        return load(checkpoint, model).eval()
-    return pursuitify(model, iterations=iterations, layout=layout)  # type: ignore[arg-type]
-
-
-def _print(data: Any, text: Any, as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(data) + "\n")
-    else:
-        Console().print(text)
+for command in (cli_training.finetune, cli_training.evaluate, cli_training.demo):
+    app.command()(command)
 
 
 @app.command()
-def explain(name: _NAME, layout: _LAYOUT = "auto", shape: str = "", as_json: _JSON = False) -> None:
+def explain(name: NAME, layout: LAYOUT = "auto", shape: str = "", as_json: JSON = False) -> None:
     """Say what every node of a model becomes, or why it cannot be converted.
 
     Example: pursuitify explain regnet_y_400mf --shape 3,224,224
     """
-    size = _shape(shape) if shape else None
+    size = shape_of(shape) if shape else None
     report = dry_run(load_model(name), layout, input_shape=size)  # type: ignore[arg-type]
     problems = [vars(p) for p in report.problems]
     facts = {
@@ -88,66 +68,90 @@ def explain(name: _NAME, layout: _LAYOUT = "auto", shape: str = "", as_json: _JS
         "gates": report.gates,
         "nodes": [vars(entry) for entry in report.entries],
     }
-    _print(facts, report, as_json)
+    show(facts, report, as_json)
     if not report.ok:
         raise typer.Exit(1)
 
 
 @app.command()
 def convert(
-    name: _NAME,
-    output: Annotated[Path, typer.Option(help="Where to write the checkpoint.")],
-    layout: _LAYOUT = "auto",
-    iterations: _SWEEPS = 10,
-    seed: _SEED = 0,
+    name: NAME,
+    output: Annotated[Path | None, typer.Option(help="Where to write the checkpoint.")] = None,
+    layout: LAYOUT = "auto",
+    iterations: SWEEPS = 10,
+    classes: CLASSES = None,
+    weights: WEIGHTS = None,
+    checkpoint: FILE = None,
+    to_source: Annotated[
+        Path | None,
+        typer.Option(help="Write the source's own weights, for the plain model to load."),
+    ] = None,
+    seed: SEED = 0,
 ) -> None:
-    """Convert a model and write it as a checkpoint.
+    """Write a model's checkpoint, or a checkpoint's weights back for the plain model.
 
-    Example: pursuitify convert resnet18 --output resnet18.safetensors
+    Examples:
+      pursuitify convert resnet18 --output resnet18.safetensors
+      pursuitify convert resnet18 --weights my.pth --output net.safetensors
+      pursuitify convert resnet18 --checkpoint net.safetensors --to-source my.safetensors
     """
-    net = _network(name, None, layout, iterations, seed)
-    save(net, output)
-    Console().print(f"wrote {output}: {len(net.graph) - 1} latents, {iterations} sweeps")
+    if output is None and to_source is None:
+        raise OptionError("say what to write: --output for a checkpoint, --to-source for weights")
+    net = converted(
+        model_of(name, seed=seed, classes=classes, weights=weights), checkpoint, layout, iterations
+    )
+    if output is not None:
+        save(net, output)
+        latents = len(net.graph) - 1
+        Console().print(f"wrote {output}: {latents} latents, {net.iterations} sweeps")
+    if to_source is not None:
+        save_source(net, to_source)
+        Console().print(f"wrote {to_source}: the source's weights")
 
 
 @app.command()
 def diagnose(
-    name: _NAME,
-    shape: _SHAPE = "3,224,224",
-    iterations: _SWEEPS = 10,
-    layout: _LAYOUT = "auto",
-    checkpoint: _FILE = None,
+    name: NAME,
+    shape: SHAPE = "3,224,224",
+    iterations: SWEEPS = 10,
+    layout: LAYOUT = "auto",
+    checkpoint: FILE = None,
+    classes: CLASSES = None,
     batch: Annotated[int, typer.Option(help="Samples of the random input.")] = 2,
-    seed: _SEED = 0,
-    as_json: _JSON = False,
+    seed: SEED = 0,
+    as_json: JSON = False,
 ) -> None:
     """Run the pursuit on a random input and print what every sweep does.
 
     Example: pursuitify diagnose resnet18 --shape 3,64,64
     """
-    net = _network(name, checkpoint, layout, iterations, seed)
-    trace = net.diagnose(torch.rand(batch, *_shape(shape)))
-    _print(trace.to_dict(), str(trace), as_json)
+    model = model_of(name, seed=seed, classes=classes)
+    net = converted(model, checkpoint, layout, iterations)
+    trace = net.diagnose(torch.rand(batch, *shape_of(shape)))
+    show(trace.to_dict(), str(trace), as_json)
 
 
 @app.command()
 def coherence(
-    name: _NAME,
-    shape: _SHAPE = "3,224,224",
-    layout: _LAYOUT = "auto",
+    name: NAME,
+    shape: SHAPE = "3,224,224",
+    layout: LAYOUT = "auto",
     boundary: Annotated[str, typer.Option(help="interior or exact.")] = "interior",
     switches: Annotated[str, typer.Option(help="Of max pooling: centre, worst or batch.")] = "",
-    checkpoint: _FILE = None,
-    seed: _SEED = 0,
-    as_json: _JSON = False,
+    checkpoint: FILE = None,
+    classes: CLASSES = None,
+    seed: SEED = 0,
+    as_json: JSON = False,
 ) -> None:
     """Measure the coherence of a model's global dictionary.
 
     Example: pursuitify coherence resnet50 --json
     """
-    net = _network(name, checkpoint, layout, 0, seed)
-    report = measure(net, _shape(shape), boundary, switches=switches or None, progress=not as_json)
-    _print(report.to_dict(), str(report), as_json)
+    net = converted(model_of(name, seed=seed, classes=classes), checkpoint, layout, 0)
+    report = measure(
+        net, shape_of(shape), boundary, switches=switches or None, progress=not as_json
+    )
+    show(report.to_dict(), str(report), as_json)
 
 
 def main() -> None:

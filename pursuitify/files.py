@@ -23,13 +23,13 @@ def write_tensors(target: Path, tensors: Mapping[str, Tensor], key: str, header:
         target: Where to; an existing file is replaced only once the new one is complete.
         tensors: The tensors; copied, so that they may share memory.
         key: Name of the header in the file.
-        header: Anything JSON can hold.
+        header: A text, or anything JSON can hold.
 
     Raises:
         CheckpointError: If the file cannot be written; what stood at ``target`` is still there.
     """
     own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    metadata = {key: json.dumps(header)}
+    metadata = {key: header if isinstance(header, str) else json.dumps(header)}
     _replace(target, lambda path: save_file(own, path, metadata=metadata))
 
 

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from pursuitify import checks
-from pursuitify.errors import MissingExtraError, OptionError
+from pursuitify.errors import CheckpointError, MissingExtraError, OptionError
 
 
-def load_model(name: str) -> nn.Module:
+def load_model(name: str, classes: int | None = None) -> nn.Module:
     """Build a model, weights at random.
 
     Args:
         name: A torchvision model (``resnet50``), ``timm:`` and a timm model, or
             ``path/to/file.py:factory``, a function without arguments that returns a module.
             **The file is run as Python code**: name only files you trust.
+        classes: Number of classes, for a model of torchvision or timm; its own by default. A
+            factory of the user's own decides for itself.
 
     Raises:
-        OptionError: If there is no such model.
+        OptionError: If there is no such model, or it takes no number of classes.
         MissingExtraError: If timm is not installed.
     """
     if ".py:" in name:
         return _from_file(*name.rsplit(":", 1))
     if name.startswith("timm:"):
-        return _from_timm(name.removeprefix("timm:"))
+        return _from_timm(name.removeprefix("timm:"), classes)
     from torchvision import models
 
     if name not in models.list_models():
@@ -40,18 +47,48 @@ def load_model(name: str) -> nn.Module:
         options["init_weights"] = True
     if name.split("_")[0] in {"deeplabv3", "fcn", "lraspp"}:
         options["weights_backbone"] = None
+    if classes is not None:
+        options["num_classes"] = classes
     model: nn.Module = models.get_model(name, **options)
     return model
 
 
-def _from_timm(name: str) -> nn.Module:
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a model's own weights, every key, from a file; nothing in it is executed.
+
+    Args:
+        model: The model, changed in place.
+        path: A safetensors file, or what ``torch.save`` wrote of a state_dict of plain tensors.
+
+    Raises:
+        CheckpointError: If the file is missing, holds anything else, or does not fit.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path}") from error
+    except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} holds no plain tensors that can be read: {error}") from error
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f"{path} holds a {type(weights).__name__}, not a state_dict")
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from error
+
+
+def _from_timm(name: str, classes: int | None) -> nn.Module:
     try:
         import timm
     except ImportError as error:
         raise MissingExtraError("timm is not installed: pip install 'pursuitify[timm]'") from error
     if not timm.is_model(name):
         raise OptionError(f"{name!r} is no model of timm")
-    model: nn.Module = timm.create_model(name, pretrained=False)
+    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    model: nn.Module = timm.create_model(name, pretrained=False, **options)
     return model
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 from pursuitify.cli import app
-from pursuitify.errors import OptionError
-from pursuitify.sources import load_model
+from pursuitify.errors import CheckpointError, OptionError, PursuitifyError
+from pursuitify.sources import load_model, load_weights
 
 runner = CliRunner()
 FACTORY = """
@@ -77,3 +82,149 @@ def test_models_that_do_not_exist(name: str) -> None:
         pytest.importorskip("timm")
     with pytest.raises(OptionError):
         load_model(name)
+
+
+def run_json(*arguments: str) -> dict[str, Any]:
+    result = runner.invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict[str, Any]]:
+    """Fine-tune once for several tests: the model, the folder, what was printed."""
+    pytest.importorskip("accelerate")
+    pytest.importorskip("sklearn")
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "mine.py").write_text(FACTORY)
+    name = f"{folder / 'mine.py'}:make"
+    options = ["--iterations", "2", "--epochs", "2", "--lr", "0.02", "--set", "step_ramp=0.5"]
+    found = run_json("finetune", name, "--output", str(folder / "run"), *options)
+    return name, folder / "run", found
+
+
+def test_finetune(tuned: tuple[str, Path, dict[str, Any]]) -> None:
+    _, folder, found = tuned
+    assert [entry["epoch"] for entry in found["history"]] == [1, 2]
+    assert found["history"][1]["loss"] < found["history"][0]["loss"]
+    assert Path(found["best_path"]) == folder / "best.safetensors"
+    names = {"best.safetensors", "last.safetensors", "state.safetensors", "log.csv"}
+    assert {path.name for path in folder.iterdir()} == names
+
+
+def test_evaluate(tuned: tuple[str, Path, dict[str, Any]]) -> None:
+    name, folder, found = tuned
+    best = ["--checkpoint", str(folder / "best.safetensors")]
+    facts = run_json("evaluate", name, *best, "--sweeps", "0,1", "--part", "val")
+    rows = {row["sweeps"]: row for row in facts["rows"]}
+    assert set(rows) == {0, 1, 2}, "the checkpoint's own T is there too"
+    assert rows[2]["accuracy"] == pytest.approx(found["best"]["val_accuracy"])
+    assert rows[2]["loss"] == pytest.approx(found["best"]["val_loss"], rel=1e-4)
+    attack = ["--limit", "40", "--eps", "0.1", "--attack-steps", "2", "--sweeps", "2"]
+    (row,) = run_json("evaluate", name, *best, *attack)["rows"]
+    assert row["samples"] == 40
+    assert row["attacked"] <= row["accuracy"]
+    text = runner.invoke(app, ["evaluate", name, *best, *attack])
+    assert "PGD-2" in text.stdout
+
+
+def test_resume_and_refusals(tuned: tuple[str, Path, dict[str, Any]]) -> None:
+    name, folder, found = tuned
+    same = ["--output", str(folder), "--iterations", "2", "--epochs", "2", "--lr", "0.02"]
+    same += ["--set", "step_ramp=0.5"]
+    assert run_json("finetune", name, *same, "--resume")["history"] == found["history"]
+    for arguments, message in (
+        (same, "holds a run"),
+        ([*same, "--resume", "--seed", "1"], "seed was 0 and is 1"),
+        ([*same, "--set", "epoch=3"], "did you mean 'epochs'"),
+        ([*same, "--set", "epochs"], "is not like NAME=VALUE"),
+        ([*same, "--optimizer", "lion", "--lr", "-1"], "lion"),
+        ([*same, "--data", "nowhere"], "neither a data set"),
+    ):
+        with pytest.raises(PursuitifyError, match=message):
+            runner.invoke(app, ["finetune", name, *arguments], catch_exceptions=False)
+
+
+def test_ctrl_c_says_how_to_resume(
+    factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("accelerate")
+    pytest.importorskip("sklearn")
+    from pursuitify.training import loop
+
+    inner = loop.attack
+
+    def attack(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return inner(*args)
+
+    monkeypatch.setattr(loop, "attack", attack)
+    arguments = ["finetune", f"{factory}:make", "--output", str(tmp_path / "run"), "--json"]
+    result = runner.invoke(app, [*arguments, "--iterations", "1"])
+    assert result.exit_code == 130
+    assert "--resume" in result.stderr
+    assert (tmp_path / "run" / "state.safetensors").is_file()
+
+
+def test_back_to_torchvision(tmp_path: Path) -> None:
+    from torchvision import models
+
+    own = models.resnet18(weights=None, num_classes=7)
+    torch.save(own.state_dict(), tmp_path / "own.pth")
+    net, plain = tmp_path / "net.safetensors", tmp_path / "plain.safetensors"
+    common = ["convert", "resnet18", "--classes", "7"]
+    there = [*common, "--weights", str(tmp_path / "own.pth"), "--output", str(net)]
+    back = [*common, "--checkpoint", str(net), "--to-source", str(plain)]
+    for arguments in (there, back):
+        result = runner.invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+    again = models.resnet18(weights=None, num_classes=7)
+    again.load_state_dict(load_file(plain), strict=True)
+    for name, value in own.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    with pytest.raises(OptionError, match="--to-source"):
+        runner.invoke(app, common, catch_exceptions=False)
+
+
+def test_weights_are_never_executed(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (ran,))
+
+    model = load_model("resnet18", 2)
+    for name in ("w.pth", "w.safetensors"):
+        (tmp_path / name).write_bytes(pickle.dumps(Hostile()))
+        with pytest.raises(CheckpointError, match="no plain tensors"):
+            load_weights(model, tmp_path / name)
+    torch.save({"state": Hostile()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="no plain tensors"):
+        load_weights(model, tmp_path / "w.pth")
+    assert not ran.exists(), "the file was executed"
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="does not fit ResNet"):
+        load_weights(model, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="no file"):
+        load_weights(model, tmp_path / "nowhere.pth")
+
+
+def test_help_has_examples() -> None:
+    for command in ("finetune", "evaluate", "demo", "convert"):
+        text = runner.invoke(app, [command, "--help"]).stdout
+        assert f"pursuitify {command}" in text
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    facts = run_json("demo", "--quick", "--output", str(tmp_path))
+    assert facts["gap"] == 0
+    assert facts["validation"] > 0.9
+    clean = [row["clean"] for row in facts["networks"].values()]
+    assert len(clean) == 4
+    assert clean[0] > 0.9
+    assert clean[3] > 0.9
+    assert {path.name for path in tmp_path.iterdir()} == {"structure.png", "objective.png"}

@@ -1,0 +1,99 @@
+"""What the commands share: options by name, how a network is made, how results are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import nn
+
+from pursuitify import load, pursuitify
+from pursuitify.data import Data, load_data
+from pursuitify.errors import OptionError
+from pursuitify.network import PursuitNetwork
+from pursuitify.sources import load_model, load_weights
+
+NAME = Annotated[str, typer.Argument(metavar="MODEL", help="resnet50, timm:NAME, file.py:factory")]
+SHAPE = Annotated[str, typer.Option(help="Shape of one input, e.g. 3,224,224.")]
+LAYOUT = Annotated[str, typer.Option(help="auto, encoder or decoder.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+SWEEPS = Annotated[int, typer.Option(help="T, the number of sweeps.")]
+FILE = Annotated[
+    Path | None, typer.Option("--checkpoint", help="A file that `pursuitify convert` wrote.")
+]
+SEED = Annotated[int, typer.Option(help="Seed of weights and input.")]
+CLASSES = Annotated[
+    int | None, typer.Option(help="Number of classes, for torchvision's and timm's models.")
+]
+WEIGHTS = Annotated[
+    Path | None, typer.Option(help="The model's own weights: .safetensors, or .pth (tensors only).")
+]
+DATA = Annotated[
+    str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100, or a folder of images.")
+]
+ROOT = Annotated[Path, typer.Option(help="Folder of torchvision's data sets.")]
+DOWNLOAD = Annotated[bool, typer.Option("--download", help="Download the data if it is not there.")]
+SIZE = Annotated[int | None, typer.Option(help="Resize images to this side.")]
+CHANNELS = Annotated[int | None, typer.Option(help="3 repeats a grey channel.")]
+NORMALISE = Annotated[
+    bool,
+    typer.Option(
+        "--normalise", help="Put the data's normalisation in front of the model, as part of it."
+    ),
+]
+
+
+def shape_of(text: str) -> tuple[int, ...]:
+    """Return the shape that a text like 3,224,224 states."""
+    try:
+        shape = tuple(int(n) for n in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise OptionError(f"--shape {text!r} is not like 3,224,224")
+    return shape
+
+
+def data_of(
+    name: str, root: Path, download: bool, size: int | None, channels: int | None, seed: int
+) -> Data:
+    """Return a data set; 3 channels mean colour, as torchvision's models want it."""
+    return load_data(name, root=root, download=download, size=size, channels=channels, seed=seed)
+
+
+def model_of(
+    name: str,
+    *,
+    seed: int,
+    classes: int | None = None,
+    weights: Path | None = None,
+    data: Data | None = None,
+) -> nn.Module:
+    """Return a model in evaluation mode, its weights seeded or read; behind ``data``'s moments."""
+    torch.manual_seed(seed)
+    model = load_model(name, classes)
+    if weights is not None:
+        load_weights(model, weights)
+    return (model if data is None else data.normalise(model)).eval()
+
+
+def converted(
+    model: nn.Module, checkpoint: Path | None, layout: str, iterations: int
+) -> PursuitNetwork:
+    """Return the model's network: from a checkpoint, or fresh."""
+    if checkpoint is not None:
+        return load(checkpoint, model).eval()
+    return pursuitify(model, iterations=iterations, layout=layout)  # type: ignore[arg-type]
+
+
+def show(data: Any, text: Any, as_json: bool) -> None:
+    """Print one of both."""
+    if as_json:
+        sys.stdout.write(json.dumps(data) + "\n")
+    else:
+        Console().print(text)

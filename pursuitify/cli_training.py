@@ -1,0 +1,197 @@
+"""The commands finetune, evaluate and demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pursuitify import cli_shared as shared
+from pursuitify.errors import OptionError
+from pursuitify.network import PursuitNetwork
+from pursuitify.training import Config, Interrupted
+from pursuitify.training import finetune as train
+
+_OWN = Config()
+
+
+def finetune(
+    name: shared.NAME,
+    output: Annotated[Path, typer.Option(help="Folder for state, weights and log.")],
+    data: shared.DATA = "digits",
+    checkpoint: shared.FILE = None,
+    weights: shared.WEIGHTS = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    iterations: shared.SWEEPS = 10,
+    layout: shared.LAYOUT = "auto",
+    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = _OWN.epochs,
+    batch_size: Annotated[int, typer.Option(help="Over all processes.")] = _OWN.batch_size,
+    lr: Annotated[float, typer.Option(help="Largest learning rate.")] = _OWN.lr,
+    optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = _OWN.optimizer,
+    objective: Annotated[str, typer.Option(help="standard, pgd or trades.")] = _OWN.objective,
+    eps: Annotated[float, typer.Option(help="Radius of the attack.")] = _OWN.eps,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other field of training.Config."),
+    ] = None,
+    augment: Annotated[bool, typer.Option(help="Random crops and flips, but for digits.")] = True,
+    normalise: shared.NORMALISE = False,
+    root: shared.ROOT = Path("data"),
+    download: shared.DOWNLOAD = False,
+    size: shared.SIZE = None,
+    channels: shared.CHANNELS = None,
+    seed: shared.SEED = 0,
+    as_json: shared.JSON = False,
+) -> None:
+    """Convert a model, or take a checkpoint, and fine-tune it on a data set.
+
+    Writes best.safetensors, last.safetensors, log.csv and state.safetensors to the output folder.
+    Ctrl-C leaves a state that --resume goes on from. For several processes, machines or mixed
+    precision: accelerate launch -m pursuitify.cli finetune ...
+
+    Examples:
+      pursuitify finetune nets.py:make --data digits --output run
+      pursuitify finetune nets.py:make --output run --epochs 10 --resume
+      pursuitify finetune resnet18 --data cifar10 --weights my.pth --output run
+      pursuitify finetune nets.py:make --output run --set step_ramp=0.3
+    """
+    config = Config(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        optimizer=optimizer,
+        objective=objective,
+        eps=eps,
+        seed=seed,
+        progress=not as_json,
+    ).with_options(_settings(options or []))
+    found = shared.data_of(data, root, download, size, channels, seed)
+    model = shared.model_of(
+        name,
+        seed=seed,
+        classes=len(found.classes),
+        weights=weights,
+        data=found if normalise else None,
+    )
+    net = shared.converted(model, checkpoint, layout, iterations)
+    try:
+        result = train(
+            net,
+            found.train,
+            found.val,
+            config,
+            output=output,
+            resume=resume,
+            augment=found.augment if augment else None,
+        )
+    except Interrupted as stop:
+        Console(stderr=True).print(f"[bold]{stop}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from stop
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    if PartialState().is_main_process:
+        best = result.best
+        text = (
+            f"best epoch {best['epoch']}: validation accuracy {best['val_accuracy']:.2%}; "
+            f"wrote {result.best_path}"
+        )
+        shared.show(result.to_dict(), text, as_json)
+
+
+def _settings(options: list[str]) -> dict[str, Any]:
+    """Return NAME=VALUE options: values as JSON, else as text."""
+    found: dict[str, Any] = {}
+    for option in options:
+        name, sign, text = option.partition("=")
+        if not sign:
+            raise OptionError(f"--set {option!r} is not like NAME=VALUE")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+def evaluate(
+    name: shared.NAME,
+    data: shared.DATA = "digits",
+    checkpoint: shared.FILE = None,
+    weights: shared.WEIGHTS = None,
+    sweeps: Annotated[str, typer.Option(help="Values of T; the checkpoint's own too.")] = "0,1,2,5",
+    part: Annotated[str, typer.Option(help="test or val.")] = "test",
+    limit: Annotated[int | None, typer.Option(help="Only so many samples.")] = None,
+    eps: Annotated[float, typer.Option(help="Attack with PGD of this radius too.")] = 0.0,
+    attack_steps: Annotated[int, typer.Option(help="Its steps.")] = 20,
+    batch_size: Annotated[int, typer.Option(help="Samples at a time.")] = 256,
+    iterations: shared.SWEEPS = 10,
+    layout: shared.LAYOUT = "auto",
+    normalise: shared.NORMALISE = False,
+    root: shared.ROOT = Path("data"),
+    download: shared.DOWNLOAD = False,
+    size: shared.SIZE = None,
+    channels: shared.CHANNELS = None,
+    seed: shared.SEED = 0,
+    as_json: shared.JSON = False,
+) -> None:
+    """Measure accuracy against the number of sweeps.
+
+    The accuracy under PGD is an upper bound of the robust accuracy, no evidence of robustness.
+
+    Examples:
+      pursuitify evaluate nets.py:make --checkpoint run/best.safetensors
+      pursuitify evaluate nets.py:make --sweeps 0,10 --eps 0.03 --part val
+    """
+    from pursuitify.sweeps import against_sweeps
+
+    try:
+        counts = {int(count) for count in sweeps.split(",")}
+    except ValueError as error:
+        raise OptionError(f"--sweeps {sweeps!r} is not like 0,1,2,5") from error
+    if part not in ("test", "val"):
+        raise OptionError(f"--part {part!r} is neither test nor val")
+    found = shared.data_of(data, root, download, size, channels, seed)
+    model = shared.model_of(
+        name,
+        seed=seed,
+        classes=len(found.classes),
+        weights=weights,
+        data=found if normalise else None,
+    )
+    net: PursuitNetwork = shared.converted(model, checkpoint, layout, iterations)
+    rows = against_sweeps(
+        net,
+        found.test if part == "test" else found.val,
+        sorted(counts | {net.iterations}),
+        limit=limit,
+        eps=eps,
+        attack_steps=attack_steps,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    table = Table(title=f"{rows[0]['samples']} samples of {found.name}, {part} part")
+    for heading in ("sweeps", "accuracy", "loss", *([f"PGD-{attack_steps}"] if eps else [])):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        attacked = [f"{row['attacked']:.2%}"] if eps else []
+        table.add_row(str(row["sweeps"]), f"{row['accuracy']:.2%}", f"{row['loss']:.4f}", *attacked)
+    shared.show({"data": found.name, "part": part, "eps": eps, "rows": rows}, table, as_json)
+
+
+def demo(
+    output: Annotated[Path | None, typer.Option(help="Folder for two pictures.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs, sweeps, steps.")] = False,
+    as_json: shared.JSON = False,
+) -> None:
+    """Train, convert, fine-tune and evaluate a small network on handwritten digits.
+
+    Example: pursuitify demo --output demo-output
+    """
+    from pursuitify.demo import digits
+
+    facts = digits(output, quick=quick, console=Console(quiet=as_json))
+    if as_json:
+        shared.show(facts, "", True)
