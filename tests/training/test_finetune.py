@@ -204,7 +204,7 @@ def test_rates_decay_and_groups() -> None:
     )  # fmt: skip
     for name, value in net.named_parameters():
         shrunk = value.dim() > 1 and not name.startswith("pursuit.")
-        factor = float((value / still[name]).flatten()[0]) if shrunk else 1.0
+        factor = float((value.detach() / still[name]).flatten()[0]) if shrunk else 1.0
         assert torch.allclose(value, factor * still[name], rtol=1e-4, atol=1e-12), name
         assert (factor < 1) == shrunk, name
 
