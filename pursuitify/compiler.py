@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from pursuitify import checks
+from pursuitify.balance import balance as rescale
 from pursuitify.classify import Value, classify, problems
-from pursuitify.errors import ConversionError
+from pursuitify.errors import ConversionError, OptionError
 from pursuitify.graph import Layout, build, check_complete
 from pursuitify.lower import lower
 from pursuitify.network import RESERVED, PursuitNetwork
@@ -19,7 +20,15 @@ from pursuitify.rules import Key, Registry, Rule, leaves_of
 from pursuitify.settings import OPTIONS, Settings
 from pursuitify.trace import LeafModule, Traced, skeleton, trace_modes
 
-_CONVERSION = ("layout", "copy", "paper", "nonnegative_thresholds", "rules", "leaf_modules")
+_CONVERSION = (
+    "layout",
+    "copy",
+    "balance",
+    "paper",
+    "nonnegative_thresholds",
+    "rules",
+    "leaf_modules",
+)
 SAFE_BETA = (0.501, 1.0)
 PAPER_BETA = (1e-3, 1.0)
 
@@ -31,6 +40,7 @@ def pursuitify(
     layout: Layout = "auto",
     *,
     copy: bool = True,
+    balance: bool = False,
     paper: bool = False,
     nonnegative_thresholds: bool = False,
     rules: Mapping[Key, Rule] | None = None,
@@ -47,6 +57,9 @@ def pursuitify(
         layout: ``auto`` (decoder rows where possible), ``encoder`` (every row but those that
             read the input) or ``decoder`` (an error where a row has no decoder form).
         copy: Deep-copy the weights; with False the network shares the model's modules.
+        balance: Rescale latents of the copied weights, as far as ReLU's positive homogeneity
+            allows, so that the rows' gains are alike; outputs at T = 0 stay what they are, to
+            rounding. What was done is in the network's ``balanced``; see :mod:`balance`.
         paper: Let beta_j range over the paper's (0, 1] instead of (1/2, 1], where descent of the
             objective is guaranteed.
         nonnegative_thresholds: Hold thresholds (negated biases) of sparse latents to >= 0, the
@@ -71,16 +84,21 @@ def pursuitify(
     Settings(**settings)
     checks.one_of("layout", layout, checks.LAYOUTS)
     checks.switch("copy", copy)
+    checks.switch("balance", balance)
+    if balance and not copy:
+        raise OptionError(
+            "balance=True changes weights, and with copy=False they are the model's own: leave "
+            "copy=True"
+        )
     checks.switch("paper", paper)
     checks.switch("nonnegative_thresholds", nonnegative_thresholds)
     programs, constants = compile_model(model, layout, rules, leaf_modules, nonnegative_thresholds)
-    return PursuitNetwork(
-        _copied(model) if copy else model,
-        programs,
-        constants,
-        beta_range=PAPER_BETA if paper else SAFE_BETA,
-        **settings,
-    )
+    own = _copied(model) if copy else model
+    balanced = rescale(own, programs) if balance else None
+    beta_range = PAPER_BETA if paper else SAFE_BETA
+    net = PursuitNetwork(own, programs, constants, beta_range=beta_range, **settings)
+    net.balanced = balanced
+    return net
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pursuitify import align, checks, diagnosis, dictionary, formats, solve, steps, synchronous
+from pursuitify.balance import Balance
 from pursuitify.diagnosis import PursuitTrace
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.errors import InputError, PursuitifyError
@@ -45,6 +46,8 @@ class PursuitNetwork(Settings):
     """
 
     pursuit: steps.Schedule
+    #: What ``balance=True`` did at conversion, or None.
+    balanced: Balance | None = None
 
     def __init__(
         self,
@@ -195,9 +198,10 @@ class PursuitNetwork(Settings):
         layered = self.solver == "layered"
         with _full_precision(bound.inputs[0].device.type):
             if self.solver == "synchronous":
-                return synchronous.step_sizes(bound, self._norms)
-            constants = steps.lipschitz(bound, self._norms, layered)
-        gammas = steps.step_sizes(constants, self._of_mode(self.pursuit.betas()))
+                gammas = synchronous.step_sizes(bound, self._norms)
+            else:
+                constants = steps.lipschitz(bound, self._norms, layered)
+                gammas = steps.step_sizes(constants, self._of_mode(self.pursuit.betas()))
         scale = self.step_scale
         return gammas if scale == 1 else [gamma * scale for gamma in gammas]
 

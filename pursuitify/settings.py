@@ -50,7 +50,11 @@ class Settings(nn.Module):
 
     @property
     def step_scale(self) -> float:
-        """Factor on every step gamma_j, from 0 (the source, at any T) to 1."""
+        """Factor on every step gamma_j, from 0 (the source, at any T) to 1.
+
+        The synchronous solver starts at zero, not at the source's latents: there a small factor
+        is far from the source, and 0 alone is the source.
+        """
         return self._step_scale
 
     @step_scale.setter
