@@ -1,6 +1,7 @@
 """Turn an existing ReLU network into a deep pursuit network."""
 
 from pursuitify.analysis import coherence
+from pursuitify.calibrate import calibrate
 from pursuitify.checkpoint import load, save
 from pursuitify.compiler import pursuitify
 from pursuitify.errors import (
@@ -28,6 +29,7 @@ __all__ = [
     "PursuitifyError",
     "Report",
     "TraceError",
+    "calibrate",
     "coherence",
     "explain",
     "load",

@@ -1,0 +1,182 @@
+"""calibrate(): the lowest objective among the scales that keep the outputs, found by hand too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pursuitify import InputError, OptionError, PursuitNetwork, pursuitify
+from pursuitify.calibrate import Calibration, calibrate
+from pursuitify.models import ResidualNet
+from tests.nets import randomise
+
+STEPS, THRESHOLDS = (0.05, 0.3, 1.0), (0.5, 1.0, 3.0)
+
+
+def network(**options: Any) -> PursuitNetwork:
+    torch.manual_seed(0)
+    model = randomise(ResidualNet(2, 4, width=3)).double().eval()
+    with torch.no_grad():  # centred logits, so that predictions differ and can change
+        model.classifier.bias -= model(torch.cat(batches())).mean(0)
+    return pursuitify(model, iterations=5, **options)
+
+
+def batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(n, 2, 8, 8, generator=generator, dtype=torch.float64) for n in (7, 5)]
+
+
+def by_hand(net: PursuitNetwork, x: Tensor, step: float, threshold: float) -> tuple[float, ...]:
+    """Agreement, divergence and objective of one pair on one batch."""
+    with torch.no_grad():
+        net.step_scale, net.threshold_scale = 0.0, 1.0
+        source = net(x)
+        net.step_scale, net.threshold_scale = step, threshold
+        scores, latents = net(x), net.latents(x)
+        net.step_scale, net.threshold_scale = 1.0, 1.0
+        objective = float(net.objective(x, latents).mean())
+    agreement = float((source.argmax(1) == scores.argmax(1)).double().mean())
+    divergence = torch.nn.functional.kl_div(
+        scores.log_softmax(1), source.log_softmax(1), log_target=True, reduction="batchmean"
+    )
+    return agreement, float(divergence), objective
+
+
+@pytest.fixture(scope="module")
+def report() -> Calibration:
+    return calibrate(
+        network(), batches(), agreement=0.7, step_scales=STEPS, threshold_scales=THRESHOLDS
+    )
+
+
+def test_every_trial_is_what_it_says(report: Calibration) -> None:
+    assert len(report.trials) == 1 + len(STEPS) * len(THRESHOLDS)
+    assert report.samples == 12
+    x = torch.cat(batches())
+    net = network()
+    for trial in report.trials:
+        found = by_hand(net, x, trial.step_scale, trial.threshold_scale)
+        wanted = (trial.agreement, trial.divergence, trial.objective)
+        assert wanted == pytest.approx(found, rel=1e-9, abs=1e-12)
+    source = report.trials[0]
+    assert (source.step_scale, source.agreement, source.divergence) == (0.0, 1.0, 0.0)
+
+
+def test_the_choice_is_the_lowest_objective_allowed(report: Calibration) -> None:
+    allowed = [t for t in report.trials if t.agreement >= 0.7]
+    assert 1 < len(allowed) < len(report.trials), "the level asked for must matter"
+    assert report.chosen.objective == min(t.objective for t in allowed)
+    assert report.chosen.step_scale > 0
+
+
+def test_a_bound_on_the_divergence_counts_too(report: Calibration) -> None:
+    limit = sorted(t.divergence for t in report.trials)[3]
+    stricter = calibrate(
+        network(),
+        batches(),
+        agreement=0.0,
+        divergence=limit,
+        step_scales=STEPS,
+        threshold_scales=THRESHOLDS,
+    )
+    allowed = [t for t in report.trials if t.divergence <= limit]
+    assert stricter.chosen == min(allowed, key=lambda t: t.objective)
+    assert len(allowed) == 4
+
+
+def test_nothing_allowed_means_the_source() -> None:
+    found = calibrate(network(), batches(), agreement=1.0, divergence=0.0, step_scales=(1.0,))
+    assert found.chosen.step_scale == 0
+    assert found.chosen.agreement == 1
+    assert found.trials[1].objective < found.chosen.objective
+
+
+def test_the_network_is_changed_only_if_asked_to() -> None:
+    net = network(step_scale=0.4, threshold_scale=2.0)
+    found = calibrate(net, batches(), agreement=0.7, step_scales=STEPS)
+    assert (net.step_scale, net.threshold_scale) == (0.4, 2.0)
+    assert not found.applied
+    applied = calibrate(net, batches(), agreement=0.7, step_scales=STEPS, apply=True)
+    assert (net.step_scale, net.threshold_scale) == (found.chosen.step_scale, 1.0) != (0.4, 2.0)
+    assert applied.chosen == found.chosen, "the scales set before must not matter"
+    assert applied.trials == found.trials, "nothing is random"
+
+    def broken() -> Any:
+        yield batches()[0]
+        raise RuntimeError("the disk is gone")
+
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        calibrate(net, broken(), step_scales=STEPS)
+    assert net.step_scale == found.chosen.step_scale
+
+
+def test_labels_are_not_looked_at() -> None:
+    class Label:
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError("a label was used")
+
+    plain = calibrate(network(), batches(), step_scales=(0.5,))
+    labelled = calibrate(network(), [(x, Label()) for x in batches()], step_scales=(0.5,))
+    assert plain == labelled
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = ResidualNet(2, 4, width=2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"scores": self.net(x), "same": x}
+
+
+def test_other_outputs_need_a_function() -> None:
+    net = pursuitify(Named().double().eval(), iterations=1)
+    with pytest.raises(InputError, match="logits="):
+        calibrate(net, batches())
+    found = calibrate(net, batches(), step_scales=(0.5,), logits=lambda out: out["scores"])
+    assert len(found.trials) == 2
+
+
+def test_classes_per_pixel() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1)).double().eval()
+    net = pursuitify(model, iterations=2)
+    found = calibrate(net, batches(), step_scales=(1.0,))
+    x = torch.cat(batches())
+    with torch.no_grad():
+        same = net(x).argmax(1) == model(x).argmax(1)
+    assert found.trials[-1].agreement == pytest.approx(float(same.double().mean()), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"agreement": 1.5}, "agreement=1.5"),
+        ({"divergence": -1.0}, "divergence=-1.0"),
+        ({"step_scales": (0.5, 2.0)}, "step_scales=2.0"),
+        ({"threshold_scales": (-1.0,)}, "threshold_scales=-1.0"),
+        ({"threshold_scales": ()}, "threshold_scales is empty"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        calibrate(network(), batches(), **options)
+
+
+def test_wrong_networks_and_no_data() -> None:
+    with pytest.raises(OptionError, match="evaluation mode"):
+        calibrate(network().train(), batches())
+    with pytest.raises(OptionError, match="not a ResidualNet"):
+        calibrate(ResidualNet(2), batches())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no batch"):
+        calibrate(network(), [])
+
+
+def test_the_table_marks_the_choice(report: Calibration) -> None:
+    lines = [line for line in str(report).splitlines() if "chosen" in line]
+    assert len(lines) == 1
+    assert f" {report.chosen.step_scale:g} " in lines[0]
+    assert report.to_dict()["chosen"]["objective"] == report.chosen.objective
