@@ -1,7 +1,7 @@
 """The command line: what can be done with a model by name.
 
 Exit code 0 means done (``explain``: the model converts), 1 a refusal with its reason, 2 a wrong
-call.
+call, 3 an audit that raised flags.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import typer
 from rich.console import Console
 
-from pursuitify import cli_training, save
+from pursuitify import cli_audit, cli_training, save
 from pursuitify import coherence as measure
 from pursuitify import explain as dry_run
 from pursuitify.checkpoint import save_source
@@ -43,7 +43,12 @@ app = typer.Typer(
     help="Deep pursuit networks from existing ReLU networks. Models are torchvision names, "
     "timm:NAME, or path/to/file.py:factory (the file is run as Python code).",
 )
-for command in (cli_training.finetune, cli_training.evaluate, cli_training.demo):
+for command in (
+    cli_training.finetune,
+    cli_training.evaluate,
+    cli_training.demo,
+    cli_audit.audit,
+):
     app.command()(command)
 
 

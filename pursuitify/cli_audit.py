@@ -1,0 +1,142 @@
+"""``pursuitify audit``: attack a network on a data set and judge what the attacks found."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from pursuitify import cli_shared as shared
+from pursuitify.errors import OptionError
+from pursuitify.robust import AuditReport
+from pursuitify.robust import audit as run
+
+#: Exit code of an audit that is done and raised flags.
+FLAGGED = 3
+
+
+def audit(
+    name: shared.NAME,
+    eps: Annotated[str, typer.Option(help="Radius of the ball, e.g. 0.1 or 8/255.")],
+    data: shared.DATA = "digits",
+    checkpoint: shared.FILE = None,
+    weights: shared.WEIGHTS = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Audit the model as it is, not converted.")
+    ] = False,
+    protocol: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    count: Annotated[int, typer.Option(help="How many test images, drawn by the seed.")] = 256,
+    iterations: Annotated[
+        int | None, typer.Option(help="T, the number of sweeps; the checkpoint's own, else 10.")
+    ] = None,
+    layout: shared.LAYOUT = "auto",
+    normalise: shared.NORMALISE = False,
+    root: shared.ROOT = Path("data"),
+    download: shared.DOWNLOAD = False,
+    size: shared.SIZE = None,
+    channels: shared.CHANNELS = None,
+    batch_size: Annotated[int, typer.Option(help="Images attacked at a time.")] = 256,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the report; an interrupted audit goes on from there."),
+    ] = None,
+    picture: Annotated[
+        bool, typer.Option("--picture", help="Draw accuracy against epsilon; needs --output.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of splits, images drawn and every attack.")] = 0,
+    as_json: shared.JSON = False,
+) -> None:
+    """Attack a network through every sweep, compare it with its T = 0 twin, look for red flags.
+
+    Exit code 0: done, no flag raised, which is no proof of anything; 3: done, flags raised;
+    1: refused.
+
+    Examples:
+      pursuitify audit nets.py:make --checkpoint run/best.safetensors --eps 0.1
+      pursuitify audit resnet18 --checkpoint net.safetensors --data cifar10 --eps 8/255
+    """
+    radius = _radius(eps)
+    if picture and output is None:
+        raise OptionError("--picture needs --output, the folder to draw into")
+    if count < 1:
+        raise OptionError(f"--count {count} leaves nothing to attack")
+    if checkpoint is None and weights is None and ".py:" not in name:
+        raise OptionError(
+            f"{name} has no weights: there is nothing to audit. Give --checkpoint or --weights"
+        )
+    found = shared.data_of(data, root, download, size, channels, seed)
+    model = shared.model_of(
+        name,
+        seed=seed,
+        classes=len(found.classes),
+        weights=weights,
+        data=found if normalise else None,
+    )
+    net = _network(model, checkpoint, layout, iterations, plain=plain)
+    x, y = _drawn(found.test, count, seed)
+    report = run(
+        net,
+        (x, y),
+        eps=radius,
+        protocol=protocol,
+        norm=norm,
+        seed=seed,
+        batch_size=batch_size,
+        resume=None if output is None else _folder(output) / "record.json",
+        progress=not as_json,
+    )
+    if output is not None:
+        _write(report, output, picture=picture)
+    shared.show(report.to_dict(), report, as_json)
+    if report.flags:
+        raise typer.Exit(FLAGGED)
+
+
+def _network(
+    model: nn.Module, checkpoint: Path | None, layout: str, iterations: int | None, *, plain: bool
+) -> nn.Module:
+    if plain:
+        if checkpoint is not None or iterations is not None:
+            raise OptionError("--plain audits the model itself: no --checkpoint, no --iterations")
+        return model
+    net = shared.converted(model, checkpoint, layout, 10 if iterations is None else iterations)
+    if iterations is not None:
+        net.iterations = iterations
+    return net
+
+
+def _drawn(images: Any, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return images and labels, drawn without replacement."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    pairs = [images[int(n)] for n in order[:count]]
+    return torch.stack([x for x, _ in pairs]), torch.tensor([int(label) for _, label in pairs])
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"--output {path} cannot be made: {error}") from error
+    return path
+
+
+def _write(report: AuditReport, folder: Path, *, picture: bool) -> None:
+    report.save(folder / "report.json")
+    (folder / "report.txt").write_text(str(report), encoding="utf-8")
+    if picture:
+        report.plot(folder / "accuracy.png")
+
+
+def _radius(text: str) -> float:
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        value = 0.0
+    if value <= 0:
+        raise OptionError(f"--eps {text!r} is not a positive number like 0.1 or 8/255")
+    return value
