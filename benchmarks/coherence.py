@@ -2,8 +2,8 @@
 
     python benchmarks/coherence.py --output coherence.json [--models resnet18 resnet50 ...]
 
-Each measurement runs in a process of its own, so that the peak memory is that model's. The peak
-includes torch, the model and its copy; ``base_mib`` is the peak before the analysis starts.
+Seconds are process CPU time. Each measurement runs in a process of its own, so that the peak memory
+is that model's; it includes torch and the model. ``base_mib`` is the peak before the analysis.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def one(name: str, size: int) -> dict[str, object]:
+def one(name: str, size: int, boundary: str) -> dict[str, object]:
     import torch
     import torchvision
 
@@ -33,15 +33,17 @@ def one(name: str, size: int) -> dict[str, object]:
     from pursuitify.analysis import coherence
 
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     options = {"init_weights": True} if name == "googlenet" else {}
     net = pursuitify(torchvision.models.get_model(name, weights=None, **options).eval(), copy=False)
     base = peak()
-    start = time.perf_counter()
-    report = coherence(net, (3, size, size))
+    start = time.process_time()
+    report = coherence(net, (3, size, size), boundary, switches="centre")
     return {
         "model": name,
         "size": size,
-        "seconds": round(time.perf_counter() - start, 2),
+        "boundary": boundary,
+        "cpu_seconds": round(time.process_time() - start, 2),
         "peak_mib": round(peak()),
         "base_mib": round(base),
         "columns": report.columns,
@@ -59,6 +61,7 @@ def penalty() -> dict[str, object]:
     from pursuitify.analysis import FramePotentialPenalty
 
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     model = torchvision.models.resnet18().train()
     net = pursuitify(model)
     term = FramePotentialPenalty(net)
@@ -67,14 +70,18 @@ def penalty() -> dict[str, object]:
     def timed(run: object, times: int) -> float:
         found = []
         for _ in range(times):
-            start = time.perf_counter()
+            start = time.process_time()
             run()  # type: ignore[operator]
-            found.append(time.perf_counter() - start)
+            found.append(time.process_time() - start)
         return sorted(found)[len(found) // 2]
 
     step = timed(lambda: model(x).square().mean().backward(), 4)
     extra = timed(lambda: term().backward(), 15)
-    return {"source_step_s": round(step, 3), "penalty_s": round(extra, 3), "share": extra / step}
+    return {
+        "source_step_cpu_s": round(step, 3),
+        "penalty_cpu_s": round(extra, 3),
+        "share": extra / step,
+    }
 
 
 def main() -> None:
@@ -82,15 +89,17 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--sizes", nargs="*", type=int, default=[224, 448])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/coherence.json"))
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        name, size = args.one
-        print(json.dumps(penalty() if name == "penalty" else one(name, int(size))))
+        name, size, boundary = args.one
+        print(json.dumps(penalty() if name == "penalty" else one(name, int(size), boundary)))
         return
     rows = []
-    for name, size in [(n, s) for n in args.models for s in args.sizes] + [("penalty", 0)]:
-        command = [sys.executable, __file__, "--one", name, str(size)]
+    runs = [(n, s, "interior") for n in args.models for s in args.sizes]
+    runs += [(n, args.sizes[0], "exact") for n in args.models]
+    for name, size, boundary in [*runs, ("penalty", 0, "")]:
+        command = [sys.executable, __file__, "--one", name, str(size), boundary]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(

@@ -4,13 +4,13 @@ from pursuitify.analysis.bounds import chain_frame_potential, convolutional_welc
 from pursuitify.analysis.certificates import (
     Certificate,
     Verdict,
-    certify,
     layered_gain,
     margin_radius,
     slack_form,
     theorem_a,
     theorem_b,
 )
+from pursuitify.analysis.certified import certify
 from pursuitify.analysis.measure import coherence
 from pursuitify.analysis.minimum import MinimumFramePotential, minimum_frame_potential
 from pursuitify.analysis.penalty import FramePotentialPenalty, frame_potential_penalty

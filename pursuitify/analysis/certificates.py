@@ -15,10 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pursuitify.analysis.binding import evaluating
-from pursuitify.analysis.problem import Problem, problem
+from pursuitify.analysis.problem import Problem
 from pursuitify.errors import OptionError
-from pursuitify.network import PursuitNetwork
 
 
 @dataclass(frozen=True)
@@ -137,16 +135,16 @@ class Certificate:
     """What can be certified of the latents at one input.
 
     Attributes:
-        mutual_coherence: mu of the dictionary as bound.
+        mutual_coherence: mu of the dictionary as bound; nan where it was not computed.
         support: Number of atoms in use.
         slack: Least distance of the others from entering.
         sigma_min: Smallest singular value of the atoms in use.
-        kkt: Largest violation of the minimiser's conditions.
+        kkt: Largest element, on the support, of a subgradient of F at the latents.
         by_coherence: Theorem B.
         by_slack: The slack form.
         layered_gain: Error per perturbation of layered pursuit's bound, for comparison.
         sparsities: Atoms in use per latent.
-        latents: The minimiser, in unit columns.
+        latents: The minimiser, in unit columns (matrix-free: in the network's own).
     """
 
     mutual_coherence: float
@@ -162,9 +160,11 @@ class Certificate:
 
     def __str__(self) -> str:
         """Return the certificate, line by line."""
+        mu = f"{self.mutual_coherence:.4f}"
         return "\n".join(
             [
-                f"{self.support} atoms in use, mutual coherence {self.mutual_coherence:.4f}, "
+                f"{self.support} atoms in use, mutual coherence "
+                f"{'not computed' if math.isnan(self.mutual_coherence) else mu}, "
                 f"KKT error {self.kkt:.2g}",
                 f"  {self.by_coherence}",
                 f"  {self.by_slack}",
@@ -175,17 +175,6 @@ class Certificate:
         )
 
 
-def certify(net: PursuitNetwork, x: Tensor) -> Certificate:
-    """Certify the minimiser of F at one input, for networks small enough to be materialised.
-
-    Args:
-        net: The network; it is taken in evaluation mode.
-        x: A batch of one.
-    """
-    with torch.no_grad(), evaluating(net):
-        return certify_problem(problem(net, x))
-
-
 def certify_problem(given: Problem, latents: Tensor | None = None) -> Certificate:
     """Certify a minimiser of a problem with unit columns.
 
@@ -193,12 +182,14 @@ def certify_problem(given: Problem, latents: Tensor | None = None) -> Certificat
         given: The problem.
         latents: Its minimiser, or close to it; solved for if not given.
     """
-    w = given.solve() if latents is None else latents
+    found = given.solve() if latents is None else latents
+    before = given.slope(found)
+    w = given.prox(found - before, 1.0)
     slope = given.slope(w)
     out = given.bounded_below() & (w <= 0)
     inside = ~out
     slack = float(slope[out].min()) if bool(out.any()) else math.inf
-    error = (w - given.prox(w - slope, 1.0))[inside]
+    error = (slope - before + found - w)[inside]  # in F's subdifferential at w
     kkt = float(error.abs().max()) if error.numel() else 0.0
     atoms = given.matrix[:, inside]
     sigma = 0.0

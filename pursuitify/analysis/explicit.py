@@ -18,14 +18,23 @@ from pursuitify.maps import Adjoint, Chain, Conv, Dense, LinearMap, Scale, Separ
 LIMIT = 6000
 
 
+def fits(dictionary: StructuredDictionary) -> bool:
+    """Whether a dictionary is small enough to be treated entry by entry."""
+    return max(_size(dictionary)) <= LIMIT
+
+
+def _size(dictionary: StructuredDictionary) -> tuple[int, int]:
+    rows = sum(part.numel() for row in dictionary.rows for part in row.signal)
+    return rows, sum(shape.numel() for shape in dictionary.shapes)
+
+
 def normalised(dictionary: StructuredDictionary) -> tuple[Tensor, Tensor, Tensor]:
     """Return B with unit columns, its column norms, and which Gram entries are structural.
 
     Raises:
         InputError: If the dictionary has more columns or rows than ``LIMIT``.
     """
-    columns = sum(shape.numel() for shape in dictionary.shapes)
-    rows = sum(part.numel() for row in dictionary.rows for part in row.signal)
+    rows, columns = _size(dictionary)
     if max(columns, rows) > LIMIT:
         raise InputError(
             f"the explicit computation is for at most {LIMIT} rows and columns; this dictionary "

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from pursuitify.analysis.blocks import blocks_of
 from pursuitify.analysis.gram import Gram
 from pursuitify.analysis.measures import N_RULE
 from pursuitify.analysis.pairs import Positions
+from pursuitify.analysis.progress import bar
 from pursuitify.analysis.starts import start
 from pursuitify.compiler import pursuitify
 from pursuitify.dictionary import StructuredDictionary
@@ -123,7 +123,7 @@ def minimum_frame_potential(
     if closed is not None and method != "optimise":
         value = closed[1]
     else:
-        with _bar(progress, seeds * steps) as advance:
+        with bar(progress, "minimum frame potential", seeds * steps) as advance:
             found = tuple(search.run(seed, steps, advance) for seed in range(seeds))
         value = min(found)
     whole = None if closed is None else closed[0]
@@ -256,15 +256,3 @@ def _neutral(net: PursuitNetwork) -> dict[str, Tensor]:
         elif getattr(module, "bias", None) is not None:
             found[f"{prefix}bias"] = torch.zeros_like(module.bias).detach()
     return found
-
-
-@contextlib.contextmanager
-def _bar(wanted: bool, total: int) -> Iterator[Callable[[], None]]:
-    if not wanted:
-        yield lambda: None
-        return
-    from rich.progress import Progress
-
-    with Progress() as bar:
-        task = bar.add_task("minimum frame potential", total=total)
-        yield lambda: bar.advance(task)

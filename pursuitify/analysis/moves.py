@@ -57,13 +57,29 @@ def _numbers(site: Site, run: Sequence[LinearMap]) -> Tensor:
         shape = (1, site.channels, *site.sizes[: dims - skip])
         value = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64).reshape(shape)
         try:
-            for item in run:
-                value = item.apply(value)
-            return value.long() - 1
+            numbers = _applied(run, value).long() - 1
+            _check(run, shape, numbers)
+            return numbers
         except (RuntimeError, IndexError):
             if skip == dims or site.sizes[dims - skip - 1] != 1:
                 break
     raise UnsupportedError(f"{type(run[0]).__name__} cannot be followed")
+
+
+def _applied(run: Sequence[LinearMap], value: Tensor) -> Tensor:
+    for item in run:
+        value = item.apply(value)
+    return value
+
+
+def _check(run: Sequence[LinearMap], shape: tuple[int, ...], numbers: Tensor) -> None:
+    """Refuse a map that does more than move: a user's own may scale or mix."""
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(shape, generator=generator, dtype=torch.float64)
+    wanted = torch.where(numbers < 0, 0.0, probe.reshape(-1)[numbers.clamp(0, probe.numel() - 1)])
+    if not torch.allclose(_applied(run, probe), wanted):
+        names = ", ".join(type(item).__name__ for item in run)
+        raise UnsupportedError(f"{names} has no kernel form: it does more than move elements")
 
 
 def _index_lines(base: Tensor, sizes: tuple[int, ...]) -> tuple[Line, ...]:

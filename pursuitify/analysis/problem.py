@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,23 +51,54 @@ class Problem:
     def solve(self, tolerance: float = 1e-11, most: int = 50_000) -> Tensor:
         """Return the minimiser: accelerated proximal steps with restarts."""
         step = 1 / float(torch.linalg.matrix_norm(self.matrix, 2)) ** 2
-        w = last = torch.zeros_like(self.thresholds)
-        t = 1.0
-        for _ in range(most):
-            after = (1 + math.sqrt(1 + 4 * t * t)) / 2
-            v = w + (t - 1) / after * (w - last)
-            new = self.prox(v - step * self.slope(v), step)
-            if float((v - new) @ (new - w)) > 0:
-                after = 1.0
-            last, w, t = w, new, after
-            if float((w - v).abs().max()) <= tolerance * step:
-                break
-        return w
+        start = torch.zeros_like(self.thresholds)
+        return minimise(start, self.slope, self.prox, step, tolerance, most)
 
     def bounded_below(self) -> Tensor:
         """Return which atoms have w >= 0 as their constraint."""
-        held = [isinstance(f, ReLU) or (isinstance(f, Clip) and f.low == 0) for _, f in self.parts]
-        return torch.cat([torch.full((n,), h) for (n, _), h in zip(self.parts, held, strict=True)])
+        return bounded_below(self.parts)
+
+
+def bounded_below(parts: Sequence[tuple[int, Activation]]) -> Tensor:
+    """Return which atoms have w >= 0 as their constraint, from (number, activation) per latent."""
+    held = [isinstance(f, ReLU) or (isinstance(f, Clip) and f.low == 0) for _, f in parts]
+    return torch.cat([torch.full((n,), h) for (n, _), h in zip(parts, held, strict=True)])
+
+
+def minimise(
+    start: Tensor,
+    slope: Callable[[Tensor], Tensor],
+    prox: Callable[[Tensor, float], Tensor],
+    step: float,
+    tolerance: float,
+    most: int,
+    advance: Callable[[], None] | None = None,
+) -> Tensor:
+    """Return the minimiser of a smooth convex function plus one that has a proximal operator.
+
+    Args:
+        start: Where to start.
+        slope: Gradient of the smooth part.
+        prox: Proximal step of the other, (point, step).
+        step: At most one over the gradient's Lipschitz constant.
+        tolerance: Largest gradient step, over ``step``, at which to stop.
+        most: Most iterations.
+        advance: Called after each.
+    """
+    w = last = start
+    t = 1.0
+    for _ in range(most):
+        after = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        v = w + (t - 1) / after * (w - last)
+        new = prox(v - step * slope(v), step)
+        if float((v - new) @ (new - w)) > 0:
+            after = 1.0
+        last, w, t = w, new, after
+        if advance is not None:
+            advance()
+        if float((w - v).abs().max()) <= tolerance * step:
+            break
+    return w
 
 
 def problem(net: PursuitNetwork, x: Tensor) -> Problem:

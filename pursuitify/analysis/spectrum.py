@@ -93,7 +93,8 @@ class Extremes:
         largest: Largest Ritz value: a lower estimate of the largest.
         residual: Norm of the smallest Ritz pair's residual; an eigenvalue lies within it.
         size: Number of columns in the support.
-        steps: Lanczos steps; where they reach ``size`` the values are exact up to rounding.
+        steps: Lanczos steps.
+        complete: Whether they spanned all there is: the values are exact up to rounding.
     """
 
     smallest: float
@@ -101,6 +102,32 @@ class Extremes:
     residual: float
     size: int
     steps: int
+    complete: bool = False
+
+    def bounds(self, failure: float = 1e-6) -> tuple[float, float]:
+        """Return a lower bound of the smallest and an upper bound of the largest eigenvalue.
+
+        They hold with probability 1 - ``failure`` over the starting vector, whatever the spectrum
+        (Kuczynski and Wozniakowski 1992: after k steps the largest Ritz value of a positive
+        semidefinite matrix of size n is off by more than a share e with probability at most
+        1.648 sqrt(n) exp(-(2 k - 1) sqrt(e)); the smallest by the same of a shifted matrix).
+
+        Args:
+            failure: Probability with which they may fail.
+
+        Raises:
+            OptionError: If ``failure`` is not between 0 and 1.
+        """
+        if not 0 < failure < 1:
+            raise OptionError(f"failure must lie between 0 and 1, not {failure}")
+        if self.complete:
+            return max(self.smallest - self.residual, 0.0), self.largest + self.residual
+        chance = math.log(2 * 1.648 * math.sqrt(self.size) / failure)
+        share = (chance / (2 * self.steps - 1)) ** 2
+        if share >= 1:
+            return 0.0, math.inf
+        high = self.largest / (1 - share)
+        return max(high - (high - self.smallest) / (1 - share), 0.0), high
 
     @property
     def condition(self) -> float:
@@ -159,4 +186,5 @@ def extreme_eigenvalues(
     matrix = torch.diag(torch.tensor(alphas, dtype=torch.float64)) + inner + inner.T
     values, vectors = torch.linalg.eigh(matrix)
     residual = betas[-1] * abs(float(vectors[-1, 0]))
-    return Extremes(float(values[0]), float(values[-1]), residual, size, count)
+    complete = count == size or betas[-1] < 1e-10 * max(alphas)
+    return Extremes(float(values[0]), float(values[-1]), residual, size, count, complete)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from nets import BY_NAME
@@ -9,9 +11,10 @@ from torch import nn
 
 from pursuitify import pursuitify
 from pursuitify.activations import ReLU
-from pursuitify.analysis import certify, layered_gain, margin_radius, theorem_a, theorem_b
+from pursuitify.analysis import certify, explicit, layered_gain, margin_radius, theorem_a, theorem_b
 from pursuitify.analysis.certificates import certify_problem
 from pursuitify.analysis.problem import Problem, problem
+from pursuitify.errors import InputError, OptionError
 
 
 def incoherent(seed, rows=60, columns=80, k=3):
@@ -128,3 +131,102 @@ def test_layered_gain_and_margins():
     support = torch.tensor([True, True, False, False])
     assert 0 < margin_radius(verdict, head, support, 0.1) <= verdict.radius
     assert margin_radius(theorem_b(0.9, 9, 0.1), head, support, 0.1) == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_slack_radius_is_what_the_worst_perturbation_needs(seed):
+    """Along (I - P) d_j the atom j enters at m / ||(I - P) d_j||: hardly above the radius m."""
+    given, _ = incoherent(seed)
+    found = certify_problem(given)
+    inside = found.latents > 0
+    slope = torch.where(inside, float("inf"), given.slope(found.latents))
+    j = int(slope.argmin())
+    atoms = given.matrix[:, inside]
+    apart = given.matrix[:, j] - atoms @ torch.linalg.lstsq(atoms, given.matrix[:, j]).solution
+    direction = apart / apart.norm()
+    for size, enters in ((0.999 * found.by_slack.radius, False), (1.0, True)):
+        e = direction * (size if not enters else 1.01 * found.slack / float(apart.norm()))
+        w = Problem(given.matrix, given.signal + e, *vars_of(given)).solve()
+        assert bool(w[j] > 1e-9) == enters
+    assert found.by_slack.radius == pytest.approx(found.slack, rel=1e-6)
+    assert found.slack / float(apart.norm()) < 1.2 * found.by_slack.radius
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_radius_of_theorem_b_is_what_the_worst_perturbation_needs(seed):
+    """One atom s in use: e with d_s^T e = -eps and d_j^T e = +eps, signs by G_js, makes j enter."""
+    generator = torch.Generator().manual_seed(seed)
+    angle = 0.6 + 0.3 * seed
+    first = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    second = torch.tensor([math.cos(angle), math.sin(angle), 0.0], dtype=torch.float64)
+    matrix = torch.stack([first, second, torch.eye(3, dtype=torch.float64)[2]], 1)
+    signal = 3 * first + 0.1 * torch.rand(3, generator=generator, dtype=torch.float64)
+    lam = torch.tensor([0.5, 1.5, 3.0], dtype=torch.float64)
+    given = Problem(matrix, signal, lam, torch.ones(3).double(), ((3, ReLU()),))
+    found = certify_problem(given)
+    assert found.support == 1
+    assert found.by_coherence.holds
+    eps = found.by_coherence.radius
+    pair = matrix[:, :2]
+    wanted = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    e = pair @ torch.linalg.solve(pair.T @ pair, wanted)
+    assert float((matrix.T @ e).abs().max()) == pytest.approx(1)
+    for size, enters in ((0.999, False), (1.001, True)):
+        w = Problem(matrix, signal + size * eps * e, *vars_of(given)).solve()
+        assert bool(w[1] > 1e-12) == enters
+        moved = float((w - found.latents).abs().max())
+        if not enters:
+            assert moved <= found.by_coherence.gain * size * eps + 1e-9
+            assert moved >= 0.99 * found.by_coherence.gain * size * eps
+
+
+def test_a_point_away_from_the_minimiser_has_its_distance_counted():
+    given, _ = incoherent(0)
+    exact = certify_problem(given)
+    rough = certify_problem(given, exact.latents + 1e-3 * (exact.latents > 0))
+    assert exact.kkt < 1e-8
+    assert rough.kkt > 1e-5
+    assert rough.by_slack.radius < exact.by_slack.radius
+    assert rough.by_slack.radius <= rough.slack - rough.kkt / rough.sigma_min
+
+
+@pytest.mark.parametrize("name", ["linear_residual", "conv_chain", "leaky_conv"])
+def test_without_a_matrix_the_certificate_is_more_careful_and_holds(name):
+    case = BY_NAME[name]
+    net = pursuitify(case.build())
+    x = case.input()
+    found = certify(net, x, "lanczos", iterations=3000)
+    given = problem(net, x)
+    own = given.matrix * given.norms
+    inside = ~(given.bounded_below() & (found.latents <= 0))
+    dense = certify(net, x, "dense")
+    assert (found.latents - dense.latents / given.norms).abs().max() < 1e-6
+    assert found.support == dense.support == int(inside.sum())
+    sigma = float(torch.linalg.svdvals(own[:, inside])[-1])
+    square = inside.sum() <= len(own)
+    assert found.sigma_min <= (sigma if square else 0.0) + 1e-9
+    assert found.slack <= dense.slack + 1e-9
+    assert "not computed" in str(found)
+    if not found.by_slack.holds:
+        return
+    assert found.sigma_min >= 0.99 * sigma  # so small that Lanczos ends
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        e = torch.randn(len(given.signal), generator=generator, dtype=torch.float64)
+        e = e * (0.999 * min(found.by_slack.radius, 1.0) / e.norm())
+        w = Problem(given.matrix, given.signal + e, *vars_of(given)).solve() / given.norms
+        assert not (w[~inside] > 1e-7).any()
+        moved = float((w - found.latents).norm())
+        assert moved <= found.by_slack.gain * float(e.norm()) + 1e-6
+
+
+def test_larger_networks_are_certified_without_a_matrix(monkeypatch):
+    case = BY_NAME["linear_residual"]
+    net = pursuitify(case.build())
+    assert not math.isnan(certify(net, case.input()).mutual_coherence)
+    monkeypatch.setattr(explicit, "LIMIT", 10)
+    assert math.isnan(certify(net, case.input()).mutual_coherence)
+    with pytest.raises(InputError, match="at most 10"):
+        certify(net, case.input(), "dense")
+    with pytest.raises(OptionError, match="method"):
+        certify(net, case.input(), "svd")

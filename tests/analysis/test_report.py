@@ -213,3 +213,25 @@ def test_lanczos_finds_the_extreme_eigenvalues_on_a_support():
     short = extreme_eigenvalues(dictionary, support, steps=10)
     assert short.smallest >= found.smallest - 1e-9
     assert math.isfinite(short.residual)
+
+
+@pytest.mark.parametrize("steps", [5, 20, 60, 150])
+def test_lanczos_bounds_hold_whatever_the_start(steps):
+    net = pursuitify(BY_NAME["conv_residual"].build())
+    dictionary = net.dictionary(BY_NAME["conv_residual"].input())
+    everything = {
+        n: torch.ones(s, dtype=torch.bool)
+        for n, s in zip(dictionary.names, dictionary.shapes, strict=True)
+    }
+    with torch.no_grad():
+        values = torch.linalg.svdvals(dictionary.materialize()[0]).square()
+    for seed in range(5):
+        found = extreme_eigenvalues(dictionary, everything, steps=steps, seed=seed)
+        low, high = found.bounds()
+        assert low <= float(values[-1]) + 1e-12
+        assert high >= float(values[0]) - 1e-12
+        assert not found.complete
+    if steps == 150:
+        assert high <= 1.02 * float(values[0])
+    with pytest.raises(OptionError, match="failure"):
+        found.bounds(0)

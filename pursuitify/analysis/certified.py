@@ -1,0 +1,134 @@
+"""certify(): certificates of a network at one input, dense or matrix-free."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pursuitify import checks
+from pursuitify.analysis import explicit
+from pursuitify.analysis.binding import bind, evaluating
+from pursuitify.analysis.certificates import (
+    Certificate,
+    Verdict,
+    certify_problem,
+    layered_gain,
+    slack_form,
+)
+from pursuitify.analysis.problem import bounded_below, minimise, problem
+from pursuitify.analysis.progress import bar
+from pursuitify.analysis.spectrum import extreme_eigenvalues
+from pursuitify.dictionary import StructuredDictionary
+from pursuitify.errors import OptionError
+from pursuitify.network import PursuitNetwork
+from pursuitify.steps import Norms, lipschitz
+
+METHODS = ("auto", "dense", "lanczos")
+
+#: Probability with which a bound by Lanczos may fail, over its starting vector.
+FAILURE = 1e-6
+
+
+def certify(
+    net: PursuitNetwork,
+    x: Tensor,
+    method: str = "auto",
+    *,
+    iterations: int = 2000,
+    steps: int = 200,
+    progress: bool = False,
+) -> Certificate:
+    """Certify the minimiser of F at one input.
+
+    Args:
+        net: The network; it is taken in evaluation mode.
+        x: A batch of one.
+        method: ``dense`` materialises B; ``lanczos`` does not: it states the slack form alone, with
+            a lower bound of the smallest singular value on the support that holds with probability
+            1 - ``FAILURE``, and columns no longer than their latent's norm bound. ``auto`` is
+            dense where B is small enough.
+        iterations: Most proximal steps towards the minimiser, matrix-free.
+        steps: Lanczos steps; the basis holds as many vectors of the size of the support.
+        progress: Whether to show a progress bar, matrix-free.
+
+    Raises:
+        OptionError: If an option has no such value.
+        InputError: If B is too large to be materialised, or the input does not fit.
+    """
+    checks.one_of("method", method, METHODS)
+    if iterations < 1 or steps < 1:
+        raise OptionError("iterations and steps must be at least 1")
+    with torch.no_grad(), evaluating(net):
+        if method == "auto":
+            method = "dense" if explicit.fits(bind(net, None, x)) else "lanczos"
+        if method == "dense":
+            return certify_problem(problem(net, x))
+        return _matrix_free(bind(net, None, x), iterations, steps, progress)
+
+
+def _matrix_free(
+    dictionary: StructuredDictionary, iterations: int, steps: int, progress: bool
+) -> Certificate:
+    names, shapes = dictionary.names, dictionary.shapes
+    sizes = [shape.numel() for shape in shapes]
+    activations = [row.activation for row in dictionary.rows]
+    signal = dictionary.signal
+    thresholds = torch.cat([dictionary.thresholds[n].reshape(-1) for n in names])
+
+    def parts(v: Tensor) -> dict[str, Tensor]:
+        cut = torch.split(v, sizes)
+        return {n: p.reshape(s) for n, p, s in zip(names, cut, shapes, strict=True)}
+
+    def slope(v: Tensor) -> Tensor:
+        rows = dictionary.apply(parts(v))
+        back = dictionary.adjoint({n: r - signal[n] for n, r in rows.items()})
+        return torch.cat([back[n].reshape(-1) for n in names]) + thresholds
+
+    def prox(v: Tensor, step: float) -> Tensor:
+        size = v.new_tensor(step)
+        found = zip(torch.split(v, sizes), activations, strict=True)
+        return torch.cat([f.prox(part, size) for part, f in found])
+
+    everything = {n: torch.ones(s, dtype=torch.bool) for n, s in zip(names, shapes, strict=True)}
+    largest = extreme_eigenvalues(dictionary, everything, steps=min(steps, 40)).bounds(FAILURE)[1]
+    constants = [float(c.max()) for c in lipschitz(dictionary, Norms())]
+    step = 1 / min(largest, _norm_bound(dictionary, constants))
+    with bar(progress, "pursuit to the minimiser", iterations) as advance:
+        start = torch.zeros_like(thresholds)
+        found = minimise(start, slope, prox, step, 1e-9, iterations, advance)
+    before = slope(found)
+    w = prox(found - step * before, step)
+    after = slope(w)
+    held = list(zip(sizes, activations, strict=True))
+    out = bounded_below(held) & (w <= 0)
+    inside = ~out
+    error = (after - before + (found - w) / step)[inside]  # in F's subdifferential at w
+    lengths = torch.cat([after.new_full((n,), c) for n, c in zip(sizes, constants, strict=True)])
+    slack = float((after / lengths.sqrt())[out].min()) if bool(out.any()) else math.inf
+    sigma = 0.0
+    if bool(inside.any()):
+        spectrum = extreme_eigenvalues(dictionary, parts(inside), steps=steps)
+        sigma = math.sqrt(spectrum.bounds(FAILURE)[0])
+    sparsities = tuple(int(part.sum()) for part in torch.split(inside, sizes))
+    name, measure = "theorem B (stability)", "eps = ||D^T e||_inf, error in the maximum norm"
+    why = "the mutual coherence was not computed; coherence(..., switches='worst') bounds it"
+    return Certificate(
+        mutual_coherence=math.nan,
+        support=int(inside.sum()),
+        slack=slack,
+        sigma_min=sigma,
+        kkt=float(error.abs().max()) if error.numel() else 0.0,
+        by_coherence=Verdict(name, False, 0.0, math.inf, measure, why),
+        by_slack=slack_form(slack, sigma, float(error.norm())),
+        layered_gain=layered_gain([max(s, 1) for s in sparsities]),
+        sparsities=sparsities,
+        latents=w,
+    )
+
+
+def _norm_bound(dictionary: StructuredDictionary, constants: list[float]) -> float:
+    """Return a bound of ||B||^2: at most (latents in a row) times max_j sum_i ||B_ij||^2."""
+    held = [1 + sum(p.leaf >= 0 for slot in r.slots for p in slot) for r in dictionary.rows]
+    return max(held) * max(constants)
