@@ -2,8 +2,9 @@
 
     python benchmarks/bounds.py --output docs/pictures
 
-Writes four pictures and ``bounds.json`` with the values. No data is read: the first three pictures
-are minima over the weights; the last is of randomly initialised models (seed 0) of torchvision.
+Writes pictures and ``bounds.json`` with the values; ``--parts`` renews some. No data is read: by
+depth, width and skips it is minima over the weights, the zoo's are of random models (seed 0).
+With one unit per block the densely connected network is the chain; it is left out by width.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pursuitify import pursuitify
 from pursuitify.analysis import coherence
-from pursuitify.analysis.families import ReadsBack, minima
+from pursuitify.analysis.families import Points, ReadsBack, minima
 from pursuitify.analysis.pictures import plot_families
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
 
@@ -65,58 +66,74 @@ def zoo() -> list[dict[str, object]]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("docs/pictures"))
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--seeds", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    start = time.process_time()
-    rules = f"best of {args.seeds} starts of {args.steps} steps; layout auto, interior"
-    options = {"seeds": args.seeds, "steps": args.steps, "advance": say}
+def by_size(part: str, seeds: int, steps: int) -> Points:
+    """Return the minima of one picture."""
+    if part == "skips":
+        made = {
+            "added": lambda n: ReadsBack(n, "add"),
+            "concatenated": lambda n: ReadsBack(n, "cat"),
+        }
+        sizes = (1, 2, 3, 4)
+    elif part == "depth":
+        made = {n: lambda k, m=m: m(width=4, depth=k) for n, m in PAPER.items()}
+        sizes = (1, 2, 3)
+    else:
+        made = {n: lambda k, m=m: m(width=k, depth=1) for n, m in PAPER.items() if n != "dense"}
+        sizes = (2, 3, 4, 6)
+    return minima(made, sizes, SHAPE, seeds=seeds, steps=steps, advance=say)
 
-    def made(key: str, **fixed: int):  # type: ignore[no-untyped-def]
-        return {n: lambda size, m=m: m(**{key: size}, **fixed) for n, m in PAPER.items()}
 
-    depth = minima(made("depth", width=4), (1, 2, 3), SHAPE, **options)  # type: ignore[arg-type]
-    width = minima(made("width", depth=1), (2, 3, 4, 6), SHAPE, **options)  # type: ignore[arg-type]
-    joins = {
-        "added": lambda n: ReadsBack(n, "add"),
-        "concatenated": lambda n: ReadsBack(n, "cat"),
-    }
-    skips = minima(joins, (1, 2, 3, 4), SHAPE, **options)  # type: ignore[arg-type]
-    tables = {
-        "depth": (depth, "units per block, width 4", rules),
-        "width": (width, "width, 1 unit per block", rules),
-        "skips": (skips, "latents that a layer reads (1: a chain); 6 layers, width 4", rules),
-    }
-    for name, (points, axis, note) in tables.items():
-        plot_families(points, args.output / f"bound-by-{name}.png", size=axis, note=note)
-    models = zoo()
+AXES = {
+    "depth": "units per block, width 4",
+    "width": "width, 1 unit per block",
+    "skips": "latents that a layer reads (1: a chain); 6 layers, width 4",
+}
+
+
+def draw(record: dict[str, Any], output: Path) -> None:
+    """Draw the pictures whose values are in the record."""
+    for part in (p for p in AXES if p in record):
+        points, note = record[part]["points"], record[part]["rules"]
+        plot_families(points, output / f"bound-by-{part}.png", size=AXES[part], note=note)
+    if "zoo" not in record:
+        return
     points = {
         family: [
-            (float(r["parameters_million"]), float(r["frame_potential"]))  # type: ignore[arg-type]
-            for r in models
+            (r["parameters_million"], r["frame_potential"])
+            for r in record["zoo"]
             if r["family"] == family
         ]
         for family in ZOO
     }
     plot_families(
         points,
-        args.output / "zoo.png",
+        output / "zoo.png",
         size="million parameters",
         value="frame potential",
         note="torchvision, random weights (seed 0); layout auto, interior, pooling at its centres",
     )
-    record = {
-        "environment": {"torch": torch.__version__, "python": platform.python_version()},
-        "cpu_seconds": round(time.process_time() - start, 1),
-        "rules": rules,
-        **{name: points for name, (points, _, _) in tables.items()},
-        "zoo": models,
-    }
-    (args.output / "bounds.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("docs/pictures"))
+    parser.add_argument("--parts", nargs="*", choices=[*AXES, "zoo"], default=[*AXES, "zoo"])
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--seeds", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.output.mkdir(parents=True, exist_ok=True)
+    file = args.output / "bounds.json"
+    record = json.loads(file.read_text()) if file.exists() else {}
+    record["environment"] = {"torch": torch.__version__, "python": platform.python_version()}
+    rules = f"best of {args.seeds} starts of {args.steps} steps; layout auto, interior"
+    for part in args.parts:
+        if part == "zoo":
+            record[part] = zoo()
+        else:
+            record[part] = {"rules": rules, "points": by_size(part, args.seeds, args.steps)}
+        file.write_text(json.dumps(record, indent=1) + "\n")
+    draw(record, args.output)
 
 
 if __name__ == "__main__":

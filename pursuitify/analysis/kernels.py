@@ -197,10 +197,31 @@ def _scaled(symbol: Symbol, site: Site, item: Scale) -> Symbol:
         return symbol.scaled(factor)
     if factor.numel() == 1:
         return replace(symbol, weight=symbol.weight * factor.reshape(()))
-    per_channel = factor.dim() >= 2 and factor.numel() == factor.shape[1] == symbol.channels[1]
-    if site.flat or not per_channel:
+    found = _per_channel(factor, symbol.channels[1], site.sizes)
+    if site.flat or found is None:
         raise UnsupportedError("a scale that varies between positions (a mask)")
-    return replace(symbol, weight=symbol.weight * factor.reshape(-1)[symbol.rows][..., None, None])
+    return replace(symbol, weight=symbol.weight * found[symbol.rows][..., None, None])
+
+
+def _per_channel(factor: Tensor, channels: int, sizes: tuple[int, ...]) -> Tensor | None:
+    """Return a factor per channel, None if it varies between positions or may be read in two ways.
+
+    Sizes were padded with ones: how many spatial dims the value has is not known, so all that fit
+    have to agree.
+    """
+    found: list[Tensor | None] = []
+    for dims in range(len(sizes), -1, -1):
+        try:
+            full = factor.expand(1, channels, *sizes[:dims]).reshape(channels, -1)
+            found.append(full[:, 0] if bool((full == full[:, :1]).all()) else None)
+        except RuntimeError:
+            pass
+        if dims and sizes[dims - 1] != 1:
+            break
+    first = found[0] if found else None
+    if first is None or any(f is None or not torch.equal(f, first) for f in found):
+        return None
+    return first
 
 
 def _pooling(item: LinearMap, site: Site) -> tuple[tuple[Line, ...], float]:
