@@ -44,7 +44,7 @@ def audit(
     One that sits inside another module, say behind a normalisation, is found there.
 
     For many networks, as in a benchmark: ``protocol="quick"`` on a few hundred images. On two
-    small networks, one of them adversarially trained, its ``worst()`` came within two points of
+    small networks, one of them adversarially trained, its ``worst()`` came within three points of
     AutoAttack's standard version. It took 100 passes forward and back and 80 forward per image,
     170 and 160 where most images withstood. Report ``worst()`` with ``interval()``, and the flags.
     For the last word on one network: ``"standard"``, six to eight times as much.
