@@ -16,7 +16,7 @@ from pursuitify.program import Program
 from pursuitify.rules import Registry, Rule, default
 
 SOLVERS = ("global", "layered", "synchronous", "feedforward")
-MEMORY = ("store", "recompute")
+MEMORY = ("store", "recompute", "implicit")
 LAYOUTS = ("auto", "decoder", "encoder")
 
 
@@ -39,6 +39,17 @@ def count(name: str, value: object) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise OptionError(f"{name}={value!r} is not a whole number >= 0")
+    return value
+
+
+def positive(name: str, value: object) -> int:
+    """Return ``value`` if it is a whole number >= 1.
+
+    Raises:
+        OptionError: Otherwise.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{name}={value!r} is not a whole number >= 1")
     return value
 
 

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from pursuitify import checks
+
+if TYPE_CHECKING:
+    from pursuitify.memory.implicit import Solves
 
 #: Option -> the value it has unless it is set.
 OPTIONS: dict[str, Any] = {
@@ -19,6 +22,9 @@ OPTIONS: dict[str, Any] = {
     "threshold_scale": 1.0,
     "memory": "store",
     "recompute_levels": 1,
+    "implicit_last": None,
+    "implicit_iterations": 50,
+    "implicit_tolerance": 1e-3,
 }
 
 
@@ -27,6 +33,7 @@ class Settings(nn.Module):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
+        self._solves: Solves | None = None
         for name, value in settings.items():
             setattr(self, name, value)
 
@@ -76,7 +83,10 @@ class Settings(nn.Module):
 
     @property
     def memory(self) -> str:
-        """What is kept for derivatives: ``store`` or ``recompute``; outputs are the same."""
+        """What is kept for derivatives: ``store``, ``recompute`` or ``implicit``.
+
+        Outputs are the same, and so are derivatives but with ``implicit``, which approximates.
+        """
         return self._memory
 
     @memory.setter
@@ -92,6 +102,45 @@ class Settings(nn.Module):
     def recompute_levels(self, value: int) -> None:
         self._recompute_levels = checks.one_or_two("recompute_levels", value)
 
+    @property
+    def implicit_last(self) -> int | None:
+        """With ``memory="implicit"``: derivatives through the last k sweeps instead of a solve."""
+        return self._implicit_last
+
+    @implicit_last.setter
+    def implicit_last(self, value: int | None) -> None:
+        self._implicit_last = None if value is None else checks.positive("implicit_last", value)
+
+    @property
+    def implicit_iterations(self) -> int:
+        """With ``memory="implicit"``: most iterations of the adjoint solve."""
+        return self._implicit_iterations
+
+    @implicit_iterations.setter
+    def implicit_iterations(self, value: int) -> None:
+        self._implicit_iterations = checks.positive("implicit_iterations", value)
+
+    @property
+    def implicit_tolerance(self) -> float:
+        """With ``memory="implicit"``: relative residual where the adjoint solve stops.
+
+        A warning is given where it, or the latents' distance from a fixed point, stays above.
+        """
+        return self._implicit_tolerance
+
+    @implicit_tolerance.setter
+    def implicit_tolerance(self, value: float) -> None:
+        self._implicit_tolerance = checks.factor("implicit_tolerance", value)
+
+    @property
+    def solves(self) -> Solves | None:
+        """How well the last backward pass with ``memory="implicit"`` solved its two equations."""
+        return self._solves
+
+    @solves.setter
+    def solves(self, value: Solves | None) -> None:
+        self._solves = value
+
     def settings(self) -> dict[str, Any]:
         """Return every option with its value."""
         return {name: getattr(self, name) for name in OPTIONS}
@@ -102,5 +151,5 @@ class Settings(nn.Module):
         return self.iterations > 0 and self.solver != "feedforward" and self.step_scale > 0
 
 
-#: Attributes that hold the options.
-HELD = tuple(f"_{name}" for name in OPTIONS)
+#: Attributes that hold the options, and what a backward pass reports.
+HELD = (*(f"_{name}" for name in OPTIONS), "_solves")

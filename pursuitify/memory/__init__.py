@@ -1,5 +1,19 @@
-"""What is kept for the derivatives of the sweeps: less than plain unrolling keeps."""
+"""What is kept for the derivatives of the sweeps: less than plain unrolling keeps.
 
+``store``
+    Plain unrolling: autograd keeps what it needs of every sweep.
+``recompute``
+    The same derivatives, to rounding, from the latents of the sweeps (``recompute.py``); of the
+    layered and the synchronous solver by checkpoints (``checkpoints.py``).
+``implicit``
+    Derivatives at the last iterate (``implicit.py``), or through the last k sweeps (``last.py``).
+    Approximate: read there when they are biased.
+
+Outputs are the same in every mode. Where no derivative is recorded, and under torch.compile (whose
+own partitioner decides what is kept), every mode is plain unrolling.
+"""
+
+from pursuitify.memory.implicit import ImplicitWarning, Solves
 from pursuitify.memory.modes import solve
 
-__all__ = ["solve"]
+__all__ = ["ImplicitWarning", "Solves", "solve"]

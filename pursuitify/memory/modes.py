@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
+from pursuitify import pursuit, synchronous
 from pursuitify.dictionary import StructuredDictionary
+from pursuitify.errors import OptionError
 from pursuitify.memory.checkpoints import layered_recomputed, synchronous_recomputed
+from pursuitify.memory.implicit import Request, Solves, implicit
+from pursuitify.memory.last import synchronous_through_last, through_last
 from pursuitify.memory.recompute import recomputed
 from pursuitify.settings import Settings
+
+Latents = list[Tensor]
 
 
 def solve(
@@ -18,7 +24,7 @@ def solve(
     start: Sequence[Tensor],
     steps: Sequence[Tensor],
     extrapolation: Sequence[Tensor] | None,
-) -> list[Tensor]:
+) -> Latents:
     """Return the latents after the last sweep, to be differentiated as ``settings.memory`` says.
 
     Args:
@@ -27,10 +33,45 @@ def solve(
         start: The feed-forward latents.
         steps: gamma_j per latent.
         extrapolation: alpha_j per latent, or None for none.
+
+    Raises:
+        OptionError: If the solver has no derivatives of this kind, or an operation holds a tensor
+            where it cannot be found.
     """
-    count = settings.iterations
-    if settings.solver == "layered":
-        return layered_recomputed(dictionary, start, steps, count)
-    if settings.solver == "synchronous":
-        return synchronous_recomputed(dictionary, steps, count)
-    return recomputed(dictionary, start, steps, extrapolation, count, settings.recompute_levels)
+    count, solver = settings.iterations, settings.solver
+    if settings.memory == "recompute":
+        if solver == "layered":
+            return layered_recomputed(dictionary, start, steps, count)
+        if solver == "synchronous":
+            return synchronous_recomputed(dictionary, steps, count)
+        levels = settings.recompute_levels
+        return recomputed(dictionary, start, steps, extrapolation, count, levels)
+    if solver == "layered":
+        raise OptionError(
+            "memory='implicit' has no meaning for solver='layered', whose latents minimise no "
+            "common objective: use memory='store' or 'recompute', or the global solver"
+        )
+    last = settings.implicit_last
+    if last is not None and last < count:
+        if solver == "synchronous":
+            return synchronous_through_last(dictionary, steps, count, last)
+        return through_last(dictionary, start, steps, extrapolation, count, last)
+
+    def sweeps() -> Iterator[Latents]:
+        if solver == "synchronous":
+            return synchronous.synchronous(dictionary, steps, count)
+        return pursuit.global_pursuit(
+            dictionary, start, steps, extrapolation, count, observed=False
+        )
+
+    if last is not None:
+        *_, w = sweeps()
+        return w
+
+    def report(outcome: Solves) -> None:
+        settings.solves = outcome
+
+    if solver == "synchronous":
+        extrapolation = None
+    request = Request(settings.implicit_iterations, settings.implicit_tolerance, report)
+    return implicit(dictionary, sweeps, steps, extrapolation, request)

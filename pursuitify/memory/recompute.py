@@ -16,7 +16,6 @@ derivatives agree to rounding. Derivatives of derivatives are refused with an er
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,9 +25,10 @@ from torch.autograd.function import once_differentiable
 from pursuitify import pursuit
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.memory.column import Cotangents
-from pursuitify.memory.reverse import Held, Reverse, undo
+from pursuitify.memory.held import held_by, read_by_sweeps
+from pursuitify.memory.reverse import Reverse, undo
 from pursuitify.memory.stretches import Arguments, Plan, Record, begin_again, run_on
-from pursuitify.memory.tensors import holes, put_in, take_out
+from pursuitify.memory.tensors import put_in, take_out
 
 Latents = list[Tensor]
 
@@ -56,16 +56,10 @@ def recomputed(
     """
     # The residuals at the start are plain autograd's: no more of it is alive than in one layer.
     r = pursuit.begin(dictionary, start, keep=False).r
-    skeleton, held = take_out(_read_by_sweeps(dictionary))
+    skeleton, held = take_out(read_by_sweeps(dictionary))
     plan = Plan.of(skeleton, r, extrapolation is not None, count, levels, start[0].device.type)
     given = Arguments(list(start), r, list(steps), list(extrapolation or ()), held)
     return list(_Recomputed.apply(plan, *given.flat()))
-
-
-def _read_by_sweeps(dictionary: StructuredDictionary) -> StructuredDictionary:
-    """Return the dictionary without what only its own methods read."""
-    rows = tuple(replace(row, slots=(), signal=()) for row in dictionary.rows)
-    return replace(dictionary, rows=rows, inputs=())
 
 
 class _Recomputed(torch.autograd.Function):
@@ -118,7 +112,7 @@ def _stand_at_end(
     return Reverse(
         dictionary=put_in(plan.skeleton, held),
         tensors=held,
-        held=_held(plan.skeleton, wanted.held),
+        held=held_by(plan.skeleton, wanted.held),
         steps=given.steps,
         extrapolation=given.extrapolation if plan.extrapolates else None,
         r=[],
@@ -131,14 +125,3 @@ def _stand_at_end(
         image_bar=[None] * size,
         kept=[None] * size,
     )
-
-
-def _held(skeleton: StructuredDictionary, wanted: Sequence[bool]) -> list[Held]:
-    """Return per latent which tensors its update holds that a derivative is wanted of."""
-    found = []
-    for row, branch in zip(skeleton.rows, skeleton.branches, strict=True):
-        column = tuple(i for i in holes((row.diagonal, branch)) if wanted[i])
-        prox = tuple(i for i in holes(row.activation) if wanted[i])
-        threshold = [i for i in holes(row.threshold) if wanted[i]]
-        found.append(Held(column, prox, threshold[0] if threshold else None))
-    return found

@@ -40,21 +40,7 @@ from pursuitify.memory.column import (
     image,
     plus,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """Which of the tensors taken out of the dictionary a latent's update holds.
-
-    Attributes:
-        column: Indices of those in K_j that a derivative is wanted of.
-        prox: Likewise in the activation.
-        threshold: Index of lam_j, or None where there is none or no derivative is wanted.
-    """
-
-    column: tuple[int, ...]
-    prox: tuple[int, ...]
-    threshold: int | None
+from pursuitify.memory.held import Held
 
 
 @dataclass(eq=False)

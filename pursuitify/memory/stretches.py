@@ -20,8 +20,8 @@ from torch import Tensor
 
 from pursuitify import pursuit
 from pursuitify.dictionary import StructuredDictionary
-from pursuitify.errors import OptionError
 from pursuitify.memory.column import Residuals, image
+from pursuitify.memory.held import refuse_hidden
 from pursuitify.memory.reverse import Reverse
 from pursuitify.memory.tensors import put_in
 
@@ -195,12 +195,7 @@ def run_on(
                 # What starts a stretch is kept; under autocast a sum may need a wider dtype.
                 inplace=t not in starts and plan.precision is None,
             )
-        if any(part.requires_grad for part in itertools.chain(state.w, *state.r)):
-            raise OptionError(
-                "an operation of this network holds a tensor that memory='recompute' cannot find "
-                "(in a closure?): keep it as an attribute of its map or activation, or use "
-                "memory='store'"
-            )
+        refuse_hidden(itertools.chain(state.w, *state.r), "recompute")
         yield state
 
 

@@ -1,0 +1,245 @@
+"""memory="implicit": agreement with a long unroll where both are right, and a warning elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pursuitify import OptionError, PursuitNetwork, pursuitify
+from pursuitify.memory import ImplicitWarning
+from pursuitify.memory.normal import conjugate_residuals
+from tests.memory.compare import assert_same, differentiate
+from tests.nets import CASES, Case
+
+modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+EXACT = {"implicit_iterations": 300, "implicit_tolerance": 1e-8}
+
+
+class Chain(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3))
+
+    shape = (10,)
+
+
+class Residual(nn.Module):
+    shape = (9,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.outer = nn.Linear(9, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first(x))
+        return self.head(F.relu(self.outer(F.relu(self.inner(y))) + y))
+
+
+class Dense(nn.Module):
+    shape = (2, 6, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
+        self.norm, self.third = nn.BatchNorm2d(2), nn.Conv2d(5, 2, 3, padding=1)
+        self.head = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first(x))
+        z = F.relu(self.norm(self.second(y)))
+        u = F.relu(self.third(torch.cat([y, z], 1)))
+        return self.head(torch.cat([y, z, u], 1).mean((2, 3)))
+
+
+class Gated(nn.Module):
+    """PReLU, a gate, frozen max-pool switches, a clipped activation."""
+
+    shape = (3, 6, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 2, 3, 2)
+        self.gate, self.act, self.head = nn.Conv2d(3, 3, 1), nn.PReLU(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.first(x))
+        y = y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
+        y = F.max_pool2d(y, 2, 1, 1)
+        return self.head(F.relu6(self.second(y)).flatten(1)[:, :8])
+
+
+def network(build: Callable[[], Any], training: bool = False, **options: Any) -> PursuitNetwork:
+    torch.manual_seed(1)
+    return pursuitify(build().double().train(training), **options)
+
+
+def points(build: Any) -> Tensor:
+    return torch.randn(4, *build.shape, generator=torch.Generator().manual_seed(2)).double()
+
+
+@modes
+@pytest.mark.parametrize(
+    ("build", "solver", "count"),
+    [
+        (Chain, "global", 200),
+        (Residual, "global", 600),
+        (Dense, "global", 600),
+        (Gated, "global", 400),
+        (Chain, "synchronous", 1500),
+    ],
+)
+def test_agrees_with_a_long_unroll(build: Any, solver: str, count: int, training: bool) -> None:
+    net, x = network(build, training, iterations=count, solver=solver), points(build)
+    with torch.no_grad():
+        net.pursuit.alpha.fill_(0.4)
+    expected, theirs = differentiate(net, x, memory="recompute", recompute_levels=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outputs, mine = differentiate(net, x, memory="implicit", **EXACT)
+    for output, reference in zip(outputs, expected, strict=True):
+        assert torch.allclose(output, reference, rtol=1e-13, atol=1e-13)
+    assert_same(mine, theirs, 1e-4)
+
+
+@pytest.mark.parametrize("build", [Chain, Residual, Dense, Gated])
+@pytest.mark.parametrize("solver", ["global", "synchronous"])
+def test_last_sweeps_tend_to_the_whole(build: Any, solver: str) -> None:
+    net, x = network(build, iterations=60, solver=solver), points(build)
+    with torch.no_grad():
+        net.pursuit.alpha.fill_(0.4)
+    expected, theirs = differentiate(net, x)
+    errors = []
+    for last in (1, 10, 40, 60, 99):
+        outputs, mine = differentiate(net, x, memory="implicit", implicit_last=last)
+        assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+        total = 0.0
+        for name, value in theirs.items():
+            if value is not None and "pursuit" not in name:
+                found = mine[name]  # one sweep may not reach the first layers at all
+                gap = value if found is None else found - value
+                total += float(gap.norm() / value.norm().clamp_min(1e-12))
+        errors.append(total)
+    assert errors[0] > errors[1] > errors[2], errors
+    assert errors[3] == errors[4] == 0, "at k >= T it is plain unrolling"
+
+
+def test_last_sweep_by_hand() -> None:
+    """k = 1 of synchronous pursuit: the derivative of one proximal step at constant latents."""
+    net, x = network(Chain, iterations=7, solver="synchronous"), points(Chain)
+    net.iterations = 6
+    before = {k: v.detach() for k, v in net.latents(x).items()}
+    net.iterations = 7
+    net.memory, net.implicit_last = "implicit", 1
+    weight = net.get_parameter("0.weight")
+    (found,) = torch.autograd.grad(sum(w.sum() for w in net.latents(x).values()), weight)
+    bound, steps = net.dictionary(x), net.step_sizes(x)
+    slope = bound.adjoint(bound.residual(before))
+    lam = bound.thresholds
+    total = sum(F.relu(w - steps[k] * (slope[k] + lam[k])).sum() for k, w in before.items())
+    (expected,) = torch.autograd.grad(total, weight)
+    assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_reports_and_warns() -> None:
+    net, x = network(Residual, iterations=3, memory="implicit"), points(Residual)
+    assert net.solves is None
+    with pytest.warns(ImplicitWarning, match="from a fixed point"):
+        net(x).sum().backward()
+    assert net.solves is not None
+    assert net.solves.forward > 1e-3 >= net.solves.adjoint
+    net.implicit_iterations = 1
+    with pytest.warns(ImplicitWarning):
+        net(x).sum().backward()
+    assert net.solves.iterations == 1
+    assert net.solves.adjoint > 1e-3
+    net.iterations, net.implicit_iterations = 500, 100
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(x).sum().backward()
+    assert net.solves.forward < 1e-3
+    net.implicit_tolerance = 0.0
+    with pytest.warns(ImplicitWarning):
+        net(x).sum().backward()
+
+
+def test_reported_distance_is_that_of_one_step() -> None:
+    net, x = network(Residual, iterations=4, memory="implicit"), points(Residual)
+    net.implicit_tolerance = 10.0
+    net(x).sum().backward()
+    with torch.no_grad():
+        bound, steps, w = net.dictionary(x), net.step_sizes(x), net.latents(x)
+        slope, lam = bound.adjoint(bound.residual(w)), bound.thresholds
+        after = {k: F.relu(v - steps[k] * (slope[k] + lam[k])) for k, v in w.items()}
+        gap = sum((w[k] - after[k]).square().sum() for k in w).sqrt()
+        expected = float(gap / sum(v.square().sum() for v in w.values()).sqrt())
+    assert net.solves is not None
+    assert net.solves.forward == pytest.approx(expected, rel=1e-10)
+
+
+def test_layered_pursuit_is_refused() -> None:
+    net, x = network(Chain, iterations=2, memory="implicit", solver="layered"), points(Chain)
+    with pytest.raises(OptionError, match="layered"):
+        net(x)
+    with torch.no_grad():
+        net(x)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@modes
+@pytest.mark.parametrize("last", [None, 2])
+def test_outputs_are_the_same_and_derivatives_reach_everything(
+    case: Case, training: bool, last: int | None
+) -> None:
+    seed = 1 if case.name in ("conv_chain", "separable") else 0  # where not all is dead
+    net, x = pursuitify(case.build(seed).train(training), iterations=4), case.input(batch=4)
+    expected, theirs = differentiate(net, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outputs, mine = differentiate(net, x, memory="implicit", implicit_last=last)
+    for output, reference in zip(outputs, expected, strict=True):
+        assert torch.equal(output, reference)
+    for name, value in theirs.items():
+        found = mine[name]
+        assert (found is None) == (value is None), name
+        assert found is None or bool(found.isfinite().all()), name
+
+
+@pytest.mark.parametrize("rank", [6, 4])
+def test_conjugate_residuals(rank: int) -> None:
+    """Against a dense solve; of a singular system, the best that can be had."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(6, rank, generator=generator, dtype=torch.float64)
+    matrix, g = half @ half.T, torch.randn(6, generator=generator, dtype=torch.float64)
+    ones = [torch.ones(2, dtype=torch.float64), torch.ones(4, dtype=torch.float64)]
+
+    def apply(v: list[Tensor]) -> list[Tensor]:
+        return list((matrix @ torch.cat(v)).split([2, 4]))
+
+    v, left, count = conjugate_residuals(apply, ones, list(g.split([2, 4])), 50, 1e-10)
+    residual = (matrix @ torch.cat(v) - g).norm() / g.norm()
+    best = (matrix @ torch.linalg.pinv(matrix) @ g - g).norm() / g.norm()
+    assert float(residual) == pytest.approx(left, rel=1e-3, abs=1e-9)
+    assert left == pytest.approx(float(best), rel=1e-3, abs=1e-9)
+    assert count <= 50
+
+
+def test_options_are_checked() -> None:
+    net = network(Chain)
+    assert copy.deepcopy(net).memory == "store"
+    wrong = {
+        "memory": "less",
+        "recompute_levels": 3,
+        "implicit_last": 0,
+        "implicit_iterations": 0,
+        "implicit_tolerance": -1.0,
+    }
+    for name, value in wrong.items():
+        with pytest.raises(OptionError, match=name):
+            setattr(net, name, value)
