@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pursuitify import OptionError, PursuitNetwork, pursuitify
 from pursuitify.memory import ImplicitWarning
 from pursuitify.memory.normal import conjugate_residuals
-from tests.memory.compare import assert_same, differentiate
+from tests.memory.compare import assert_same, assert_same_outputs, differentiate
 from tests.nets import CASES, Case
 
 modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -103,8 +103,7 @@ def test_agrees_with_a_long_unroll(build: Any, solver: str, count: int, training
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         outputs, mine = differentiate(net, x, memory="implicit", **EXACT)
-    for output, reference in zip(outputs, expected, strict=True):
-        assert torch.allclose(output, reference, rtol=1e-13, atol=1e-13)
+    assert_same_outputs(outputs, expected, 1e-11)
     assert_same(mine, theirs, 1e-4)
 
 
@@ -118,7 +117,7 @@ def test_last_sweeps_tend_to_the_whole(build: Any, solver: str) -> None:
     errors = []
     for last in (1, 10, 40, 60, 99):
         outputs, mine = differentiate(net, x, memory="implicit", implicit_last=last)
-        assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+        assert_same_outputs(outputs, expected, 1e-11)
         total = 0.0
         for name, value in theirs.items():
             if value is not None and "pursuit" not in name:
@@ -203,8 +202,7 @@ def test_outputs_are_the_same_and_derivatives_reach_everything(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         outputs, mine = differentiate(net, x, memory="implicit", implicit_last=last)
-    for output, reference in zip(outputs, expected, strict=True):
-        assert torch.equal(output, reference)
+    assert_same_outputs(outputs, expected, 1e-11)
     for name, value in theirs.items():
         found = mine[name]
         assert (found is None) == (value is None), name

@@ -16,7 +16,7 @@ from pursuitify import OptionError, PursuitNetwork, pursuitify
 from pursuitify.activations import Activation
 from pursuitify.maps import LinearMap
 from pursuitify.rules import activation, linear
-from tests.memory.compare import assert_same, differentiate
+from tests.memory.compare import assert_same, assert_same_outputs, differentiate
 from tests.nets import BY_NAME, CASES, Case, random_net
 from tests.randomnets import general_net
 
@@ -33,8 +33,7 @@ quick = settings(
 def check(net: PursuitNetwork, x: Tensor, levels: int, tolerance: float = 1e-12) -> None:
     expected, theirs = differentiate(net, x, memory="store")
     outputs, mine = differentiate(net, x, memory="recompute", recompute_levels=levels)
-    for mine_, theirs_ in zip(outputs, expected, strict=True):
-        assert torch.equal(mine_, theirs_)
+    assert_same_outputs(outputs, expected, tolerance)
     assert_same(mine, theirs, tolerance)
 
 
