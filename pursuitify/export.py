@@ -1,0 +1,197 @@
+"""Export of a converted network: torch.export, and ONNX for other runtimes.
+
+An exported network is frozen: T, the solver and the scales are those it has, and everything that
+is computed from weights alone (norm bounds, step sizes, folded scales) is computed once, here, and
+stored. The norm search itself is never part of an exported program.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from pursuitify.errors import InputError, InternalError, MissingExtraError, OptionError
+from pursuitify.network import PursuitNetwork
+
+#: Weights beyond this many bytes go to a second file: ONNX's own limit is 2 GiB.
+_LARGEST_FILE = 1.9 * 2**30
+Example = Tensor | tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def export_program(
+    net: PursuitNetwork, example: Example, *, dynamic_batch: bool = True
+) -> ExportedProgram:
+    """Export a network with torch.export, weights copied and frozen.
+
+    The result can be saved (``torch.export.save``), compiled ahead of time
+    (``torch._inductor.aoti_compile_and_package``) or run (``.module()``).
+
+    Args:
+        net: The network, in evaluation mode; not changed.
+        example: An input, or a tuple of them; with a dynamic batch, of at least two samples.
+        dynamic_batch: Let dimension 0 of every input vary; otherwise it is the example's.
+
+    Raises:
+        OptionError: If the network is in training mode.
+        InputError: If the example does not fit, or has one sample where the batch is dynamic.
+    """
+    inputs = _checked(net, example, dynamic_batch)
+    shapes = tuple({0: Dim.DYNAMIC} for _ in inputs) if dynamic_batch else None
+    traced = torch.export.export(net, inputs, dynamic_shapes=shapes and {"args": shapes})
+    # A copy: what is folded here must not meet weights that the caller trains further.
+    module = copy.deepcopy(traced.module(check_guards=False))
+    assert isinstance(module, fx.GraphModule)
+    fold_constants(module)
+    return torch.export.export(module, inputs, dynamic_shapes=shapes)
+
+
+def export_onnx(
+    net: PursuitNetwork,
+    example: Example,
+    path: str | os.PathLike[str],
+    *,
+    dynamic_batch: bool = True,
+    tolerance: float | None = 1e-3,
+) -> float | None:
+    """Write a network to an ONNX file, and compare what onnxruntime makes of it.
+
+    Args:
+        net: The network, in evaluation mode; not changed.
+        example: An input, or a tuple of them; with a dynamic batch, of at least two samples.
+        path: Where to; weights are in the same file, up to 1.9 GiB.
+        dynamic_batch: Let dimension 0 of every input vary; otherwise it is the example's.
+        tolerance: Largest difference to the network's own output on the example, relative to its
+            largest entry; None to write the file without comparing.
+
+    Returns:
+        The difference found, or None.
+
+    Raises:
+        OptionError: If the network is in training mode.
+        InputError: If the example does not fit, or has one sample where the batch is dynamic.
+        MissingExtraError: If onnx, onnxscript or onnxruntime is not installed.
+        InternalError: If the file computes something else; it is removed.
+    """
+    _require("onnx", "onnxscript", *(() if tolerance is None else ("onnxruntime",)))
+    program = export_program(net, example, dynamic_batch=dynamic_batch)
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
+    held = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    torch.onnx.export(
+        program,
+        f=os.fspath(path),
+        input_names=names,
+        external_data=held > _LARGEST_FILE,
+        verbose=False,
+    )
+    if tolerance is None:
+        return None
+    difference = _difference(net, inputs, names, path)
+    if not difference <= tolerance:
+        Path(path).unlink()
+        raise InternalError(
+            f"onnxruntime's output differs from the network's by {difference:.3g} (relative to its "
+            f"largest entry), more than {tolerance:g}; nothing is left at {path}. Please report it"
+        )
+    return difference
+
+
+def fold_constants(module: fx.GraphModule) -> None:
+    """Replace everything that is computed from the module's own tensors alone by its value.
+
+    Args:
+        module: A module with a flat graph, as ``ExportedProgram.module()`` gives it; changed.
+    """
+    values: dict[fx.Node, Any] = {}
+    graph = module.graph
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            values[node] = _attribute(module, str(node.target))
+        elif _pure(node) and all(n in values for n in node.all_input_nodes):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+    count = 0
+    for node in list(values):
+        frontier = any(user not in values for user in node.users)
+        if node.op == "get_attr" or not frontier or not isinstance(values[node], Tensor):
+            continue
+        name = f"folded_{count}"
+        module.register_buffer(name, values[node].detach().clone())
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(graph.get_attr(name))
+        count += 1
+    graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+
+
+def _pure(node: fx.Node) -> bool:
+    """Whether a second run would give the same: no random numbers, no effects."""
+    tags = getattr(node.target, "tags", ())
+    drawn = torch.Tag.nondeterministic_seeded in tags
+    return node.op == "call_function" and not drawn and not node.is_impure()
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    return operator.attrgetter(path)(module)
+
+
+def _checked(net: PursuitNetwork, example: Example, dynamic: bool) -> tuple[Tensor, ...]:
+    if not isinstance(net, PursuitNetwork):
+        raise OptionError(f"export takes a PursuitNetwork, not a {type(net).__name__}")
+    if net.training:
+        raise OptionError(
+            "an exported network is frozen, and this one is in training mode: call net.eval() first"
+        )
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    if dynamic and any(isinstance(x, Tensor) and x.dim() and x.shape[0] < 2 for x in inputs):
+        raise InputError(
+            "the example has one sample, and torch.export takes a dimension of 1 for constant: "
+            "give two, or dynamic_batch=False"
+        )
+    net(*inputs)  # what does not fit is refused here, in the network's own words
+    return inputs
+
+
+def _require(*libraries: str) -> None:
+    import importlib.util
+
+    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f"{', '.join(missing)} missing: pip install 'pursuitify[export]'")
+
+
+@torch.no_grad()
+def _difference(
+    net: PursuitNetwork,
+    inputs: tuple[Tensor, ...],
+    names: list[str],
+    path: str | os.PathLike[str],
+) -> float:
+    import onnxruntime  # type: ignore[import-untyped]
+
+    session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+    feed = {name: x.cpu().numpy() for name, x in zip(names, inputs, strict=True)}
+    found = [torch.from_numpy(value) for value in session.run(None, feed)]
+    wanted = _tensors(net(*inputs))
+    worst = 0.0
+    for ours, theirs in zip(wanted, found, strict=True):
+        scale = float(ours.abs().max().clamp_min(torch.finfo(ours.dtype).tiny))
+        worst = max(worst, float((ours.cpu() - theirs).abs().max()) / scale)
+    return worst
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """Return the tensors of a nested output in the order torch.export gives them."""
+    if isinstance(output, Tensor):
+        return [output]
+    items = output.values() if isinstance(output, dict) else output
+    return [t for item in items for t in _tensors(item)] if hasattr(items, "__iter__") else []
