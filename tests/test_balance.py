@@ -167,6 +167,19 @@ def test_what_cannot_move_is_named(training: bool) -> None:
     assert "why 1" in str(net.balanced)
 
 
+def test_two_modules_with_one_weight_are_left_alone() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4) for _ in range(4)]
+    layers[2].weight = layers[1].weight
+    relus = [nn.ReLU() for _ in range(3)]
+    model = nn.Sequential(
+        *(m for pair in zip(layers, relus, strict=False) for m in pair), layers[3]
+    )
+    net = check(model.double(), torch.randn(5, 4).double(), training=False)
+    assert set(net.balanced.scales.values()) == {1.0}
+    assert "parameters that are its alone" in str(net.balanced.fixed)
+
+
 class Shifted(nn.Module):
     """Affine, which a rule of the user's own may be."""
 

@@ -1,0 +1,250 @@
+"""Accuracy of converted networks against T, with and without each means to keep it.
+
+python benchmarks/conversion_accuracy.py --json out.json --plot accuracy.png
+
+Trains the reference networks (chain, residual, dense) on scikit-learn's digits and on Fashion-MNIST
+(where Debian's dataset-fashion-mnist is installed; averaged to 14 x 14), converts them without any
+fine-tuning, and measures test accuracy at every T. Scales are calibrated on unlabelled training
+images. Nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import itertools
+import json
+import platform
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pursuitify import PursuitNetwork, pursuitify
+from pursuitify.calibrate import calibrate
+from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+NETS = {"chain": ChainNet, "residual": ResidualNet, "dense": DenselyConnectedNet}
+CONSOLE = Console()
+Data = tuple[Tensor, Tensor, Tensor, Tensor]
+#: Images that are kept out of training, for calibration.
+HELD = 200
+STEPS = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 1.0)
+#: Means by name: whether latents are balanced, and the threshold scales calibrated with the steps.
+MEANS: dict[str, tuple[bool, tuple[float, ...]]] = {
+    "as converted": (False, ()),
+    "balance": (True, ()),
+    "step scale": (False, (1.0,)),
+    "step and threshold scale": (False, (0.5, 1.0, 2.0)),
+    "balance and step scale": (True, (1.0,)),
+}
+
+
+def digits(_count: int) -> Data:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)
+    y = torch.from_numpy(bunch.target).long()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = x[order], y[order]
+    return x[:1400], y[:1400], x[1400:], y[1400:]
+
+
+def fashion(count: int) -> Data:
+    def read(name: str, header: int) -> Tensor:
+        raw = gzip.decompress((FASHION / name).read_bytes())
+        return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).copy())
+
+    def images(name: str) -> Tensor:
+        x = read(f"{name}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
+        return F.avg_pool2d(x.float() / 255, 2)
+
+    def labels(name: str) -> Tensor:
+        return read(f"{name}-labels-idx1-ubyte.gz", 8).long()
+
+    return (
+        images("train")[:count],
+        labels("train")[:count],
+        images("t10k")[:1000],
+        labels("t10k")[:1000],
+    )
+
+
+def fit(net: nn.Module, x: Tensor, y: Tensor, epochs: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(net.parameters(), 1e-2)
+    batches = -(-len(x) // 128)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=epochs * batches)
+    net.train()
+    for _ in range(epochs):
+        for part in torch.randperm(len(x), generator=generator).split(128):
+            optimiser.zero_grad()
+            F.cross_entropy(net(x[part]), y[part]).backward()
+            optimiser.step()
+            schedule.step()
+    net.eval()
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
+    right = [net(a).argmax(1) == b for a, b in zip(x.split(250), y.split(250), strict=True)]
+    return float(torch.cat(right).float().mean())
+
+
+def measure(
+    data: str, build: str, seed: int, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    x, y, x_test, y_test = {"digits": digits, "fashion": fashion}[data](arguments.images)
+    # Unlabelled, and not trained on: the network is surer of what it has learnt by heart.
+    x, y, sample = x[HELD:], y[HELD:], x[:HELD]
+    torch.manual_seed(seed)
+    source = NETS[build](1, 10, width=arguments.width)
+    fit(source, x, y, arguments.epochs if data == "fashion" else 4 * arguments.epochs, seed)
+    rows = []
+    for means, (balance, thresholds) in MEANS.items():
+        net = pursuitify(source, balance=balance)
+        for sweeps in arguments.sweeps:
+            net.iterations, net.step_scale, net.threshold_scale = sweeps, 1.0, 1.0
+            if sweeps and thresholds:
+                calibrate(
+                    net,
+                    [sample],
+                    agreement=arguments.agreement,
+                    step_scales=STEPS,
+                    threshold_scales=thresholds,
+                    apply=True,
+                )
+            rows.append(
+                {
+                    "data": data,
+                    "net": build,
+                    "seed": seed,
+                    "means": means,
+                    "sweeps": sweeps,
+                    "accuracy": accuracy(net, x_test, y_test),
+                    "fall": fall(net, sample),
+                    "step_scale": net.step_scale,
+                    "threshold_scale": net.threshold_scale,
+                }
+            )
+    return rows
+
+
+@torch.no_grad()
+def fall(net: PursuitNetwork, x: Tensor) -> float:
+    """How much F falls from the source's latents to those reached, mean per sample."""
+    reached = net.latents(x)
+    held, net.threshold_scale = net.threshold_scale, 1.0
+    sweeps, net.iterations = net.iterations, 0
+    start = net.latents(x)
+    change = net.objective(x, start) - net.objective(x, reached)
+    net.threshold_scale, net.iterations = held, sweeps
+    return float(change.mean())
+
+
+def table(rows: list[dict[str, Any]], sweeps: list[int]) -> Table:
+    found = Table(title="test accuracy, mean of the seeds (smallest to largest)")
+    for heading in ("data", "net", "means", *(f"T = {t}" for t in sweeps)):
+        found.add_column(heading)
+    keys = dict.fromkeys((r["data"], r["net"], r["means"]) for r in rows)
+    for key in keys:
+        cells = []
+        for t in sweeps:
+            values = [
+                r["accuracy"]
+                for r in rows
+                if (r["data"], r["net"], r["means"]) == key and r["sweeps"] == t
+            ]
+            low, high = min(values), max(values)
+            cells.append(f"{statistics.mean(values):.1%} ({low:.1%} to {high:.1%})")
+        found.add_row(*key, *cells)
+    return found
+
+
+def plot(rows: list[dict[str, Any]], sweeps: list[int], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    cells = list(dict.fromkeys((r["data"], r["net"]) for r in rows))
+    columns = len({net for _, net in cells})
+    lines = -(-len(cells) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(3.2 * columns, 2.6 * lines), sharey=True, squeeze=False
+    )
+    means = list(dict.fromkeys(r["means"] for r in rows))
+    for (data, net), axis in zip(cells, axes.flat, strict=True):
+        for name in means:
+            points = []
+            for t in sweeps:
+                values = [
+                    r["accuracy"]
+                    for r in rows
+                    if (r["data"], r["net"], r["means"], r["sweeps"]) == (data, net, name, t)
+                ]
+                points.append(statistics.mean(values))
+            axis.plot(range(len(sweeps)), points, marker=".", label=name)
+        axis.set_title(f"{data}, {net}", fontsize=9)
+        axis.set_xticks(range(len(sweeps)), [str(t) for t in sweeps])
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("test accuracy")
+    axes[-1, 0].set_xlabel("sweeps T")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncol=3, fontsize=8)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", nargs="+", default=["digits", "fashion"])
+    parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--sweeps", nargs="+", type=int, default=[0, 1, 2, 5, 10, 20])
+    parser.add_argument("--agreement", type=float, default=0.99)
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--images", type=int, default=10000, help="Fashion-MNIST training images")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    if "fashion" in arguments.data and not FASHION.is_dir():
+        CONSOLE.print(f"no {FASHION}: Fashion-MNIST is left out (Debian: dataset-fashion-mnist)")
+        arguments.data = [d for d in arguments.data if d != "fashion"]
+    cells = list(itertools.product(arguments.data, arguments.nets, arguments.seeds))
+    rows: list[dict[str, Any]] = []
+    for data, net, seed in track(cells, console=CONSOLE, description="train and convert"):
+        rows += measure(data, net, seed, arguments)
+    Console(width=200).print(table(rows, arguments.sweeps))
+    if arguments.plot:
+        plot(rows, arguments.sweeps, arguments.plot)
+    if arguments.json:
+        environment = {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "threads": arguments.threads,
+        }
+        settings = {k: str(v) for k, v in vars(arguments).items()}
+        content = {"environment": environment, "settings": settings, "rows": rows}
+        arguments.json.write_text(json.dumps(content, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
