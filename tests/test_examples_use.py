@@ -72,6 +72,7 @@ def test_hub(example: object, capsys: pytest.CaptureFixture[str], tmp_path: Path
         hub.from_pretrained(tmp_path / "repo")
 
 
+@pytest.mark.slow
 def test_export_and_inference_without_the_library(
     example: object, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

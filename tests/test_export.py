@@ -129,6 +129,7 @@ class Noisy(nn.Module):
         return self.b(torch.relu(self.a(x))) + torch.rand_like(self.b.bias)
 
 
+@slow
 def test_random_numbers_are_drawn_at_every_run() -> None:
     net = pursuitify(Noisy().eval(), iterations=1)
     runner = export_program(net, torch.rand(2, 4)).module()
@@ -170,6 +171,7 @@ class Two(nn.Module):
         return {"scores": self.c(h), "features": h}
 
 
+@slow
 def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = pursuitify(Two().eval(), iterations=2)
@@ -245,6 +247,7 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         export_onnx(network(), images(), tmp_path / "net.onnx")
 
 
+@slow
 def test_a_wrong_file_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fold = module.fold_constants
 

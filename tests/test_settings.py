@@ -216,6 +216,7 @@ def test_a_checkpoint_keeps_them(tmp_path: Any) -> None:
     assert (again.step_scale, again.threshold_scale) == (0.5, 2.0)
 
 
+@pytest.mark.slow
 def test_compiled_code_follows_them() -> None:
     torch.compiler.reset()
     torch.manual_seed(0)
