@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pursuitify.robust.adaptive import Averaged, LatentChange, Sweeps
 from pursuitify.robust.apgd import apgd
+from pursuitify.robust.approximate import Implicit
 from pursuitify.robust.attacks import fgsm, pgd
 from pursuitify.robust.objective import Guide
 from pursuitify.robust.rays import hard_label
@@ -46,6 +47,8 @@ GUIDES: dict[str, Callable[[Any], Guide | nn.Module]] = {
     "t=double": lambda net: AtIterations(net, 2 * pursuit_of(net).iterations),
     "sweeps-mean": Sweeps,
     "sweeps-worst": lambda net: Sweeps(net, how="worst"),
+    "implicit": Implicit,
+    "last-k": lambda net: Implicit(net, last=1),
     "sweeps-few": lambda net: Sweeps(net, _few(pursuit_of(net).iterations)),
 }
 
