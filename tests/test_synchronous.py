@@ -154,3 +154,11 @@ def test_it_trains() -> None:
     net(x).square().sum().backward()
     given = [p.grad for n, p in net.named_parameters() if not n.startswith("pursuit.")]
     assert all(g is not None and bool(torch.isfinite(g).all()) for g in given)
+
+
+def test_step_scale_is_a_factor_on_the_step() -> None:
+    case = BY_NAME["conv_residual"]
+    net, x = pursuitify(case.build(), iterations=3, solver="synchronous"), case.input()
+    full = {k: v.detach() for k, v in net.step_sizes(x).items()}
+    net.step_scale = 0.5
+    assert all(torch.equal(v.detach(), 0.5 * full[k]) for k, v in net.step_sizes(x).items())

@@ -8,6 +8,7 @@ from pursuitify.robust.adaptive import Averaged, LatentChange, Sweeps
 from pursuitify.robust.apgd import apgd
 from pursuitify.robust.attacks import fgsm, pgd
 from pursuitify.robust.audit import audit
+from pursuitify.robust.certified import Certificate, certified_radius
 from pursuitify.robust.evaluation import AuditReport
 from pursuitify.robust.protocols import PROTOCOLS, Protocol, Step
 from pursuitify.robust.rays import hard_label
@@ -20,6 +21,7 @@ __all__ = [
     "AtIterations",
     "AuditReport",
     "Averaged",
+    "Certificate",
     "LatentChange",
     "Protocol",
     "SmoothedBackward",
@@ -28,6 +30,7 @@ __all__ = [
     "apgd",
     "audit",
     "autoattack",
+    "certified_radius",
     "fgsm",
     "foolbox",
     "hard_label",
