@@ -1,0 +1,74 @@
+"""What a sweep may cost, counted: no clock, so that it holds on every machine.
+
+That each weighted operator runs once forward and once adjoint is in test_network.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torchvision")
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import Operators
+from pursuitify import pursuitify
+from pursuitify.models import ChainNet, DenseBlock, ResidualNet
+
+#: Passes over the concats of a dense block per sweep: the residuals' slots are joined for the
+#: operator, take its product, take the change of the latent they read, and are fed back to it.
+JOINS = 4
+
+
+class Grown(nn.Module):
+    """One densely connected block of ``depth`` units."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.block = DenseBlock(2, 4, depth, stride=1, batch_norm=True)
+        self.head = nn.Linear(4 * depth, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(x).mean((2, 3)))
+
+
+def sweep_cost(model: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Return convolutions, and elements written by other operators, in one sweep of many."""
+    net, found = pursuitify(model.eval()), []
+    with torch.no_grad():
+        net(x)
+        for sweeps in (3, 4):
+            net.iterations = sweeps
+            with Operators() as count:
+                net(x)
+            found.append((count.convolutions, count.elements))
+    return found[1][0] - found[0][0], found[1][1] - found[0][1]
+
+
+def joined(depth: int, x: Tensor) -> int:
+    """Return the elements that the source's own concats hold."""
+    images = x.shape[0] * x[0, 0].numel()
+    return sum(4 * n * images for n in range(2, depth))
+
+
+@pytest.mark.parametrize("build", [ChainNet, ResidualNet])
+def test_the_rest_of_a_sweep_grows_with_the_latents(build: type[nn.Module]) -> None:
+    """Elements moved beside the weighted operators, per element of all latents: a constant."""
+    x, shares = torch.rand(2, 3, 12, 12), []
+    for depth in (1, 4):
+        torch.manual_seed(0)
+        model = build(in_channels=3, num_classes=2, depth=depth, width=4)
+        size = sum(v.numel() for v in pursuitify(model.eval()).latents(x).values())
+        shares.append(sweep_cost(model, x)[1] / size)
+    assert shares[1] <= 1.1 * shares[0], shares
+
+
+def test_a_dense_block_costs_its_concats_and_no_more() -> None:
+    """Unit n reads n latents: joining them is quadratic in the source as well, nothing else is."""
+    x, rest = torch.rand(2, 2, 8, 8), {}
+    for depth in (4, 8, 16):
+        torch.manual_seed(0)
+        convolutions, elements = sweep_cost(Grown(depth), x)
+        assert convolutions == 2 * 2 * depth
+        rest[depth] = (elements - JOINS * joined(depth, x)) / depth
+    assert rest[16] <= 1.02 * rest[4], rest

@@ -1,0 +1,63 @@
+"""The fast path: it is the one that runs where no derivative is recorded, and it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pursuitify import inplace, pursuit, pursuitify
+from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
+from tests.nets import CASES, LAYOUTS, Case
+from tests.oracle import Oracle
+
+
+@pytest.fixture
+def descents(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sweeps that the fast path was asked for, call by call."""
+    asked: list[int] = []
+    descend: Callable[..., Iterator[Any]] = inplace.descend
+
+    def watched(*args: Any) -> Iterator[Any]:
+        asked.append(args[4])
+        return descend(*args)
+
+    monkeypatch.setattr(pursuit, "descend", watched)
+    return asked
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_fast_path_agrees_with_the_oracle(case: Case, layout: Any, descents: list[int]) -> None:
+    model, x = case.build(), case.input()
+    net = pursuitify(model, layout=layout)
+    oracle = Oracle(case.rows(model, layout, x), x)
+    counts = (1, 2, 5)
+    with torch.no_grad():
+        steps = {k: float(v) for k, v in net.step_sizes(x).items()}
+        for count in counts:
+            net.iterations = count
+            found = np.concatenate([v.reshape(-1).numpy() for v in net.latents(x).values()])
+            expected = oracle.sweeps(count, steps, 0.0)
+            scale = max(1.0, float(np.abs(expected).max()))
+            assert np.abs(found - expected).max() <= 1e-10 * scale
+    assert descents == list(counts), "another path ran"
+
+
+@pytest.mark.parametrize("build", [ChainNet, ResidualNet, DenselyConnectedNet])
+def test_fast_and_plain_path_agree_in_float32(build: type[nn.Module], descents: list[int]) -> None:
+    torch.manual_seed(0)
+    net = pursuitify(build(in_channels=3, num_classes=5, width=8).eval(), iterations=10)
+    x = torch.rand(4, 3, 16, 16)
+    plain = {k: v.detach() for k, v in {"output": net(x), **net.latents(x)}.items()}
+    assert descents == [], "the fast path ran where derivatives are recorded"
+    with torch.no_grad():
+        fast = {"output": net(x), **net.latents(x)}
+    assert descents == [10, 10]
+    for name, value in plain.items():
+        error = float((fast[name] - value).abs().max() / value.abs().max().clamp_min(1e-30))
+        assert error <= 1e-6, name
