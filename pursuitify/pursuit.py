@@ -220,7 +220,10 @@ def _compiles_once(extrapolation: Sequence[Tensor] | None) -> bool:
 
 
 def _may_overwrite() -> bool:
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether nothing needs what is overwritten; under autocast dtypes differ, too."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"))
 
 
 def _proximal_step(row: BoundRow, v: Tensor, slope: Tensor, step: Tensor, inplace: bool) -> Tensor:
