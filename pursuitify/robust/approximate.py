@@ -10,7 +10,10 @@ from pursuitify.robust.sweeps import pursuit_of
 
 
 class Implicit(nn.Module):
-    """The network's output with implicit derivatives, or those of its last sweeps."""
+    """The network's output with implicit derivatives, or those of its last sweeps.
+
+    A layered pursuit has no joint fixed point: there the derivatives are the network's own.
+    """
 
     def __init__(self, net: nn.Module, last: int | None = None) -> None:
         """Wrap ``net``, which is or holds a pursuit network.
@@ -30,6 +33,8 @@ class Implicit(nn.Module):
         """Return the network's output."""
         pursuit = pursuit_of(self.net)
         before = pursuit.memory, pursuit.implicit_last
+        if pursuit.solver == "layered":
+            return self.net(x)
         pursuit.memory, pursuit.implicit_last = "implicit", self.last
         try:
             return self.net(x)

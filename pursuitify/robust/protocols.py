@@ -109,6 +109,10 @@ _GUIDES = {
     "gradients at 2 T": ("other-sweeps", "t=double"),
     "latents": ("adaptive", "latents"),
 }
+_APPROXIMATE = {
+    "implicit derivatives": ("adaptive", "implicit"),
+    "last sweep's derivatives": ("adaptive", "last-k"),
+}
 _SWEEPS = {
     "mean over sweeps": ("adaptive", "sweeps-mean"),
     "worst sweep": ("adaptive", "sweeps-worst"),
@@ -140,7 +144,7 @@ STANDARD = Protocol(
         *_core(40, 100, 1),
         _targeted(9, 100),
         *_blind(100, 1000, 400),
-        *_adaptive(40, {**_GUIDES, **_SWEEPS}),
+        *_adaptive(40, {**_GUIDES, **_SWEEPS, **_APPROXIMATE}),
     ),
     twin=(*_core(20, 50, 1), _targeted(3, 50)),
     curve=_curve(30),
@@ -152,7 +156,7 @@ FULL = Protocol(
         *_core(100, 100, 5),
         _targeted(9, 100),
         *_blind(1000, 5000, 4000),
-        *_adaptive(100, {**_GUIDES, **_SWEEPS}),
+        *_adaptive(100, {**_GUIDES, **_SWEEPS, **_APPROXIMATE}),
     ),
     twin=(*_core(40, 100, 1), _targeted(9, 100)),
     curve=_curve(100),
