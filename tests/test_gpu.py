@@ -73,12 +73,27 @@ def test_sweeps_agree_with_float64_on_the_cpu(build: type[nn.Module], device: st
             assert error(value, expected[name]) <= 1e-4, name
 
 
+class Pooled(nn.Module):
+    """A max pool between convolutions, as a resnet's stem has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.max_pool2d(torch.relu(self.stem(x)), 3, 2, 1)
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+
 @devices
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(device: str, dtype: torch.dtype) -> None:
+def test_autocast(device: str, dtype: torch.dtype, pooled: bool, recorded: bool) -> None:
     model, x = build_net(ResidualNet, device)
-    net = pursuitify(model, iterations=3)
-    with torch.no_grad():
+    net = pursuitify(Pooled().eval().to(device) if pooled else model, iterations=3)
+    with torch.set_grad_enabled(recorded):
         plain, exact = net(x), net.step_sizes(x)
         with torch.autocast(device, dtype=dtype):
             mixed, steps = net(x), net.step_sizes(x)

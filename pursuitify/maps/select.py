@@ -87,6 +87,8 @@ class Select(LinearMap):
 
     def minus_adjoint(self, total: Tensor, y: Tensor) -> Tensor:
         """Return ``total - A^T y``, scattered into a copy of ``total``."""
+        if total.dtype != y.dtype:  # autocast: sums promote, scatters do not
+            return super().minus_adjoint(total, y)
         flat, index, values, dim = self._flat(total, y)
         flat = flat.scatter_add(dim, index, values.neg())
         if dim == 1:
