@@ -27,7 +27,7 @@ demo: $(STAMP) ## Train, convert, fine-tune and attack a small network; pictures
 	$(BIN)/python examples/digits.py --output demo-output
 
 test: $(STAMP) ## Run the tests that are not marked slow.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: $(STAMP) ## Run the tests marked slow.
 	$(BIN)/python -m pytest -m slow
