@@ -1,0 +1,125 @@
+"""What is measured of a trained network, by the library's own audit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks.paper.configuration import Evaluation, Training
+from benchmarks.paper.data import images
+from pursuitify import PursuitNetwork
+from pursuitify.analysis import coherence
+from pursuitify.robust import Protocol, Step, audit, fgsm, pgd
+from pursuitify.robust.adaptive import iterations
+from pursuitify.robust.measure import wilson
+
+PGD = {"steps": 40}
+#: FGSM and PGD-40 on every image; the rest attacks what is left standing.
+MENU = Protocol(
+    name="paper menu",
+    steps=(
+        Step("FGSM", "fgsm", "one-step"),
+        Step("PGD-40 CE", "pgd", "white-box", PGD),
+        Step("APGD-CE", "apgd", "white-box", {"steps": 30}, survivors=True),
+        Step("APGD-DLR", "apgd", "white-box", {"steps": 30, "loss": "dlr"}, survivors=True),
+        Step("APGD-T", "apgd", "white-box", {"targets": 3, "steps": 10}, survivors=True),
+        Step("Square", "square", "black-box", {"queries": 100}, survivors=True),
+        Step("rescaled logits", "apgd", "adaptive", {"steps": 10, "loss": "scaled"}, "", True),
+        Step("smoothed backward", "apgd", "adaptive", {"steps": 10}, "smoothed", True),
+        *(
+            Step(name, "apgd", kind, {"steps": 10}, guide, True, "pursuit")
+            for name, kind, guide in (
+                ("gradients at T = 0", "other-sweeps", "t=0"),
+                ("gradients at 2 T", "other-sweeps", "t=double"),
+                ("latents", "adaptive", "latents"),
+                ("few sweeps", "adaptive", "sweeps-few"),
+            )
+        ),
+    ),
+    twin=(Step("FGSM", "fgsm", "one-step"), Step("PGD-40 CE", "pgd", "white-box", PGD)),
+    curve=(Step("PGD-20 CE", "pgd", "white-box", {"steps": 20}),),
+    factors=(0.5,),
+)
+
+
+def evaluate(net: PursuitNetwork, c: Training, e: Evaluation, device: str = "cpu") -> dict:
+    """Return the measurements of one cell; the network is left as it was."""
+    x, y = images(c.data, False)
+    x, y = x[: e.images].to(device), y[: e.images].to(device)
+    count = c.iterations if e.iterations < 0 else e.iterations
+    net.threshold_scale = e.threshold_scale
+    if count and net.solver == "feedforward":
+        net.solver = "global"  # weights trained fed forward, pursued
+    with iterations(net.eval(), count):
+        found: dict[str, Any] = {"images": len(x), "clean": accuracy(net, x, y)}
+        if e.protocol == "menu":
+            found |= _audited(net, x, y, e)
+        else:
+            points = fgsm(net, x, y, eps=e.eps, batch_size=256)
+            found["fgsm"] = accuracy(net, points, y)
+            if e.protocol == "pgd":
+                points = pgd(net, x, y, eps=e.eps, steps=40, seed=0, batch_size=256)
+                found["pgd"] = accuracy(net, points, y)
+        found["interval"] = list(wilson(round(_least(found) * len(x)), len(x)))
+        if e.diagnose:
+            found |= diagnosed(net, x[:128])
+    return found
+
+
+def _least(found: dict[str, Any]) -> float:
+    return min(found[key] for key in ("clean", "fgsm", "pgd", "worst") if key in found)
+
+
+def _audited(net: PursuitNetwork, x: torch.Tensor, y: torch.Tensor, e: Evaluation) -> dict:
+    report = audit(net, (x, y), eps=e.eps, protocol=MENU, progress=False)
+    found: dict[str, Any] = {
+        "fgsm": report.accuracy("FGSM"),
+        "pgd": report.accuracy("PGD-40 CE"),
+        "worst": report.worst(),
+        "verdict": report.verdict,
+        "new": {r.name: r.new for r in report.results if r.subject == "network"},
+        "failed": {r.name: r.error for r in report.results if r.error},
+        "curve": [[p.eps, p.accuracy] for p in report.curve],
+    }
+    for name, clean in report.clean.items():
+        if name != "network":
+            found["twin"] = {
+                "clean": clean,
+                "fgsm": report.accuracy("FGSM", name),
+                "pgd": report.accuracy("PGD-40 CE", name),
+            }
+    return found
+
+
+@torch.no_grad()
+def accuracy(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    parts = zip(x.split(256), y.split(256), strict=True)
+    return sum(int((net(a).argmax(1) == b).sum()) for a, b in parts) / len(x)
+
+
+@torch.no_grad()
+def diagnosed(net: PursuitNetwork, x: torch.Tensor) -> dict[str, Any]:
+    """Return the relative reconstruction error per sweep and row, and the coherence.
+
+    The error of a row is the sum over the batch of ||r||^2 over that of ||u||^2: a mean of ratios
+    would be ruled by the few samples at which a late row reads next to nothing.
+    """
+    per_sweep = []
+    last = net.iterations
+    for count in range(last + 1):
+        with iterations(net, count):
+            _, latents, dictionary = net.infer(x)
+        per_row = []
+        for row, r in zip(dictionary.rows, dictionary.residual(latents).values(), strict=True):
+            signal = row.join(row.decode(latents[row.name])) - r
+            per_row.append(float(r.square().sum() / signal.square().sum().clamp_min(1e-6)))
+        per_sweep.append(per_row)
+    report = coherence(net, tuple(x.shape[1:]))
+    return {
+        "reconstruction": per_sweep,
+        "latents": list(dictionary.names),
+        "frame_potential": report.frame_potential,
+        "frame_potential_mean_abs": report.frame_potential_mean_abs,
+        "mutual_coherence": report.mutual_coherence,
+    }
