@@ -15,7 +15,8 @@ def preferred(value: Any) -> Any:
 
     Convolutions keep the format of their input, so one conversion here serves every sweep. There a
     strided convolution's adjoint takes the forward's time, in the contiguous format up to 2.5 times
-    as long. On other devices, and in other precisions, the format the user chose stays.
+    as long. On other devices, and in other precisions, the format the user chose stays; so it does
+    in training mode, where dropout draws its mask in the order of memory.
     """
     if not isinstance(value, Tensor) or value.dim() != 4 or value.device.type != "cpu":
         return value

@@ -188,7 +188,8 @@ class PursuitNetwork(Settings):
         return self._bind(program, checks.arguments(program, args, kwargs, self))
 
     def _bind(self, program: Program, values: Sequence[Any]) -> tuple[Pass, StructuredDictionary]:
-        values = [formats.preferred(value) for value in values]
+        if self._pursues and not self.training:
+            values = [formats.preferred(value) for value in values]
         with _input_errors():
             first = program.forward(self, *values)
         return first, dictionary.bind(program, first, values, self.threshold_scale)
