@@ -8,7 +8,7 @@ import multiprocessing
 import pickle
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,15 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "attack", attack)
 
 
+@pytest.fixture
+def plain_ctrl_c() -> Iterator[None]:
+    """SIGINT as an interpreter has it; workers of a parallel test run ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("plain_ctrl_c")
 def test_ctrl_c_leaves_a_state_and_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +104,7 @@ def test_ctrl_c_leaves_a_state_and_says_how_to_go_on(
     same(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.usefixtures("plain_ctrl_c")
 def test_without_a_folder_ctrl_c_is_what_it_always_is(monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_at(2, monkeypatch)
     with pytest.raises(KeyboardInterrupt) as caught:
