@@ -151,7 +151,8 @@ def measure(name: str, given: argparse.Namespace) -> list[common.Row]:
                 for way, run in WAYS.items()
             },
         }
-        times = common.in_turns(calls, given.repeats, given.device, best_of={"source": 3})
+        clock = common.CLOCKS[given.clock]
+        times = common.in_turns(calls, given.repeats, given.device, {"source": 3}, clock)
         for way in list(calls)[1:]:
             with common.Operators() as count:
                 calls[way]()
@@ -164,6 +165,7 @@ def measure(name: str, given: argparse.Namespace) -> list[common.Row]:
                     "size": given.size,
                     "sweeps": sweeps,
                     "way": way,
+                    "clock": given.clock,
                     **common.per_floor(common.ratio(times, way), sweeps),
                     "convolutions": count.convolutions,
                     "convolutions_per_floor": count.convolutions / once / common.floor(sweeps),
@@ -177,6 +179,7 @@ def measure(name: str, given: argparse.Namespace) -> list[common.Row]:
 def main(argv: list[str] | None = None) -> int:
     parser = common.options(__doc__, "baselines", sweeps=(1, 3), batch=4, size=96)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--clock", choices=list(common.CLOCKS), default="wall")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     rows = []

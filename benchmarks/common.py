@@ -13,7 +13,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ from torchvision import models
 RESULTS = Path(__file__).resolve().parent / "results"
 
 Row = dict[str, Any]
+
+#: Clocks by name. Where other work shares the machine, only CPU time with one thread means much.
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "CPU": time.process_time}
 
 
 def options(
@@ -165,11 +168,16 @@ class Operators(TorchDispatchMode):
         return result
 
 
-def saved_bytes(call: Callable[[], object]) -> int:
-    """Return the bytes autograd keeps for derivatives while ``call`` runs, parameters included.
+def saved_bytes(call: Callable[[], object], apart: Iterable[Tensor] = ()) -> int:
+    """Return the bytes autograd keeps for derivatives while ``call`` runs.
 
     Storages are counted once; they are held until the end, so that none is counted twice.
+
+    Args:
+        call: What to run.
+        apart: Tensors that are not counted, such as the parameters.
     """
+    known = {t.untyped_storage().data_ptr() for t in apart}
     held: dict[int, torch.UntypedStorage] = {}
 
     def pack(t: Tensor) -> Tensor:
@@ -179,7 +187,7 @@ def saved_bytes(call: Callable[[], object]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         result = call()
-    total = sum(storage.nbytes() for storage in held.values())
+    total = sum(storage.nbytes() for pointer, storage in held.items() if pointer not in known)
     del result
     return total
 

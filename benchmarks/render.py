@@ -1,0 +1,187 @@
+"""Writes the tables of docs/performance.md from the committed JSON, and the plot over T.
+
+python benchmarks/render.py
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; whatever is there is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import common, scaling
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+PICTURE = ROOT / "docs" / "pictures" / "time-by-sweeps.png"
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: Why each fitted exponent is what it is.
+WHY = {
+    "depth (basic blocks)": "A sweep visits every layer once, so network and source grow alike. "
+    "The nominal depth counts stem and head, which do not repeat: time, in the blocks, grows a "
+    "little faster than it; memory, of which the stem has a large share, more slowly.",
+    "depth (bottlenecks)": "Blocks are added in the second and third stage only, while the fourth "
+    "has the largest weights and the stem the largest maps. The weights grow with exponent 0.77, "
+    "the multiplications with 0.93; at 64 px the time is nearer to the weights'.",
+    "width": "Multiplications grow with the square of the width, elementwise work and the number "
+    "of calls do not: the exponent of the time climbs towards 2. Memory holds maps only, hence 1.",
+    "T": "Time is a + b T (the feed-forward pass, and what is fixed per call, beside the sweeps), "
+    "hence below 1. Inference holds one state, whatever T is. Training keeps every sweep's, "
+    "beside copies of the weights, which no sweep adds to.",
+    "image side": "Maps grow with the square, and so does the state. Time grows more slowly at "
+    "these sizes, in the source as well: what a pass costs however small the maps are is a large "
+    "share (reading the weights, most likely; not profiled). Training keeps copies of the weights, "
+    "which do not grow.",
+    "batch": "State is exactly proportional. Time has a part that the batch does not "
+    "change, in the source as well, as for the image side; what training keeps has the copies of "
+    "the weights. Both are large beside two images of 64 px.",
+}
+
+
+def cells(values: Iterable[object]) -> str:
+    return f"| {' | '.join(common.cell(v) for v in values)} |"
+
+
+def table(rows: Sequence[common.Row], columns: dict[str, str]) -> list[str]:
+    """Return a Markdown table; ``columns`` maps a heading to the field that stands below it."""
+    body = [cells(row.get(field, "") for field in columns.values()) for row in rows]
+    return [cells(columns), cells("---" for _ in columns), *body]
+
+
+def setting(rows: Sequence[common.Row], fields: Sequence[str]) -> str:
+    """Return what all rows share, in words."""
+    words = {"batch": "batch {}", "size": "{} px", "backend": "backend {}", "clock": "{} time"}
+    shared = {f: {row[f] for row in rows if f in row} for f in fields}
+    return ", ".join(words[f].format(*v) for f, v in shared.items() if len(v) == 1)
+
+
+def place(environment: common.Row) -> str:
+    """Return where it was measured, in words."""
+    count = environment["threads"]
+    where = environment.get("gpu") or environment["processor"]
+    return f"{count} thread{'s' * (count > 1)}, {where}, torch {environment['torch']}"
+
+
+def inference(rows: Sequence[common.Row]) -> list[str]:
+    columns = {"model": "model", "T": "sweeps", "compiled": "compiled", "sources": "sources"}
+    return table(rows, columns | {"floors": "floors", "spread": "spread"})
+
+
+def baselines(rows: Sequence[common.Row]) -> list[str]:
+    columns = {"model": "model", "T": "sweeps", "way": "way", "sources": "sources"}
+    columns |= {"floors": "floors", "convolutions per floor": "convolutions_per_floor"}
+    return table(rows, columns | {"F after / F before": "objective"})
+
+
+def compiling(rows: Sequence[common.Row]) -> list[str]:
+    columns = {"model": "model", "T": "sweeps", "way": "way", "sources": "sources"}
+    columns |= {"floors": "floors", "to eager": "to_eager", "difference": "difference"}
+    return table(rows, columns | {"CPU s to compile": "compile_cpu_seconds"})
+
+
+def points(rows: Sequence[common.Row]) -> list[str]:
+    shown = [{**r, "ms": 1000 * r["seconds"]} for r in rows]
+    columns = {"factor": "factor", "value": "value", "CPU ms": "ms", "sources": "sources"}
+    columns |= {"floors": "floors", "state MiB": "state_mib", "saved MiB": "saved_mib"}
+    return table(shown, columns | {"saved, sources": "saved_sources"})
+
+
+def exponents(rows: Sequence[common.Row]) -> list[str]:
+    found = [
+        {"factor": factor, "why": WHY[factor]}
+        | {c: f"{power + 0.0:.2f} ({r2:.3f})".replace("-0.00", "0.00")
+           for c, (power, r2) in curves.items()}
+        for factor, curves in scaling.fits(rows)
+    ]  # fmt: skip
+    for row in found:
+        last = sorted((r["value"], r["seconds"]) for r in rows if r["factor"] == row["factor"])[-2:]
+        row["last"] = f"{scaling.fit(*zip(*last, strict=True))[0]:.2f}"
+    columns = {"factor": "factor", **{c: c for c in scaling.CURVES}}
+    return table(found, columns | {"time, last two": "last", "why": "why"})
+
+
+#: Per table: the file, the script that makes it, what it is made by.
+TABLES: dict[str, tuple[str, Callable[[Sequence[common.Row]], list[str]]]] = {
+    "inference": ("inference", inference),
+    "baselines": ("baselines", baselines),
+    "compile": ("compile", compiling),
+    "scaling": ("scaling", points),
+    "exponents": ("scaling", exponents),
+}
+
+
+def load(name: str, results: Path) -> dict[str, Any] | None:
+    path = results / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def contents(name: str, results: Path) -> str:
+    """Return what stands between the markers of a table.
+
+    Raises:
+        SystemExit: If there is no table of that name.
+    """
+    if name not in TABLES:
+        raise SystemExit(f"no table is called {name!r}; there are {', '.join(TABLES)}")
+    source, make = TABLES[name]
+    record = load(source, results)
+    if record is None:
+        return f"\nNot run. `python benchmarks/{source}.py` measures it.\n\n"
+    rows = record["rows"]
+    shared = ("clock",) if source == "scaling" else ("batch", "size", "backend", "clock")
+    caption = ", ".join(filter(None, (setting(rows, shared), place(record["environment"]))))
+    lines = [f"`benchmarks/results/{source}.json`: {caption}.", "", *make(rows)]
+    return "\n" + "\n".join(lines) + "\n\n"
+
+
+def render(text: str, results: Path = common.RESULTS) -> str:
+    """Return the page with its tables written afresh from the JSON in ``results``."""
+    return MARKED.sub(lambda m: f"{m[1]}{contents(m[2], results)}{m[3]}", text)
+
+
+def draw(rows: Sequence[common.Row], path: Path) -> None:
+    """Draw time against T, one panel per model and one line per way, with the floor."""
+    from matplotlib.figure import Figure
+
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure = Figure(figsize=(4.5 * len(models), 3.6), layout="constrained")
+    for axes, model in zip(
+        figure.subplots(1, len(models), squeeze=False).flat, models, strict=True
+    ):
+        mine = sorted((r for r in rows if r["model"] == model), key=lambda r: r["sweeps"])
+        for way in dict.fromkeys(row["way"] for row in mine):
+            line = [(r["sweeps"], r["sources"]) for r in mine if r["way"] == way]
+            axes.plot(*zip(*line, strict=True), marker="o", markersize=4, label=way)
+        counts = sorted({r["sweeps"] for r in mine})
+        axes.plot(counts, [common.floor(t) for t in counts], "k--", linewidth=1, label="1 + 2T")
+        axes.set_xticks(counts)
+        axes.set_xlabel("T")
+        axes.set_ylabel("time, in passes of the source")
+        axes.set_title(model)
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=90)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--results", type=Path, default=common.RESULTS)
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    given = parser.parse_args(argv)
+    given.page.write_text(render(given.page.read_text(), given.results))
+    record = load("baselines", given.results)
+    if record is not None:
+        draw(record["rows"], given.picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
