@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md from the committed JSON, and the plot over T.
+"""Writes the tables of docs/performance.md from the committed JSON, and the plots over T.
 
 python benchmarks/render.py
 
@@ -21,7 +21,7 @@ from benchmarks import common, scaling
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
-PICTURE = ROOT / "docs" / "pictures" / "time-by-sweeps.png"
+PICTURES = ROOT / "docs" / "pictures"
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: Why each fitted exponent is what it is.
 WHY = {
@@ -87,6 +87,12 @@ def compiling(rows: Sequence[common.Row]) -> list[str]:
     return table(rows, columns | {"CPU s to compile": "compile_cpu_seconds"})
 
 
+def conversion(rows: Sequence[common.Row]) -> list[str]:
+    shown = [{**r, "ms": 1000 * r["convert_cpu_seconds"]} for r in rows]
+    columns = {"model": "model", "latents": "latents", "edges": "edges", "CPU ms": "ms"}
+    return table(shown, columns | {"ms per latent": "ms_per_latent"})
+
+
 def points(rows: Sequence[common.Row]) -> list[str]:
     shown = [{**r, "ms": 1000 * r["seconds"]} for r in rows]
     columns = {"factor": "factor", "value": "value", "CPU ms": "ms", "sources": "sources"}
@@ -113,6 +119,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[common.Row]], list[str]]]] = {
     "inference": ("inference", inference),
     "baselines": ("baselines", baselines),
     "compile": ("compile", compiling),
+    "conversion": ("conversion", conversion),
     "scaling": ("scaling", points),
     "exponents": ("scaling", exponents),
 }
@@ -170,16 +177,40 @@ def draw(rows: Sequence[common.Row], path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
+def draw_memory(rows: Sequence[common.Row], path: Path) -> None:
+    """Draw memory against T: what a training step saves, and what inference holds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    mine = sorted((r for r in rows if r["factor"] == "T"), key=lambda r: r["value"])
+    counts = [r["value"] for r in mine]
+    lines = {
+        "training step": "saved_mib",
+        "source's training step": "source_saved_mib",
+        "inference, latents and residuals": "state_mib",
+    }
+    for label, field in lines.items():
+        axes.plot(counts, [r[field] for r in mine], marker="o", markersize=4, label=label)
+    axes.set_xticks(counts)
+    axes.set_xlabel("T")
+    axes.set_ylabel("MiB")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=90)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--results", type=Path, default=common.RESULTS)
-    parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--pictures", type=Path, default=PICTURES)
     given = parser.parse_args(argv)
     given.page.write_text(render(given.page.read_text(), given.results))
-    record = load("baselines", given.results)
-    if record is not None:
-        draw(record["rows"], given.picture)
+    pictures = {"baselines": (draw, "time"), "scaling": (draw_memory, "memory")}
+    for name, (make, what) in pictures.items():
+        record = load(name, given.results)
+        if record is not None:
+            make(record["rows"], given.pictures / f"{what}-by-sweeps.png")
     return 0
 
 
