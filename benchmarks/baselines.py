@@ -181,13 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--clock", choices=list(common.CLOCKS), default="wall")
     given = parser.parse_args(argv)
-    torch.set_num_threads(given.threads)
-    rows = []
-    for name in given.models:
-        rows += measure(name, given)
-        common.write(given.json, rows, KEY, given.device)
-    common.show("ways to run the same equations", rows, COLUMNS)
-    return 0
+    return common.per_model("ways to run the same equations", measure, given, KEY, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -263,3 +263,20 @@ def write(path: Path, rows: Sequence[Row], key: Sequence[str], device: str = "cp
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"environment": here, "rows": [*kept, *rows]}
     path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def per_model(
+    title: str,
+    measure: Callable[[str, argparse.Namespace], list[Row]],
+    given: argparse.Namespace,
+    key: Sequence[str],
+    columns: Sequence[str],
+) -> int:
+    """Measure every model, write what is found after each, print it all; return exit code 0."""
+    torch.set_num_threads(given.threads)
+    rows: list[Row] = []
+    for name in given.models:
+        rows += measure(name, given)
+        write(given.json, rows, key, given.device)
+    show(title, rows, columns)
+    return 0

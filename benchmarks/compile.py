@@ -102,13 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backend", default="inductor")
     parser.add_argument("--bf16", action="store_true", help="time autocast to bfloat16 as well")
     given = parser.parse_args(argv)
-    torch.set_num_threads(given.threads)
-    rows = []
-    for name in given.models:
-        rows += measure(name, given)
-        common.write(given.json, rows, KEY, given.device)
-    common.show("torch.compile", rows, COLUMNS)
-    return 0
+    return common.per_model("torch.compile", measure, given, KEY, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -59,13 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--compile", action="store_true")
     given = parser.parse_args(argv)
-    torch.set_num_threads(given.threads)
-    rows = []
-    for name in given.models:
-        rows += measure(name, given)
-        common.write(given.json, rows, KEY, given.device)
-    common.show("inference", rows, COLUMNS)
-    return 0
+    return common.per_model("inference", measure, given, KEY, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -102,21 +102,23 @@ def saved(source: nn.Module, net: PursuitNetwork, x: torch.Tensor) -> common.Row
 def setting(factor: str, value: int, given: argparse.Namespace) -> tuple[nn.Module, int, int, int]:
     """Return source, batch, size and T of one point."""
     torch.manual_seed(0)
-    make: Callable[[], nn.Module] = lambda: ResNet(BasicBlock, list(BASIC[18]))  # noqa: E731
     batch, size, sweeps = given.batch, given.size, given.sweeps[0]
-    if factor == "depth (basic blocks)":
-        make = lambda: ResNet(BasicBlock, list(BASIC[value]))  # noqa: E731
-    elif factor == "depth (bottlenecks)":
-        make = lambda: ResNet(Bottleneck, list(BOTTLENECKS[value]))  # noqa: E731
-    elif factor == "width":
-        make = lambda: ResidualNet(depth=2, width=value)  # noqa: E731
-    elif factor == "T":
+    if factor == "T":
         sweeps = value
     elif factor == "image side":
         size = value
-    else:
+    elif factor == "batch":
         batch = value
-    return make().eval().to(memory_format=torch.channels_last), batch, size, sweeps
+    return network(factor, value).eval().to(memory_format=torch.channels_last), batch, size, sweeps
+
+
+def network(factor: str, value: int) -> nn.Module:
+    """Return the source: resnet18 unless the factor is one of the network's own."""
+    if factor == "depth (bottlenecks)":
+        return ResNet(Bottleneck, list(BOTTLENECKS[value]))
+    if factor == "width":
+        return ResidualNet(depth=2, width=value)
+    return ResNet(BasicBlock, list(BASIC[value if factor == "depth (basic blocks)" else 18]))
 
 
 def measure(factor: str, value: int, given: argparse.Namespace) -> common.Row:

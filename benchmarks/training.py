@@ -80,13 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", default=["resnet18"])
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES)[:3])
     given = parser.parse_args(argv)
-    torch.set_num_threads(given.threads)
-    rows = []
-    for name in given.models:
-        rows += measure(name, given)
-        common.write(given.json, rows, KEY, given.device)
-    common.show("training", rows, COLUMNS)
-    return 0
+    return common.per_model("training", measure, given, KEY, COLUMNS)
 
 
 if __name__ == "__main__":

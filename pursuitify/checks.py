@@ -59,8 +59,9 @@ def factor(name: str, value: object, high: float = math.inf) -> float:
     Raises:
         OptionError: Otherwise.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    result = float(value) if number else math.nan  # type: ignore[arg-type]
+    result = math.nan
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        result = float(value)
     if not (math.isfinite(result) and 0 <= result <= high):
         limit = "" if math.isinf(high) else f" and <= {high:g}"
         raise OptionError(f"{name}={value!r} is not a finite number >= 0{limit}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -53,13 +53,14 @@ for command in (
 
 
 @app.command()
-def explain(name: NAME, layout: LAYOUT = "auto", shape: str = "", as_json: JSON = False) -> None:
+def explain(name: NAME, layout: LAYOUT = None, shape: str = "", as_json: JSON = False) -> None:
     """Say what every node of a model becomes, or why it cannot be converted.
 
     Example: pursuitify explain regnet_y_400mf --shape 3,224,224
     """
     size = shape_of(shape) if shape else None
-    report = dry_run(load_model(name), layout, input_shape=size)  # type: ignore[arg-type]
+    chosen: Any = "auto" if layout is None else layout  # checked by explain() itself
+    report = dry_run(load_model(name), chosen, input_shape=size)
     problems = [vars(p) for p in report.problems]
     facts = {
         "model": report.model,
@@ -82,8 +83,8 @@ def explain(name: NAME, layout: LAYOUT = "auto", shape: str = "", as_json: JSON 
 def convert(
     name: NAME,
     output: Annotated[Path | None, typer.Option(help="Where to write the checkpoint.")] = None,
-    layout: LAYOUT = "auto",
-    iterations: SWEEPS = 10,
+    layout: LAYOUT = None,
+    iterations: SWEEPS = None,
     classes: CLASSES = None,
     weights: WEIGHTS = None,
     checkpoint: FILE = None,
@@ -102,9 +103,8 @@ def convert(
     """
     if output is None and to_source is None:
         raise OptionError("say what to write: --output for a checkpoint, --to-source for weights")
-    net = converted(
-        model_of(name, seed=seed, classes=classes, weights=weights), checkpoint, layout, iterations
-    )
+    model = model_of(name, seed=seed, classes=classes, weights=weights, checkpoint=checkpoint)
+    net = converted(model, checkpoint, layout, iterations)
     if output is not None:
         save(net, output)
         latents = len(net.graph) - 1
@@ -118,8 +118,8 @@ def convert(
 def diagnose(
     name: NAME,
     shape: SHAPE = "3,224,224",
-    iterations: SWEEPS = 10,
-    layout: LAYOUT = "auto",
+    iterations: SWEEPS = None,
+    layout: LAYOUT = None,
     checkpoint: FILE = None,
     classes: CLASSES = None,
     batch: Annotated[int, typer.Option(help="Samples of the random input.")] = 2,
@@ -140,7 +140,7 @@ def diagnose(
 def coherence(
     name: NAME,
     shape: SHAPE = "3,224,224",
-    layout: LAYOUT = "auto",
+    layout: LAYOUT = None,
     boundary: Annotated[str, typer.Option(help="interior or exact.")] = "interior",
     switches: Annotated[str, typer.Option(help="Of max pooling: centre, worst or batch.")] = "",
     checkpoint: FILE = None,
@@ -152,7 +152,7 @@ def coherence(
 
     Example: pursuitify coherence resnet50 --json
     """
-    net = converted(model_of(name, seed=seed, classes=classes), checkpoint, layout, 0)
+    net = converted(model_of(name, seed=seed, classes=classes), checkpoint, layout, None)
     report = measure(
         net, shape_of(shape), boundary, switches=switches or None, progress=not as_json
     )

@@ -31,10 +31,8 @@ def audit(
     protocol: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
     norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
     count: Annotated[int, typer.Option(help="How many test images, drawn by the seed.")] = 256,
-    iterations: Annotated[
-        int | None, typer.Option(help="T, the number of sweeps; the checkpoint's own, else 10.")
-    ] = None,
-    layout: shared.LAYOUT = "auto",
+    iterations: shared.SWEEPS = None,
+    layout: shared.LAYOUT = None,
     normalise: shared.NORMALISE = False,
     root: shared.ROOT = Path("data"),
     download: shared.DOWNLOAD = False,
@@ -75,6 +73,7 @@ def audit(
         seed=seed,
         classes=len(found.classes),
         weights=weights,
+        checkpoint=checkpoint,
         data=found if normalise else None,
     )
     net = _network(model, checkpoint, layout, iterations, plain=plain)
@@ -98,16 +97,20 @@ def audit(
 
 
 def _network(
-    model: nn.Module, checkpoint: Path | None, layout: str, iterations: int | None, *, plain: bool
+    model: nn.Module,
+    checkpoint: Path | None,
+    layout: str | None,
+    iterations: int | None,
+    *,
+    plain: bool,
 ) -> nn.Module:
-    if plain:
-        if checkpoint is not None or iterations is not None:
-            raise OptionError("--plain audits the model itself: no --checkpoint, no --iterations")
-        return model
-    net = shared.converted(model, checkpoint, layout, 10 if iterations is None else iterations)
-    if iterations is not None:
-        net.iterations = iterations
-    return net
+    if not plain:
+        return shared.converted(model, checkpoint, layout, iterations)
+    if checkpoint is not None or iterations is not None or layout is not None:
+        raise OptionError(
+            "--plain audits the model itself: no --checkpoint, no --iterations, no --layout"
+        )
+    return model
 
 
 def _drawn(images: Any, count: int, seed: int) -> tuple[Tensor, Tensor]:

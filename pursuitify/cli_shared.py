@@ -20,9 +20,13 @@ from pursuitify.sources import load_model, load_weights
 
 NAME = Annotated[str, typer.Argument(metavar="MODEL", help="resnet50, timm:NAME, file.py:factory")]
 SHAPE = Annotated[str, typer.Option(help="Shape of one input, e.g. 3,224,224.")]
-LAYOUT = Annotated[str, typer.Option(help="auto, encoder or decoder.")]
+LAYOUT = Annotated[
+    str | None, typer.Option(help="auto, encoder or decoder; a checkpoint has its own.")
+]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-SWEEPS = Annotated[int, typer.Option(help="T, the number of sweeps.")]
+SWEEPS = Annotated[
+    int | None, typer.Option(help="T, the number of sweeps; the checkpoint's own, else 10.")
+]
 FILE = Annotated[
     Path | None, typer.Option("--checkpoint", help="A file that `pursuitify convert` wrote.")
 ]
@@ -72,9 +76,16 @@ def model_of(
     seed: int,
     classes: int | None = None,
     weights: Path | None = None,
+    checkpoint: Path | None = None,
     data: Data | None = None,
 ) -> nn.Module:
-    """Return a model in evaluation mode, its weights seeded or read; behind ``data``'s moments."""
+    """Return a model in evaluation mode, its weights seeded or read; behind ``data``'s moments.
+
+    Raises:
+        OptionError: If weights come from two files, of which one would be ignored.
+    """
+    if weights is not None and checkpoint is not None:
+        raise OptionError(f"--weights {weights} and --checkpoint {checkpoint}: give one of them")
     torch.manual_seed(seed)
     model = load_model(name, classes)
     if weights is not None:
@@ -83,12 +94,23 @@ def model_of(
 
 
 def converted(
-    model: nn.Module, checkpoint: Path | None, layout: str, iterations: int
+    model: nn.Module, checkpoint: Path | None, layout: str | None, iterations: int | None
 ) -> PursuitNetwork:
-    """Return the model's network: from a checkpoint, or fresh."""
-    if checkpoint is not None:
-        return load(checkpoint, model).eval()
-    return pursuitify(model, iterations=iterations, layout=layout)  # type: ignore[arg-type]
+    """Return the model's network: from a checkpoint, or fresh.
+
+    Raises:
+        OptionError: If a layout is asked for beside a checkpoint, which has one.
+    """
+    if checkpoint is None:
+        # The command line's text is checked by pursuitify() itself.
+        chosen: Any = "auto" if layout is None else layout
+        return pursuitify(model, iterations=10 if iterations is None else iterations, layout=chosen)
+    if layout is not None:
+        raise OptionError(f"--layout {layout}: {checkpoint} was converted in a layout of its own")
+    net = load(checkpoint, model).eval()
+    if iterations is not None:
+        net.iterations = iterations
+    return net
 
 
 def show(data: Any, text: Any, as_json: bool) -> None:

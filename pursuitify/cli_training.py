@@ -26,8 +26,8 @@ def finetune(
     checkpoint: shared.FILE = None,
     weights: shared.WEIGHTS = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
-    iterations: shared.SWEEPS = 10,
-    layout: shared.LAYOUT = "auto",
+    iterations: shared.SWEEPS = None,
+    layout: shared.LAYOUT = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = _OWN.epochs,
     batch_size: Annotated[int, typer.Option(help="Over all processes.")] = _OWN.batch_size,
     lr: Annotated[float, typer.Option(help="Largest learning rate.")] = _OWN.lr,
@@ -75,6 +75,7 @@ def finetune(
         seed=seed,
         classes=len(found.classes),
         weights=weights,
+        checkpoint=checkpoint,
         data=found if normalise else None,
     )
     net = shared.converted(model, checkpoint, layout, iterations)
@@ -91,7 +92,7 @@ def finetune(
     except Interrupted as stop:
         Console(stderr=True).print(f"[bold]{stop}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from stop
-    from accelerate import PartialState  # type: ignore[import-untyped]
+    from accelerate import PartialState
 
     if PartialState().is_main_process:
         best = result.best
@@ -127,8 +128,8 @@ def evaluate(
     eps: Annotated[float, typer.Option(help="Attack with PGD of this radius too.")] = 0.0,
     attack_steps: Annotated[int, typer.Option(help="Its steps.")] = 20,
     batch_size: Annotated[int, typer.Option(help="Samples at a time.")] = 256,
-    iterations: shared.SWEEPS = 10,
-    layout: shared.LAYOUT = "auto",
+    iterations: shared.SWEEPS = None,
+    layout: shared.LAYOUT = None,
     normalise: shared.NORMALISE = False,
     root: shared.ROOT = Path("data"),
     download: shared.DOWNLOAD = False,
@@ -159,6 +160,7 @@ def evaluate(
         seed=seed,
         classes=len(found.classes),
         weights=weights,
+        checkpoint=checkpoint,
         data=found if normalise else None,
     )
     net: PursuitNetwork = shared.converted(model, checkpoint, layout, iterations)

@@ -125,23 +125,23 @@ class PursuitNetwork(Settings):
         if not self._pursues and not program.nonnegative:
             with _input_errors():
                 return program.plain(self, *values)
-        first, bound = self._bind(program, values)
-        latents = tuple(self._last(bound, first)) if self._pursues else first.latents
-        with _input_errors():
-            return program.head(self, latents, first, values)
+        return self._inferred(values)[0]
 
     def infer(self, *args: Any, **kwargs: Any) -> Inference:
         """Return output, latents and dictionary of one pass, for losses that read all three.
 
         A pass like any other: in training mode running statistics move, once.
         """
-        program = self._program
-        values = checks.arguments(program, args, kwargs, self)
-        first, bound = self._bind(program, values)
+        output, latents, bound = self._inferred(checks.arguments(self._program, args, kwargs, self))
+        return Inference(output, dict(zip(bound.names, latents, strict=True)), bound)
+
+    def _inferred(
+        self, values: Sequence[Any]
+    ) -> tuple[Any, tuple[Tensor, ...], StructuredDictionary]:
+        first, bound = self._bind(self._program, values)
         latents = tuple(self._last(bound, first)) if self._pursues else first.latents
         with _input_errors():
-            output = program.head(self, latents, first, values)
-        return Inference(output, dict(zip(bound.names, latents, strict=True)), bound)
+            return self._program.head(self, latents, first, values), latents, bound
 
     def latents(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return the latents after pursuit by name, in graph order."""

@@ -187,6 +187,23 @@ def test_back_to_torchvision(tmp_path: Path) -> None:
         runner.invoke(app, common, catch_exceptions=False)
 
 
+def test_no_option_is_ignored_beside_a_checkpoint(factory: str, tmp_path: Path) -> None:
+    file = str(tmp_path / "net.safetensors")
+    model = f"{factory}:make"
+    runner.invoke(app, ["convert", model, "--iterations", "4", "--output", file])
+    diagnose = ["diagnose", model, "--shape", "1,8,8", "--checkpoint", file, "--json"]
+    for more, sweeps in (([], 4), (["--iterations", "2"], 2), (["--iterations", "0"], 0)):
+        trace = json.loads(runner.invoke(app, [*diagnose, *more]).stdout)
+        assert len(trace["sweeps"]) == sweeps + 1
+    refused = runner.invoke(app, [*diagnose, "--layout", "encoder"])
+    assert isinstance(refused.exception, OptionError)
+    assert "layout of its own" in str(refused.exception)
+    both = ["convert", model, "--checkpoint", file, "--weights", file, "--output", file]
+    assert "give one of them" in str(runner.invoke(app, both).exception)
+    plain = ["audit", model, "--plain", "--eps", "0.1", "--layout", "encoder"]
+    assert "--layout" in str(runner.invoke(app, plain).exception)
+
+
 def test_weights_are_never_executed(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
 

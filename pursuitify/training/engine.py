@@ -9,7 +9,7 @@ from pursuitify.errors import MissingExtraError
 from pursuitify.training.config import Config
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from accelerate import Accelerator
 
 TRACKED = "pursuitify"
 

@@ -23,7 +23,7 @@ from pursuitify.training.schedules import Schedule
 from pursuitify.training.state import Progress, State
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from accelerate import Accelerator
 
 
 def finetune(

@@ -24,7 +24,7 @@ from pursuitify.training.schedules import Schedule
 from pursuitify.training.state import Progress, State
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +206,7 @@ def _gathered(run: Run) -> list[dict[str, float]]:
     """Return every process's running sums."""
     if run.accelerator.num_processes == 1:
         return [dict(run.own_sums)]
-    from accelerate.utils import gather_object  # type: ignore[import-untyped]
+    from accelerate.utils import gather_object
 
     found: list[dict[str, float]] = gather_object([run.own_sums])
     return found
