@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pursuitify import inplace, pursuit, pursuitify
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
@@ -61,3 +61,25 @@ def test_fast_and_plain_path_agree_in_float32(build: type[nn.Module], descents: 
     for name, value in plain.items():
         error = float((fast[name] - value).abs().max() / value.abs().max().clamp_min(1e-30))
         assert error <= 1e-6, name
+
+
+class _Fork(nn.Module):
+    """Two decoder rows read one latent as it is: two links to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 6), nn.Linear(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        return torch.relu(self.b(h)) - torch.relu(self.c(h))
+
+
+def test_two_links_to_one_latent() -> None:
+    torch.manual_seed(0)
+    net = pursuitify(_Fork().double(), iterations=4).eval()
+    x = torch.rand(3, 4, dtype=torch.float64)
+    recorded = net(x)
+    assert list(dict(net.graph.nodes(data="layout")).values()).count("decoder") == 3
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), recorded, rtol=1e-12, atol=1e-12)
