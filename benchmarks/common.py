@@ -160,8 +160,8 @@ class Operators(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name == "convolution_backward":
             self.convolutions += sum(args[-1][:2])
-        elif name == "convolution":
-            self.convolutions += 1
+        elif name == "convolution" or name.startswith("_convolution_pointwise"):
+            self.convolutions += 1  # the latter with a packed kernel
         elif not func.is_view:
             outputs = result if isinstance(result, (tuple, list)) else (result,)
             self.elements += sum(t.numel() for t in outputs if isinstance(t, Tensor))

@@ -76,9 +76,13 @@ class BoundRow:
         """Put slots together."""
         return torch.cat(parts, self.dim) if self.sizes else parts[0]
 
+    def product(self, w: Tensor) -> Tensor:
+        """Return B_j w."""
+        return w if self.diagonal is None else self.diagonal.adjoint(w)
+
     def decode(self, w: Tensor) -> Parts:
         """Return B_j w, in slots."""
-        return self.split(w if self.diagonal is None else self.diagonal.adjoint(w))
+        return self.split(self.product(w))
 
     def encode(self, parts: Parts) -> Tensor:
         """Return B_j^T r."""
@@ -87,16 +91,19 @@ class BoundRow:
 
     def slope(self, parts: Parts) -> Tensor:
         """Return B_j^T r + lam_j, a tensor of its own."""
+        return self.slope_at(self.join(parts))
+
+    def slope_at(self, full: Tensor) -> Tensor:
+        """Return the same, given r in one piece."""
         if self.diagonal is None:
-            full = self.join(parts)
             return full.clone() if self.threshold is None else full + self.threshold
         maps = self.diagonal.maps
         if self.threshold is not None and len(maps) == 1 and isinstance(maps[0], Conv):
             bias = maps[0].as_bias(self.threshold)
             if bias is not None:
-                return maps[0].apply(self.join(parts), bias)
-        full = self.diagonal.apply(self.join(parts))
-        return full if self.threshold is None else full + self.threshold
+                return maps[0].apply(full, bias)
+        value = self.diagonal.apply(full)
+        return value if self.threshold is None else value + self.threshold
 
 
 def bind_row(

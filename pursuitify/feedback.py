@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pursuitify.maps import LinearMap
+from pursuitify.maps import Factor, LinearMap, accumulate
 
 #: Index of a row and of a slot in it.
 Target = tuple[int, int]
@@ -44,7 +44,7 @@ class Branch:
         for linear, branch in self.through:
             if len(branch.targets) == 1 and not branch.through:
                 i, s = branch.targets[0]
-                parts[i][s] = linear.subtract_apply(parts[i][s], value)
+                parts[i][s] = linear.add_apply(parts[i][s], value, -1.0)
             else:
                 branch.subtract_products(linear.apply(value), parts)
 
@@ -63,12 +63,29 @@ class Branch:
             total = linear.minus_adjoint(total, branch.sum(part))
         return total
 
-    def subtract_terms(self, total: Tensor, part: PartOf) -> Tensor:
-        """Return ``total - sum_j B_jk r_j``; overwrites ``total``."""
+    def add_terms(self, total: Tensor, part: PartOf, factor: Factor) -> Tensor:
+        """Return ``total + factor sum_j B_jk r_j``; overwrites ``total``."""
         for target in self.targets:
-            total = total.sub_(part(target))
+            total = accumulate(total, part(target), factor)
         for linear, branch in self.through:
-            total = linear.subtract_adjoint(total, branch.sum(part))
+            total = linear.add_adjoint(total, branch.collect(part), factor)
+        return total
+
+    def collect(self, part: PartOf) -> Tensor:
+        """Return the same as ``sum``, made in place where the sum is a tensor of its own."""
+        total: Tensor | None = None
+        own = False  # a first term may be a residual, or a view of one
+        for target in self.targets:
+            total, own = (part(target), False) if total is None else (total + part(target), True)
+        for linear, branch in self.through:
+            term = branch.collect(part)
+            if total is None:
+                total = linear.adjoint(term)
+            elif own:
+                total = linear.add_adjoint(total, term, 1.0)
+            else:
+                total, own = total + linear.adjoint(term), True
+        assert total is not None, "a branch without readers"
         return total
 
     def sum(self, part: PartOf) -> Tensor:

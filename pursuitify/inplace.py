@@ -3,11 +3,13 @@
 The same values as ``pursuit.sweep`` up to rounding, without extrapolation. What is saved is memory
 traffic, which is what remains beside the weighted operators:
 
-* sums go into tensors that are at hand, and the latents' own memory holds their changes;
+* every term of a step is added into the new latent, every change into the residuals that read it;
+  packed convolutions (``packing``) do so themselves;
+* a row's slots are views of one tensor: nothing is joined for its operator, and nothing split;
 * a max-pool's adjoint is scattered into the sum it belongs to;
 * a *link* row, r_j = B_j w_j - w_k with nothing else in it, is held as its product p_j = B_j w_j.
   Its share of w_k's step is then one interpolation, w_k - gamma (w_k - p_j), and neither latent's
-  change has to be formed for it: on a chain 11 passes over memory per latent instead of 17.
+  change has to be formed for it.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pursuitify.activations import ReLU
 from pursuitify.bind import BoundRow
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.feedback import Branch, Target
+from pursuitify.maps.packed import PackedConv
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,19 +32,47 @@ class _Place:
     """What a sweep does at one latent.
 
     Attributes:
+        row: Its row.
         link: The latent that the row subtracts, where the row is a link.
         links: Rows that are links to this latent.
         others: The other readers.
+        step: gamma_j.
     """
 
+    row: BoundRow
     link: int | None
     links: tuple[int, ...]
     others: Branch
+    step: Tensor
 
     @property
     def moves(self) -> bool:
         """Whether something needs the latent's change."""
         return bool(self.link is None or self.others.targets or self.others.through)
+
+
+class _Spares:
+    """Tensors that nothing needs any more, by layout.
+
+    A large tensor made anew costs more than the arithmetic on it, because the system hands out its
+    pages one by one.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[object, list[Tensor]] = {}
+
+    def take(self, like: Tensor) -> Tensor:
+        """Return a tensor of the same layout, with anything in it."""
+        found = self._free.get(_layout(like))
+        return found.pop() if found else torch.empty_like(like)
+
+    def give(self, value: Tensor) -> None:
+        """Take a tensor back."""
+        self._free.setdefault(_layout(value), []).append(value)
+
+
+def _layout(value: Tensor) -> object:
+    return value.shape, value.stride(), value.dtype
 
 
 def descend(
@@ -61,77 +93,120 @@ def descend(
         count: T, the number of sweeps.
         observed: Whether the caller keeps what a sweep yields after the next one.
     """
-    places = _places(dictionary)
-    w, r = list(start), residual
-    scratch: dict[object, Tensor] = {}
+    places = _places(dictionary, steps)
+    w, spares = list(start), _Spares()
+    full = [place.row.join(tuple(parts)) for place, parts in zip(places, residual, strict=True)]
     for j, place in enumerate(places):
         if place.link is not None:
-            r[j] = [r[j][0].add_(w[place.link])]
+            full[j] = full[j].add_(w[place.link])
+    slots = [list(place.row.split(value)) for place, value in zip(places, full, strict=True)]
     for t in range(count):
+        recycle, last = t > 0 and not observed, t == count - 1
         for j, place in enumerate(places):
-            row, last = dictionary.rows[j], t == count - 1
-            delta = _step(row, place, j, w, r, steps[j], scratch, t > 0 and not observed)
-            if delta is not None:
-                place.others.subtract_products(delta, r)
-            if last:
-                continue
-            if delta is None or place.link is not None:
-                r[j] = list(row.decode(w[j]))
-            else:
-                r[j] = [p.add_(q) for p, q in zip(r[j], row.decode(delta), strict=True)]
+            old = w[j]
+            into = old if _may_stay(place, recycle) else spares.take(old)
+            w[j] = _step(place, j, old, into, w, full, slots)
+            if place.moves:
+                delta = torch.sub(w[j], old, out=old if recycle else spares.take(old))
+                place.others.subtract_products(delta, slots)
+                if not last and place.link is None:
+                    _add_product(place.row, full, slots, j, delta)
+                spares.give(delta)
+            elif recycle and into is not old:
+                spares.give(old)
+            if not last and place.link is not None:
+                slots[j] = [_product(place.row, full[j], w[j])]
+                full[j] = slots[j][0]
         yield list(w)
 
 
+def _may_stay(place: _Place, recycle: bool) -> bool:
+    """Whether the new latent may overwrite the old one: no term reads that again."""
+    return recycle and not place.moves and len(place.links) == 1
+
+
 def _step(
-    row: BoundRow,
     place: _Place,
     j: int,
+    old: Tensor,
+    into: Tensor,
     w: list[Tensor],
-    r: list[list[Tensor]],
-    step: Tensor,
-    scratch: dict[object, Tensor],
-    recycle: bool,
-) -> Tensor | None:
-    """Take the proximal step of latent j; return its change, or None where nothing needs it.
-
-    What is no latent and no residual goes through ``scratch``: a large tensor made anew costs more
-    than the arithmetic on it, because the system hands out its pages one by one.
-    """
+    full: list[Tensor],
+    slots: list[list[Tensor]],
+) -> Tensor:
+    """Take the proximal step of latent j from ``old`` into ``into``; return it."""
+    row, step = place.row, place.step
+    if place.link is not None:
+        full[j].sub_(w[place.link])
 
     def part(target: Target) -> Tensor:
-        return r[target[0]][target[1]]
+        return slots[target[0]][target[1]]
 
-    old = w[j]
-    parts = r[j] if place.link is None else [r[j][0].sub_(w[place.link])]
-    slope = place.others.subtract_terms(row.slope(tuple(parts)), part)
-    for i in place.links[1:]:
-        slope = slope.sub_(r[i][0]).add_(old)
-    base, into = old, slope
-    if recycle and not place.moves:
-        into = old
-    if place.links:
-        product = r[place.links[0]][0]
-        base = torch.lerp(old, product, step, out=into if into is old else _like(old, scratch))
-    w[j] = row.activation.prox_(torch.addcmul(base, slope, step, value=-1.0, out=into), step)
-    if not place.moves:
-        return None
-    return torch.sub(w[j], old, out=old) if recycle else w[j] - old
-
-
-def _like(value: Tensor, scratch: dict[object, Tensor]) -> Tensor:
-    key = (value.shape, value.stride(), value.dtype)
-    if key not in scratch:
-        scratch[key] = torch.empty_like(value)
-    return scratch[key]
+    value = old
+    for number, i in enumerate(place.links):
+        if number:
+            value = value.addcmul_(full[i], step).addcmul_(old, -step)
+        else:
+            value = torch.lerp(old, full[i], step, out=into)
+    if row.diagonal is None:
+        value = torch.addcmul(value, full[j], -step, out=into)
+    for target in place.others.targets:
+        value = torch.addcmul(value, part(target), step, out=into)
+    if value is not into:
+        value = into.copy_(old)
+    value = Branch((), place.others.through).add_terms(value, part, step)
+    return _descend_own(row, value, full[j], step)
 
 
-def _places(dictionary: StructuredDictionary) -> list[_Place]:
+def _descend_own(row: BoundRow, value: Tensor, full: Tensor, step: Tensor) -> Tensor:
+    """Return prox(value - step (B_j^T r_j + lam_j)); overwrites ``value``.
+
+    Where B_j is the identity the step along r_j is in ``value``.
+    """
+    maps = () if row.diagonal is None else row.diagonal.maps
+    if len(maps) == 1 and isinstance(maps[0], PackedConv):
+        bias = None if row.threshold is None else maps[0].inner.as_bias(row.threshold)
+        if bias is not None or row.threshold is None:
+            relu = isinstance(row.activation, ReLU)
+            scaled = None if bias is None else -step * bias
+            value = maps[0].forward.add(value, full, scaled, relu)
+            return value if relu else row.activation.prox_(value, step)
+    if row.diagonal is not None:
+        value = value.addcmul_(row.slope_at(full), -step)
+    elif row.threshold is not None:
+        value = value.add_(-step * row.threshold)
+    return row.activation.prox_(value, step)
+
+
+def _product(row: BoundRow, into: Tensor, w: Tensor) -> Tensor:
+    """Return B_j w, in the memory of ``into`` where the operator can write there."""
+    maps = () if row.diagonal is None else row.diagonal.maps
+    if len(maps) == 1 and isinstance(maps[0], PackedConv):
+        return maps[0].adjoint_into(into, w)
+    return row.product(w)
+
+
+def _add_product(
+    row: BoundRow, full: list[Tensor], slots: list[list[Tensor]], j: int, delta: Tensor
+) -> None:
+    """Add B_j delta to the row's residual, in place: its slots are views of it."""
+    before = full[j]
+    if row.diagonal is None:
+        full[j] = before.add_(delta)
+    else:
+        full[j] = row.diagonal.add_adjoint(before, delta, 1.0)
+    if full[j] is not before:
+        slots[j] = list(row.split(full[j]))
+
+
+def _places(dictionary: StructuredDictionary, steps: Sequence[Tensor]) -> list[_Place]:
     links = [_link(row) for row in dictionary.rows]
     places = []
-    for j, branch in enumerate(dictionary.branches):
+    for j, (row, branch) in enumerate(zip(dictionary.rows, dictionary.branches, strict=True)):
         direct = tuple(i for i, _ in branch.targets if links[i] is not None)
         rest = tuple(target for target in branch.targets if links[target[0]] is None)
-        places.append(_Place(links[j], direct, Branch(rest, branch.through)))
+        others = Branch(rest, branch.through)
+        places.append(_Place(row, links[j], direct, others, steps[j]))
     return places
 
 

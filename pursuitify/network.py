@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,17 @@ import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify import align, checks, diagnosis, dictionary, formats, solve, steps, synchronous
+from pursuitify import (
+    align,
+    checks,
+    diagnosis,
+    dictionary,
+    formats,
+    packing,
+    solve,
+    steps,
+    synchronous,
+)
 from pursuitify.balance import Balance
 from pursuitify.diagnosis import PursuitTrace
 from pursuitify.dictionary import StructuredDictionary
@@ -73,6 +84,7 @@ class PursuitNetwork(Settings):
         self._programs = dict(programs)
         self._source_name = type(model).__name__
         self._norms = steps.Norms()
+        self._kernels = packing.Kernels()
         self.register_load_state_dict_post_hook(_start_cold)  # type: ignore[no-untyped-call]
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         names = {mode: [row.name for row in p.rows] for mode, p in programs.items()}
@@ -207,7 +219,9 @@ class PursuitNetwork(Settings):
         return gammas if scale == 1 else [gamma * scale for gamma in gammas]
 
     def _last(self, bound: StructuredDictionary, first: Pass) -> list[Tensor]:
-        return solve.solve(self, bound, first.latents, self._steps(bound), self._alphas())
+        gammas = self._steps(bound)
+        packed = functools.partial(self._kernels.pack, contents=self._norms.contents)
+        return solve.solve(self, bound, first.latents, gammas, self._alphas(), packed)
 
     def _alphas(self) -> list[Tensor] | None:
         """Extrapolation weights, or None where all are zero and no derivative is asked for."""
@@ -271,6 +285,7 @@ RESERVED = frozenset(vars(PursuitNetwork) | vars(Settings)) | {
     "pursuit",
     "_programs",
     "_norms",
+    "_kernels",
     "_places",
     "_source_name",
     "_still",

@@ -48,7 +48,7 @@ def solve_row(
     dictionary: StructuredDictionary, j: int, w: Latents, step: Tensor, count: int
 ) -> Tensor:
     """Return latent j after ``count`` proximal-gradient steps on its own row, from ``w[j]``."""
-    row, latent, inplace = dictionary.rows[j], w[j], _may_overwrite()
+    row, latent, inplace = dictionary.rows[j], w[j], may_overwrite()
     signal = tuple(_read(dictionary, row, s, w, like) for s, like in enumerate(row.signal))
     for _ in range(count):
         parts = tuple(b - u for b, u in zip(row.decode(latent), signal, strict=True))
@@ -95,7 +95,7 @@ def global_pursuit(
             yield list(w)
         yield list(_last_sweep(dictionary, w, r, steps))
         return
-    inplace = _may_overwrite()
+    inplace = may_overwrite()
     if inplace and extrapolation is None:
         yield from descend(dictionary, state.w, state.r, steps, count, observed)
         return
@@ -164,8 +164,8 @@ def sweep(
             v = v + alpha * state.change[j]
             parts = tuple(p + alpha * q for p, q in zip(parts, state.own[j], strict=True))
             part = _reader(r, alpha, state.read[j])
-        minus = branch.subtract_terms if inplace else branch.minus_terms
-        slope = minus(row.slope(parts), part)
+        slope = row.slope(parts)
+        slope = branch.add_terms(slope, part, -1.0) if inplace else branch.minus_terms(slope, part)
         new = _proximal_step(row, v, slope, steps[j], inplace)
         delta = new - w[j]
         w[j] = new
@@ -219,7 +219,7 @@ def _compiles_once(extrapolation: Sequence[Tensor] | None) -> bool:
     return compiling and extrapolation is None
 
 
-def _may_overwrite() -> bool:
+def may_overwrite() -> bool:
     """Whether nothing needs what is overwritten; under autocast dtypes differ, too."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from pursuitify import memory, pursuit, synchronous
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.settings import Settings
+
+Packed = Callable[[StructuredDictionary, Sequence[Tensor]], StructuredDictionary]
 
 
 def states(
@@ -54,10 +56,22 @@ def solve(
     start: Sequence[Tensor],
     steps: Sequence[Tensor],
     extrapolation: Sequence[Tensor] | None,
+    packed: Packed | None = None,
 ) -> list[Tensor]:
-    """Return the latents after the last sweep."""
+    """Return the latents after the last sweep.
+
+    Args:
+        settings: The network's options.
+        dictionary: The bound dictionary.
+        start: The feed-forward latents.
+        steps: gamma_j per latent.
+        extrapolation: alpha_j per latent, or None for none.
+        packed: Returns the dictionary with its kernels packed, for sweeps in place.
+    """
     if settings.memory != "store" and _differentiated():
         return memory.solve(settings, dictionary, start, steps, extrapolation)
+    if packed is not None and settings.solver == "global" and pursuit.may_overwrite():
+        dictionary = packed(dictionary, steps)
     last = list(start)
     for state in states(settings, dictionary, start, steps, extrapolation, observed=False):
         last = state

@@ -42,6 +42,11 @@ class Norms:
         self._contents = b""
         self.training = False
 
+    @property
+    def contents(self) -> bytes:
+        """What the kernels were when the bounds were last looked up; empty in training mode."""
+        return b"" if self.training else self._contents
+
     def clear(self) -> None:
         """Forget the states of the power iterations: the next ones start cold."""
         self._states.clear()

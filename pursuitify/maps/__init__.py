@@ -1,7 +1,15 @@
 """Linear maps: explicit apply and adjoint, and a certified norm bound; one file per family."""
 
 from pursuitify.maps.adjoint import Adjoint
-from pursuitify.maps.base import Chain, Identity, LinearMap, compose, dottest
+from pursuitify.maps.base import (
+    Chain,
+    Factor,
+    Identity,
+    LinearMap,
+    accumulate,
+    compose,
+    dottest,
+)
 from pursuitify.maps.contents import kernel_contents
 from pursuitify.maps.conv import Conv, conv_transpose_map
 from pursuitify.maps.dense import Dense
@@ -37,6 +45,7 @@ __all__ = [
     "Conv",
     "Dense",
     "Expand",
+    "Factor",
     "Identity",
     "Index",
     "LinearMap",
@@ -51,6 +60,7 @@ __all__ = [
     "Slice",
     "Windows",
     "ZeroPad",
+    "accumulate",
     "adaptive_avg_pool",
     "adaptive_cover",
     "avg_pool",

@@ -5,9 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+#: A factor of a sum: a number, or a tensor that broadcasts against the sum.
+Factor: TypeAlias = "Tensor | float"
+
+
+def accumulate(total: Tensor, value: Tensor, factor: Factor) -> Tensor:
+    """Return ``total + factor * value``, in one pass; overwrites ``total``."""
+    if isinstance(factor, Tensor):
+        return total.addcmul_(value, factor)
+    return total.add_(value, alpha=factor)
 
 
 class LinearMap(ABC):
@@ -31,13 +42,19 @@ class LinearMap(ABC):
         """Return ``total - A^T y``."""
         return total - self.adjoint(y)
 
-    def subtract_apply(self, total: Tensor, x: Tensor) -> Tensor:
-        """Return ``total - A x``; overwrites ``total``, so not where derivatives are recorded."""
-        return total.sub_(self.apply(x))
+    def add_apply(self, total: Tensor, x: Tensor, factor: Factor) -> Tensor:
+        """Return ``total + factor A x``; overwrites ``total``: not where derivatives are recorded.
 
-    def subtract_adjoint(self, total: Tensor, y: Tensor) -> Tensor:
-        """Return ``total - A^T y``; overwrites ``total`` likewise."""
-        return total.sub_(self.adjoint(y))
+        Args:
+            total: A tensor of the output's shape.
+            x: As ``apply`` takes it.
+            factor: A number, or a tensor that broadcasts against ``total``.
+        """
+        return accumulate(total, self.apply(x), factor)
+
+    def add_adjoint(self, total: Tensor, y: Tensor, factor: Factor) -> Tensor:
+        """Return ``total + factor A^T y``; overwrites ``total`` likewise."""
+        return accumulate(total, self.adjoint(y), factor)
 
     @abstractmethod
     def norm_bound(self) -> Tensor | float:
@@ -119,17 +136,17 @@ class Chain(LinearMap):
             y = item.adjoint(y)
         return self.maps[0].minus_adjoint(total, y) if self.maps else total - y
 
-    def subtract_apply(self, total: Tensor, x: Tensor) -> Tensor:
-        """Return ``total - A x``; overwrites ``total``."""
+    def add_apply(self, total: Tensor, x: Tensor, factor: Factor) -> Tensor:
+        """Return ``total + factor A x``; overwrites ``total``."""
         for item in self.maps[:-1]:
             x = item.apply(x)
-        return self.maps[-1].subtract_apply(total, x) if self.maps else total.sub_(x)
+        return (self.maps[-1] if self.maps else Identity()).add_apply(total, x, factor)
 
-    def subtract_adjoint(self, total: Tensor, y: Tensor) -> Tensor:
-        """Return ``total - A^T y``; overwrites ``total``."""
+    def add_adjoint(self, total: Tensor, y: Tensor, factor: Factor) -> Tensor:
+        """Return ``total + factor A^T y``; overwrites ``total``."""
         for item in reversed(self.maps[1:]):
             y = item.adjoint(y)
-        return self.maps[0].subtract_adjoint(total, y) if self.maps else total.sub_(y)
+        return (self.maps[0] if self.maps else Identity()).add_adjoint(total, y, factor)
 
     def norm_bound(self) -> Tensor | float:
         """Return the product of the maps' bounds."""

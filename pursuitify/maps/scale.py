@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pursuitify.maps.adjoint import Adjoint
-from pursuitify.maps.base import LinearMap
+from pursuitify.maps.base import Factor, LinearMap, accumulate
 from pursuitify.maps.conv import Conv
 from pursuitify.maps.dense import Dense
 
@@ -31,15 +31,13 @@ class Scale(LinearMap):
         """Return factor * y."""
         return y * self.factor
 
-    def subtract_apply(self, total: Tensor, x: Tensor) -> Tensor:
-        """Return ``total - factor * x``, in one pass."""
-        if isinstance(self.factor, Tensor):
-            return total.addcmul_(x, self.factor, value=-1)
-        return total.sub_(x, alpha=self.factor)
+    def add_apply(self, total: Tensor, x: Tensor, factor: Factor) -> Tensor:
+        """Return ``total + factor * self.factor * x``, in one pass; overwrites ``total``."""
+        return accumulate(total, x, self.factor * factor)
 
-    def subtract_adjoint(self, total: Tensor, y: Tensor) -> Tensor:
-        """Return ``total - factor * y``, in one pass."""
-        return self.subtract_apply(total, y)
+    def add_adjoint(self, total: Tensor, y: Tensor, factor: Factor) -> Tensor:
+        """Return ``total + factor * self.factor * y``, in one pass; overwrites ``total``."""
+        return self.add_apply(total, y, factor)
 
     def norm_bound(self) -> Tensor | float:
         """Return max |factor|: per sample, (batch, 1, ..., 1), where the factor has a batch."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pursuitify.maps.base import LinearMap, channels_inside
+from pursuitify.maps.base import Factor, LinearMap, channels_inside
 
 
 def cover(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> int:
@@ -95,12 +95,12 @@ class Select(LinearMap):
             return flat.reshape(total.shape[0], *self.size, total.shape[1]).movedim(-1, 1)
         return flat.reshape(total.shape)
 
-    def subtract_adjoint(self, total: Tensor, y: Tensor) -> Tensor:
-        """Return ``total - A^T y``, scattered into ``total``: no dense tensor of zeros is made."""
-        flat, index, values, dim = self._flat(total, y)
+    def add_adjoint(self, total: Tensor, y: Tensor, factor: Factor) -> Tensor:
+        """Return ``total + factor A^T y``, scattered into ``total``: no dense zeros are made."""
+        flat, index, values, dim = self._flat(total, y * factor)
         if flat.data_ptr() != total.data_ptr():
-            return super().subtract_adjoint(total, y)
-        flat.scatter_add_(dim, index, values.neg())
+            return super().add_adjoint(total, y, factor)
+        flat.scatter_add_(dim, index, values)
         return total
 
     def _flat(self, total: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:

@@ -108,6 +108,20 @@ def _probe(name: str, size: int, *args: object) -> tuple[NDArray[np.float64], fl
 def _matrix(
     dtype: torch.dtype, device: torch.device, name: str, size: int, *args: object
 ) -> Tensor:
+    """Return the matrix of a native operator.
+
+    A compiled graph makes it afresh: torch 2.14's compiler takes one tensor at most from a function
+    whose results are constants.
+    """
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        eye = torch.eye(size, dtype=torch.float64, device=device)[:, None, :]
+        return _OPS[name](eye, *args)[:, 0, :].T.contiguous().to(dtype)
+    return _known_matrix(dtype, device, name, size, *args)
+
+
+def _known_matrix(
+    dtype: torch.dtype, device: torch.device, name: str, size: int, *args: object
+) -> Tensor:
     return torch.tensor(_probe(name, size, *args)[0], dtype=dtype, device=device)
 
 
@@ -116,7 +130,7 @@ def _norm(name: str, size: int, *args: object) -> float:
 
 
 # torch.compiler.assume_constant_result does just this, but imports all of dynamo first.
-_matrix._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_known_matrix._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _norm._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
