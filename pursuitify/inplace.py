@@ -169,7 +169,7 @@ def _descend_own(row: BoundRow, value: Tensor, full: Tensor, step: Tensor) -> Te
         if bias is not None or row.threshold is None:
             relu = isinstance(row.activation, ReLU)
             scaled = None if bias is None else -step * bias
-            value = maps[0].forward.add(value, full, scaled, relu)
+            value = maps[0].direct.add(value, full, scaled, relu)
             return value if relu else row.activation.prox_(value, step)
     if row.diagonal is not None:
         value = value.addcmul_(row.slope_at(full), -step)

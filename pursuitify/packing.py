@@ -12,7 +12,7 @@ from pursuitify.dictionary import StructuredDictionary
 from pursuitify.feedback import Branch
 from pursuitify.maps import Chain, LinearMap
 from pursuitify.maps.conv import Conv
-from pursuitify.maps.packed import Kernel, PackedConv, backward_kernel, forward_kernel, packable
+from pursuitify.maps.packed import Kernel, PackedConv, adjoint_kernel, direct_kernel, packable
 
 
 class Kernels:
@@ -73,17 +73,17 @@ class Kernels:
         )
         return Branch(branch.targets, through)
 
-    def _packed(self, linear: LinearMap, place: str, forward: float, backward: float) -> LinearMap:
+    def _packed(self, linear: LinearMap, place: str, there: float, back: float) -> LinearMap:
         if not isinstance(linear, Conv) or not packable(linear):
             return linear
-        there = self._kernel(f"{place}+", linear, forward)
-        back = self._kernel(f"{place}-", linear, backward)
-        assert there is not None
-        return PackedConv(linear, there, back)
+        direct = self._kernel(f"{place}+", linear, there)
+        turned = self._kernel(f"{place}-", linear, back)
+        assert direct is not None
+        return PackedConv(linear, direct, turned)
 
     def _kernel(self, key: str, conv: Conv, factor: float) -> Kernel | None:
         wanted = (factor, conv.size)
         if key not in self._kept or self._kept[key][0] != wanted:
-            make = forward_kernel if key.endswith("+") else backward_kernel
+            make = direct_kernel if key.endswith("+") else adjoint_kernel
             self._kept[key] = wanted, make(conv, factor, self._batch)
         return self._kept[key][1]

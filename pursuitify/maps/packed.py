@@ -78,13 +78,13 @@ class PackedConv(LinearMap):
 
     Attributes:
         inner: The convolution.
-        forward: Its kernel, for one factor.
-        backward: The kernel of its adjoint, for one factor; None where there is none.
+        direct: Its kernel, for one factor.
+        turned: The kernel of its adjoint, for one factor; None where there is none.
     """
 
     inner: Conv
-    forward: Kernel
-    backward: Kernel | None
+    direct: Kernel
+    turned: Kernel | None
 
     def apply(self, x: Tensor) -> Tensor:
         """Return A x."""
@@ -92,28 +92,28 @@ class PackedConv(LinearMap):
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return A^T y."""
-        kernel = self.backward
+        kernel = self.turned
         if kernel is not None and kernel.factor == 1 and max(kernel.spread) == 1:
             return kernel.apply(y)
         return self.inner.adjoint(y)
 
     def adjoint_into(self, into: Tensor, y: Tensor) -> Tensor:
         """Return A^T y, in the memory of ``into`` where there is a kernel for that."""
-        kernel = self.backward
+        kernel = self.turned
         if kernel is not None and kernel.factor == 1:
             return kernel.add(into.zero_(), y)
         return self.inner.adjoint(y)
 
     def add_apply(self, total: Tensor, x: Tensor, factor: Tensor | float) -> Tensor:
         """Return ``total + factor A x``; overwrites ``total``."""
-        if _is(factor, self.forward):
-            return self.forward.add(total, x)
+        if _is(factor, self.direct):
+            return self.direct.add(total, x)
         return self.inner.add_apply(total, x, factor)
 
     def add_adjoint(self, total: Tensor, y: Tensor, factor: Tensor | float) -> Tensor:
         """Return ``total + factor A^T y``; overwrites ``total``."""
-        if self.backward is not None and _is(factor, self.backward):
-            return self.backward.add(total, y)
+        if self.turned is not None and _is(factor, self.turned):
+            return self.turned.add(total, y)
         return self.inner.add_adjoint(total, y, factor)
 
     def norm_bound(self) -> Tensor | float:
@@ -136,13 +136,13 @@ def packable(conv: LinearMap) -> bool:
     return all(low == high for low, high in conv.padding) and available()
 
 
-def forward_kernel(conv: Conv, factor: float, batch: int) -> Kernel:
+def direct_kernel(conv: Conv, factor: float, batch: int) -> Kernel:
     """Return ``factor A``, packed for batches of that size (it serves others, more slowly)."""
     padding = tuple(low for low, _ in conv.padding)
     return _pack(conv.weight, conv, factor, padding, (batch, *conv.size))
 
 
-def backward_kernel(conv: Conv, factor: float, batch: int) -> Kernel | None:
+def adjoint_kernel(conv: Conv, factor: float, batch: int) -> Kernel | None:
     """Return ``factor A^T`` likewise; None where it is no convolution of the same kind."""
     spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.weight.shape[2:], strict=True)]
     padding = tuple(span - low for span, (low, _) in zip(spans, conv.padding, strict=True))
@@ -190,11 +190,11 @@ def _agrees(groups: int) -> bool:
     conv = Conv(weight, (1, 1), ((1, 1), (1, 1)), (1, 1), groups, (5, 10))
     product = F.conv2d(x, weight, None, 1, 1, 1, groups)
     expected = F.relu(rest[:, 1:7] - 0.5 * product + bias[:, None, None])
-    forward_kernel(conv, -0.5, 2).add(slot[:, 1:7], x, bias, relu=True)
-    backward = backward_kernel(conv, 1.0, 2)
-    assert backward is not None
+    direct_kernel(conv, -0.5, 2).add(slot[:, 1:7], x, bias, relu=True)
+    back = adjoint_kernel(conv, 1.0, 2)
+    assert back is not None
     y = expected
     turned = F.conv_transpose2d(y, weight, None, 1, 1, 0, groups)
     close = torch.allclose(slot[:, 1:7], expected, atol=1e-5)
     kept = torch.equal(slot[:, :1], rest[:, :1]) and torch.equal(slot[:, 7:], rest[:, 7:])
-    return close and kept and torch.allclose(backward.apply(y), turned, atol=1e-5)
+    return close and kept and torch.allclose(back.apply(y), turned, atol=1e-5)

@@ -13,9 +13,9 @@ from pursuitify.maps import Conv, dottest
 from pursuitify.maps.packed import (
     Kernel,
     PackedConv,
+    adjoint_kernel,
     available,
-    backward_kernel,
-    forward_kernel,
+    direct_kernel,
     packable,
 )
 
@@ -61,7 +61,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_sum_with_factor_bias_and_relu(call: tuple[Any, ...], relu: bool) -> None:
     conv, x, y = made(call)
-    kernel = forward_kernel(conv, -0.7, 2)
+    kernel = direct_kernel(conv, -0.7, 2)
     bias = torch.linspace(-1, 1, y.shape[1])
     expected = y.double() - 0.7 * double(conv).apply(x.double()) + bias.double()[:, None, None]
     for layout in (torch.channels_last, torch.contiguous_format):
@@ -76,7 +76,7 @@ def test_sum_with_factor_bias_and_relu(call: tuple[Any, ...], relu: bool) -> Non
 def test_adjoint(call: tuple[Any, ...]) -> None:
     conv, x, y = made(call)
     exact = double(conv).adjoint(y.double())
-    kernel = backward_kernel(conv, 0.3, 2)
+    kernel = adjoint_kernel(conv, 0.3, 2)
     strided = max(conv.stride) > 1
     one = max(conv.weight.shape[2:]) == 1
     crops = any(p[0] > d * (k - 1) for p, d, k in zip(
@@ -86,7 +86,7 @@ def test_adjoint(call: tuple[Any, ...]) -> None:
         total = x.clone()
         kernel.add(total, y)
         close(total, x.double() + 0.3 * exact)
-    packed = PackedConv(conv, forward_kernel(conv, -1.0, 2), backward_kernel(conv, 1.0, 2))
+    packed = PackedConv(conv, direct_kernel(conv, -1.0, 2), adjoint_kernel(conv, 1.0, 2))
     close(packed.adjoint(y), exact)
     close(packed.adjoint_into(torch.full_like(x, torch.nan).nan_to_num_(7.0), y), exact)
     assert dottest(packed, x) <= 1e-6
@@ -97,7 +97,7 @@ def test_adds_into_a_slot_and_reads_one() -> None:
     wide = torch.randn(2, 9, 7, 6).to(memory_format=torch.channels_last)
     sums = torch.randn(2, 12, 7, 6).to(memory_format=torch.channels_last)
     before = sums.clone()
-    forward_kernel(conv, 2.0, 2).add(sums[:, 1:9], wide[:, 4:7])
+    direct_kernel(conv, 2.0, 2).add(sums[:, 1:9], wide[:, 4:7])
     close(sums[:, 1:9], before[:, 1:9].double() + 2 * double(conv).apply(wide[:, 4:7].double()))
     assert torch.equal(sums[:, :1], before[:, :1])
     assert torch.equal(sums[:, 9:], before[:, 9:])
@@ -107,12 +107,12 @@ def test_other_batches_and_sizes_than_it_is_packed_for() -> None:
     conv, _, _ = made(CALLS[0])
     x = torch.randn(5, 3, 4, 9).to(memory_format=torch.channels_last)
     expected = F.conv2d(x.double(), conv.weight.double(), padding=1)
-    close(forward_kernel(conv, 1.0, 2).apply(x), expected)
+    close(direct_kernel(conv, 1.0, 2).apply(x), expected)
 
 
 def test_other_factors_go_to_the_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     conv, x, y = made(CALLS[0])
-    packed = PackedConv(conv, forward_kernel(conv, -1.0, 2), backward_kernel(conv, 0.5, 2))
+    packed = PackedConv(conv, direct_kernel(conv, -1.0, 2), adjoint_kernel(conv, 0.5, 2))
     close(packed.add_apply(y.clone(), x, 0.25), y.double() + 0.25 * double(conv).apply(x.double()))
     per_sample = torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1)
     expected = x.double() + per_sample.double() * double(conv).adjoint(y.double())
