@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pursuitify.bind import BoundRow
@@ -38,8 +39,11 @@ class Kernels:
             dictionary: The bound dictionary.
             steps: gamma_j per latent; where it differs between samples nothing is packed.
             contents: What its kernels are, as ``steps.Norms.contents`` says; empty for unknown.
+
+        Under ``torch.backends.mkldnn.flags(enabled=False)`` nothing is packed: counters of
+        operations, for one, know the public convolutions alone.
         """
-        if not contents:
+        if not contents or not _wanted():
             return dictionary
         batch = dictionary.inputs[0].shape[0]
         if (contents, batch) != (self._contents, self._batch):
@@ -87,3 +91,8 @@ class Kernels:
             make = direct_kernel if key.endswith("+") else adjoint_kernel
             self._kept[key] = wanted, make(conv, factor, self._batch)
         return self._kept[key][1]
+
+
+def _wanted() -> bool:
+    """Whether the user has oneDNN on, and nothing traces that knows public operators alone."""
+    return bool(torch.backends.mkldnn.enabled) and not torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]

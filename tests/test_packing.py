@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pursuitify import PursuitNetwork, packing, pursuitify
 from pursuitify.maps import packed
@@ -104,10 +105,16 @@ def test_nothing_is_packed_where_it_cannot_be(packings: list[float]) -> None:
     net.train()
     with torch.no_grad():
         net(x)
-    net.double().eval()
+    net.eval()
     with torch.no_grad():
-        net(x.double())
+        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as plain:
+            net(x)
+        torch.jit.trace(net, x, check_trace=False)
+        net.double()(x.double())
     assert not packings
+    with FlopCounterMode(display=False) as recorded:
+        net(x.double())
+    assert plain.get_total_flops() == recorded.get_total_flops()
 
 
 def test_without_the_operators_the_answer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

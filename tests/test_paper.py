@@ -17,6 +17,11 @@ from benchmarks.paper.train import build, normalise, reconstruction
 
 DESK = grids.SIZES["desk"]
 COMMITTED = sorted(cell.RESULTS.glob("*.json"))
+#: Its result is committed as ``results/cells/<name>.json``.
+SMALL = Configuration(
+    Training(data="digits", images=1024, epochs=4, width=4, iterations=1),
+    Evaluation(images=128, protocol="pgd", diagnose=True),
+)
 TINY = Configuration(
     Training(data="digits", images=256, epochs=1, width=4, iterations=1, reconstruction=1.0),
     Evaluation(images=32, protocol="pgd", diagnose=True),
@@ -57,12 +62,35 @@ def test_tables_are_those_of_the_committed_cells(tmp_path: Path) -> None:
     assert seen >= 2
 
 
+def test_a_small_cell_regenerates(tmp_path: Path, one_thread: None) -> None:
+    """A second of training on digits, committed; tolerances are for other machines.
+
+    With another implementation of the convolutions the losses differed by 0.15 %, accuracies not
+    at all, reconstruction by 0.7 %, mutual coherence by 0.3 %; on one machine nothing differs.
+    """
+    kept = cell.cached(SMALL)
+    assert kept is not None
+    fresh = cell.run(SMALL, tmp_path / "cells", tmp_path / "weights")
+    for now, then in zip(fresh["training"]["history"], kept["training"]["history"], strict=True):
+        assert now["loss"] == pytest.approx(then["loss"], rel=1e-2)
+    assert fresh["training"]["parameters"] == kept["training"]["parameters"]
+    for key in ("clean", "fgsm", "pgd"):
+        assert kept["found"][key] > 0.2
+        assert fresh["found"][key] == pytest.approx(kept["found"][key], abs=3 / 128), key
+    rows = zip(fresh["found"]["reconstruction"], kept["found"]["reconstruction"], strict=True)
+    for now, then in rows:
+        assert now == pytest.approx(then, rel=0.05)
+    for key in ("frame_potential", "mutual_coherence"):
+        assert fresh["found"][key] == pytest.approx(kept["found"][key], rel=0.02), key
+
+
 @pytest.mark.skipif(not FASHION.exists(), reason="needs Debian's dataset-fashion-mnist")
 def test_a_cell_of_the_results_page_regenerates(tmp_path: Path, one_thread: None) -> None:
     """Equal to the bit on one machine; other processors and torch versions round differently.
 
-    Eight epochs amplify that: the first epoch's loss agrees to a hundredth, accuracies over 500
-    images to within their sampling error, four points.
+    Eight epochs amplify that until another processor is like another seed (measured: 4.4 points
+    between two under PGD). The first epoch's loss agrees to a hundredth; accuracies agree as those
+    of two seeds do, of which the committed ones differ by up to ten points under attack.
     """
     one = grids.figure5(DESK)[1]
     kept = cell.cached(one.configuration)
@@ -71,8 +99,8 @@ def test_a_cell_of_the_results_page_regenerates(tmp_path: Path, one_thread: None
     first = [r["training"]["history"][0]["loss"] for r in (fresh, kept)]
     assert first[0] == pytest.approx(first[1], rel=1e-2)
     assert fresh["training"]["parameters"] == kept["training"]["parameters"]
-    for key in ("clean", "fgsm", "pgd", "worst"):
-        assert fresh["found"][key] == pytest.approx(kept["found"][key], abs=0.04), key
+    for key, room in {"clean": 0.04, "fgsm": 0.1, "pgd": 0.1, "worst": 0.1}.items():
+        assert fresh["found"][key] == pytest.approx(kept["found"][key], abs=room), key
 
 
 def test_a_cell_repeats_to_the_bit_and_is_found_again(tmp_path: Path, one_thread: None) -> None:
