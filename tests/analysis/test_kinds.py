@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nets import LAYOUTS
 
 from pursuitify import pursuitify
-from pursuitify.analysis import coherence, minimum_frame_potential
+from pursuitify.analysis import babel_function, coherence, minimum_frame_potential
 from pursuitify.analysis.blocks import blocks_of
 from pursuitify.analysis.explicit import normalised
 from pursuitify.analysis.gram import Gram
@@ -138,3 +138,22 @@ def test_coherence_frame_potential_and_bounds_are_in_order(kind, data, layout):
         if chain and layout == "auto" and boundary == "interior":
             least = minimum_frame_potential(net, shape, method="closed")
             assert report.frame_potential >= least.value - 1e-9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(CHECKED, max_examples=3)
+@given(data=st.data(), layout=st.sampled_from(LAYOUTS))
+def test_the_babel_function_is_that_of_central_atoms(kind, data, layout):
+    model, _ = data.draw(drawn(kind, (1,)))
+    with torch.no_grad():
+        _, dictionary, _ = bound(model, layout, (72,))
+        found = babel_function(Gram(blocks_of(dictionary, border=False)), 5)
+        unit, _, _ = normalised(dictionary)
+        gram = unit.T @ unit
+    gram = (gram - torch.diag(gram.diagonal())).abs()
+    central = [
+        ((torch.arange(s[2]) + 0.5) / s[2] - 0.5).abs().lt(0.2).repeat(s[1])
+        for s in dictionary.shapes
+    ]
+    wanted = gram[torch.cat(central)].topk(5, 1).values.cumsum(1).amax(0)
+    assert found == pytest.approx(wanted.tolist(), abs=1e-9)
