@@ -3,13 +3,15 @@
     python benchmarks/bounds.py --output docs/pictures
 
 Writes pictures and ``bounds.json`` with the values; ``--parts`` renews some. No data is read: by
-depth, width and skips it is minima over the weights, the zoo's are of random models (seed 0).
+depth, width and skips it is minima over the weights, the zoo's are of random models (seed 0), and
+so are the blocks' (resnet18's Gram matrix, densenet121's dictionary and Gram matrix).
 With one unit per block the densely connected network is the chain; it is left out by width.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 from pathlib import Path
@@ -20,8 +22,10 @@ import torch
 from pursuitify import pursuitify
 from pursuitify.analysis import coherence
 from pursuitify.analysis.families import Points, ReadsBack, minima
-from pursuitify.analysis.pictures import plot_families
+from pursuitify.analysis.pictures import plot_block_sparsity, plot_families, plot_gram_blocks
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
+from pursuitify.network import PursuitNetwork
+from pursuitify.plots import plot_structure
 
 SHAPE = (3, 16, 16)
 ZOO = {
@@ -39,17 +43,33 @@ def say(name: str, size: int, value: float) -> None:
     print(f"{name:<24}{size:>4}  {value:.6f}", flush=True)
 
 
-def zoo() -> list[dict[str, object]]:
+def made(name: str) -> PursuitNetwork:
+    """Return a network of torchvision's with random weights."""
     import torchvision
 
+    torch.manual_seed(0)
+    options = {"init_weights": True} if name == "googlenet" else {}
+    return pursuitify(torchvision.models.get_model(name, weights=None, **options).eval())
+
+
+def blocks(output: Path) -> None:
+    """Draw block pictures of two networks."""
+    net = made("resnet18")
+    report = dataclasses.replace(coherence(net, (3, 224, 224)), model="resnet18")
+    plot_gram_blocks(report, output / "gram-resnet18.png")
+    net = made("densenet121")
+    report = dataclasses.replace(coherence(net, (3, 224, 224)), model="densenet121")
+    plot_block_sparsity(report, output / "gram-densenet121.png")
+    plot_structure(net, output / "dictionary-densenet121.png")
+
+
+def zoo() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for family, names in ZOO.items():
         for name in names:
-            torch.manual_seed(0)
-            options = {"init_weights": True} if name == "googlenet" else {}
-            model = torchvision.models.get_model(name, weights=None, **options).eval()
-            size = sum(p.numel() for p in model.parameters()) / 1e6
-            report = coherence(pursuitify(model, copy=False), (3, 224, 224))
+            net = made(name)
+            size = sum(p.numel() for p in net.parameters()) / 1e6
+            report = coherence(net, (3, 224, 224))
             rows.append(
                 {
                     "family": family,
@@ -90,6 +110,9 @@ AXES = {
 }
 
 
+PARTS = [*AXES, "zoo", "blocks"]
+
+
 def draw(record: dict[str, Any], output: Path) -> None:
     """Draw the pictures whose values are in the record."""
     for part in (p for p in AXES if p in record):
@@ -97,27 +120,28 @@ def draw(record: dict[str, Any], output: Path) -> None:
         plot_families(points, output / f"bound-by-{part}.png", size=AXES[part], note=note)
     if "zoo" not in record:
         return
-    points = {
-        family: [
-            (r["parameters_million"], r["frame_potential"])
-            for r in record["zoo"]
-            if r["family"] == family
-        ]
-        for family in ZOO
-    }
+
+    def of(what: str) -> Points:
+        found: Points = {family: [] for family in ZOO}
+        for r in record["zoo"]:
+            found[r["family"]].append((r["parameters_million"], r[what]))
+        return found
+
     plot_families(
-        points,
+        of("frame_potential"),
         output / "zoo.png",
         size="million parameters",
         value="frame potential",
-        note="torchvision, random weights (seed 0); layout auto, interior, pooling at its centres",
+        note="torchvision, random weights (seed 0); layout auto, interior, pooling at its centres\n"
+        "dashed: Welch-type lower bound",
+        lower=of("welch_bound"),
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("docs/pictures"))
-    parser.add_argument("--parts", nargs="*", choices=[*AXES, "zoo"], default=[*AXES, "zoo"])
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seeds", type=int, default=2)
     args = parser.parse_args()
@@ -128,7 +152,9 @@ def main() -> None:
     record["environment"] = {"torch": torch.__version__, "python": platform.python_version()}
     rules = f"best of {args.seeds} starts of {args.steps} steps; layout auto, interior"
     for part in args.parts:
-        if part == "zoo":
+        if part == "blocks":
+            blocks(args.output)
+        elif part == "zoo":
             record[part] = zoo()
         else:
             record[part] = {"rules": rules, "points": by_size(part, args.seeds, args.steps)}

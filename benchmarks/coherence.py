@@ -1,9 +1,11 @@
-"""Time and memory of coherence() on torchvision models, at two image sizes; and of the penalty.
+"""Time and memory of coherence() on torchvision models, and the cost of the penalty.
 
     python benchmarks/coherence.py --output coherence.json [--models resnet18 resnet50 ...]
 
-Seconds are process CPU time. Each measurement runs in a process of its own, so that the peak memory
-is that model's; it includes torch and the model. ``base_mib`` is the peak before the analysis.
+Seconds are process CPU time of one thread. Each measurement runs in a process of its own, so that
+the peak memory is that model's; it includes torch and the model. ``base_mib`` is the peak before
+the analysis. ``penalty``: a training step of resnet18 (160 pixels, batch 16, forward and backward)
+and one of the penalty by turns, medians.
 """
 
 from __future__ import annotations
@@ -13,19 +15,40 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-MODELS = ["resnet18", "resnet50", "densenet121", "mobilenet_v2", "googlenet", "vgg16"]
+#: (model, size of the image, boundary, switches)
+RUNS = [
+    ("resnet18", 224, "interior", "centre"),
+    ("resnet50", 224, "interior", "centre"),
+    ("resnet50", 448, "interior", "centre"),
+    ("resnet50", 224, "exact", "centre"),
+    ("resnet50", 224, "interior", "worst"),
+    ("densenet121", 224, "interior", "centre"),
+    ("densenet121", 448, "interior", "centre"),
+    ("densenet121", 224, "exact", "centre"),
+    ("googlenet", 224, "interior", "centre"),
+    ("googlenet", 224, "interior", "worst"),
+    ("inception_v3", 299, "exact", "centre"),
+    ("mobilenet_v2", 224, "exact", "centre"),
+    ("vgg16", 224, "interior", "centre"),
+    ("vgg16", 448, "interior", "centre"),
+    ("vgg16", 224, "exact", "centre"),
+    ("vgg16", 224, "interior", "worst"),
+]
+MODELS = list(dict.fromkeys(name for name, *_ in RUNS))
 
 
 def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def one(name: str, size: int, boundary: str) -> dict[str, object]:
+def one(name: str, size: int, boundary: str, switches: str) -> dict[str, object]:
     import torch
     import torchvision
 
@@ -34,15 +57,16 @@ def one(name: str, size: int, boundary: str) -> dict[str, object]:
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    options = {"init_weights": True} if name == "googlenet" else {}
+    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
     net = pursuitify(torchvision.models.get_model(name, weights=None, **options).eval(), copy=False)
     base = peak()
     start = time.process_time()
-    report = coherence(net, (3, size, size), boundary, switches="centre")
+    report = coherence(net, (3, size, size), boundary, switches=switches)
     return {
         "model": name,
         "size": size,
         "boundary": boundary,
+        "switches": switches,
         "cpu_seconds": round(time.process_time() - start, 2),
         "peak_mib": round(peak()),
         "base_mib": round(base),
@@ -53,7 +77,7 @@ def one(name: str, size: int, boundary: str) -> dict[str, object]:
     }
 
 
-def penalty() -> dict[str, object]:
+def penalty(turns: int = 9) -> dict[str, object]:
     import torch
     import torchvision
 
@@ -63,49 +87,57 @@ def penalty() -> dict[str, object]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = torchvision.models.resnet18().train()
-    net = pursuitify(model)
-    term = FramePotentialPenalty(net)
+    term = FramePotentialPenalty(pursuitify(model))
     x = torch.randn(16, 3, 160, 160)
 
-    def timed(run: object, times: int) -> float:
-        found = []
-        for _ in range(times):
-            start = time.process_time()
-            run()  # type: ignore[operator]
-            found.append(time.process_time() - start)
-        return sorted(found)[len(found) // 2]
+    def timed(run: Callable[[], object]) -> float:
+        start = time.process_time()
+        run()
+        return time.process_time() - start
 
-    step = timed(lambda: model(x).square().mean().backward(), 4)
-    extra = timed(lambda: term().backward(), 15)
+    def step() -> None:
+        model(x).square().mean().backward()
+
+    def extra() -> None:
+        term().backward()
+
+    for run in (step, extra):
+        run()
+    steps, extras = zip(*((timed(step), timed(extra)) for _ in range(turns)), strict=True)
     return {
-        "source_step_cpu_s": round(step, 3),
-        "penalty_cpu_s": round(extra, 3),
-        "share": extra / step,
+        "model": "penalty on resnet18",
+        "turns": turns,
+        "source_step_cpu_s": round(statistics.median(steps), 3),
+        "penalty_cpu_s": round(statistics.median(extras), 3),
+        "share": statistics.median(e / s for s, e in zip(steps, extras, strict=True)),
+        "shares": [round(e / s, 4) for s, e in zip(steps, extras, strict=True)],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="*", default=MODELS)
-    parser.add_argument("--sizes", nargs="*", type=int, default=[224, 448])
+    parser.add_argument("--models", nargs="*", choices=[*MODELS, "penalty"], default=None)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/coherence.json"))
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        name, size, boundary = args.one
-        print(json.dumps(penalty() if name == "penalty" else one(name, int(size), boundary)))
+        name, size, boundary, switches = args.one
+        found = penalty() if name == "penalty" else one(name, int(size), boundary, switches)
+        print(json.dumps(found))
         return
     rows = []
-    runs = [(n, s, "interior") for n in args.models for s in args.sizes]
-    runs += [(n, args.sizes[0], "exact") for n in args.models]
-    for name, size, boundary in [*runs, ("penalty", 0, "")]:
-        command = [sys.executable, __file__, "--one", name, str(size), boundary]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    wanted = args.models or [*MODELS, "penalty"]
+    for run in [*RUNS, ("penalty", 0, "", "")]:
+        if run[0] not in wanted:
+            continue
+        command = [sys.executable, __file__, "--one", *map(str, run)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(
             "  ".join(
                 f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()
-            )
+            ),
+            flush=True,
         )
     import torch
 

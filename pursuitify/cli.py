@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from pursuitify import cli_audit, cli_training, save
 from pursuitify import coherence as measure
@@ -164,7 +165,7 @@ def main() -> None:
     try:
         app()
     except PursuitifyError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
 
 

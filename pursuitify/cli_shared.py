@@ -118,4 +118,5 @@ def show(data: Any, text: Any, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(data) + "\n")
     else:
-        Console().print(text)
+        # A channel in square brackets is text, not markup, and a report has its own lines.
+        Console().print(text, markup=False, soft_wrap=isinstance(text, str))

@@ -60,7 +60,9 @@ def test_convert_then_diagnose_and_coherence(factory: str, tmp_path: Path) -> No
     assert objectives == sorted(objectives, reverse=True)
     report = json.loads(runner.invoke(app, ["coherence", *common]).stdout)
     assert 0 < report["mutual_coherence"] <= 1 + 1e-6
-    assert "N(G)" in runner.invoke(app, ["coherence", *common[:-1]]).stdout
+    text = runner.invoke(app, ["coherence", *common[:-1]]).stdout
+    assert "N(G)" in text
+    assert report["pair"] in text  # with its channels in square brackets
     wrong = runner.invoke(app, ["coherence", *common, "--switches", "corner"])
     assert isinstance(wrong.exception, OptionError)
     exact = runner.invoke(app, ["coherence", *common, "--switches", "worst", "--boundary", "exact"])

@@ -100,7 +100,7 @@ class Gram:
         """Return the squared weights of one block summed over its rows, (groups, columns, taps)."""
         if (latent, index) not in self._squares:
             weight = self.blocks.uses[latent][index].symbol.weight
-            self._squares[latent, index] = weight.square().sum(1)
+            self._squares[latent, index] = torch.linalg.vector_norm(weight, dim=1).square()
         return self._squares[latent, index]
 
     def inverse(self, latent: int, kinds: tuple[Kind, ...]) -> Tensor:

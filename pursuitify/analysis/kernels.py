@@ -172,16 +172,17 @@ def _then(
     factor = symbol.weight.new_zeros(symbol.channels[1])
     factor[symbol.rows[:, 0]] = symbol.weight[:, 0, 0, 0]
     cols_from = source[cols]
-    if bool((cols_from < 0).any()):
-        if weight.shape[0] == 1:
-            keep = cols_from[0] >= 0
-            weight, cols, cols_from = weight[:, :, keep], cols[:, keep], cols_from[:, keep]
-        elif weight.shape[2] == 1:
-            keep = cols_from[:, 0] >= 0
-            weight, rows = weight[keep], rows[keep]
-            cols, cols_from = cols[keep], cols_from[keep]
-        else:
+    held = cols_from >= 0
+    if not bool(held.all()):
+        number = held.sum(1)
+        some = number > 0
+        if len(torch.unique(number[some])) > 1:
             raise UnsupportedError("a grouped convolution that reads part of its groups' channels")
+        place = held[some].nonzero()[:, 1].reshape(int(some.sum()), -1)
+        rows, cols = rows[some], cols[some].gather(1, place)
+        cols_from = cols_from[some].gather(1, place)
+        full = place[:, None, :, None].expand(-1, weight.shape[1], -1, weight.shape[3])
+        weight = weight[some].gather(2, full)
     if not bool((factor == 1).all()):
         weight = weight * factor[cols][:, None, :, None]
     joined = tuple(lines.compose(a, b) for a, b in zip(symbol.lines, along, strict=True))

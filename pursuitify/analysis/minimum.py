@@ -26,7 +26,7 @@ from pursuitify.network import PursuitNetwork
 
 SCALE_RULE = (
     "columns of the global B have unit norm, identity parts included; the weights are free, each "
-    "tensor's scale too, BatchNorms are neutral"
+    "tensor's scale too, BatchNorms and scales per channel are neutral"
 )
 
 _SPAN = 5.0  # the logarithm of a tensor's scale stays within this of zero
@@ -242,7 +242,7 @@ def _has_weight(item: object) -> bool:
 
 
 def _neutral(net: PursuitNetwork) -> dict[str, Tensor]:
-    """Return neutral BatchNorms and zero biases by name."""
+    """Return neutral BatchNorms, zero biases and scales of one by name."""
     found: dict[str, Tensor] = {}
     for name, module in net.named_modules():
         prefix = f"net.{name}." if name else "net."
@@ -255,4 +255,7 @@ def _neutral(net: PursuitNetwork) -> dict[str, Tensor]:
                 found[f"{prefix}running_mean"] = torch.zeros_like(module.running_mean)
         elif getattr(module, "bias", None) is not None:
             found[f"{prefix}bias"] = torch.zeros_like(module.bias).detach()
+        for key, p in module.named_parameters(recurse=False):
+            if p.dim() < 2 and prefix + key not in found and not isinstance(module, nn.PReLU):
+                found[prefix + key] = torch.ones_like(p).detach()
     return found

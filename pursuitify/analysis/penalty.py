@@ -82,7 +82,8 @@ class FramePotentialPenalty:
             positions = Positions(copy.copy(found), keep=True)
             gram = Gram(found, positions)
             self.count = gram.count()
-            self._parts = [self._part(positions, j, k) for j, k in positions.related()]
+            found_parts = (self._part(positions, j, k) for j, k in positions.related())
+            self._parts = [part for part in found_parts if part.kinds]  # some never meet
         self._positions = positions
         self._drawn = blocks
 
@@ -103,7 +104,7 @@ class FramePotentialPenalty:
         """Return the squared frame potential itself, differentiable: for checks."""
         from pursuitify.analysis.minimum import squares
 
-        return squares(Gram(self._blocks(), self._positions)) / self.count
+        return squares(Gram(self._blocks(), self._positions)) / max(self.count, 1.0)
 
     def _blocks(self) -> Blocks:
         with evaluating(self._net):

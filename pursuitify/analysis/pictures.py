@@ -64,7 +64,7 @@ def plot_gram_blocks(
 
 
 def plot_block_sparsity(report: CoherenceReport, path: str | PathLike[str]) -> Figure:
-    """Draw which blocks of the Gram matrix hold entries, and the share of the matrix they are.
+    """Draw which blocks of the Gram matrix hold off-diagonal entries, and what share those are.
 
     Args:
         report: What ``coherence()`` returns.
@@ -83,8 +83,8 @@ def plot_block_sparsity(report: CoherenceReport, path: str | PathLike[str]) -> F
     _label(axes, names)
     share = report.count / max(report.columns * (report.columns - 1), 1)
     axes.set_title(
-        f"Blocks of the Gram matrix that are not zero: {int(grid.sum())} of {grid.size}\n"
-        f"{100 * share:.2g} % of its entries are structural",
+        f"Blocks of the Gram matrix with off-diagonal entries: {int(grid.sum())} of {grid.size}, "
+        f"{report.model}\n{100 * share:.2g} % of its off-diagonal entries are structural",
         loc="left",
         fontsize=10,
     )
@@ -98,6 +98,7 @@ def plot_families(
     size: str,
     value: str = "minimum frame potential",
     note: str = "",
+    lower: Mapping[str, Sequence[tuple[float, float]]] | None = None,
 ) -> Figure:
     """Draw a bound or a measure against depth, width or parameters, one curve per family.
 
@@ -107,28 +108,36 @@ def plot_families(
         size: What the horizontal axis is.
         value: What the vertical axis is.
         note: Rules the numbers stand on, printed below the title.
+        lower: Lower bounds of the values, likewise: dashed, with hollow marks.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     if not any(families.values()):
         raise OptionError("there are no points to draw")
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for i, (name, points) in enumerate(families.items()):
-        ordered = sorted(points)
-        axes.plot(
-            [x for x, _ in ordered],
-            [y for _, y in ordered],
-            marker=_MARKS[i % len(_MARKS)],
-            color=_COLOURS[i % len(_COLOURS)],
-            linewidth=1.4,
-            markersize=5,
-            label=name,
-        )
+        for drawn, bound in ((points, False), ((lower or {}).get(name, ()), True)):
+            ordered = sorted(drawn)
+            axes.plot(
+                [x for x, _ in ordered],
+                [y for _, y in ordered],
+                marker=_MARKS[i % len(_MARKS)],
+                color=_COLOURS[i % len(_COLOURS)],
+                linestyle="--" if bound else "-",
+                markerfacecolor="white" if bound else None,
+                linewidth=0.9 if bound else 1.4,
+                markersize=5,
+                clip_on=False,
+                label=None if bound else name,
+            )
     sizes = sorted({x for points in families.values() for x, _ in points})
     if sizes[0] > 0 and sizes[-1] / sizes[0] >= 8:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     if len(sizes) <= 8:
         axes.set_xticks(sizes, [f"{x:g}" for x in sizes])
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.analysis.symbols import Symbol, UnsupportedError
+from pursuitify.analysis.symbols import Symbol
 
 #: Largest table of products of all pairs of taps that is made at once, in elements.
 TABLE = 24_000_000
@@ -31,19 +31,13 @@ class Aligned:
 
 
 def align(left: Symbol, right: Symbol) -> Aligned:
-    """Bring two blocks onto the rows they share.
-
-    Raises:
-        UnsupportedError: If both are grouped, differently.
-    """
+    """Bring two blocks onto the rows they share; row by row where both are grouped, differently."""
     same = left is right or torch.equal(left.rows, right.rows)
     if same and (left.rows.shape[0] == 1 or left.rows.shape[1] > 1):
         return Aligned(left.weight, right.weight, (left.cols, right.cols))
     if left.rows.shape[0] == 1 == right.rows.shape[0]:
         a, b = _common(left.rows[0], right.rows[0])
         return Aligned(left.weight[:, a], right.weight[:, b], (left.cols, right.cols))
-    if 1 not in (left.rows.shape[1], right.rows.shape[1]):
-        raise UnsupportedError("two convolutions of different groups in one row")
     (wa, ra, ca), (wb, rb, cb) = (_rowwise(s) for s in (left, right))
     a, b = _common(ra, rb)
     return Aligned(_take(wa, a), _take(wb, b), (ca[a], cb[b]))
@@ -192,10 +186,13 @@ class Supports:
             flat.append((a * self.shape[1] + b).reshape(-1))
         if any(whole):
             return Support(None, tuple(flat), self.shape)
-        keys = torch.cat([f for f in flat if f is not None])
-        unique, inverse = torch.unique(keys, return_inverse=True)
-        if len(unique) == self.shape[0] * self.shape[1]:
+        kept = [f for f in flat if f is not None]
+        held = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool)
+        for keys in kept:
+            held[keys] = True
+        if bool(held.all()):
             return Support(None, tuple(flat), self.shape)
-        sizes = [len(f) for f in flat if f is not None]
-        channels = (unique // self.shape[1], unique % self.shape[1])
-        return Support(channels, tuple(inverse.split(sizes)), self.shape)
+        found = held.nonzero()[:, 0]
+        place = held.cumsum(0) - 1
+        channels = (found // self.shape[1], found % self.shape[1])
+        return Support(channels, tuple(place[keys] for keys in kept), self.shape)

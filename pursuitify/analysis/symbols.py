@@ -130,8 +130,9 @@ def select_rows(
     if rows.shape[1] == 1:
         return weight[places], names[:, None], cols[places]
     groups, inside = places // rows.shape[1], places % rows.shape[1]
-    kept = torch.unique(groups)
-    whole = len(places) == len(kept) * rows.shape[1]
-    if not whole or not bool((inside.reshape(-1, rows.shape[1]) == inside[: rows.shape[1]]).all()):
-        raise UnsupportedError("a slot that cuts the groups of a convolution")
-    return weight[kept], names.reshape(len(kept), -1), cols[kept]
+    if len(places) % rows.shape[1] == 0:
+        runs, within = groups.reshape(-1, rows.shape[1]), inside.reshape(-1, rows.shape[1])
+        if bool((runs == runs[:, :1]).all() and (within == within[:1]).all()):
+            kept = runs[:, 0]
+            return weight[kept][:, within[0]], names.reshape(len(kept), -1), cols[kept]
+    return weight[groups, inside][:, None], names[:, None], cols[groups]

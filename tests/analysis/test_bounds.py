@@ -127,6 +127,24 @@ def test_weights_are_not_read():
     assert a.seeds == b.seeds
 
 
+class Scaled(nn.Module):
+    """A residual layer with a scale per channel."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 5), nn.Linear(5, 5), nn.Linear(5, 4)
+        self.scale = nn.Parameter(torch.full((5,), scale))
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        return torch.relu(self.c(torch.relu(self.scale * self.b(x) + x)))
+
+
+def test_scales_per_channel_are_not_read():
+    found = [minimum_frame_potential(Scaled(s), (3,), seeds=1, steps=10).value for s in (0.01, 3.0)]
+    assert found[0] == found[1]
+
+
 def test_welch_bounds():
     assert welch(3, 3) == 0
     assert welch(2, 3) == pytest.approx(0.5)  # the three-star in the plane attains it

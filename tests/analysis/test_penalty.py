@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import BY_NAME
+from analysis.drawn import KINDS, drawn
+from analysis.test_kinds import bound
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nets import BY_NAME, LAYOUTS
+from scipy.linalg import hadamard
 
 from pursuitify import pursuitify
 from pursuitify.analysis import FramePotentialPenalty, coherence, frame_potential_penalty
+from pursuitify.analysis.gram import Gram
 from pursuitify.errors import OptionError
 
 NAMES = ["linear_residual", "conv_residual", "conv_chain", "conv_dense", "separable"]
@@ -38,9 +44,9 @@ def test_value_and_derivative_are_exact_in_expectation(name, blocks):
                 if g is not None
             )
         )
-    for drawn, truth in ((values, float(exact.detach())), (slopes, slope)):
-        sample = torch.tensor(drawn, dtype=torch.float64)
-        error = float(sample.std()) / len(drawn) ** 0.5
+    for found, truth in ((values, float(exact.detach())), (slopes, slope)):
+        sample = torch.tensor(found, dtype=torch.float64)
+        error = float(sample.std()) / len(found) ** 0.5
         assert abs(float(sample.mean()) - truth) <= 4.5 * error + 1e-12
 
 
@@ -65,3 +71,28 @@ def test_training_mode_and_statistics_are_left_alone():
     assert all(torch.equal(v, held[k]) for k, v in net.named_buffers())
     with pytest.raises(OptionError, match="blocks"):
         FramePotentialPenalty(net, case.shape, blocks=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), layout=st.sampled_from(LAYOUTS))
+def test_over_orthogonal_signs_the_estimate_is_exact_on_every_kind(kind, data, layout):
+    """The estimate is quadratic in the signs: over a Hadamard matrix's rows its mean is exact."""
+    model, _ = data.draw(drawn(kind))
+    net, _, shape = bound(model, layout)
+    penalty = FramePotentialPenalty(net, shape, blocks=None)
+    with torch.no_grad():
+        gram = Gram(penalty._blocks(), penalty._positions)
+        total = 0.0
+        for part in penalty._parts:
+            channels = gram.blocks.sites[part.pair[1]].channels
+            signs = torch.tensor(hadamard(1 << max(channels - 1, 0).bit_length()))[:, :channels]
+            for row in signs:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(torch, "randint", lambda *_, row=row, **__: (row + 1) // 2)
+                    total += float(penalty._estimate(gram, part)) / len(signs)
+        exact = float(penalty.exact())
+    assert total == pytest.approx(exact, rel=1e-9, abs=1e-12)
+    report = coherence(net, shape)
+    assert exact**0.5 == pytest.approx(report.frame_potential, abs=1e-9)
+    assert penalty.count == pytest.approx(report.count, rel=1e-12)

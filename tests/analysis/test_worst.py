@@ -108,6 +108,7 @@ def brute(dictionary):
     return best
 
 
+torch.manual_seed(0)  # the weights below are the same in every run
 CASES = {
     "blocks": (Pooled("chain"), 6),
     "overlapping": (Pooled("chain", (3, 2, 1, 1)), 5),
@@ -141,7 +142,7 @@ def test_no_pattern_of_switches_exceeds_the_worst_case(name, layout):
         assert (wanted[structural] > 0).float().mean() > 0.9
     report = coherence(net, x=x, boundary="exact", switches="worst")
     assert report.mutual_coherence == pytest.approx(float(bound.max()))
-    assert 1 >= report.mutual_coherence >= float(wanted.max()) - 1e-9
+    assert 1 + 1e-12 >= report.mutual_coherence >= float(wanted.max()) - 1e-9
     mean_square = float(bound[structural].square().sum() / report.count)
     assert report.frame_potential**2 == pytest.approx(mean_square)
     assert "worst case over switches" in str(report)
