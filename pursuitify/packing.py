@@ -43,7 +43,7 @@ class Kernels:
         Under ``torch.backends.mkldnn.flags(enabled=False)`` nothing is packed: counters of
         operations, for one, know the public convolutions alone.
         """
-        if not contents or not _wanted():
+        if not contents or not _wanted() or any(step.device.type != "cpu" for step in steps):
             return dictionary
         batch = dictionary.inputs[0].shape[0]
         if (contents, batch) != (self._contents, self._batch):

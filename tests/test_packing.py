@@ -117,6 +117,14 @@ def test_nothing_is_packed_where_it_cannot_be(packings: list[float]) -> None:
     assert plain.get_total_flops() == recorded.get_total_flops()
 
 
+def test_other_devices_are_not_asked_for_their_steps() -> None:
+    """Reading one would make the host wait for the device."""
+    net, x = made()
+    bound = net.dictionary(x)
+    steps = [torch.empty((), device="meta") for _ in bound.rows]
+    assert packing.Kernels().pack(bound, steps, b"known") is bound
+
+
 def test_without_the_operators_the_answer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = made()
     with torch.no_grad():
