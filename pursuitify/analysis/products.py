@@ -187,12 +187,15 @@ class Supports:
         if any(whole):
             return Support(None, tuple(flat), self.shape)
         kept = [f for f in flat if f is not None]
-        held = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool)
-        for keys in kept:
-            held[keys] = True
-        if bool(held.all()):
-            return Support(None, tuple(flat), self.shape)
-        found = held.nonzero()[:, 0]
-        place = held.cumsum(0) - 1
-        channels = (found // self.shape[1], found % self.shape[1])
-        return Support(channels, tuple(place[keys] for keys in kept), self.shape)
+        if 8 * sum(map(len, kept)) < math.prod(self.shape):
+            found, place = torch.unique(torch.cat(kept), return_inverse=True)
+            places = place.split([len(keys) for keys in kept])
+        else:  # no sort, and no copies of many keys
+            held = torch.zeros(math.prod(self.shape), dtype=torch.bool)
+            for keys in kept:
+                held[keys] = True
+            if bool(held.all()):
+                return Support(None, tuple(flat), self.shape)
+            found, order = held.nonzero()[:, 0], held.cumsum(0) - 1
+            places = tuple(order[keys] for keys in kept)
+        return Support((found // self.shape[1], found % self.shape[1]), places, self.shape)

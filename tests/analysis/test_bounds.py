@@ -18,6 +18,7 @@ from pursuitify.analysis import (
     minimum_frame_potential,
     welch,
 )
+from pursuitify.analysis.bounds import frame_excess
 from pursuitify.errors import OptionError
 from pursuitify.models import ChainNet, ResidualNet
 
@@ -145,6 +146,14 @@ def test_scales_per_channel_are_not_read():
     assert found[0] == found[1]
 
 
+def test_the_best_split_into_frames():
+    """Rows that two latents share count once; the best split of neighbours counts."""
+    assert frame_excess([4, 3], [{0, 1}, {1}], [2, 2]) == pytest.approx(7 * (7 / 4 - 1))
+    assert frame_excess([4, 1], [{0}, {1}], [2, 9]) == pytest.approx(4 * (4 / 2 - 1))
+    assert frame_excess([4, 1, 6], [{0}, {1}, {2}], [2, 9, 3]) == pytest.approx(4 + 6)
+    assert frame_excess([2, 3], [{0, 1}, {1}], [4, 5]) == 0
+
+
 def test_welch_bounds():
     assert welch(3, 3) == 0
     assert welch(2, 3) == pytest.approx(0.5)  # the three-star in the plane attains it
@@ -152,6 +161,8 @@ def test_welch_bounds():
     assert convolutional_welch(3, 64, 3) == pytest.approx(math.sqrt((64 / 3 - 1) / (64 * 25 - 1)))
     assert convolutional_welch(64, 64, 3) == 0
     assert convolutional_welch(5, 10, 1, 1) == pytest.approx(welch(5, 10))
+    strided = math.sqrt((24 / (2 * 3 * 2) - 1) / (24 * 3 * 3 - 1))  # 5 by 4 taps, stride 3 by 2
+    assert convolutional_welch(2, 24, (5, 4), (3, 2)) == pytest.approx(strided)
     with pytest.raises(OptionError):
         welch(0, 3)
 

@@ -5,21 +5,40 @@ from __future__ import annotations
 import pytest
 import torch
 from analysis.test_gram import agree
-from nets import BY_NAME, LAYOUTS
+from nets import BY_NAME, LAYOUTS, randomise
+from torch import nn
 
 from pursuitify import pursuitify
 from pursuitify.analysis import products
 
 
+class Resized(nn.Module):
+    """A convolution that reads a resized latent: taps with several coefficients, many rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(2, 3, 3, padding=1), nn.Conv1d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = nn.functional.interpolate(torch.relu(self.a(x)), scale_factor=2.0, mode="linear")
+        return torch.relu(self.b(x)).mean(2)
+
+
+def dictionary(name, layout):
+    if name == "resized":
+        x = torch.randn(1, 2, 7, dtype=torch.float64)
+        return pursuitify(randomise(Resized()).double().eval(), layout=layout).dictionary(x)
+    case = BY_NAME[name]
+    return pursuitify(case.build(), layout=layout).dictionary(case.input())
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["conv_residual", "conv_dense", "mix", "separable", "tied"])
-@pytest.mark.parametrize("table", [0, 40])
+@pytest.mark.parametrize("name", ["conv_residual", "conv_dense", "separable", "tied", "resized"])
+@pytest.mark.parametrize("table", [0, 60])
 def test_products_on_demand_agree_with_materialize(name, layout, table, monkeypatch):
     monkeypatch.setattr(products, "TABLE", table)
-    case = BY_NAME[name]
-    dictionary = pursuitify(case.build(), layout=layout).dictionary(case.input())
     with torch.no_grad():
-        agree(dictionary)
+        agree(dictionary(name, layout))
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 9])
