@@ -126,7 +126,10 @@ class FramePotentialPenalty:
                 gathered.setdefault(meeting, []).extend((i, t, u, v) for t, u, v in taps)
         entries = []
         for meeting, rows in gathered.items():
-            c, t, u, v = (torch.tensor(column) for column in zip(*rows, strict=True))
+            *places, values = zip(*rows, strict=True)
+            c, t, u = (torch.tensor(column) for column in places)
+            # In double precision: as torch's default, a pool's 1/3 would be rounded to float32.
+            v = torch.tensor(values, dtype=torch.float64)
             entries.append((meeting, c, t, u, v))
         zero = tuple(i for i, found in enumerate(classes) if found.lag_zero)
         return _Part(
