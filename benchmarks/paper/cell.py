@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.common import environment
 from benchmarks.paper.configuration import Configuration, Evaluation, Training, digest, spelled
 from benchmarks.paper.evaluate import evaluate
 from benchmarks.paper.train import build, train
@@ -38,7 +38,7 @@ def run(
         "training": record,
         "found": found,
         "evaluation_cpu_seconds": time.process_time() - start,
-        "environment": environment(device),
+        "environment": {"pursuitify": VERSION, **environment(device)},
     }
     write(path, result)
     return result
@@ -79,14 +79,3 @@ def write(path: Path, value: Any) -> None:
     part = path.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(value, indent=1) + "\n")
     part.replace(path)
-
-
-def environment(device: str = "cpu") -> dict[str, Any]:
-    return {
-        "pursuitify": VERSION,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": device,
-        "threads": torch.get_num_threads(),
-    }

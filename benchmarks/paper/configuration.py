@@ -26,6 +26,7 @@ class Training:
         beta: ``safe`` lets beta_j range over (1/2, 1], ``paper`` over (0, 1].
         learn_steps: Train beta_j and alpha_j; otherwise they stay at 1 and 0.
         unit_atoms: Scale every filter to unit length after each step.
+        memory: How derivatives are taken: ``store``, or ``implicit`` at the last iterate.
         data: ``fashion16``, ``fashion28``, ``cifar10`` or ``digits``.
         images: How many training images.
         epochs: Passes over them.
@@ -52,6 +53,7 @@ class Training:
     beta: str = "safe"
     learn_steps: bool = True
     unit_atoms: bool = False
+    memory: str = "store"
     data: str = "fashion16"
     images: int = 8000
     epochs: int = 8

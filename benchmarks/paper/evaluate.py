@@ -49,6 +49,7 @@ def evaluate(net: PursuitNetwork, c: Training, e: Evaluation, device: str = "cpu
     x, y = x[: e.images].to(device), y[: e.images].to(device)
     count = c.iterations if e.iterations < 0 else e.iterations
     net.threshold_scale = e.threshold_scale
+    net.memory = "store"  # attacks read exact derivatives, whatever the network was trained with
     if count and net.solver == "feedforward":
         net.solver = "global"  # weights trained fed forward, pursued
     with iterations(net.eval(), count):

@@ -45,7 +45,7 @@ SIZES = {
     # Minutes on one core: to see that everything runs. Its numbers mean little.
     "quick": Size(1, {"images": 2000, "epochs": 4}, {"images": 60}, (1, 2), (4,), (1, 3)),
     # Hours on two cores: what docs/paper.md reports.
-    "desk": Size(3, {}, {}, (1, 3, 5), (4, 8), (1, 3, 8)),
+    "desk": Size(3, {}, {}, (1, 2, 3, 4, 5), (4, 8), (1, 3, 8)),
     # For a GPU: the paper's scale, where CIFAR-10 is at hand use --data cifar10.
     "full": Size(
         5,
@@ -101,6 +101,7 @@ FACTORS: dict[str, Training] = {
     "noise 0.1 and reconstruction 1, DP-res T = 5": replace(PURSUIT, noise=0.1, reconstruction=1.0),
     "reconstruction 1, DP-res T = 10": replace(PURSUIT, reconstruction=1.0, iterations=10),
     "unit-norm filters, DP-res T = 5": replace(PURSUIT, unit_atoms=True),
+    "implicit derivatives, DP-res T = 5": replace(PURSUIT, memory="implicit"),
     "natural, DP-res T = 15": replace(PURSUIT, iterations=15),
     "adversarial, T = 0, equal time (80 epochs)": replace(FEEDFORWARD, adversarial=EPS, epochs=80),
     "adversarial and reconstruction 1, DP-res T = 5": replace(

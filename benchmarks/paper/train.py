@@ -39,6 +39,7 @@ def build(c: Training) -> PursuitNetwork:
         layout=c.layout,
         nonnegative_thresholds=c.nonnegative,
         paper=c.beta == "paper",
+        memory=c.memory,
         copy=False,
     )
     for parameter in net.pursuit.parameters():
