@@ -87,9 +87,7 @@ def report(where: Path, *, quick: bool, full: bool) -> str:
     results: dict[str, Any] = {}
     for label, c in cells(quick, full).items():
         results[label] = measure(c, 50 if quick else 100, cell.WEIGHTS)
-        cell.write(
-            where / "certified.json", {"environment": environment(), "networks": results}
-        )
+        cell.write(where / "certified.json", {"environment": environment(), "networks": results})
     lines = [
         "| network | sweeps: clean; certified / under PGD at l2 0.01, 0.03, 0.1 | fed forward: "
         "the same | Lipschitz, sweeps / fed forward | median radius, sweeps (without local) / "
