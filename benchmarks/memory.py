@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from torchvision import models
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import common
 from pursuitify import pursuitify
 
 MIB = 2**20
@@ -178,12 +178,7 @@ def main(argv: list[str] | None = None) -> int:
             curves[mode] = [(t, value / rows[0]["saved"]) for t, value in found]
         plot(arguments.plot, curves, arguments.model)
     if arguments.json:
-        environment = {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "threads": arguments.threads,
-        }
+        environment = {**common.environment(), "threads": arguments.threads}
         settings = {k: str(v) for k, v in vars(arguments).items()}
         content = {"environment": environment, "settings": settings, "rows": rows}
         arguments.json.write_text(json.dumps(content | {"saved_against_sweeps": curves}, indent=2))

@@ -23,12 +23,12 @@ from torch import Tensor
 from pursuitify.activations import ReLU
 from pursuitify.bind import BoundRow
 from pursuitify.dictionary import StructuredDictionary
-from pursuitify.feedback import Branch, Target
+from pursuitify.feedback import Branch, PartOf, Target
 from pursuitify.maps.packed import PackedConv
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
+class Place:
     """What a sweep does at one latent.
 
     Attributes:
@@ -51,7 +51,7 @@ class _Place:
         return bool(self.link is None or self.others.targets or self.others.through)
 
 
-class _Spares:
+class Spares:
     """Tensors that nothing needs any more, by layout.
 
     A large tensor made anew costs more than the arithmetic on it, because the system hands out its
@@ -93,19 +93,20 @@ def descend(
         count: T, the number of sweeps.
         observed: Whether the caller keeps what a sweep yields after the next one.
     """
-    places = _places(dictionary, steps)
-    w, spares = list(start), _Spares()
-    full = [place.row.join(tuple(parts)) for place, parts in zip(places, residual, strict=True)]
-    for j, place in enumerate(places):
-        if place.link is not None:
-            full[j] = full[j].add_(w[place.link])
-    slots = [list(place.row.split(value)) for place, value in zip(places, full, strict=True)]
+    places, spares, w = places_of(dictionary, steps), Spares(), list(start)
+    full, slots = joined(places, w, residual)
+
+    def part(target: Target) -> Tensor:
+        return slots[target[0]][target[1]]
+
     for t in range(count):
         recycle, last = t > 0 and not observed, t == count - 1
         for j, place in enumerate(places):
             old = w[j]
             into = old if _may_stay(place, recycle) else spares.take(old)
-            w[j] = _step(place, j, old, into, w, full, slots)
+            if place.link is not None:
+                full[j].sub_(w[place.link])
+            w[j] = take_step(place, old, into, full[j], full, part)
             if place.moves:
                 delta = torch.sub(w[j], old, out=old if recycle else spares.take(old))
                 place.others.subtract_products(delta, slots)
@@ -115,47 +116,55 @@ def descend(
             elif recycle and into is not old:
                 spares.give(old)
             if not last and place.link is not None:
-                slots[j] = [_product(place.row, full[j], w[j])]
+                slots[j] = [product_into(place.row, full[j], w[j])]
                 full[j] = slots[j][0]
         yield list(w)
 
 
-def _may_stay(place: _Place, recycle: bool) -> bool:
+def joined(
+    places: Sequence[Place], w: Sequence[Tensor], residual: Sequence[Sequence[Tensor]]
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Return the residuals in one piece, a link row's product in its place, and views by slot."""
+    full = [place.row.join(tuple(parts)) for place, parts in zip(places, residual, strict=True)]
+    for j, place in enumerate(places):
+        if place.link is not None:
+            full[j] = full[j].add_(w[place.link])
+    return full, [list(p.row.split(value)) for p, value in zip(places, full, strict=True)]
+
+
+def _may_stay(place: Place, recycle: bool) -> bool:
     """Whether the new latent may overwrite the old one: no term reads that again."""
     return recycle and not place.moves and len(place.links) == 1
 
 
-def _step(
-    place: _Place,
-    j: int,
-    old: Tensor,
-    into: Tensor,
-    w: list[Tensor],
-    full: list[Tensor],
-    slots: list[list[Tensor]],
+def take_step(
+    place: Place, old: Tensor, into: Tensor, r: Tensor, products: Sequence[Tensor], part: PartOf
 ) -> Tensor:
-    """Take the proximal step of latent j from ``old`` into ``into``; return it."""
+    """Return the latent after its proximal step, in ``into``.
+
+    Args:
+        place: The latent's place.
+        old: Where the step starts.
+        into: Memory for the result; may be ``old`` where only a link reads that.
+        r: The row's residual at ``old``, in one piece.
+        products: Per link row its product.
+        part: Residuals of the other readers at ``old``, by slot.
+    """
     row, step = place.row, place.step
-    if place.link is not None:
-        full[j].sub_(w[place.link])
-
-    def part(target: Target) -> Tensor:
-        return slots[target[0]][target[1]]
-
     value = old
     for number, i in enumerate(place.links):
         if number:
-            value = value.addcmul_(full[i], step).addcmul_(old, -step)
+            value = value.addcmul_(products[i], step).addcmul_(old, -step)
         else:
-            value = torch.lerp(old, full[i], step, out=into)
+            value = torch.lerp(old, products[i], step, out=into)
     if row.diagonal is None:
-        value = torch.addcmul(value, full[j], -step, out=into)
+        value = torch.addcmul(value, r, -step, out=into)
     for target in place.others.targets:
         value = torch.addcmul(value, part(target), step, out=into)
     if value is not into:
         value = into.copy_(old)
     value = Branch((), place.others.through).add_terms(value, part, step)
-    return _descend_own(row, value, full[j], step)
+    return _descend_own(row, value, r, step)
 
 
 def _descend_own(row: BoundRow, value: Tensor, full: Tensor, step: Tensor) -> Tensor:
@@ -178,7 +187,7 @@ def _descend_own(row: BoundRow, value: Tensor, full: Tensor, step: Tensor) -> Te
     return row.activation.prox_(value, step)
 
 
-def _product(row: BoundRow, into: Tensor, w: Tensor) -> Tensor:
+def product_into(row: BoundRow, into: Tensor, w: Tensor) -> Tensor:
     """Return B_j w, in the memory of ``into`` where the operator can write there."""
     maps = () if row.diagonal is None else row.diagonal.maps
     if len(maps) == 1 and isinstance(maps[0], PackedConv):
@@ -199,14 +208,15 @@ def _add_product(
         slots[j] = list(row.split(full[j]))
 
 
-def _places(dictionary: StructuredDictionary, steps: Sequence[Tensor]) -> list[_Place]:
+def places_of(dictionary: StructuredDictionary, steps: Sequence[Tensor]) -> list[Place]:
+    """Return what a sweep does at each latent."""
     links = [_link(row) for row in dictionary.rows]
     places = []
     for j, (row, branch) in enumerate(zip(dictionary.rows, dictionary.branches, strict=True)):
         direct = tuple(i for i, _ in branch.targets if links[i] is not None)
         rest = tuple(target for target in branch.targets if links[target[0]] is None)
         others = Branch(rest, branch.through)
-        places.append(_Place(row, links[j], direct, others, steps[j]))
+        places.append(Place(row, links[j], direct, others, steps[j]))
     return places
 
 

@@ -31,13 +31,18 @@ class Kernels:
         return Kernels, ()
 
     def pack(
-        self, dictionary: StructuredDictionary, steps: Sequence[Tensor], contents: bytes
+        self,
+        dictionary: StructuredDictionary,
+        steps: Sequence[Tensor],
+        extrapolated: bool,
+        contents: bytes,
     ) -> StructuredDictionary:
         """Return the dictionary with its convolutions packed for sweeps with these steps.
 
         Args:
             dictionary: The bound dictionary.
             steps: gamma_j per latent; where it differs between samples nothing is packed.
+            extrapolated: Whether sweeps keep products, so that they are not added to a sum at once.
             contents: What its kernels are, as ``steps.Norms.contents`` says; empty for unknown.
 
         Under ``torch.backends.mkldnn.flags(enabled=False)`` nothing is packed: counters of
@@ -49,13 +54,14 @@ class Kernels:
         if (contents, batch) != (self._contents, self._batch):
             self._kept.clear()
             self._contents, self._batch = contents, batch
+        there = 1.0 if extrapolated else -1.0
         gammas = [float(step) if step.dim() == 0 else None for step in steps]
         rows = tuple(
             row if gamma is None else self._row(row, gamma)
             for row, gamma in zip(dictionary.rows, gammas, strict=True)
         )
         branches = tuple(
-            branch if gamma is None else self._branch(branch, row.name, gamma)
+            branch if gamma is None else self._branch(branch, row.name, there, gamma)
             for branch, row, gamma in zip(dictionary.branches, dictionary.rows, gammas, strict=True)
         )
         return dataclasses.replace(dictionary, rows=rows, branches=branches)
@@ -69,10 +75,13 @@ class Kernels:
         ]
         return dataclasses.replace(row, diagonal=Chain(tuple(maps)))
 
-    def _branch(self, branch: Branch, place: str, gamma: float) -> Branch:
-        """Pack what reads a latent: A for -1, A^T for gamma where it ends at the latent."""
+    def _branch(self, branch: Branch, place: str, there: float, gamma: float) -> Branch:
+        """Pack what reads a latent: A for ``there``, A^T for gamma where it ends at the latent."""
         through = tuple(
-            (self._packed(m, f"{place}:{i}", -1.0, gamma), self._branch(rest, f"{place}:{i}", 1.0))
+            (
+                self._packed(m, f"{place}:{i}", there, gamma),
+                self._branch(rest, f"{place}:{i}", there, 1.0),
+            )
             for i, (m, rest) in enumerate(branch.through)
         )
         return Branch(branch.targets, through)

@@ -5,8 +5,8 @@ the change of each latent, so that a sweep applies each weighted operator once f
 adjoint; with extrapolation the last change's products are kept and reused, because they are
 linear. What only a next sweep would read is not computed in the last one.
 
-Where no derivative is recorded the elementwise work is done in place; the operations and their
-order are the same.
+Where no derivative is recorded the elementwise work is done in place (``inplace``, and
+``extrapolated`` where a step starts ahead of its latent); the values are the same, to rounding.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pursuitify import extrapolated, inplace
 from pursuitify.bind import BoundRow, Parts
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.feedback import PartOf, Target
-from pursuitify.inplace import descend
 
 Latents = list[Tensor]
 
@@ -95,13 +95,18 @@ def global_pursuit(
             yield list(w)
         yield list(_last_sweep(dictionary, w, r, steps))
         return
-    inplace = may_overwrite()
-    if inplace and extrapolation is None:
-        yield from descend(dictionary, state.w, state.r, steps, count, observed)
+    if may_overwrite():
+        rest = count, observed
+        if extrapolation is None:
+            yield from inplace.descend(dictionary, state.w, state.r, steps, *rest)
+        else:
+            yield from extrapolated.descend(
+                dictionary, state.w, state.r, steps, extrapolation, *rest
+            )
         return
     for t in range(count):
         weights = extrapolation if t > 0 else None
-        state = sweep(dictionary, state, steps, weights, last=t == count - 1, inplace=inplace)
+        state = sweep(dictionary, state, steps, weights, last=t == count - 1)
         yield list(state.w)
 
 

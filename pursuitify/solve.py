@@ -11,7 +11,7 @@ from pursuitify import memory, pursuit, synchronous
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.settings import Settings
 
-Packed = Callable[[StructuredDictionary, Sequence[Tensor]], StructuredDictionary]
+Packed = Callable[[StructuredDictionary, Sequence[Tensor], bool], StructuredDictionary]
 
 
 def states(
@@ -71,7 +71,7 @@ def solve(
     if settings.memory != "store" and _differentiated():
         return memory.solve(settings, dictionary, start, steps, extrapolation)
     if packed is not None and settings.solver == "global" and pursuit.may_overwrite():
-        dictionary = packed(dictionary, steps)
+        dictionary = packed(dictionary, steps, extrapolation is not None)
     last = list(start)
     for state in states(settings, dictionary, start, steps, extrapolation, observed=False):
         last = state

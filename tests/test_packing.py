@@ -48,14 +48,20 @@ def agrees(net: PursuitNetwork, x: Tensor) -> None:
     torch.testing.assert_close(found, recorded, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
 @pytest.mark.parametrize("layout", ["auto", "encoder"])
 @pytest.mark.parametrize("build", [ChainNet, ResidualNet, DenselyConnectedNet])
 def test_agrees_with_the_plain_sweeps(
-    build: type[nn.Module], layout: str, packings: list[float]
+    build: type[nn.Module], layout: str, alpha: float, packings: list[float]
 ) -> None:
     net, x = made(build, layout=layout)
+    with torch.no_grad():
+        net.pursuit.alpha.fill_(alpha)
     agrees(net, x)
     assert packings, "nothing was packed"
+    with torch.no_grad():
+        net.pursuit.alpha.fill_(0.3 - alpha)
+    agrees(net, x)
 
 
 def test_kernels_are_kept_until_something_changes(packings: list[float]) -> None:
@@ -122,7 +128,7 @@ def test_other_devices_are_not_asked_for_their_steps() -> None:
     net, x = made()
     bound = net.dictionary(x)
     steps = [torch.empty((), device="meta") for _ in bound.rows]
-    assert packing.Kernels().pack(bound, steps, b"known") is bound
+    assert packing.Kernels().pack(bound, steps, False, b"known") is bound
 
 
 def test_without_the_operators_the_answer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ class PackedConv(LinearMap):
 
     def apply(self, x: Tensor) -> Tensor:
         """Return A x."""
-        return self.inner.apply(x)
+        return self.direct.apply(x) if self.direct.factor == 1 else self.inner.apply(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return A^T y."""
