@@ -92,6 +92,9 @@ def measure(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
         cpu.append(time.process_time() - start)
         wall.append(time.perf_counter() - clock)
     row: dict[str, Any] = {
+        "model": arguments.model,
+        "batch": arguments.batch,
+        "size": arguments.size,
         "mode": mode,
         "sweeps": 0 if mode == "source" else arguments.sweeps,
         "saved": kept,

@@ -87,6 +87,33 @@ def compiling(rows: Sequence[common.Row]) -> list[str]:
     return table(rows, columns | {"CPU s to compile": "compile_cpu_seconds"})
 
 
+def training(rows: Sequence[common.Row]) -> list[str]:
+    columns = {"model": "model", "T": "sweeps", "mode": "mode", "sources": "sources"}
+    columns |= {"floors": "floors", "spread": "spread", "saved MiB": "saved_mib"}
+    return table(rows, columns | {"saved, sources": "saved_sources"})
+
+
+def memory(rows: Sequence[common.Row]) -> list[str]:
+    source, store = ({r["mode"]: r for r in rows}[mode] for mode in ("source", "store"))
+    shown = [
+        {
+            **r,
+            "saved_sources": r["saved"] / source["saved"],
+            "resident_sources": r["resident"] / source["resident"],
+            "floors": r["cpu"] / (source["cpu"] * common.floor(r["sweeps"])),
+            "stores": "" if r is source else r["cpu"] / store["cpu"],
+        }
+        for r in rows
+    ]
+    columns = {"model": "model", "T": "sweeps", "mode": "mode", "saved MiB": "saved"}
+    columns |= {
+        "saved, sources": "saved_sources",
+        "resident MiB": "resident",
+        "resident, sources": "resident_sources",
+    }
+    return table(shown, columns | {"CPU s": "cpu", "floors": "floors", "x store": "stores"})
+
+
 def conversion(rows: Sequence[common.Row]) -> list[str]:
     shown = [{**r, "ms": 1000 * r["convert_cpu_seconds"]} for r in rows]
     columns = {"model": "model", "latents": "latents", "edges": "edges", "CPU ms": "ms"}
@@ -120,6 +147,8 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[common.Row]], list[str]]]] = {
     "baselines": ("baselines", baselines),
     "compile": ("compile", compiling),
     "conversion": ("conversion", conversion),
+    "training": ("training", training),
+    "memory": ("memory", memory),
     "scaling": ("scaling", points),
     "exponents": ("scaling", exponents),
 }

@@ -13,8 +13,9 @@ from rich.table import Table
 from pursuitify import cli_shared as shared
 from pursuitify.errors import OptionError
 from pursuitify.network import PursuitNetwork
-from pursuitify.training import Config, Interrupted
+from pursuitify.training import RECIPES, Config, Interrupted
 from pursuitify.training import finetune as train
+from pursuitify.training import recipe as named
 
 _OWN = Config()
 
@@ -32,8 +33,15 @@ def finetune(
     batch_size: Annotated[int, typer.Option(help="Over all processes.")] = _OWN.batch_size,
     lr: Annotated[float, typer.Option(help="Largest learning rate.")] = _OWN.lr,
     optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = _OWN.optimizer,
-    objective: Annotated[str, typer.Option(help="standard, pgd or trades.")] = _OWN.objective,
-    eps: Annotated[float, typer.Option(help="Radius of the attack.")] = _OWN.eps,
+    recipe: Annotated[
+        str | None, typer.Option(help=f"A measured choice of options: {', '.join(RECIPES)}.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="standard (the default), pgd or trades.")
+    ] = None,
+    eps: Annotated[
+        float | None, typer.Option(help=f"Radius of the attack; {_OWN.eps:.4f} by default.")
+    ] = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other field of training.Config."),
@@ -59,16 +67,20 @@ def finetune(
       pursuitify finetune resnet18 --data cifar10 --weights my.pth --output run
       pursuitify finetune nets.py:make --output run --set step_ramp=0.3
     """
-    config = Config(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        optimizer=optimizer,
-        objective=objective,
-        eps=eps,
-        seed=seed,
-        progress=not as_json,
-    ).with_options(_settings(options or []))
+    own = Config() if recipe is None else named(recipe)
+    given = {"objective": objective, "eps": eps}
+    config = own.with_options(
+        {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "optimizer": optimizer,
+            "seed": seed,
+            "progress": not as_json,
+            **{option: value for option, value in given.items() if value is not None},
+            **_settings(options or []),
+        }
+    )
     found = shared.data_of(data, root, download, size, channels, seed)
     model = shared.model_of(
         name,

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,38 @@ def test_weights_are_never_executed(tmp_path: Path) -> None:
         load_weights(model, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="no file"):
         load_weights(model, tmp_path / "nowhere.pth")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {"objective": "standard", "noise": 0.0, "eps": 8 / 255}),
+        (["--recipe", "noise"], {"objective": "standard", "noise": 0.1}),
+        (["--recipe", "adversarial", "--eps", "0.1"], {"objective": "pgd", "eps": 0.1}),
+        (["--recipe", "noise", "--set", "noise=0.2"], {"noise": 0.2}),
+    ],
+    ids=str,
+)
+def test_recipe_and_what_goes_before_it(
+    arguments: list[str],
+    expected: dict[str, object],
+    factory: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("sklearn")
+    seen: dict[str, object] = {}
+
+    def train(_net: object, _train: object, _val: object, config: Any, **_: object) -> None:
+        seen.update(asdict(config))
+        raise OptionError("that is enough")
+
+    cli_training = pytest.importorskip("pursuitify.cli_training")
+    monkeypatch.setattr(cli_training, "train", train)
+    output = ["--output", str(tmp_path / "run"), "--iterations", "1"]
+    result = runner.invoke(app, ["finetune", f"{factory}:make", *output, *arguments])
+    assert "that is enough" in result.output + str(result.exception)
+    assert seen | expected == seen
 
 
 def test_help_has_examples() -> None:

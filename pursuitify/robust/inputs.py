@@ -41,6 +41,11 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> None:
         raise InputError(f"x is on {x.device} but y on {y.device}")
     if int(y.min()) < 0:
         raise InputError(f"label {int(y.min())} is out of range: labels start at 0")
+    check_range(x)
+
+
+def check_range(x: Tensor) -> None:
+    """Refuse inputs outside [0, 1]."""
     if not ((x >= 0) & (x <= 1)).all():
         span = f"{float(x.min()):.4g} to {float(x.max()):.4g}"
         raise InputError(f"x must lie in [0, 1], not {span}; normalise inside the model")

@@ -1,6 +1,7 @@
-"""The inner attack of adversarial training: the library's PGD, on the network in evaluation mode.
+"""What inputs are moved to before a step: by noise, and by the attack of adversarial training.
 
-Its frozen BatchNorms and certified steps are those that will be attacked in the end.
+The attack is the library's PGD, on the network in evaluation mode: its frozen BatchNorms and
+certified steps are those that will be attacked in the end.
 """
 
 from __future__ import annotations
@@ -9,10 +10,30 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.robust import pgd
+from pursuitify.robust.inputs import check_range
 from pursuitify.robust.losses import Loss
 from pursuitify.robust.objective import Guide
 from pursuitify.training.config import Config
 from pursuitify.training.objectives import divergence
+
+
+def noisy(x: Tensor, config: Config, seed: int) -> Tensor:
+    """Return the inputs with the configuration's noise, in [0, 1]; ``x`` itself without noise.
+
+    Args:
+        x: Inputs in [0, 1].
+        config: Standard deviation.
+        seed: Seed of the noise, drawn on the CPU so that it is the same for every device.
+
+    Raises:
+        InputError: If there is noise and ``x`` leaves [0, 1].
+    """
+    if config.noise == 0:
+        return x
+    check_range(x)
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    return (x + config.noise * draw).clamp(0, 1)
 
 
 def attack(net: nn.Module, x: Tensor, y: Tensor, config: Config, seed: int) -> Tensor | None:

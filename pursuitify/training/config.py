@@ -38,6 +38,7 @@ class Config:
         eps: Radius of the attack, in the largest change of a pixel.
         attack_steps: Its steps.
         attack_step_size: Length of one; 2.5 eps / steps by default.
+        noise: Standard deviation of Gaussian noise on the training inputs, which stay in [0, 1].
         trades_weight: Weight of TRADES' second term, its 1 / lambda.
         reconstruction: Weight of the relative reconstruction error at the pursued latents.
         frame_potential: Weight of the squared deep frame potential, estimated.
@@ -71,6 +72,7 @@ class Config:
     eps: float = 8 / 255
     attack_steps: int = 7
     attack_step_size: float | None = None
+    noise: float = 0.0
     trades_weight: float = 6.0
     reconstruction: float = 0.0
     frame_potential: float = 0.0
@@ -97,7 +99,7 @@ class Config:
             *_number(self, "pursuit_lr", least=0, optional=True),
             *_number(self, "clip", "attack_step_size", above=0, optional=True),
             *_number(self, "warmup", "final_lr", "sweeps_ramp", "step_ramp", least=0, most=1),
-            *_number(self, "weight_decay", "trades_weight", least=0),
+            *_number(self, "weight_decay", "trades_weight", "noise", least=0),
             *_number(self, "reconstruction", "frame_potential", least=0),
             *_number(self, "label_smoothing", least=0, below=1),
             *_number(self, "ema", least=0, below=1, optional=True),

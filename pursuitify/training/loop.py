@@ -14,7 +14,7 @@ from torch import nn
 from pursuitify.errors import TrainingError
 from pursuitify.network import PursuitNetwork
 from pursuitify.training import log, randomness
-from pursuitify.training.attack import attack
+from pursuitify.training.attack import attack, noisy
 from pursuitify.training.batches import Batch, Batches
 from pursuitify.training.evaluation import Score, moved, score, sums
 from pursuitify.training.interrupt import Guard, Interrupted
@@ -127,6 +127,7 @@ def _step(run: Run, group: list[Batch]) -> None:
         keys = (config.seed, step, number, process)
         randomness.seed_all(randomness.derived(randomness.STEP, *keys))
         x, y = moved(*batch, run.accelerator.device)
+        x = noisy(x, config, randomness.derived(randomness.NOISE, *keys))
         with run.accelerator.autocast():
             seed = randomness.derived(randomness.ATTACK, *keys)
             attacked = attack(run.net, x, y, config, seed)

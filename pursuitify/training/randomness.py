@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 # What a seed is for; the numbers are part of what makes a run repeat.
-ORDER, ITEM, STEP, ATTACK, PENALTY, SOURCE = range(6)
+ORDER, ITEM, STEP, ATTACK, PENALTY, SOURCE, NOISE = range(7)
 
 
 def derived(*numbers: int) -> int:

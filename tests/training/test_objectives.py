@@ -12,9 +12,9 @@ from torch.nn import functional as F
 pytest.importorskip("accelerate")
 
 from pursuitify import coherence, pursuitify
-from pursuitify.errors import InputError
-from pursuitify.training import Config, finetune
-from pursuitify.training.attack import attack
+from pursuitify.errors import InputError, OptionError
+from pursuitify.training import RECIPES, Config, finetune, recipe
+from pursuitify.training.attack import attack, noisy
 from pursuitify.training.objectives import Objective
 from tests.training.toy import model, network, rows
 
@@ -90,6 +90,41 @@ def test_inputs_outside_the_unit_range_are_refused() -> None:
     x, y = rows()
     with pytest.raises(InputError, match=r"\[0, 1\]"):
         finetune(network(1), (x * 3, y), (x, y), objective="pgd", attack_steps=1, **QUIET)
+
+
+def test_noise_is_what_is_asked_for_and_repeats() -> None:
+    x, y = torch.full((200, 1, 6, 6), 0.5), torch.zeros(200, dtype=torch.long)
+    config = Config(noise=0.1)
+    moved = noisy(x, config, seed=3)
+    assert float((moved - x).std()) == pytest.approx(0.1, rel=0.05)
+    assert torch.equal(moved, noisy(x, config, seed=3))
+    assert not torch.equal(moved, noisy(x, config, seed=4))
+    wide = noisy(x, Config(noise=5.0), seed=3)
+    assert (float(wide.min()), float(wide.max())) == (0.0, 1.0)
+    assert noisy(x, Config(), seed=3) is x
+    with pytest.raises(InputError, match=r"\[0, 1\]"):
+        finetune(network(1), (x * 3, y), (x, y), noise=0.1, **QUIET)
+
+
+def test_noise_reaches_the_training() -> None:
+    def loss(**options: Any) -> float:
+        net = pursuitify(model(False), iterations=1)
+        result = finetune(net, rows(), rows(), epochs=1, keep="last", **options, **QUIET)
+        return float(result.history[-1]["loss"])
+
+    assert loss() == loss() != loss(noise=0.3) == loss(noise=0.3)
+
+
+def test_recipes() -> None:
+    assert recipe().objective == "pgd"
+    assert recipe("noise", epochs=2) == Config(noise=0.1, epochs=2)
+    assert recipe("noise", noise=0.2).noise == 0.2, "options go before the recipe's"
+    for name in RECIPES:
+        assert recipe(name) != Config()
+    with pytest.raises(OptionError, match="recipe='magic' is unknown; valid: 'adversarial'"):
+        recipe("magic")
+    with pytest.raises(OptionError, match="'nose'"):
+        recipe("noise", nose=1)
 
 
 def test_penalties_do_what_they_say() -> None:
