@@ -1,6 +1,6 @@
 """Memory and time of a training step in every memory mode, as multiples of the source's own.
 
-python benchmarks/memory.py --model resnet18 --sweeps 10 --json memory.json --plot memory.png
+python benchmarks/memory.py --model resnet18 --sweeps 10 --plot docs/pictures/memory-modes.png
 
 Every measurement has a process of its own. "saved" is what autograd keeps after the forward pass,
 seen through its saved-tensor hooks: unique storages, parameters apart; every mode hands what it
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--curve", nargs="*", type=int, default=[1, 2, 4, 8, 16])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=common.RESULTS / "memory.json")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--one", choices=["source", *MODES], help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)

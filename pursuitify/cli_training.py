@@ -29,10 +29,18 @@ def finetune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     iterations: shared.SWEEPS = None,
     layout: shared.LAYOUT = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = _OWN.epochs,
-    batch_size: Annotated[int, typer.Option(help="Over all processes.")] = _OWN.batch_size,
-    lr: Annotated[float, typer.Option(help="Largest learning rate.")] = _OWN.lr,
-    optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = _OWN.optimizer,
+    epochs: Annotated[
+        int | None, typer.Option(help=f"Passes over the training data; {_OWN.epochs} by default.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help=f"Over all processes; {_OWN.batch_size} by default.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help=f"Largest learning rate; {_OWN.lr:g} by default.")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help=f"adamw or sgd; {_OWN.optimizer} by default.")
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option(help=f"A measured choice of options: {', '.join(RECIPES)}.")
     ] = None,
@@ -67,20 +75,22 @@ def finetune(
       pursuitify finetune resnet18 --data cifar10 --weights my.pth --output run
       pursuitify finetune nets.py:make --output run --set step_ramp=0.3
     """
-    own = Config() if recipe is None else named(recipe)
-    given = {"objective": objective, "eps": eps}
-    config = own.with_options(
-        {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "lr": lr,
-            "optimizer": optimizer,
-            "seed": seed,
-            "progress": not as_json,
-            **{option: value for option, value in given.items() if value is not None},
-            **_settings(options or []),
-        }
-    )
+    given = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "optimizer": optimizer,
+        "objective": objective,
+        "eps": eps,
+    }
+    chosen = {option: value for option, value in given.items() if value is not None}
+    chosen |= {"seed": seed, "progress": not as_json, **_settings(options or [])}
+    config = Config().with_options(chosen) if recipe is None else named(recipe, **chosen)
+    if "eps" in chosen and config.objective == "standard":
+        raise OptionError(
+            f"--eps {config.eps:g} has no effect: objective 'standard' trains without an attack; "
+            "give --objective pgd or trades, or --recipe adversarial"
+        )
     found = shared.data_of(data, root, download, size, channels, seed)
     model = shared.model_of(
         name,

@@ -78,12 +78,10 @@ def descend(
             if last:
                 continue
             if place.link is not None:
-                before, free = full[j], spares.take(full[j])
-                full[j] = product_into(place.row, free, new)
+                # What is taken here makes up for ``r`` of a link row, which was given above.
+                before, full[j] = full[j], product_into(place.row, spares.take(full[j]), new)
                 slots[j] = [full[j]]
-                if full[j] is not free:
-                    spares.give(free)
-                own = torch.lerp(before, full[j], 1 + alpha, out=before)
+                own = torch.lerp(full[j], before, -alpha, out=before)
             else:
                 own = place.row.product(change)
                 full[j].add_(own)

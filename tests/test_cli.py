@@ -262,6 +262,14 @@ def test_recipe_and_what_goes_before_it(
     assert seen | expected == seen
 
 
+def test_a_radius_without_an_attack_is_refused(factory: str, tmp_path: Path) -> None:
+    arguments = ["finetune", f"{factory}:make", "--output", str(tmp_path / "run"), "--eps", "0.1"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, OptionError)
+    assert "--eps 0.1 has no effect" in str(result.exception)
+
+
 def test_help_has_examples() -> None:
     for command in ("finetune", "evaluate", "demo", "convert"):
         text = runner.invoke(app, [command, "--help"]).stdout

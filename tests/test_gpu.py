@@ -18,6 +18,7 @@ from pursuitify.pursuit import global_pursuit
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 cuda = [pytest.mark.gpu, needs_cuda]
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])
+alphas = pytest.mark.parametrize("alpha", [0.0, 0.3])
 networks = pytest.mark.parametrize("build", [ChainNet, ResidualNet, DenselyConnectedNet])
 
 
@@ -41,10 +42,11 @@ def build_net(build: type[nn.Module], device: str) -> tuple[nn.Module, Tensor]:
 def sweeper(net: PursuitNetwork, x: Tensor) -> Callable[[], list[Tensor]]:
     """Return the sweeps alone as a call: the dictionary is bound, the steps are known."""
     bound, steps = net.dictionary(x), list(net.step_sizes(x).values())
+    alphas = list(net.pursuit.alphas()) if bool(net.pursuit.alpha.any()) else None
     sweeps, net.iterations = net.iterations, 0
     start = list(net.latents(x).values())
     net.iterations = sweeps
-    return lambda: list(global_pursuit(bound, start, steps, None, sweeps, observed=False))[-1]
+    return lambda: list(global_pursuit(bound, start, steps, alphas, sweeps, observed=False))[-1]
 
 
 def error(value: Tensor, expected: Tensor) -> float:
@@ -62,12 +64,17 @@ def test_no_sweeps_is_the_source(build: type[nn.Module], device: str) -> None:
 
 
 @devices
+@alphas
 @networks
-def test_sweeps_agree_with_float64_on_the_cpu(build: type[nn.Module], device: str) -> None:
+def test_sweeps_agree_with_float64_on_the_cpu(
+    build: type[nn.Module], alpha: float, device: str
+) -> None:
     model, x = build_net(build, device)
     net = pursuitify(model, iterations=5)
     reference = pursuitify(model.double().cpu(), iterations=5)
     with torch.no_grad():
+        net.pursuit.alpha.fill_(alpha)
+        reference.pursuit.alpha.fill_(alpha)
         expected = reference.latents(x.double().cpu())
         for name, value in net.latents(x).items():
             assert error(value, expected[name]) <= 1e-4, name
@@ -104,11 +111,16 @@ def test_autocast(device: str, dtype: torch.dtype, pooled: bool, recorded: bool)
 
 
 @devices
+@alphas
 @networks
-def test_the_sweeps_do_not_wait_for_the_device(build: type[nn.Module], device: str) -> None:
+def test_the_sweeps_do_not_wait_for_the_device(
+    build: type[nn.Module], alpha: float, device: str
+) -> None:
     model, x = build_net(build, device)
+    net = pursuitify(model, iterations=3)
     with torch.no_grad():
-        run = sweeper(pursuitify(model, iterations=3), x)
+        net.pursuit.alpha.fill_(alpha)
+        run = sweeper(net, x)
         expected = [w.clone() for w in run()]
         if device == "cuda":
             torch.cuda.synchronize()
@@ -123,11 +135,14 @@ def test_the_sweeps_do_not_wait_for_the_device(build: type[nn.Module], device: s
 
 @pytest.mark.gpu
 @needs_cuda
+@alphas
 @networks
-def test_the_sweeps_are_captured_in_a_cuda_graph(build: type[nn.Module]) -> None:
+def test_the_sweeps_are_captured_in_a_cuda_graph(build: type[nn.Module], alpha: float) -> None:
     model, x = build_net(build, "cuda")
+    net = pursuitify(model, iterations=3)
     with torch.no_grad():
-        run = sweeper(pursuitify(model, iterations=3), x)
+        net.pursuit.alpha.fill_(alpha)
+        run = sweeper(net, x)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

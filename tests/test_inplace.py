@@ -86,6 +86,33 @@ def test_fast_and_plain_path_agree_in_float32(
         assert error <= 1e-6, name
 
 
+@alphas
+@pytest.mark.parametrize("double", [False, True])
+def test_memory_does_not_grow_with_the_sweeps(
+    alpha: float, double: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 kernels are packed, in float64 they are not; no tensor may be left over."""
+    made: list[inplace.Spares] = []
+
+    class Watched(inplace.Spares):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    for module in (inplace, extrapolated):
+        monkeypatch.setattr(module, "Spares", Watched)
+    net = pursuitify(ChainNet(in_channels=3, num_classes=5, width=4).eval())
+    x = torch.rand(2, 3, 8, 8)
+    net, x = (net.double(), x.double()) if double else (net, x)
+    left = []
+    for net.iterations in (5, 20):
+        with torch.no_grad():
+            net.pursuit.alpha.fill_(alpha)
+            net(x)
+        left.append(sum(len(free) for free in made[-1]._free.values()))
+    assert left[0] == left[1]
+
+
 class _Fork(nn.Module):
     """Two decoder rows read one latent as it is: two links to it."""
 

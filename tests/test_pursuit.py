@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pursuitify import pursuitify
+from pursuitify.pursuit import global_pursuit
 from tests.nets import BY_NAME, CASES, Case
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -38,11 +39,13 @@ def test_in_place_and_recorded_paths_agree(case: Case, alpha: float, solver: str
     assert torch.equal(x, kept), "the input was overwritten"
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
 @cases
-def test_calls_do_not_disturb_each_other(case: Case) -> None:
+def test_calls_do_not_disturb_each_other(case: Case, alpha: float) -> None:
     """Memory that is used again must never be memory somebody holds."""
     net, x = pursuitify(case.build(), iterations=3), case.input(batch=2)
     with torch.no_grad():
+        net.pursuit.alpha.fill_(alpha)
         first, dictionary = net.latents(x), net.dictionary(x)
         held = {k: v.clone() for k, v in first.items()}
         signal = {k: v.clone() for k, v in dictionary.signal.items()}
@@ -52,10 +55,29 @@ def test_calls_do_not_disturb_each_other(case: Case) -> None:
         close(net.objective(x, first), dictionary.objective(held))
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
 @cases
-def test_diagnose_sees_every_sweep_as_it_was(case: Case) -> None:
+def test_the_start_is_left_as_it_was(case: Case, alpha: float) -> None:
+    """Nobody observes the sweeps, but the feed-forward latents are the caller's."""
+    net, x = pursuitify(case.build(), iterations=3), case.input(batch=2)
+    with torch.no_grad():
+        net.pursuit.alpha.fill_(alpha)
+        bound, steps = net.dictionary(x), list(net.step_sizes(x).values())
+        net.iterations = 0
+        start = list(net.latents(x).values())
+        kept = [value.clone() for value in start]
+        alphas = [torch.tensor(alpha, dtype=x.dtype)] * len(start) if alpha else None
+        for _ in global_pursuit(bound, start, steps, alphas, 3, observed=False):
+            pass
+        assert all(torch.equal(a, b) for a, b in zip(start, kept, strict=True))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+@cases
+def test_diagnose_sees_every_sweep_as_it_was(case: Case, alpha: float) -> None:
     net, x = pursuitify(case.build(), iterations=4), case.input()
     with torch.no_grad():
+        net.pursuit.alpha.fill_(alpha)
         trace = net.diagnose(x)
         for count, sweep in enumerate(trace.sweeps):
             net.iterations = count

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pursuitify.errors import InputError
 from pursuitify.robust import pgd
 from pursuitify.robust.inputs import check_range
 from pursuitify.robust.losses import Loss
@@ -26,10 +27,12 @@ def noisy(x: Tensor, config: Config, seed: int) -> Tensor:
         seed: Seed of the noise, drawn on the CPU so that it is the same for every device.
 
     Raises:
-        InputError: If there is noise and ``x`` leaves [0, 1].
+        InputError: If there is noise, and ``x`` is of no floating type or leaves [0, 1].
     """
     if config.noise == 0:
         return x
+    if not x.is_floating_point():
+        raise InputError(f"noise needs inputs of a floating type, not {x.dtype}: scale to [0, 1]")
     check_range(x)
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)

@@ -141,7 +141,9 @@ class State:
 
     def _compare(self, header: dict[str, Any], path: Path) -> None:
         own = {**asdict(self.config), **self.facts}
-        saved = {**_mapping(header, "config", path), **_mapping(header, "facts", path)}
+        # A state from before an option existed ran with what is its default now.
+        config = {**asdict(Config()), **_mapping(header, "config", path)}
+        saved = {**config, **_mapping(header, "facts", path)}
         differences = [
             f"{name} was {saved.get(name)!r} and is {own.get(name)!r}"
             for name in sorted({*own, *saved} - FREE)

@@ -102,6 +102,8 @@ def test_noise_is_what_is_asked_for_and_repeats() -> None:
     wide = noisy(x, Config(noise=5.0), seed=3)
     assert (float(wide.min()), float(wide.max())) == (0.0, 1.0)
     assert noisy(x, Config(), seed=3) is x
+    with pytest.raises(InputError, match="floating type"):
+        noisy(x.to(torch.uint8), config, seed=3)
     with pytest.raises(InputError, match=r"\[0, 1\]"):
         finetune(network(1), (x * 3, y), (x, y), noise=0.1, **QUIET)
 
@@ -125,6 +127,8 @@ def test_recipes() -> None:
         recipe("magic")
     with pytest.raises(OptionError, match="'nose'"):
         recipe("noise", nose=1)
+    with pytest.raises(OptionError, match="takes back what the recipe 'adversarial' is"):
+        recipe(objective="standard")
 
 
 def test_penalties_do_what_they_say() -> None:
