@@ -208,14 +208,24 @@ def test_damaged_and_hostile_states(content: str, state: Path, tmp_path: Path) -
     ],
 )
 def test_altered_states(change: Any, message: str, state: Path, tmp_path: Path) -> None:
+    altered(state, tmp_path, change)
+    with pytest.raises(CheckpointError, match=message):
+        resumed(tmp_path)
+
+
+def altered(state: Path, folder: Path, change: Any) -> None:
+    """Copy a state to a folder with its header and tensors changed."""
     with safe_open(state, framework="pt") as file:
         header = json.loads(file.metadata()["pursuitify.training"])
     tensors = load_file(state)
     change(header, tensors)
     text = {"pursuitify.training": json.dumps(header)}
-    save_file(tensors, tmp_path / state.name, metadata=text)
-    with pytest.raises(CheckpointError, match=message):
-        resumed(tmp_path)
+    save_file(tensors, folder / state.name, metadata=text)
+
+
+def test_a_state_from_before_an_option_existed(state: Path, tmp_path: Path) -> None:
+    altered(state, tmp_path, lambda h, t: h["config"].pop("noise"))
+    resumed(tmp_path)
 
 
 def test_another_network_is_refused(state: Path) -> None:
