@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import pickle
+import shutil
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -224,8 +225,11 @@ def altered(state: Path, folder: Path, change: Any) -> None:
 
 
 def test_a_state_from_before_an_option_existed(state: Path, tmp_path: Path) -> None:
+    shutil.copytree(state.parent, tmp_path, dirs_exist_ok=True)
     altered(state, tmp_path, lambda h, t: h["config"].pop("noise"))
-    resumed(tmp_path)
+    assert len(resumed(tmp_path).history) == 1
+    with pytest.raises(CheckpointError, match=r"noise was 0\.0 and is 0\.1"):
+        resumed(tmp_path, noise=0.1)
 
 
 def test_another_network_is_refused(state: Path) -> None:
