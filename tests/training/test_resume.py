@@ -6,8 +6,8 @@ import errno
 import json
 import multiprocessing
 import pickle
-import shutil
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
