@@ -82,7 +82,8 @@ MAIN: dict[str, Training] = {
     "noise 0.1, DP-res T = 5": replace(PURSUIT, noise=0.1),
     "adversarial, DP-res T = 5": replace(PURSUIT, adversarial=EPS),
 }
-#: One factor at a time, one seed where there are sweeps; each against ``PURSUIT`` or its own twin at T = 0.
+#: One factor at a time, over one seed where it is dear; each against ``PURSUIT`` or its twin at
+#: T = 0.
 FACTORS: dict[str, Training] = {
     "reconstruction 1 of rows that read x, DP-res T = 5": replace(
         PURSUIT, reconstruction=1.0, rows="input"
