@@ -63,6 +63,51 @@ def test_no_graph_breaks_and_one_compiled_sweep(build: type[nn.Module]) -> None:
     assert nodes[1] < 1.3 * nodes[0], "the compiled code grows with the number of sweeps"
 
 
+class _Concats(nn.Module):
+    """Concats read by a BatchNorm, as DenseNet has them, by a convolution and through a pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.norm, self.c = nn.BatchNorm2d(7), nn.Conv2d(7, 3, 3, padding=1)
+        self.d, self.e = nn.Conv2d(10, 4, 1), nn.Conv2d(7, 3, 1)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.a(x))
+        b = torch.relu(self.b(a))
+        both = torch.cat([a, b], 1)
+        c = torch.relu(self.c(torch.relu(self.norm(both))))
+        d = torch.relu(self.d(torch.cat([both, c], 1)))
+        e = torch.relu(self.e(nn.functional.max_pool2d(torch.cat([c, d], 1), 2)))
+        return self.head(e.mean((2, 3)))
+
+
+def test_slots_share_no_memory() -> None:
+    """What slots read of one weight were views of it, which the region of a sweep refuses."""
+    torch.manual_seed(0)
+    net, x = pursuitify(_Concats().double().eval(), iterations=3), torch.rand(2, 2, 8, 8).double()
+    assert any(len(row.sizes) > 1 for row in net.dictionary(x).rows)
+    with torch.no_grad():
+        compiled = torch.compile(net, fullgraph=True, backend=_Counts())
+        assert torch.allclose(compiled(x), net(x), rtol=1e-12, atol=1e-12)
+
+
+@slow
+@pytest.mark.parametrize(
+    "name", ["resnet18", "densenet121", "googlenet", "squeezenet1_1", "shufflenet_v2_x0_5"]
+)
+def test_torchvision_compiles(name: str) -> None:
+    models = pytest.importorskip("torchvision").models
+    extra = {"init_weights": False} if name == "googlenet" else {}
+    torch.manual_seed(0)
+    net = pursuitify(models.get_model(name, weights=None, **extra).double().eval(), iterations=2)
+    x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        compiled = torch.compile(net, fullgraph=True, backend="eager")
+        assert torch.allclose(compiled(x), net(x), rtol=1e-9, atol=1e-9)
+
+
 @slow
 def test_dynamic_batch() -> None:
     net = pursuitify(model(ResidualNet), iterations=2)

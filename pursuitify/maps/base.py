@@ -21,6 +21,17 @@ def accumulate(total: Tensor, value: Tensor, factor: Factor) -> Tensor:
     return total.add_(value, alpha=factor)
 
 
+def piece(value: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """Return a slice of a map's weights: a view, but a copy where torch.compile traces.
+
+    What a sweep reads are the inputs of a region that is compiled once, and two of those must not
+    share memory.
+    """
+    found = value.narrow(dim, start, length)
+    traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return found.clone() if traced else found
+
+
 class LinearMap(ABC):
     """A linear map between batches of tensors, bound to its parameters and shapes.
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pursuitify.maps.adjoint import Adjoint
-from pursuitify.maps.base import LinearMap
+from pursuitify.maps.base import LinearMap, piece
 from pursuitify.maps.phases import phase_adjoint
 from pursuitify.maps.shape import Place
 from pursuitify.maps.spectral import conv_norm_bound
@@ -149,13 +149,13 @@ class Conv(LinearMap):
         """Return the map restricted to a slot of input channels, or None if it is grouped."""
         if self.groups != 1:
             return None
-        return dataclasses.replace(self, weight=self.weight.narrow(1, start, length))
+        return dataclasses.replace(self, weight=piece(self.weight, 1, start, length))
 
     def narrow_output(self, start: int, length: int) -> Conv | None:
         """Return the map onto a slot of output channels, or None if it is grouped."""
         if self.groups != 1:
             return None
-        return dataclasses.replace(self, weight=self.weight.narrow(0, start, length))
+        return dataclasses.replace(self, weight=piece(self.weight, 0, start, length))
 
     def after(self, first: LinearMap) -> LinearMap | None:
         """Absorb a placement into a slot of channels: only that slot's kernel is applied."""

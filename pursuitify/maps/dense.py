@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from pursuitify.maps.base import LinearMap
+from pursuitify.maps.base import LinearMap, piece
 from pursuitify.maps.shape import Place
 from pursuitify.maps.spectral import dense_norm_bound
 
@@ -44,7 +44,7 @@ class Dense(LinearMap):
 
     def narrow_input(self, start: int, length: int) -> Dense:
         """Return the map restricted to a slot of input features."""
-        return dataclasses.replace(self, weight=self.weight.narrow(1, start, length))
+        return dataclasses.replace(self, weight=piece(self.weight, 1, start, length))
 
     def after(self, first: LinearMap) -> LinearMap | None:
         """Absorb a placement into a slot of features."""

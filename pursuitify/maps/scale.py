@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pursuitify.maps.adjoint import Adjoint
-from pursuitify.maps.base import Factor, LinearMap, accumulate
+from pursuitify.maps.base import Factor, LinearMap, accumulate, piece
 from pursuitify.maps.conv import Conv
 from pursuitify.maps.dense import Dense
 
@@ -55,7 +55,7 @@ class Scale(LinearMap):
         factor = self.factor
         if not isinstance(factor, Tensor) or factor.dim() == 0 or factor.shape[dim] == 1:
             return self
-        return Scale(factor.narrow(dim, start, length))
+        return Scale(piece(factor, dim, start, length))
 
     def _along(self, dim: int, size: int, dims: int) -> Tensor | None:
         """Return the factor as a vector (size,) along ``dim``, or None if it varies elsewhere."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pursuitify.maps.base import Factor, LinearMap, channels_inside
+from pursuitify.maps.base import Factor, LinearMap, channels_inside, piece
 
 
 def cover(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> int:
@@ -123,4 +123,4 @@ class Select(LinearMap):
         """Return the selection on a slot of channels."""
         if dim != 1:
             raise NotImplementedError(f"Select mixes the slots of dimension {dim}")
-        return dataclasses.replace(self, indices=self.indices.narrow(1, start, length))
+        return dataclasses.replace(self, indices=piece(self.indices, 1, start, length))
