@@ -116,6 +116,14 @@ AT_TEST: dict[str, tuple[Training, dict[str, Any]]] = {
     "natural, DP-res T = 5, thresholds x 3": (PURSUIT, {"threshold_scale": 3.0}),
     "natural, T = 0, at T = 5": (FEEDFORWARD, {"iterations": 5}),
     "reconstruction 1, DP-res T = 5, at T = 0": (MAIN[EXPLAINED], {"iterations": 0}),
+    "reconstruction 3, DP-res T = 5, at T = 0": (
+        replace(PURSUIT, reconstruction=3.0),
+        {"iterations": 0},
+    ),
+    "adversarial, DP-res T = 5, at T = 0": (
+        replace(PURSUIT, adversarial=EPS),
+        {"iterations": 0},
+    ),
 }
 
 
