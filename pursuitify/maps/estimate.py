@@ -86,11 +86,11 @@ def conv_norm_estimate(
         return x / x.square().sum(inner, keepdim=True).sqrt().clamp_min(tiny)
 
     right = unit(_noise(shape, fixed) if state is None else state.to(fixed))
-    left = unit(product(fixed, right))
     for _ in range(COLD_STEPS if state is None else steps):
-        right = unit(product(flipped, left, low=True))
         left = unit(product(fixed, right))
-    value = (left * product(kernel, right)).sum(inner).amax()
+        right = unit(product(flipped, left, low=True))
+    last = product(kernel, right)  # the only one with a derivative
+    value = (unit(last.detach()) * last).sum(inner).amax()
     return value * (factor * ESTIMATE_MARGIN), right
 
 
