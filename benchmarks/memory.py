@@ -180,11 +180,10 @@ def main(argv: list[str] | None = None) -> int:
             found = [(t, spawn(mode, t, arguments, 0)["saved"]) for t in arguments.curve]
             curves[mode] = [(t, value / rows[0]["saved"]) for t, value in found]
         plot(arguments.plot, curves, arguments.model)
-    if arguments.json:
-        environment = {**common.environment(), "threads": arguments.threads}
-        settings = {k: str(v) for k, v in vars(arguments).items()}
-        content = {"environment": environment, "settings": settings, "rows": rows}
-        arguments.json.write_text(json.dumps(content | {"saved_against_sweeps": curves}, indent=2))
+    environment = {**common.environment(), "threads": arguments.threads}
+    settings = {k: str(v) for k, v in vars(arguments).items()}
+    content = {"environment": environment, "settings": settings, "rows": rows}
+    arguments.json.write_text(json.dumps(content | {"saved_against_sweeps": curves}, indent=2))
     return 0
 
 

@@ -12,6 +12,7 @@ import torch
 from benchmarks.paper import cell, grids, summary
 from benchmarks.paper.configuration import Configuration, Evaluation, Training, from_dict
 from benchmarks.paper.data import FASHION
+from benchmarks.paper.evaluate import evaluate
 from benchmarks.paper.figures import FIGURES
 from benchmarks.paper.train import build, normalise, reconstruction
 
@@ -26,6 +27,12 @@ TINY = Configuration(
     Training(data="digits", images=256, epochs=1, width=4, iterations=1, reconstruction=1.0),
     Evaluation(images=32, protocol="pgd", diagnose=True),
 )
+
+
+def test_an_evaluation_while_training_changes_no_setting() -> None:
+    net = build(replace(SMALL.training, memory="implicit", solver="feedforward"))
+    evaluate(net, SMALL.training, Evaluation(images=8, protocol="fgsm", threshold_scale=2.0))
+    assert (net.memory, net.solver, net.threshold_scale) == ("implicit", "feedforward", 1.0)
 
 
 @pytest.fixture

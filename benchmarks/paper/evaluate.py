@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -48,11 +50,12 @@ def evaluate(net: PursuitNetwork, c: Training, e: Evaluation, device: str = "cpu
     x, y = images(c.data, False)
     x, y = x[: e.images].to(device), y[: e.images].to(device)
     count = c.iterations if e.iterations < 0 else e.iterations
-    net.threshold_scale = e.threshold_scale
-    net.memory = "store"  # attacks read exact derivatives, whatever the network was trained with
-    if count and net.solver == "feedforward":
-        net.solver = "global"  # weights trained fed forward, pursued
-    with iterations(net.eval(), count):
+    solver = net.solver
+    if count and solver == "feedforward":
+        solver = "global"  # weights trained fed forward, pursued
+    # Attacks read exact derivatives, whatever the network is trained with.
+    own = {"threshold_scale": e.threshold_scale, "memory": "store", "solver": solver}
+    with settings(net, **own), iterations(net.eval(), count):
         found: dict[str, Any] = {"images": len(x), "clean": accuracy(net, x, y)}
         if e.protocol == "menu":
             found |= _audited(net, x, y, e)
@@ -66,6 +69,19 @@ def evaluate(net: PursuitNetwork, c: Training, e: Evaluation, device: str = "cpu
         if e.diagnose:
             found |= diagnosed(net, x[:128])
     return found
+
+
+@contextlib.contextmanager
+def settings(net: PursuitNetwork, **own: Any) -> Iterator[None]:
+    """Give a network other settings for a while: a training may go on after an evaluation."""
+    before = {name: getattr(net, name) for name in own}
+    try:
+        for name, value in own.items():
+            setattr(net, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(net, name, value)
 
 
 def _least(found: dict[str, Any]) -> float:
