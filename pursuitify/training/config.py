@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -14,6 +15,16 @@ OBJECTIVES = ("standard", "pgd", "trades")
 KEEP = ("best", "last")
 #: What may differ between an interrupted run and the one that resumes it.
 FREE = frozenset({"workers", "save_every", "log_every", "tensorboard", "progress"})
+#: What must hold for an option to be read: in words, and as a test of the configuration.
+READ_WITH: tuple[tuple[tuple[str, ...], str, Callable[[Config], bool]], ...] = (
+    (
+        ("eps", "attack_steps", "attack_step_size"),
+        "objective='pgd' or 'trades'",
+        lambda config: config.objective != "standard",
+    ),
+    (("trades_weight",), "objective='trades'", lambda config: config.objective == "trades"),
+    (("sweeps_ramp",), "first_sweeps", lambda config: config.first_sweeps is not None),
+)
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,28 @@ class Config:
         names = [field.name for field in fields(self)]
         checks.unknown_options(options.keys() - set(names), names)
         return Config(**{**asdict(self), **options})
+
+    def check_read(self) -> None:
+        """Refuse options, other than by default, that nothing would read.
+
+        Not done on construction: the options may be meant for another objective, chosen later.
+
+        Raises:
+            OptionError: Naming all of them, and what each needs.
+        """
+        own, problems = Config(), []
+        for names, needed, holds in READ_WITH:
+            if not holds(self):
+                problems += [
+                    f"{name}={getattr(self, name)!r} needs {needed}"
+                    for name in names
+                    if getattr(self, name) != getattr(own, name)
+                ]
+        if problems:
+            raise OptionError(
+                "\n".join(["options that would have no effect:", *_listed(problems)])
+                + "\nLeave them out, or give what they need."
+            )
 
 
 def _listed(problems: list[str]) -> list[str]:

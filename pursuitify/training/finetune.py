@@ -61,7 +61,7 @@ def finetune(
         **options: Fields of the configuration, by name.
 
     Raises:
-        OptionError: If an argument is unknown or invalid.
+        OptionError: If an argument is unknown or invalid, or would have no effect.
         MissingExtraError: If accelerate is not installed.
         CheckpointError: If the folder holds another run, or cannot be written.
         TrainingError: If the loss is not finite.
@@ -115,6 +115,7 @@ def _check(net: object, config: Config, resume: bool, output: object) -> None:
         raise OptionError(f"finetune takes a module, not a {type(net).__name__}")
     if resume and output is None:
         raise OptionError("resume=True needs the output folder of the run")
+    config.check_read()
     if isinstance(net, PursuitNetwork):
         return
     own = Config()

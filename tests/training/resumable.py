@@ -70,9 +70,7 @@ def run(folder: Path, optimizer: str, **options: Any) -> Result:
         "lr": 1e-2,
         "ema": 0.9,
         "first_sweeps": 1,
-        "objective": "pgd" if optimizer == "sgd" else "standard",
-        "attack_steps": 1,
-        "eps": 0.05,
+        **({"objective": "pgd", "attack_steps": 1, "eps": 0.05} if optimizer == "sgd" else {}),
         "progress": False,
         **options,
     }

@@ -247,6 +247,31 @@ def test_refusals() -> None:
         finetune(network(), rows(), rows(), lr=1e30, clip=None, epochs=5, **QUIET)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"eps": 0.1, "attack_steps": 3}, ("eps=0.1 needs objective='pgd' or", "attack_steps=3")),
+        ({"objective": "pgd", "trades_weight": 1.0}, ("trades_weight=1.0 needs objective='trad",)),
+        ({"sweeps_ramp": 0.2}, ("sweeps_ramp=0.2 needs first_sweeps",)),
+    ],
+)
+def test_options_that_nothing_would_read_are_refused(
+    options: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    net = network()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(OptionError, match="no effect") as caught:
+        finetune(net, rows(), rows(), Config(**options))
+    assert all(word in str(caught.value) for word in words)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_options_may_wait_for_the_objective_that_reads_them() -> None:
+    prepared = Config(eps=0.1, attack_steps=1, trades_weight=2.0)
+    prepared.with_options({"objective": "trades"}).check_read()
+    Config().check_read()
+
+
 class Short:
     """Says it has two batches and has one."""
 
