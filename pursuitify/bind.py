@@ -68,6 +68,13 @@ class BoundRow:
     threshold: Tensor | None
     signal: Parts
 
+    @property
+    def link(self) -> int | None:
+        """The latent w_k of a link row, r_j = B_j w_j - w_k; None where the row is no link."""
+        paths = self.slots[0]
+        single = len(self.slots) == len(paths) == 1 and self.diagonal is not None
+        return paths[0].leaf if single and paths[0].leaf >= 0 and not paths[0].maps else None
+
     def split(self, full: Tensor) -> Parts:
         """Cut a full row into its slots."""
         return split(full, self.sizes, self.dim)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.feedback import Branch, PartOf, Target
-from pursuitify.inplace import Place, Spares, joined, places_of, product_into, take_step
+from pursuitify.inplace import Spares, held_at, product_into, take_step
+from pursuitify.places import Place, places_of
 
 
 @dataclass(eq=False)
@@ -35,7 +36,6 @@ class _Last:
 def descend(
     dictionary: StructuredDictionary,
     start: Sequence[Tensor],
-    residual: list[list[Tensor]],
     steps: Sequence[Tensor],
     extrapolation: Sequence[Tensor],
     count: int,
@@ -46,14 +46,13 @@ def descend(
     Args:
         dictionary: The bound dictionary.
         start: The feed-forward latents.
-        residual: Per row its residual at ``start``, in slots; overwritten.
         steps: gamma_j per latent.
         extrapolation: alpha_j per latent.
         count: T, the number of sweeps.
         observed: Whether the caller keeps what a sweep yields after the next one.
     """
     places, spares, w = places_of(dictionary, steps), Spares(), list(start)
-    full, slots = joined(places, w, residual)
+    full, slots = held_at(places, w)
     memory: list[_Last | None] = [None] * len(w)
     for t in range(count):
         recycle, last = t > 0 and not observed, t == count - 1

@@ -9,46 +9,24 @@ traffic, which is what remains beside the weighted operators:
 * a max-pool's adjoint is scattered into the sum it belongs to;
 * a *link* row, r_j = B_j w_j - w_k with nothing else in it, is held as its product p_j = B_j w_j.
   Its share of w_k's step is then one interpolation, w_k - gamma (w_k - p_j), and neither latent's
-  change has to be formed for it.
+  change has to be formed for it;
+* of rows that scale one concat the concat is held (``concats``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pursuitify.activations import ReLU
 from pursuitify.bind import BoundRow
+from pursuitify.concats import shared
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.feedback import Branch, PartOf, Target
 from pursuitify.maps.packed import PackedConv
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """What a sweep does at one latent.
-
-    Attributes:
-        row: Its row.
-        link: The latent that the row subtracts, where the row is a link.
-        links: Rows that are links to this latent.
-        others: The other readers.
-        step: gamma_j.
-    """
-
-    row: BoundRow
-    link: int | None
-    links: tuple[int, ...]
-    others: Branch
-    step: Tensor
-
-    @property
-    def moves(self) -> bool:
-        """Whether something needs the latent's change."""
-        return bool(self.link is None or self.others.targets or self.others.through)
+from pursuitify.places import Place, places_of
 
 
 class Spares:
@@ -78,7 +56,6 @@ def _layout(value: Tensor) -> object:
 def descend(
     dictionary: StructuredDictionary,
     start: Sequence[Tensor],
-    residual: list[list[Tensor]],
     steps: Sequence[Tensor],
     count: int,
     observed: bool,
@@ -88,16 +65,19 @@ def descend(
     Args:
         dictionary: The bound dictionary.
         start: The feed-forward latents.
-        residual: Per row its residual at ``start``, in slots; overwritten.
         steps: gamma_j per latent.
         count: T, the number of sweeps.
         observed: Whether the caller keeps what a sweep yields after the next one.
     """
-    places, spares, w = places_of(dictionary, steps), Spares(), list(start)
-    full, slots = joined(places, w, residual)
+    spares, w, concats = Spares(), list(start), shared(dictionary, start)
+    places = places_of(dictionary, steps, concats)
+    full, slots = held_at(places, w)
+    rows = len(places)
+    slots += [list(concat.parts) for concat in concats.concats]
 
     def part(target: Target) -> Tensor:
-        return slots[target[0]][target[1]]
+        i, s = target
+        return slots[i][s] if i < rows else concats.concats[i - rows].slope(s, w)
 
     for t in range(count):
         recycle, last = t > 0 and not observed, t == count - 1
@@ -110,7 +90,7 @@ def descend(
             if place.moves:
                 delta = torch.sub(w[j], old, out=old if recycle else spares.take(old))
                 place.others.subtract_products(delta, slots)
-                if not last and place.link is None:
+                if not last and place.residual:
                     _add_product(place.row, full, slots, j, delta)
                 spares.give(delta)
             elif recycle and into is not old:
@@ -121,20 +101,33 @@ def descend(
         yield list(w)
 
 
-def joined(
-    places: Sequence[Place], w: Sequence[Tensor], residual: Sequence[Sequence[Tensor]]
+def held_at(
+    places: Sequence[Place], w: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Return the residuals in one piece, a link row's product in its place, and views by slot."""
-    full = [place.row.join(tuple(parts)) for place, parts in zip(places, residual, strict=True)]
-    for j, place in enumerate(places):
-        if place.link is not None:
-            full[j] = full[j].add_(w[place.link])
-    return full, [list(p.row.split(value)) for p, value in zip(places, full, strict=True)]
+    """Return what is held of every row at the feed-forward latents, and views of it by slot.
+
+    That is a row's residual, a link row's product, or the concat that a row reads: the last is not
+    cut into slots.
+    """
+    full: list[Tensor] = []
+    slots: list[list[Tensor]] = []
+    for place, latent in zip(places, w, strict=True):
+        if place.reading is not None:
+            full.append(place.reading.held)
+            slots.append([])
+            continue
+        product = place.row.product(latent)
+        if place.link is None:
+            product = product - place.row.join(place.row.signal)
+        full.append(product)
+        slots.append(list(place.row.split(product)))
+    return full, slots
 
 
 def _may_stay(place: Place, recycle: bool) -> bool:
     """Whether the new latent may overwrite the old one: no term reads that again."""
-    return recycle and not place.moves and len(place.links) == 1
+    alone = len(place.links) == 1 and place.reading is None
+    return recycle and not place.moves and alone
 
 
 def take_step(
@@ -151,19 +144,23 @@ def take_step(
         part: Residuals of the other readers at ``old``, by slot.
     """
     row, step = place.row, place.step
-    value = old
+    value = old if place.reading is None else place.reading.step(old, into)
     for number, i in enumerate(place.links):
-        if number:
+        if place.reading is not None:
+            value = value.addcmul_(products[i], step)
+        elif number:
             value = value.addcmul_(products[i], step).addcmul_(old, -step)
         else:
             value = torch.lerp(old, products[i], step, out=into)
-    if row.diagonal is None:
+    if row.diagonal is None and place.reading is None:
         value = torch.addcmul(value, r, -step, out=into)
     for target in place.others.targets:
         value = torch.addcmul(value, part(target), step, out=into)
     if value is not into:
         value = into.copy_(old)
     value = Branch((), place.others.through).add_terms(value, part, step)
+    if place.reading is not None:
+        return row.activation.prox_(value, step)
     return _descend_own(row, value, r, step)
 
 
@@ -206,22 +203,3 @@ def _add_product(
         full[j] = row.diagonal.add_adjoint(before, delta, 1.0)
     if full[j] is not before:
         slots[j] = list(row.split(full[j]))
-
-
-def places_of(dictionary: StructuredDictionary, steps: Sequence[Tensor]) -> list[Place]:
-    """Return what a sweep does at each latent."""
-    links = [_link(row) for row in dictionary.rows]
-    places = []
-    for j, (row, branch) in enumerate(zip(dictionary.rows, dictionary.branches, strict=True)):
-        direct = tuple(i for i, _ in branch.targets if links[i] is not None)
-        rest = tuple(target for target in branch.targets if links[target[0]] is None)
-        others = Branch(rest, branch.through)
-        places.append(Place(row, links[j], direct, others, steps[j]))
-    return places
-
-
-def _link(row: BoundRow) -> int | None:
-    """Return the latent that a link row subtracts, None where the row is no link."""
-    paths = row.slots[0]
-    single = len(row.slots) == len(paths) == 1 and row.diagonal is not None
-    return paths[0].leaf if single and paths[0].leaf >= 0 and not paths[0].maps else None

@@ -87,6 +87,13 @@ def global_pursuit(
         observed: Whether the caller keeps what a sweep yields after the next one; otherwise its
             memory is used again where no derivative is recorded.
     """
+    if may_overwrite():
+        rest = count, observed
+        if extrapolation is None:
+            yield from inplace.descend(dictionary, start, steps, *rest)
+        else:
+            yield from extrapolated.descend(dictionary, start, steps, extrapolation, *rest)
+        return
     state = begin(dictionary, start, keep=extrapolation is not None)
     if _compiles_once(extrapolation):
         w, r = state.w, state.r
@@ -94,15 +101,6 @@ def global_pursuit(
             w, r = _middle_sweep(dictionary, w, r, steps)
             yield list(w)
         yield list(_last_sweep(dictionary, w, r, steps))
-        return
-    if may_overwrite():
-        rest = count, observed
-        if extrapolation is None:
-            yield from inplace.descend(dictionary, state.w, state.r, steps, *rest)
-        else:
-            yield from extrapolated.descend(
-                dictionary, state.w, state.r, steps, extrapolation, *rest
-            )
         return
     for t in range(count):
         weights = extrapolation if t > 0 else None

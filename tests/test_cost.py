@@ -18,6 +18,10 @@ from pursuitify.models import ChainNet, DenseBlock, ResidualNet
 #: Passes over the concats of a dense block per sweep: the residuals' slots take the change of the
 #: latent they read, and are fed back to it. Packed kernels read and write them in one piece.
 JOINS = 2
+#: The same where each unit reads activation(BatchNorm(concat)), as DenseNet's do: six of the
+#: latent that the activation makes (two sums, its link, ReLU, and the link's product made and
+#: subtracted from) and one to feed back to what is joined. No residual of that size is held.
+READS = 7
 
 
 class Grown(nn.Module):
@@ -30,6 +34,24 @@ class Grown(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.block(x).mean((2, 3)))
+
+
+class PreActivated(nn.Module):
+    """One block of ``depth`` units that read conv(relu(norm(concat)))."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4 * n) for n in range(1, depth + 1))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(4 * n if n else 2, 4, 3, padding=1, bias=False) for n in range(depth + 1)
+        )
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [torch.relu(self.convs[0](x))]
+        for norm, conv in zip(self.norms, self.convs[1:], strict=True):
+            values.append(conv(torch.relu(norm(torch.cat(values, 1)))))
+        return self.head(torch.relu(values[-1]).mean((2, 3)))
 
 
 def sweep_cost(model: nn.Module, x: Tensor) -> tuple[int, int]:
@@ -71,4 +93,14 @@ def test_a_dense_block_costs_its_concats_and_no_more() -> None:
         convolutions, elements = sweep_cost(Grown(depth), x)
         assert convolutions == 2 * 2 * depth
         rest[depth] = (elements - JOINS * joined(depth, x)) / depth
+    assert rest[16] <= 1.02 * rest[4], rest
+
+
+def test_rows_that_scale_one_concat_hold_it_once() -> None:
+    x, rest = torch.rand(2, 2, 8, 8), {}
+    for depth in (4, 8, 16):
+        torch.manual_seed(0)
+        convolutions, elements = sweep_cost(PreActivated(depth), x)
+        assert convolutions == 2 * (depth + 1)
+        rest[depth] = (elements - READS * joined(depth + 1, x)) / depth
     assert rest[16] <= 1.02 * rest[4], rest

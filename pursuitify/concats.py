@@ -1,0 +1,214 @@
+"""Rows that scale the values of one concat: these are held once, not a residual per row.
+
+In a network like DenseNet each unit reads BatchNorm(concat of all before it). Its row is an encoder
+row, r_i = w_i - s_i c_i, where s_i is a factor per channel and c_i a run of slots of one concat c.
+Held as residuals, the change of every slot is subtracted from every row that reads it, and the
+change of every w_i is added to its row. Held as c
+
+* w_i's own share of its step is gamma_i (w_i - s_i c_i), from c and the latent as they are;
+* a slot's share is sum_i s_i (w_i - s_i c), over the rows that read it, likewise;
+* a change of a slot is added to c, once.
+
+So nothing has to be kept up to date but c. What is held is -c: a change is subtracted from it, as
+from the residuals that others read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pursuitify.bind import BoundPath, BoundRow
+from pursuitify.dictionary import StructuredDictionary
+from pursuitify.feedback import Branch, Target
+from pursuitify.maps import LinearMap, Scale
+
+#: The dimension of the concats: channels.
+DIM = 1
+#: What a slot holds: a latent, and the maps (by identity) that its value goes through.
+_Value = tuple[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one row reads of a concat.
+
+    Attributes:
+        concat: Index of the concat.
+        first: Its first slot that the row reads; the row's slot s is the concat's first + s.
+        factor: s_i, (1, channels, 1, ...).
+    """
+
+    concat: int
+    first: int
+    factor: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Concat:
+    """A concat that several rows scale.
+
+    Attributes:
+        parts: Per slot -c, views of one tensor (batch, channels, ...).
+        readers: Per slot the rows that read it, each with where the slot starts in the row's latent
+            and with its piece of s_i.
+        squares: Per slot the sum of s_i^2 over these rows.
+    """
+
+    parts: tuple[Tensor, ...]
+    readers: tuple[tuple[tuple[int, int, Tensor], ...], ...]
+    squares: tuple[Tensor, ...]
+
+    def slope(self, slot: int, w: Sequence[Tensor]) -> Tensor:
+        """Return sum_i s_i (w_i - s_i c) at one slot, a tensor of its own."""
+        held = self.parts[slot]
+        total = held * self.squares[slot]
+        for i, start, factor in self.readers[slot]:
+            total.addcmul_(w[i].narrow(DIM, start, held.shape[DIM]), factor)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Concats:
+    """All shared concats of a dictionary.
+
+    Attributes:
+        concats: The concats.
+        held: Per concat -c in one piece.
+        runs: By row what it reads; rows that are not here have a residual.
+    """
+
+    concats: tuple[Concat, ...]
+    held: tuple[Tensor, ...]
+    runs: dict[int, Run]
+
+    def view(self, run: Run, channels: int) -> Tensor:
+        """Return -c_i: what one row reads, by its number of channels."""
+        start = sum(part.shape[DIM] for part in self.concats[run.concat].parts[: run.first])
+        return self.held[run.concat].narrow(DIM, start, channels)
+
+    def branch(self, branch: Branch, rows: int) -> Branch:
+        """Return a branch that reads concats where it read the rows that are not held.
+
+        Slot n of concat g is the target (rows + g, n).
+        """
+
+        def moved(targets: tuple[Target, ...]) -> dict[Target, None]:
+            runs = ((self.runs[i], s) for i, s in targets if i in self.runs)
+            return {(rows + run.concat, run.first + s): None for run, s in runs}
+
+        found, through = moved(branch.targets), []
+        for linear, rest in branch.through:
+            if _factor(linear) is not None:
+                found |= moved(rest.targets)
+                rest = Branch(tuple(t for t in rest.targets if t[0] not in self.runs), rest.through)
+            rest = self.branch(rest, rows)
+            if rest.targets or rest.through:
+                through.append((linear, rest))
+        left = tuple(target for target in branch.targets if target[0] not in self.runs)
+        return Branch((*left, *found), tuple(through))
+
+
+@dataclass
+class _Group:
+    """Rows of one concat, the longest first: each with its first slot there."""
+
+    values: tuple[_Value, ...]
+    rows: list[tuple[int, int]]
+
+
+def shared(dictionary: StructuredDictionary, w: Sequence[Tensor]) -> Concats:
+    """Return the concats that two or more rows scale, at the latents ``w``."""
+    groups: list[_Group] = []
+    shapes = zip(dictionary.rows, dictionary.shapes, strict=True)
+    wanted = [_values(row) if len(shape) > DIM else None for row, shape in shapes]
+    readable = {i: values for i, values in enumerate(wanted) if values is not None}
+    for i, values in sorted(readable.items(), key=lambda item: -len(item[1])):
+        for group in groups:
+            first = _find(values, group.values)
+            if first is not None:
+                group.rows.append((i, first))
+                break
+        else:
+            groups.append(_Group(values, [(i, 0)]))
+    runs: dict[int, Run] = {}
+    made: list[tuple[Concat, Tensor]] = []
+    for group in groups:
+        if len(group.rows) > 1:
+            for i, first in group.rows:
+                runs[i] = Run(len(made), first, _factors(dictionary.rows[i], w[i]))
+            made.append(_concat(dictionary.rows, group, runs, w))
+    return Concats(tuple(c for c, _ in made), tuple(held for _, held in made), runs)
+
+
+def _concat(
+    rows: Sequence[BoundRow], group: _Group, runs: Mapping[int, Run], w: Sequence[Tensor]
+) -> tuple[Concat, Tensor]:
+    longest = rows[group.rows[0][0]]
+    values = [_inner(path).apply(w[path.leaf]) for (path,) in longest.slots]
+    held = torch.cat(values, DIM).neg_()
+    sizes = [value.shape[DIM] for value in values]
+    readers: list[list[tuple[int, int, Tensor]]] = [[] for _ in sizes]
+    for i, first in group.rows:
+        start = 0
+        for slot in range(first, first + len(rows[i].slots)):
+            piece = runs[i].factor.narrow(DIM, start, sizes[slot])
+            readers[slot].append((i, start, piece))
+            start += sizes[slot]
+    squares = [torch.stack([f for _, _, f in found]).square().sum(0) for found in readers]
+    parts = torch.split(held, sizes, DIM)
+    return Concat(tuple(parts), tuple(map(tuple, readers)), tuple(squares)), held
+
+
+def _values(row: BoundRow) -> tuple[_Value, ...] | None:
+    """Return what the row's slots hold; None where it is no scaled concat of latents."""
+    alone = all(len(paths) == 1 and paths[0].leaf >= 0 for paths in row.slots)
+    if row.diagonal is not None or not alone or (row.sizes and row.dim != DIM):
+        return None
+    found = []
+    for (path,) in row.slots:
+        factor = _factor(path.maps[-1]) if path.maps else None
+        if path.maps and isinstance(path.maps[-1], Scale) and factor is None:
+            return None
+        inner = path.maps[:-1] if factor is not None else path.maps
+        found.append((path.leaf, tuple(map(id, inner))))
+    return tuple(found)
+
+
+def _find(values: tuple[_Value, ...], within: tuple[_Value, ...]) -> int | None:
+    """Return where ``values`` start as a run of ``within``."""
+    count = len(values)
+    starts = (n for n in range(len(within) - count + 1) if within[n : n + count] == values)
+    return next(starts, None)
+
+
+def _factor(linear: LinearMap) -> Tensor | float | None:
+    """Return the factor of a scale that has one number per channel or fewer; else None."""
+    if not isinstance(linear, Scale):
+        return None
+    factor = linear.factor
+    if not isinstance(factor, Tensor) or factor.dim() == 0:
+        return factor
+    single = factor.dim() > DIM and factor.numel() == factor.shape[DIM]
+    return factor if single else None
+
+
+def _inner(path: BoundPath) -> BoundPath:
+    """Return the path without its last scale."""
+    scaled = path.maps and _factor(path.maps[-1]) is not None
+    return BoundPath(path.leaf, path.maps[:-1]) if scaled else path
+
+
+def _factors(row: BoundRow, w: Tensor) -> Tensor:
+    """Return the scales of all slots, (1, channels, 1, ...)."""
+    sizes, ones, pieces = row.sizes or (w.shape[DIM],), (1,) * (w.dim() - 2), []
+    for (path,), size in zip(row.slots, sizes, strict=True):
+        factor = _factor(path.maps[-1]) if path.maps else None
+        if isinstance(factor, Tensor):
+            pieces.append(factor.expand(1, size, *ones))
+        else:
+            pieces.append(w.new_full((1, size, *ones), 1.0 if factor is None else factor))
+    return torch.cat(pieces, DIM)
