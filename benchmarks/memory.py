@@ -2,7 +2,8 @@
 
 python benchmarks/memory.py --model resnet18 --sweeps 10 --plot docs/pictures/memory-modes.png
 
-Every measurement has a process of its own. "saved" is what autograd keeps after the forward pass,
+Rows of other models and values of T stay in the JSON. Every measurement has a process of its own.
+"saved" is what autograd keeps after the forward pass,
 seen through its saved-tensor hooks: unique storages, parameters apart; every mode hands what it
 keeps to those hooks. "resident" is the growth of the process's resident
 set to its peak over forward and backward, "cpu" the process time of one step with one thread, the
@@ -33,6 +34,8 @@ from benchmarks import common
 from pursuitify import pursuitify
 
 MIB = 2**20
+#: What tells one row from another.
+KEY = ("model", "batch", "size", "mode", "sweeps")
 MODES: dict[str, dict[str, Any]] = {
     "store": {"memory": "store"},
     "recompute": {"memory": "recompute"},
@@ -109,14 +112,16 @@ def measure(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def spawn(mode: str, sweeps: int, arguments: argparse.Namespace, repeats: int) -> dict[str, Any]:
-    """Measure one mode in a fresh process."""
+def spawn(mode: str, sweeps: int, arguments: argparse.Namespace, repeats: int) -> common.Row:
+    """Measure one mode in a fresh process; without repeats, what it saves alone."""
     command = [sys.executable, __file__, "--one", mode, "--sweeps", str(sweeps)]
     for name in ("model", "batch", "size", "threads"):
         command += [f"--{name}", str(getattr(arguments, name))]
     command += ["--repeats", str(repeats)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: common.Row = json.loads(done.stdout.splitlines()[-1])
+    if not repeats:
+        found = {k: v for k, v in found.items() if k in (*KEY, "saved")}
     return found
 
 
@@ -142,11 +147,14 @@ def show(rows: list[dict[str, Any]], sweeps: int) -> None:
     Console(width=120).print(table)
 
 
-def plot(path: Path, curves: dict[str, list[tuple[int, float]]], model: str) -> None:
+def plot(path: Path, rows: list[common.Row], model: str) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for mode, points in curves.items():
+    mine = [row for row in rows if row["model"] == model]
+    source = next(row["saved"] for row in mine if row["mode"] == "source")
+    for mode in MODES:
+        points = sorted((r["sweeps"], r["saved"] / source) for r in mine if r["mode"] == mode)
         axes.plot(*zip(*points, strict=True), marker="o", label=mode)
     axes.set(xlabel="sweeps T", ylabel="saved for backward, x source", yscale="log")
     axes.set_title(f"{model}: memory of a training step against T")
@@ -171,19 +179,15 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.one:
         print(json.dumps(measure(arguments.one, arguments)))
         return 0
+    torch.set_num_threads(arguments.threads)
     modes = ["source", "store", *(m for m in arguments.modes if m != "store")]
     rows = [spawn(mode, arguments.sweeps, arguments, arguments.repeats) for mode in modes]
     show(rows, arguments.sweeps)
-    curves: dict[str, list[tuple[int, float]]] = {}
     if arguments.plot:
-        for mode in modes[1:]:
-            found = [(t, spawn(mode, t, arguments, 0)["saved"]) for t in arguments.curve]
-            curves[mode] = [(t, value / rows[0]["saved"]) for t, value in found]
-        plot(arguments.plot, curves, arguments.model)
-    environment = {**common.environment(), "threads": arguments.threads}
-    settings = {k: str(v) for k, v in vars(arguments).items()}
-    content = {"environment": environment, "settings": settings, "rows": rows}
-    arguments.json.write_text(json.dumps(content | {"saved_against_sweeps": curves}, indent=2))
+        others = [t for t in arguments.curve if t != arguments.sweeps]
+        rows += [spawn(mode, t, arguments, 0) for mode in modes[1:] for t in others]
+        plot(arguments.plot, rows, arguments.model)
+    common.write(arguments.json, rows, KEY)
     return 0
 
 

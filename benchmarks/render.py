@@ -94,17 +94,21 @@ def training(rows: Sequence[common.Row]) -> list[str]:
 
 
 def memory(rows: Sequence[common.Row]) -> list[str]:
-    source, store = ({r["mode"]: r for r in rows}[mode] for mode in ("source", "store"))
-    shown = [
-        {
-            **r,
-            "saved_sources": r["saved"] / source["saved"],
-            "resident_sources": r["resident"] / source["resident"],
-            "floors": r["cpu"] / (source["cpu"] * common.floor(r["sweeps"])),
-            "stores": "" if r is source else r["cpu"] / store["cpu"],
-        }
-        for r in rows
-    ]
+    """The rows that were timed, each against the source's and store's of its model and size."""
+    shown: list[common.Row] = []
+    for row in (r for r in rows if "cpu" in r):
+        alike = [r for r in rows if all(r[k] == row[k] for k in ("model", "batch", "size"))]
+        source = next(r for r in alike if r["mode"] == "source")
+        stores = [r for r in alike if r["mode"] == "store" and r["sweeps"] == row["sweeps"]]
+        shown.append(
+            {
+                **row,
+                "saved_sources": row["saved"] / source["saved"],
+                "resident_sources": row["resident"] / source["resident"],
+                "floors": row["cpu"] / (source["cpu"] * common.floor(row["sweeps"])),
+                "stores": row["cpu"] / stores[0]["cpu"] if stores else "",
+            }
+        )
     columns = {"model": "model", "T": "sweeps", "mode": "mode", "saved MiB": "saved"}
     columns |= {
         "saved, sources": "saved_sources",
