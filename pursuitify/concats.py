@@ -10,7 +10,7 @@ change of every w_i is added to its row. Held as c
 * a change of a slot is added to c, once.
 
 So nothing has to be kept up to date but c. What is held is -c: a change is subtracted from it, as
-from the residuals that others read.
+from the residuals that others read. A factor may be one number, or missing, and c a single value.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from pursuitify.bind import BoundPath, BoundRow
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.feedback import Branch, Target
-from pursuitify.maps import LinearMap, Scale
+from pursuitify.maps import Scale
 
 #: The dimension of the concats: channels.
 DIM = 1
@@ -102,7 +102,7 @@ class Concats:
 
         found, through = moved(branch.targets), []
         for linear, rest in branch.through:
-            if _factor(linear) is not None:
+            if isinstance(linear, Scale):  # the last map on the way to rows that share
                 found |= moved(rest.targets)
                 rest = Branch(tuple(t for t in rest.targets if t[0] not in self.runs), rest.through)
             rest = self.branch(rest, rows)
@@ -123,8 +123,7 @@ class _Group:
 def shared(dictionary: StructuredDictionary, w: Sequence[Tensor]) -> Concats:
     """Return the concats that two or more rows scale, at the latents ``w``."""
     groups: list[_Group] = []
-    shapes = zip(dictionary.rows, dictionary.shapes, strict=True)
-    wanted = [_values(row) if len(shape) > DIM else None for row, shape in shapes]
+    wanted = [_values(row, value.dim()) for row, value in zip(dictionary.rows, w, strict=True)]
     readable = {i: values for i, values in enumerate(wanted) if values is not None}
     for i, values in sorted(readable.items(), key=lambda item: -len(item[1])):
         for group in groups:
@@ -148,7 +147,8 @@ def _concat(
     rows: Sequence[BoundRow], group: _Group, runs: Mapping[int, Run], w: Sequence[Tensor]
 ) -> tuple[Concat, Tensor]:
     longest = rows[group.rows[0][0]]
-    values = [_inner(path).apply(w[path.leaf]) for (path,) in longest.slots]
+    inner = [_cut(path)[0] for (path,) in longest.slots]
+    values = [path.apply(w[path.leaf]) for path in inner]
     held = torch.cat(values, DIM).neg_()
     sizes = [value.shape[DIM] for value in values]
     readers: list[list[tuple[int, int, Tensor]]] = [[] for _ in sizes]
@@ -163,19 +163,29 @@ def _concat(
     return Concat(tuple(parts), tuple(map(tuple, readers)), tuple(squares)), held
 
 
-def _values(row: BoundRow) -> tuple[_Value, ...] | None:
+def _values(row: BoundRow, dims: int) -> tuple[_Value, ...] | None:
     """Return what the row's slots hold; None where it is no scaled concat of latents."""
     alone = all(len(paths) == 1 and paths[0].leaf >= 0 for paths in row.slots)
-    if row.diagonal is not None or not alone or (row.sizes and row.dim != DIM):
+    if dims <= DIM or row.diagonal is not None or not alone or (row.sizes and row.dim != DIM):
         return None
-    found = []
-    for (path,) in row.slots:
-        factor = _factor(path.maps[-1]) if path.maps else None
-        if path.maps and isinstance(path.maps[-1], Scale) and factor is None:
-            return None
-        inner = path.maps[:-1] if factor is not None else path.maps
-        found.append((path.leaf, tuple(map(id, inner))))
-    return tuple(found)
+    cut = [_cut(path) for (path,) in row.slots]
+    if not all(_per_channel(factor, dims) for _, factor in cut):
+        return None
+    return tuple((path.leaf, tuple(map(id, path.maps))) for path, _ in cut)
+
+
+def _cut(path: BoundPath) -> tuple[BoundPath, Tensor | float]:
+    """Return the path without its last scale, and the factor of that."""
+    if path.maps and isinstance(path.maps[-1], Scale):
+        return BoundPath(path.leaf, path.maps[:-1]), path.maps[-1].factor
+    return path, 1.0
+
+
+def _per_channel(factor: Tensor | float, dims: int) -> bool:
+    """Whether a factor is one number, or one per channel of a latent with so many dimensions."""
+    if not isinstance(factor, Tensor) or factor.dim() == 0:
+        return True
+    return factor.dim() == dims and factor.numel() == factor.shape[DIM]
 
 
 def _find(values: tuple[_Value, ...], within: tuple[_Value, ...]) -> int | None:
@@ -185,30 +195,11 @@ def _find(values: tuple[_Value, ...], within: tuple[_Value, ...]) -> int | None:
     return next(starts, None)
 
 
-def _factor(linear: LinearMap) -> Tensor | float | None:
-    """Return the factor of a scale that has one number per channel or fewer; else None."""
-    if not isinstance(linear, Scale):
-        return None
-    factor = linear.factor
-    if not isinstance(factor, Tensor) or factor.dim() == 0:
-        return factor
-    single = factor.dim() > DIM and factor.numel() == factor.shape[DIM]
-    return factor if single else None
-
-
-def _inner(path: BoundPath) -> BoundPath:
-    """Return the path without its last scale."""
-    scaled = path.maps and _factor(path.maps[-1]) is not None
-    return BoundPath(path.leaf, path.maps[:-1]) if scaled else path
-
-
 def _factors(row: BoundRow, w: Tensor) -> Tensor:
     """Return the scales of all slots, (1, channels, 1, ...)."""
     sizes, ones, pieces = row.sizes or (w.shape[DIM],), (1,) * (w.dim() - 2), []
     for (path,), size in zip(row.slots, sizes, strict=True):
-        factor = _factor(path.maps[-1]) if path.maps else None
-        if isinstance(factor, Tensor):
-            pieces.append(factor.expand(1, size, *ones))
-        else:
-            pieces.append(w.new_full((1, size, *ones), 1.0 if factor is None else factor))
+        factor = _cut(path)[1]
+        value = factor if isinstance(factor, Tensor) else w.new_full((), factor)
+        pieces.append(value.to(w.dtype).expand(1, size, *ones))
     return torch.cat(pieces, DIM)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.feedback import Branch, PartOf, Target
 from pursuitify.inplace import Spares, held_at, product_into, take_step
-from pursuitify.places import Place, places_of
+from pursuitify.visits import Visit, visits_of
 
 
 @dataclass(eq=False)
@@ -51,20 +51,20 @@ def descend(
         count: T, the number of sweeps.
         observed: Whether the caller keeps what a sweep yields after the next one.
     """
-    places, spares, w = places_of(dictionary, steps), Spares(), list(start)
-    full, slots = held_at(places, w)
+    visits, spares, w = visits_of(dictionary, steps), Spares(), list(start)
+    full, slots = held_at(visits, w)
     memory: list[_Last | None] = [None] * len(w)
     for t in range(count):
         recycle, last = t > 0 and not observed, t == count - 1
-        for j, place in enumerate(places):
+        for j, visit in enumerate(visits):
             old, kept, alpha = w[j], memory[j], extrapolation[j]
             at = old
             if kept is not None:
                 at = torch.addcmul(old, kept.change, alpha, out=spares.take(old))
-            alone = kept is not None and len(place.links) <= 1
+            alone = kept is not None and len(visit.links) <= 1
             into = at if alone else spares.take(old)
-            r = _residual(place, j, w, full, kept, alpha, spares)
-            w[j] = new = take_step(place, at, into, r, full, _reader(slots, kept, alpha))
+            r = _residual(visit, j, w, full, kept, alpha, spares)
+            w[j] = new = take_step(visit, at, into, r, full, _reader(slots, kept, alpha))
             if kept is not None and not alone:
                 spares.give(at)
             if r is not full[j]:
@@ -73,23 +73,23 @@ def descend(
             torch.sub(new, old, out=change)
             if recycle:
                 spares.give(old)
-            read = _subtract_products(place.others, change, slots)
+            read = _subtract_products(visit.others, change, slots)
             if last:
                 continue
-            if place.link is not None:
+            if visit.link is not None:
                 # What is taken here makes up for ``r`` of a link row, which was given above.
-                before, full[j] = full[j], product_into(place.row, spares.take(full[j]), new)
+                before, full[j] = full[j], product_into(visit.row, spares.take(full[j]), new)
                 slots[j] = [full[j]]
                 own = torch.lerp(full[j], before, -alpha, out=before)
             else:
-                own = place.row.product(change)
+                own = visit.row.product(change)
                 full[j].add_(own)
             memory[j] = _Last(change, own, read)
         yield list(w)
 
 
 def _residual(
-    place: Place,
+    visit: Visit,
     j: int,
     w: Sequence[Tensor],
     full: Sequence[Tensor],
@@ -98,10 +98,10 @@ def _residual(
     spares: Spares,
 ) -> Tensor:
     """Return the row's residual where the step starts; of ``full`` nothing is overwritten."""
-    if place.link is not None:
+    if visit.link is not None:
         product = full[j] if kept is None else kept.own
         into = spares.take(product) if kept is None else product
-        return torch.sub(product, w[place.link], out=into)
+        return torch.sub(product, w[visit.link], out=into)
     if kept is None:
         return full[j]
     return torch.addcmul(full[j], kept.own, alpha, out=spares.take(full[j]))

@@ -26,7 +26,7 @@ from pursuitify.concats import shared
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.feedback import Branch, PartOf, Target
 from pursuitify.maps.packed import PackedConv
-from pursuitify.places import Place, places_of
+from pursuitify.visits import Visit, visits_of
 
 
 class Spares:
@@ -70,9 +70,9 @@ def descend(
         observed: Whether the caller keeps what a sweep yields after the next one.
     """
     spares, w, concats = Spares(), list(start), shared(dictionary, start)
-    places = places_of(dictionary, steps, concats)
-    full, slots = held_at(places, w)
-    rows = len(places)
+    visits = visits_of(dictionary, steps, concats)
+    full, slots = held_at(visits, w)
+    rows = len(visits)
     slots += [list(concat.parts) for concat in concats.concats]
 
     def part(target: Target) -> Tensor:
@@ -81,28 +81,28 @@ def descend(
 
     for t in range(count):
         recycle, last = t > 0 and not observed, t == count - 1
-        for j, place in enumerate(places):
+        for j, visit in enumerate(visits):
             old = w[j]
-            into = old if _may_stay(place, recycle) else spares.take(old)
-            if place.link is not None:
-                full[j].sub_(w[place.link])
-            w[j] = take_step(place, old, into, full[j], full, part)
-            if place.moves:
+            into = old if _may_stay(visit, recycle) else spares.take(old)
+            if visit.link is not None:
+                full[j].sub_(w[visit.link])
+            w[j] = take_step(visit, old, into, full[j], full, part)
+            if visit.moves:
                 delta = torch.sub(w[j], old, out=old if recycle else spares.take(old))
-                place.others.subtract_products(delta, slots)
-                if not last and place.residual:
-                    _add_product(place.row, full, slots, j, delta)
+                visit.others.subtract_products(delta, slots)
+                if not last and visit.residual:
+                    _add_product(visit.row, full, slots, j, delta)
                 spares.give(delta)
             elif recycle and into is not old:
                 spares.give(old)
-            if not last and place.link is not None:
-                slots[j] = [product_into(place.row, full[j], w[j])]
+            if not last and visit.link is not None:
+                slots[j] = [product_into(visit.row, full[j], w[j])]
                 full[j] = slots[j][0]
         yield list(w)
 
 
 def held_at(
-    places: Sequence[Place], w: Sequence[Tensor]
+    visits: Sequence[Visit], w: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """Return what is held of every row at the feed-forward latents, and views of it by slot.
 
@@ -111,55 +111,56 @@ def held_at(
     """
     full: list[Tensor] = []
     slots: list[list[Tensor]] = []
-    for place, latent in zip(places, w, strict=True):
-        if place.reading is not None:
-            full.append(place.reading.held)
+    for visit, latent in zip(visits, w, strict=True):
+        if visit.reading is not None:
+            full.append(visit.reading.held)
             slots.append([])
             continue
-        product = place.row.product(latent)
-        if place.link is None:
-            product = product - place.row.join(place.row.signal)
-        full.append(product)
-        slots.append(list(place.row.split(product)))
+        if visit.link is not None:
+            value = _product(visit.row, latent)
+        else:
+            value = visit.row.product(latent) - visit.row.join(visit.row.signal)
+        full.append(value)
+        slots.append(list(visit.row.split(value)))
     return full, slots
 
 
-def _may_stay(place: Place, recycle: bool) -> bool:
+def _may_stay(visit: Visit, recycle: bool) -> bool:
     """Whether the new latent may overwrite the old one: no term reads that again."""
-    alone = len(place.links) == 1 and place.reading is None
-    return recycle and not place.moves and alone
+    alone = len(visit.links) == 1 and visit.reading is None
+    return recycle and not visit.moves and alone
 
 
 def take_step(
-    place: Place, old: Tensor, into: Tensor, r: Tensor, products: Sequence[Tensor], part: PartOf
+    visit: Visit, old: Tensor, into: Tensor, r: Tensor, products: Sequence[Tensor], part: PartOf
 ) -> Tensor:
     """Return the latent after its proximal step, in ``into``.
 
     Args:
-        place: The latent's place.
+        visit: The latent's visit.
         old: Where the step starts.
         into: Memory for the result; may be ``old`` where only a link reads that.
-        r: The row's residual at ``old``, in one piece.
+        r: The row's residual at ``old``, in one piece; not read where the row reads a concat.
         products: Per link row its product.
         part: Residuals of the other readers at ``old``, by slot.
     """
-    row, step = place.row, place.step
-    value = old if place.reading is None else place.reading.step(old, into)
-    for number, i in enumerate(place.links):
-        if place.reading is not None:
+    row, step = visit.row, visit.step
+    value = old if visit.reading is None else visit.reading.step(old, into)
+    for number, i in enumerate(visit.links):
+        if visit.reading is not None:
             value = value.addcmul_(products[i], step)
         elif number:
             value = value.addcmul_(products[i], step).addcmul_(old, -step)
         else:
             value = torch.lerp(old, products[i], step, out=into)
-    if row.diagonal is None and place.reading is None:
+    if row.diagonal is None and visit.reading is None:
         value = torch.addcmul(value, r, -step, out=into)
-    for target in place.others.targets:
+    for target in visit.others.targets:
         value = torch.addcmul(value, part(target), step, out=into)
     if value is not into:
         value = into.copy_(old)
-    value = Branch((), place.others.through).add_terms(value, part, step)
-    if place.reading is not None:
+    value = Branch((), visit.others.through).add_terms(value, part, step)
+    if visit.reading is not None:
         return row.activation.prox_(value, step)
     return _descend_own(row, value, r, step)
 
@@ -189,7 +190,14 @@ def product_into(row: BoundRow, into: Tensor, w: Tensor) -> Tensor:
     maps = () if row.diagonal is None else row.diagonal.maps
     if len(maps) == 1 and isinstance(maps[0], PackedConv):
         return maps[0].adjoint_into(into, w)
-    return row.product(w)
+    return _product(row, w)
+
+
+def _product(row: BoundRow, w: Tensor) -> Tensor:
+    """Return B_j w, in memory of its own: a map of the user's may return a view of ``w``."""
+    value = row.product(w)
+    shared_memory = value.untyped_storage().data_ptr() == w.untyped_storage().data_ptr()
+    return value.clone() if shared_memory else value
 
 
 def _add_product(

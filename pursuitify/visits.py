@@ -40,7 +40,7 @@ class Reading:
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Visit:
     """What a sweep does at one latent.
 
     Attributes:
@@ -70,12 +70,12 @@ class Place:
         return bool(self.residual or self.others.targets or self.others.through)
 
 
-def places_of(
+def visits_of(
     dictionary: StructuredDictionary, steps: Sequence[Tensor], concats: Concats | None = None
-) -> list[Place]:
+) -> list[Visit]:
     """Return what a sweep does at each latent."""
     links = [row.link for row in dictionary.rows]
-    places = []
+    visits = []
     for j, (row, branch) in enumerate(zip(dictionary.rows, dictionary.branches, strict=True)):
         direct = tuple(i for i, _ in branch.targets if links[i] is not None)
         rest = tuple(target for target in branch.targets if links[target[0]] is None)
@@ -84,8 +84,8 @@ def places_of(
             others = concats.branch(others, len(links))
             if j in concats.runs:
                 reading = _reading(row, concats, j, steps[j], len(direct), dictionary.shapes[j])
-        places.append(Place(row, links[j], direct, others, steps[j], reading))
-    return places
+        visits.append(Visit(row, links[j], direct, others, steps[j], reading))
+    return visits
 
 
 def _reading(

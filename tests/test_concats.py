@@ -152,6 +152,34 @@ def test_rows_that_others_read_too() -> None:
     agrees(net, x)
 
 
+class _Tokens(nn.Module):
+    """Factors over tokens and features, of as many dimensions as the latent and of fewer."""
+
+    def __init__(self, *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.factors = nn.ParameterList(torch.rand(shape) for shape in shapes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.relu(self.body(x))
+        return self.head(sum(F.relu(factor * a) for factor in self.factors))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "rows"),
+    [(((1, 4), (1, 4)), 0), (((1, 6, 1), (1, 6, 1)), 2), (((1, 1, 4), (1, 6, 1), ()), 2)],
+    ids=["fewer", "tokens", "mixed"],
+)
+def test_factors_that_vary_elsewhere_are_left_alone(
+    shapes: tuple[tuple[int, ...], ...], rows: int
+) -> None:
+    net = pursuitify(_Tokens(*shapes).double().eval(), iterations=4)
+    x = torch.rand(3, 6, 4, dtype=torch.float64)
+    assert len(found(net, x).runs) == rows
+    agrees(net, x)
+
+
 def test_memory_is_the_callers_own() -> None:
     """What a sweep hands out is not overwritten by the next one."""
     net, x = converted(FORWARD)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pursuitify import extrapolated, inplace, pursuitify
+from pursuitify.maps import LinearMap
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
+from pursuitify.rules import linear
 from tests.nets import CASES, LAYOUTS, Case
 from tests.oracle import Oracle
 
@@ -161,3 +163,37 @@ def test_two_links_to_one_latent(alpha: float) -> None:
     assert list(dict(net.graph.nodes(data="layout")).values()).count("decoder") == 3
     with torch.no_grad():
         torch.testing.assert_close(net(x), recorded, rtol=1e-12, atol=1e-12)
+
+
+class _Turned(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(-1, -2)
+
+
+class _Turn(LinearMap):
+    """A map whose adjoint is a view of what it is given."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x.transpose(-1, -2)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y.transpose(-1, -2)
+
+    def norm_bound(self) -> float:
+        return 1.0
+
+
+@alphas
+def test_a_product_that_is_a_view_of_its_latent(alpha: float) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), _Turned(), nn.ReLU(), nn.Conv2d(3, 2, 3)
+    model = nn.Sequential(*layers, nn.ReLU()).double().eval()
+    rules = {_Turned: linear(lambda module, x: _Turn(), weighted=True)}
+    net = pursuitify(model, iterations=4, rules=rules)
+    x = torch.rand(2, 2, 5, 5, dtype=torch.float64)
+    with torch.no_grad():
+        net.pursuit.alpha.fill_(alpha)
+    for net.iterations in (1, 4):
+        recorded = {name: value.detach() for name, value in net.latents(x).items()}
+        with torch.no_grad():
+            torch.testing.assert_close(net.latents(x), recorded, rtol=1e-12, atol=1e-12)

@@ -54,17 +54,18 @@ class LinearMap(ABC):
         return total - self.adjoint(y)
 
     def add_apply(self, total: Tensor, x: Tensor, factor: Factor) -> Tensor:
-        """Return ``total + factor A x``; overwrites ``total``: not where derivatives are recorded.
+        """Return ``total + factor A x``, in ``total``: not where derivatives are recorded.
 
         Args:
-            total: A tensor of the output's shape.
+            total: A tensor of the output's shape, which may be a view of a larger one: the result
+                has to be written there.
             x: As ``apply`` takes it.
             factor: A number, or a tensor that broadcasts against ``total``.
         """
         return accumulate(total, self.apply(x), factor)
 
     def add_adjoint(self, total: Tensor, y: Tensor, factor: Factor) -> Tensor:
-        """Return ``total + factor A^T y``; overwrites ``total`` likewise."""
+        """Return ``total + factor A^T y``, in ``total`` likewise."""
         return accumulate(total, self.adjoint(y), factor)
 
     @abstractmethod
