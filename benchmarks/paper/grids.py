@@ -120,6 +120,10 @@ AT_TEST: dict[str, tuple[Training, dict[str, Any]]] = {
         replace(PURSUIT, reconstruction=3.0),
         {"iterations": 0},
     ),
+    "reconstruction 1 of rows that read x, DP-res T = 5, at T = 0": (
+        replace(PURSUIT, reconstruction=1.0, rows="input"),
+        {"iterations": 0},
+    ),
     "adversarial, DP-res T = 5, at T = 0": (
         replace(PURSUIT, adversarial=EPS),
         {"iterations": 0},
