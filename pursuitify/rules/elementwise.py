@@ -88,6 +88,11 @@ def stack(_op: Op, tensors: Sequence[Tensor], dim: int = 0) -> Affine:
 
 
 def _scaling(input: Tensor, factor: Value, value: Tensor) -> LinearMap:
+    if isinstance(factor, Tensor):
+        if factor.dtype is torch.bool:
+            factor = factor.to(value.dtype)
+        if 0 < factor.dim() < value.dim():  # (channels, 1, 1), as torch broadcasts it
+            factor = factor.reshape((1,) * (value.dim() - factor.dim()) + factor.shape)
     if value.shape == input.shape:
         return Scale(factor)
     return Chain((Expand(tuple(input.shape), tuple(value.shape)), Scale(factor)))
