@@ -52,12 +52,14 @@ class Concat:
     """A concat that several rows scale.
 
     Attributes:
-        parts: Per slot -c, views of one tensor (batch, channels, ...).
+        held: -c, (batch, channels, ...).
+        parts: The same by slot: views of it.
         readers: Per slot the rows that read it, each with where the slot starts in the row's latent
             and with its piece of s_i.
         squares: Per slot the sum of s_i^2 over these rows.
     """
 
+    held: Tensor
     parts: tuple[Tensor, ...]
     readers: tuple[tuple[tuple[int, int, Tensor], ...], ...]
     squares: tuple[Tensor, ...]
@@ -77,18 +79,17 @@ class Concats:
 
     Attributes:
         concats: The concats.
-        held: Per concat -c in one piece.
         runs: By row what it reads; rows that are not here have a residual.
     """
 
     concats: tuple[Concat, ...]
-    held: tuple[Tensor, ...]
     runs: dict[int, Run]
 
     def view(self, run: Run, channels: int) -> Tensor:
         """Return -c_i: what one row reads, by its number of channels."""
-        start = sum(part.shape[DIM] for part in self.concats[run.concat].parts[: run.first])
-        return self.held[run.concat].narrow(DIM, start, channels)
+        concat = self.concats[run.concat]
+        start = sum(part.shape[DIM] for part in concat.parts[: run.first])
+        return concat.held.narrow(DIM, start, channels)
 
     def branch(self, branch: Branch, rows: int) -> Branch:
         """Return a branch that reads concats where it read the rows that are not held.
@@ -134,18 +135,18 @@ def shared(dictionary: StructuredDictionary, w: Sequence[Tensor]) -> Concats:
         else:
             groups.append(_Group(values, [(i, 0)]))
     runs: dict[int, Run] = {}
-    made: list[tuple[Concat, Tensor]] = []
+    made: list[Concat] = []
     for group in groups:
         if len(group.rows) > 1:
             for i, first in group.rows:
                 runs[i] = Run(len(made), first, _factors(dictionary.rows[i], w[i]))
             made.append(_concat(dictionary.rows, group, runs, w))
-    return Concats(tuple(c for c, _ in made), tuple(held for _, held in made), runs)
+    return Concats(tuple(made), runs)
 
 
 def _concat(
     rows: Sequence[BoundRow], group: _Group, runs: Mapping[int, Run], w: Sequence[Tensor]
-) -> tuple[Concat, Tensor]:
+) -> Concat:
     longest = rows[group.rows[0][0]]
     inner = [_cut(path)[0] for (path,) in longest.slots]
     values = [path.apply(w[path.leaf]) for path in inner]
@@ -160,7 +161,7 @@ def _concat(
             start += sizes[slot]
     squares = [torch.stack([f for _, _, f in found]).square().sum(0) for found in readers]
     parts = torch.split(held, sizes, DIM)
-    return Concat(tuple(parts), tuple(map(tuple, readers)), tuple(squares)), held
+    return Concat(held, tuple(parts), tuple(map(tuple, readers)), tuple(squares))
 
 
 def _values(row: BoundRow, dims: int) -> tuple[_Value, ...] | None:
