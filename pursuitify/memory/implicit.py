@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -229,15 +230,21 @@ def _solve(point: _Point, request: Request, w_bar: Sequence[Tensor | None]) -> V
     outcome = Solves(point.distance, left, count)
     request.report(outcome)
     if not max(outcome.forward, outcome.adjoint) <= request.tolerance:
+        # In orders of magnitude, so that Python shows what stays the same once, not at every step.
         warnings.warn(
-            f"memory='implicit': the derivatives are approximate. The latents are "
-            f"{outcome.forward:.1e} from a fixed point (relative), and the adjoint solve left "
-            f"{outcome.adjoint:.1e} after {outcome.iterations} iterations; "
-            f"implicit_tolerance={request.tolerance:g}",
+            f"memory='implicit': the derivatives are approximate. The latents are up to "
+            f"{_magnitude(outcome.forward)} from a fixed point (relative), and the adjoint solve "
+            f"left up to {_magnitude(outcome.adjoint)} within {request.iterations} iterations; "
+            f"implicit_tolerance={request.tolerance:g}. See 'solves' of the network",
             ImplicitWarning,
             stacklevel=2,
         )
     return v
+
+
+def _magnitude(value: float) -> str:
+    """Return the power of ten that a residual does not exceed."""
+    return f"1e{math.ceil(math.log10(value))}" if 0 < value < math.inf else f"{value:g}"
 
 
 def _pull(

@@ -168,6 +168,20 @@ def test_reports_and_warns() -> None:
         net(x).sum().backward()
 
 
+def test_python_shows_the_warning_once() -> None:
+    """Residuals differ at every step; five hundred steps of training are not five hundred lines."""
+    net, x = network(Residual, iterations=3, memory="implicit"), points(Residual)
+    texts, exact = set(), set()
+    for scale in (1.0, 0.99, 1.01):
+        with pytest.warns(ImplicitWarning) as seen:
+            net(scale * x).sum().backward()
+        texts |= {str(warning.message) for warning in seen}
+        exact.add(net.solves.forward)
+    assert len(exact) == 3
+    assert len(texts) == 1
+    assert "up to 1e-" in texts.pop()
+
+
 def test_reported_distance_is_that_of_one_step() -> None:
     net, x = network(Residual, iterations=4, memory="implicit"), points(Residual)
     net.implicit_tolerance = 10.0
