@@ -75,6 +75,11 @@ class BoundRow:
         single = len(self.slots) == len(paths) == 1 and self.diagonal is not None
         return paths[0].leaf if single and paths[0].leaf >= 0 and not paths[0].maps else None
 
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether the row reads the network's inputs alone, in one slot: u_j is what it is."""
+        return len(self.slots) == 1 and all(path.leaf < 0 for path in self.slots[0])
+
     def split(self, full: Tensor) -> Parts:
         """Cut a full row into its slots."""
         return split(full, self.sizes, self.dim)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pursuitify.maps import Factor, LinearMap, accumulate
@@ -87,6 +88,23 @@ class Branch:
                 total, own = total + linear.adjoint(term), True
         assert total is not None, "a branch without readers"
         return total
+
+    def collect_into(self, into: Tensor, part: PartOf, factor: Factor) -> Tensor:
+        """Return ``factor sum_j B_jk r_j``, in ``into``."""
+        empty = True
+        for target in self.targets:
+            if empty:
+                into, empty = torch.mul(part(target), factor, out=into), False
+            else:
+                into = accumulate(into, part(target), factor)
+        for linear, branch in self.through:
+            term = branch.collect(part)
+            if empty:
+                into, empty = torch.mul(linear.adjoint(term), factor, out=into), False
+            else:
+                into = linear.add_adjoint(into, term, factor)
+        assert not empty, "a branch without readers"
+        return into
 
     def sum(self, part: PartOf) -> Tensor:
         """Return sum_j B_jk r_j."""

@@ -10,7 +10,8 @@ traffic, which is what remains beside the weighted operators:
 * a *link* row, r_j = B_j w_j - w_k with nothing else in it, is held as its product p_j = B_j w_j.
   Its share of w_k's step is then one interpolation, w_k - gamma (w_k - p_j), and neither latent's
   change has to be formed for it;
-* of rows that scale one concat the concat is held (``concats``).
+* of rows that scale one concat the concat is held (``concats``);
+* of a latent that is read through pools alone what these give is held (``pools``).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pursuitify.concats import shared
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.feedback import Branch, PartOf, Target
 from pursuitify.maps.packed import PackedConv
+from pursuitify.pools import Pooled
 from pursuitify.visits import Visit, visits_of
 
 
@@ -74,6 +76,7 @@ def descend(
     full, slots = held_at(visits, w)
     rows = len(visits)
     slots += [list(concat.parts) for concat in concats.concats]
+    pooled = [Pooled(v.others, w[j]) if v.pooled else None for j, v in enumerate(visits)]
 
     def part(target: Target) -> Tensor:
         i, s = target
@@ -82,11 +85,13 @@ def descend(
     for t in range(count):
         recycle, last = t > 0 and not observed, t == count - 1
         for j, visit in enumerate(visits):
-            old = w[j]
+            old, pool = w[j], pooled[j]
             into = old if _may_stay(visit, recycle) else spares.take(old)
             if visit.link is not None:
                 full[j].sub_(w[visit.link])
-            w[j] = take_step(visit, old, into, full[j], full, part)
+            w[j] = take_step(visit, old, into, full[j], full, part, pool)
+            if pool is not None:
+                pool.pass_on(w[j], slots)
             if visit.moves:
                 delta = torch.sub(w[j], old, out=old if recycle else spares.take(old))
                 visit.others.subtract_products(delta, slots)
@@ -95,9 +100,13 @@ def descend(
                 spares.give(delta)
             elif recycle and into is not old:
                 spares.give(old)
-            if not last and visit.link is not None:
+            if last:
+                continue
+            if visit.link is not None:
                 slots[j] = [product_into(visit.row, full[j], w[j])]
                 full[j] = slots[j][0]
+            elif pool is not None:
+                full[j] = torch.sub(visit.row.product(w[j]), visit.row.signal[0], out=full[j])
         yield list(w)
 
 
@@ -127,12 +136,18 @@ def held_at(
 
 def _may_stay(visit: Visit, recycle: bool) -> bool:
     """Whether the new latent may overwrite the old one: no term reads that again."""
-    alone = len(visit.links) == 1 and visit.reading is None
+    alone = len(visit.links) <= 1 and visit.reading is None
     return recycle and not visit.moves and alone
 
 
 def take_step(
-    visit: Visit, old: Tensor, into: Tensor, r: Tensor, products: Sequence[Tensor], part: PartOf
+    visit: Visit,
+    old: Tensor,
+    into: Tensor,
+    r: Tensor,
+    products: Sequence[Tensor],
+    part: PartOf,
+    pooled: Pooled | None = None,
 ) -> Tensor:
     """Return the latent after its proximal step, in ``into``.
 
@@ -143,6 +158,7 @@ def take_step(
         r: The row's residual at ``old``, in one piece; not read where the row reads a concat.
         products: Per link row its product.
         part: Residuals of the other readers at ``old``, by slot.
+        pooled: What the latent's pools give, if that is held.
     """
     row, step = visit.row, visit.step
     value = old if visit.reading is None else visit.reading.step(old, into)
@@ -159,7 +175,10 @@ def take_step(
         value = torch.addcmul(value, part(target), step, out=into)
     if value is not into:
         value = into.copy_(old)
-    value = Branch((), visit.others.through).add_terms(value, part, step)
+    if pooled is not None:
+        value = pooled.add_terms(value, part, step)
+    else:
+        value = Branch((), visit.others.through).add_terms(value, part, step)
     if visit.reading is not None:
         return row.activation.prox_(value, step)
     return _descend_own(row, value, r, step)

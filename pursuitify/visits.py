@@ -12,6 +12,7 @@ from pursuitify.bind import BoundRow
 from pursuitify.concats import DIM, Concats
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.feedback import Branch
+from pursuitify.pools import pools_alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +66,19 @@ class Visit:
         return self.link is None and self.reading is None
 
     @property
+    def pooled(self) -> bool:
+        """Whether the latent's pools are held, and its residual, if there is one, made anew.
+
+        A residual can be where nothing of the row changes but the latent.
+        """
+        still = self.row.diagonal is not None and self.row.reads_inputs
+        return pools_alone(self.others) and (self.link is not None or still)
+
+    @property
     def moves(self) -> bool:
         """Whether something needs the latent's change."""
-        return bool(self.residual or self.others.targets or self.others.through)
+        read = self.residual or self.others.targets or self.others.through
+        return bool(read) and not self.pooled
 
 
 def visits_of(

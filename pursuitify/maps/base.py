@@ -53,6 +53,10 @@ class LinearMap(ABC):
         """Return ``total - A^T y``."""
         return total - self.adjoint(y)
 
+    def apply_into(self, into: Tensor, x: Tensor) -> Tensor:
+        """Return A x, in the memory of ``into`` where that saves something: see ``add_apply``."""
+        return self.apply(x)
+
     def add_apply(self, total: Tensor, x: Tensor, factor: Factor) -> Tensor:
         """Return ``total + factor A x``, in ``total``: not where derivatives are recorded.
 

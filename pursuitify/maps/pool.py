@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pursuitify.maps.base import LinearMap, channels_inside
+from pursuitify.maps.base import Factor, LinearMap, channels_inside
 
 _POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
@@ -55,6 +56,18 @@ class BlockMean(LinearMap):
         spread = spread.expand(coarse).reshape(fine)
         spread = spread.movedim(-1, 1) if inside else spread
         return F.pad(spread, rest) if any(rest) else spread
+
+    def add_adjoint(self, total: Tensor, y: Tensor, factor: Factor) -> Tensor:
+        """Return ``total + factor A^T y``, added to ``total`` block by block."""
+        y = y * (self.factor / math.prod(self.kernel)) * factor
+        blocks = total.movedim(1, -1)
+        spread = y.movedim(1, -1)
+        for i, k in reversed(list(enumerate(self.kernel))):
+            dim = 1 + i
+            blocks = torch.unflatten(blocks.narrow(dim, 0, k * y.shape[2 + i]), dim, (-1, k))
+            spread = spread.unsqueeze(dim + 1)
+        blocks.add_(spread)
+        return total
 
     def norm_bound(self) -> float:
         """Return factor / sqrt(block size): rows are orthogonal."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pursuitify.maps.base import Factor, LinearMap, channels_inside, piece
@@ -72,6 +73,14 @@ class Select(LinearMap):
             return flat.gather(1, index.flatten(1, -2)).reshape(index.shape).movedim(-1, 1)
         return x.flatten(2).gather(2, self.indices.flatten(2)).reshape(self.indices.shape)
 
+    def apply_into(self, into: Tensor, x: Tensor) -> Tensor:
+        """Return the selected elements, in ``into``."""
+        out, index, flat, dim = self._flat(into, x)
+        if out.data_ptr() != into.data_ptr():
+            return self.apply(x)
+        torch.gather(flat, dim, index, out=out)
+        return into
+
     def adjoint(self, y: Tensor) -> Tensor:
         """Return ``y`` scattered back, summed where outputs read the same element."""
         batch, channels = y.shape[:2]
@@ -97,14 +106,18 @@ class Select(LinearMap):
 
     def add_adjoint(self, total: Tensor, y: Tensor, factor: Factor) -> Tensor:
         """Return ``total + factor A^T y``, scattered into ``total``: no dense zeros are made."""
-        flat, index, values, dim = self._flat(total, y * factor)
+        y = y if isinstance(factor, float) and factor == 1 else y * factor
+        flat, index, values, dim = self._flat(total, y)
         if flat.data_ptr() != total.data_ptr():
             return super().add_adjoint(total, y, factor)
         flat.scatter_add_(dim, index, values)
         return total
 
     def _flat(self, total: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Return total, indices and y with the spatial dims flattened, and where these then are."""
+        """Return total, indices and y with the spatial dims flattened, and where these then are.
+
+        Channels come last where those of total and indices do.
+        """
         if channels_inside(self.indices) and channels_inside(total):
             moved = (t.movedim(1, -1).flatten(1, -2) for t in (total, self.indices, y))
             return *moved, 1  # type: ignore[return-value]

@@ -136,3 +136,7 @@ class MapTests:
             torch.testing.assert_close(linear.add_apply(into_y, x, -1.0), wanted_y)
             torch.testing.assert_close(into_x, wanted_x)
             torch.testing.assert_close(into_y, wanted_y)
+            whole = wanted_x + linear.adjoint(y)
+            torch.testing.assert_close(linear.add_adjoint(into_x, y, 1.0), whole)
+            torch.testing.assert_close(linear.apply_into(into_y, x), y)
+            torch.testing.assert_close(x, randn(*case.shape, seed=4))
