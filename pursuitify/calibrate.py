@@ -224,7 +224,7 @@ def _try(
         trial,
         agreement=float((scores.argmax(1) == wanted.argmax(1)).sum()),
         divergence=float((reference.exp() * (reference - log)).sum()),
-        objective=float(own.objective(latents).double().sum()),
+        objective=float(own.mean_objective(latents)) * own.inputs[0].shape[0],
     )
 
 

@@ -81,8 +81,11 @@ class PursuitTrace:
         return out.getvalue()
 
 
-def _per_sample(values: Tensor, batch: int) -> float:
-    return float(values.reshape(batch, -1).double().norm(dim=1).mean())
+def _norm(values: Tensor, samples: int | None, batch: int) -> float:
+    """Return the mean norm of a sample's part; the root mean square where samples are not known."""
+    if samples is None:
+        return float(values.double().norm() / batch**0.5)
+    return float(values.reshape(samples, -1).double().norm(dim=1).mean())
 
 
 def record(
@@ -92,7 +95,7 @@ def record(
     steps: Sequence[Tensor],
 ) -> PursuitTrace:
     """Watch a pursuit; every quantity is computed afresh from the latents."""
-    batch = dictionary.inputs[0].shape[0]
+    where = dictionary.samples, dictionary.inputs[0].shape[0]
     gammas = [float(s.double().mean()) for s in steps]
     before = list(start)
     sweeps = []
@@ -101,10 +104,10 @@ def record(
         residual = dictionary.residual(named)
         sweeps.append(
             Sweep(
-                objective=float(dictionary.objective(named).double().mean()),
-                residual=[_per_sample(residual[n], batch) for n in dictionary.names],
+                objective=float(dictionary.mean_objective(named)),
+                residual=[_norm(residual[n], *where) for n in dictionary.names],
                 sparsity=[float((v == 0).double().mean()) for v in w],
-                change=[_per_sample(a - b, batch) for a, b in zip(w, before, strict=True)],
+                change=[_norm(a - b, *where) for a, b in zip(w, before, strict=True)],
                 step=gammas,
             )
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from pursuitify.bind import BoundRow, Parts, bind_row
 from pursuitify.errors import InputError
 from pursuitify.feedback import Branch, branch_of
 from pursuitify.graph import Readers
+from pursuitify.maps import LinearMap
 from pursuitify.program import Pass, Program
 
 
@@ -40,6 +41,34 @@ class StructuredDictionary:
     def names(self) -> tuple[str, ...]:
         """Names of the latents, in graph order."""
         return tuple(row.name for row in self.rows)
+
+    def maps(self) -> Iterator[LinearMap]:
+        """Yield every map of the dictionary, in a fixed order."""
+        for row in self.rows:
+            if row.diagonal is not None:
+                yield from row.diagonal.maps
+            for paths in row.slots:
+                for path in paths:
+                    yield from path.maps
+
+    @property
+    def samples(self) -> int | None:
+        """The batch, if dimension 0 holds sample after sample in every latent; else None.
+
+        Latents may hold several entries of each (tokens, frames) there. Where the batch is moved
+        elsewhere (tokens first) or joined (two inputs side by side), nothing is known per sample.
+        """
+        batch = self.inputs[0].shape[0]
+        if batch == 1:
+            return batch
+        whole = all(shape[0] % batch == 0 for shape in self.shapes)
+        paths = (path for row in self.rows for slot in row.slots for path in slot)
+        read = {-1 - path.leaf for path in paths if path.leaf < 0}
+        alike = all(self.inputs[i].shape[0] == batch for i in read)
+        moved = any(row.sizes and row.dim == 0 for row in self.rows)
+        if not whole or not alike or moved or any(m.moves_batch(batch) for m in self.maps()):
+            return None
+        return batch
 
     @property
     def signal(self) -> dict[str, Tensor]:
@@ -118,14 +147,28 @@ class StructuredDictionary:
 
     def objective(self, latents: Mapping[str, Tensor]) -> Tensor:
         """Return F per sample, shape (batch,) (11)."""
-        batch = self.inputs[0].shape[0]
-        total = self.inputs[0].new_zeros(batch)
+        samples = self.samples
+        if samples is None:
+            raise InputError(
+                "F per sample is not known: the network moves the batch away from dimension 0, or "
+                "joins batches along it. Give one sample at a time, or take mean_objective() of "
+                "the dictionary"
+            )
+        return self._objective(latents, samples)
+
+    def mean_objective(self, latents: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean of F over the batch, a number (11); wherever the batch lies."""
+        return self._objective(latents, self.samples or 1).sum() / self.inputs[0].shape[0]
+
+    def _objective(self, latents: Mapping[str, Tensor], parts: int) -> Tensor:
+        """Return F by equal parts of dimension 0."""
+        total = self.inputs[0].new_zeros(parts)
         thresholds = self.thresholds
         for row, residual in zip(self.rows, self.residual(latents).values(), strict=True):
             name, w = row.name, latents[row.name]
-            total = total + 0.5 * residual.reshape(batch, -1).square().sum(1)
-            total = total + (thresholds[name] * w).reshape(batch, -1).sum(1)
-            total = total + row.activation.penalty(w).reshape(batch, -1).sum(1)
+            total = total + 0.5 * residual.reshape(parts, -1).square().sum(1)
+            total = total + (thresholds[name] * w).reshape(parts, -1).sum(1)
+            total = total + row.activation.penalty(w).reshape(parts, -1).sum(1)
         return total
 
     def materialize(self) -> tuple[Tensor, Tensor, Tensor]:

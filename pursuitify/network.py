@@ -247,7 +247,7 @@ class PursuitNetwork(Settings):
     @contextlib.contextmanager
     def _untouched(self) -> Iterator[None]:
         """Leave running statistics and counters as they are: the passes inside write to copies."""
-        if not self.training:
+        if not any(module.training for module in self.modules()):
             yield
             return
         held = [

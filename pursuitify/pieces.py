@@ -76,6 +76,18 @@ def is_like(node: fx.Node) -> bool:
     return node.op in {"call_function", "call_method"} and node.target in _LIKE
 
 
+def reads_input(node: fx.Node) -> bool:
+    """Whether the node is computed from an input of the network, if only from its sizes."""
+    seen, stack = {node}, [node]
+    while stack:
+        current = stack.pop()
+        if current.op == "placeholder":
+            return True
+        stack += [n for n in current.all_input_nodes if n not in seen]
+        seen.update(current.all_input_nodes)
+    return False
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether the node draws random numbers that are no mask of an operand."""
     return node.op in {"call_function", "call_method"} and node.target in _RANDOM

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pursuitify import pieces
 from pursuitify.activations import Activation
 from pursuitify.bind import offset_of
-from pursuitify.classify import Site
+from pursuitify.classify import Site, gate_operands
 from pursuitify.plan import RowPlan
 from pursuitify.program import Bound
 from pursuitify.rules import Affine, Rule
@@ -29,6 +30,7 @@ def binder(rule: Rule, site: Site) -> Callable[..., Any]:
     extra: dict[str, Any] = {}
     if rule.kind == "product":
         extra["_affine"] = next((i for i, o in enumerate(site.operands) if o is not None), 0)
+        extra["_per_sample"] = any(map(pieces.reads_input, gate_operands(site)))
     single = tuple(site.operands) == () or constant == []
 
     def finish(result: Any, operands: tuple[Any, ...]) -> Any:

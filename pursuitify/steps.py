@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class Norms:
             return self._estimate
         if torch.compiler.is_compiling():
             return _certify
-        kernels = [kernel[0] for m in _maps(dictionary) if (kernel := _kernel(m)) is not None]
+        kernels = [kernel[0] for m in dictionary.maps() if (kernel := _kernel(m)) is not None]
         contents = kernel_contents(kernels)
         if contents != self._contents:
             self._found.clear()
@@ -119,43 +119,42 @@ def lipschitz(
         layered: Count the row's own operator alone, as Algorithm 1 needs.
     """
     like = dictionary.inputs[0]
-    batch = like.shape[0]
+    samples = dictionary.samples
     norm_of = norms.recall(dictionary)
     constants = []
     for j, row in enumerate(dictionary.rows):
         own: Tensor | float = 1.0
         if row.diagonal is not None:
-            own = chain_norm(norm_of, f"{row.name}.diagonal", row.diagonal.maps, batch)
+            own = chain_norm(norm_of, f"{row.name}.diagonal", row.diagonal.maps, samples)
         total = own * own
         for i, s, paths in () if layered else dictionary.readers[j]:
             reader = dictionary.rows[i]
             norm: Tensor | float = 0.0
             for p in paths:
                 key = f"{reader.name}.{s}.{p}"
-                norm = norm + chain_norm(norm_of, key, reader.slots[s][p].maps, batch)
+                norm = norm + chain_norm(norm_of, key, reader.slots[s][p].maps, samples)
             total = total + norm * norm
         constant = torch.as_tensor(total, dtype=like.dtype, device=like.device)
         constants.append(fit(constant, dictionary.shapes[j]))
     return constants
 
 
-def _maps(dictionary: StructuredDictionary) -> Iterator[LinearMap]:
-    """Yield every map of the dictionary, in a fixed order."""
-    for row in dictionary.rows:
-        if row.diagonal is not None:
-            yield from row.diagonal.maps
-        for paths in row.slots:
-            for path in paths:
-                yield from path.maps
+def chain_norm(
+    norm_of: NormOf, key: str, maps: Iterable[LinearMap], samples: int | None
+) -> Tensor | float:
+    """Return the product of the maps' bounds: a number, or a vector (samples,).
 
-
-def chain_norm(norm_of: NormOf, key: str, maps: Iterable[LinearMap], batch: int) -> Tensor | float:
-    """Return the product of the maps' bounds: a number, or a vector (batch,)."""
+    Args:
+        norm_of: Bound of a map.
+        key: The chain's place in the dictionary.
+        maps: The chain.
+        samples: ``StructuredDictionary.samples``; None for bounds that hold for the whole batch.
+    """
     bound: Tensor | float = 1.0
     for position, item in enumerate(maps):
         factor = norm_of(f"{key}.{position}", item)
         if isinstance(factor, Tensor) and factor.dim() > 0:
-            factor = factor.reshape(batch, -1).amax(1)
+            factor = factor.amax() if samples is None else factor.reshape(samples, -1).amax(1)
         bound = bound * factor
     return bound
 

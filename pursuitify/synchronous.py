@@ -166,20 +166,20 @@ def block_norms(dictionary: StructuredDictionary, norms: Norms) -> tuple[Tensor,
     """
     norm_of = norms.recall(dictionary)
     like = dictionary.inputs[0]
-    count, batch = len(dictionary.rows), like.shape[0]
+    count, samples = len(dictionary.rows), dictionary.samples
     squares: dict[tuple[int, int], Tensor | float] = {}
     for i, row in enumerate(dictionary.rows):
         for s, paths in enumerate(row.slots):
             sums: dict[int, Tensor | float] = {}
             for p, path in enumerate(paths):
-                norm = chain_norm(norm_of, f"{row.name}.{s}.{p}", path.maps, batch)
+                norm = chain_norm(norm_of, f"{row.name}.{s}.{p}", path.maps, samples)
                 column = path.leaf if path.leaf >= 0 else count - 1 - path.leaf
                 sums[column] = sums.get(column, 0.0) + norm
             for column, norm in sums.items():
                 squares[i, column] = squares.get((i, column), 0.0) + norm * norm
         own: Tensor | float = 1.0
         if row.diagonal is not None:
-            own = chain_norm(norm_of, f"{row.name}.diagonal", row.diagonal.maps, batch)
+            own = chain_norm(norm_of, f"{row.name}.diagonal", row.diagonal.maps, samples)
         squares[i, i] = own * own
     values = [torch.as_tensor(v, device=like.device).double() for v in squares.values()]
     batched = next((v for v in values if v.dim() > 0), values[0])

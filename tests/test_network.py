@@ -732,6 +732,12 @@ def test_inspection_leaves_running_statistics_alone(solver: str) -> None:
     assert net.training
     assert {k: b.data_ptr() for k, b in net.named_buffers()} == pointers
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    net.eval()
+    next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)).train()
+    net.latents(x)
+    net.diagnose(x)
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items()), "one in training"
+    net.train()
     with pytest.raises(package.InputError):
         net.latents(x[:, :1])
     assert {k: b.data_ptr() for k, b in net.named_buffers()} == pointers

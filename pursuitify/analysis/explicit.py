@@ -74,7 +74,9 @@ def _ones(item: LinearMap) -> LinearMap:
         return Chain(tuple(_ones(m) for m in item.maps))
     if isinstance(item, Scale):
         factor = item.factor
-        return Scale(torch.ones_like(factor) if isinstance(factor, Tensor) else 1.0)
+        return Scale(
+            torch.ones_like(factor) if isinstance(factor, Tensor) else 1.0, item.per_sample
+        )
     if isinstance(item, Separable):
         return Separable(tuple(None if m is None else m.ne(0).to(m) for m in item.mats), item.bound)
     return item

@@ -31,6 +31,10 @@ class Adjoint(LinearMap):
         """Return the inner map's bound."""
         return self.inner.norm_bound()
 
+    def moves_batch(self, batch: int) -> bool:
+        """Whether the inner map does."""
+        return self.inner.moves_batch(batch)
+
     def narrow(self, dim: int, start: int, length: int) -> Adjoint:
         """Return the adjoint of the inner map's slot."""
         return Adjoint(self.inner.narrow(dim, start, length))

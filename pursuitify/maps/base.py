@@ -90,6 +90,14 @@ class LinearMap(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} mixes the slots of dimension {dim}")
 
+    def moves_batch(self, batch: int) -> bool:
+        """Whether dimension 0 no longer holds sample after sample, where the input's does.
+
+        Args:
+            batch: Number of samples; dimension 0 may hold several entries of each.
+        """
+        return False
+
     def after(self, first: LinearMap) -> LinearMap | None:
         """Return ``self o first`` as one cheaper map, or None where there is none."""
         return None
@@ -170,6 +178,10 @@ class Chain(LinearMap):
         for item in self.maps:
             bound = bound * item.norm_bound()
         return bound
+
+    def moves_batch(self, batch: int) -> bool:
+        """Whether one of the maps does."""
+        return any(item.moves_batch(batch) for item in self.maps)
 
     def narrow(self, dim: int, start: int, length: int) -> Chain:
         """Narrow every map of the chain."""

@@ -35,3 +35,10 @@ class Index(LinearMap):
     def norm_bound(self) -> float:
         """Return 1."""
         return 1.0
+
+    def moves_batch(self, batch: int) -> bool:
+        """Whether the index says anything of dimension 0."""
+        first = self.index[0] if isinstance(self.index, tuple) else self.index
+        if first is Ellipsis:
+            return len(self.index) > len(self.in_shape) if isinstance(self.index, tuple) else False
+        return not (isinstance(first, slice) and first == slice(None))

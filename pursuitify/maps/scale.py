@@ -19,9 +19,13 @@ class Scale(LinearMap):
     Attributes:
         factor: A number, a 0-dim tensor, or a tensor with as many dims as the input, each of its
             size or 1; the input's shape is the output's.
+        per_sample: Whether the factor was computed from the input (a gate, a mask). It stays a map
+            of its own then, also where the batch holds one sample and it could be folded into a
+            kernel: bounds, and so steps, do not depend on who else is in the batch.
     """
 
     factor: Tensor | float
+    per_sample: bool = False
 
     def apply(self, x: Tensor) -> Tensor:
         """Return factor * x."""
@@ -55,7 +59,7 @@ class Scale(LinearMap):
         factor = self.factor
         if not isinstance(factor, Tensor) or factor.dim() == 0 or factor.shape[dim] == 1:
             return self
-        return Scale(piece(factor, dim, start, length))
+        return Scale(piece(factor, dim, start, length), self.per_sample)
 
     def _along(self, dim: int, size: int, dims: int) -> Tensor | None:
         """Return the factor as a vector (size,) along ``dim``, or None if it varies elsewhere."""
@@ -73,7 +77,9 @@ class Scale(LinearMap):
     def after(self, first: LinearMap) -> LinearMap | None:
         """Merge with a scale; fold a per-channel scale into the weight before it."""
         if isinstance(first, Scale):
-            return Scale(self.factor * first.factor)
+            return Scale(self.factor * first.factor, self.per_sample or first.per_sample)
+        if self.per_sample:
+            return None
         inner = first.inner if isinstance(first, Adjoint) else first
         if isinstance(inner, Conv):
             channels = inner.weight.shape[0]

@@ -31,6 +31,10 @@ class Reshape(LinearMap):
         """Return ``y`` in the input's shape."""
         return y.reshape(self.in_shape)
 
+    def moves_batch(self, batch: int) -> bool:
+        """Whether an entry of dimension 0 holds parts of several samples."""
+        return self.out_shape[0] % batch != 0
+
     def norm_bound(self) -> float:
         """Return 1."""
         return 1.0
@@ -58,6 +62,10 @@ class Permute(LinearMap):
         """Return ``y`` permuted back."""
         order = [d % len(self.dims) for d in self.dims]
         return y.permute([order.index(i) for i in range(len(order))])
+
+    def moves_batch(self, batch: int) -> bool:
+        """Whether dimension 0 does not stay."""
+        return self.dims[0] % len(self.dims) != 0
 
     def norm_bound(self) -> float:
         """Return 1."""
@@ -88,6 +96,10 @@ class Place(LinearMap):
         """Return the slot of ``y``."""
         return y.narrow(self.dim, self.start, self.length)
 
+    def moves_batch(self, batch: int) -> bool:
+        """Whether the dimension is the first."""
+        return self.dim == 0
+
     def norm_bound(self) -> float:
         """Return 1."""
         return 1.0
@@ -116,6 +128,10 @@ class Narrow(LinearMap):
     def adjoint(self, y: Tensor) -> Tensor:
         """Return ``y`` between zeros."""
         return _pad_dim(y, self.dim, self.start, self.total - self.start - self.length)
+
+    def moves_batch(self, batch: int) -> bool:
+        """Whether the dimension is the first."""
+        return self.dim == 0
 
     def norm_bound(self) -> float:
         """Return 1."""
@@ -154,6 +170,10 @@ class Slice(LinearMap):
         spread = y.unsqueeze(dim + 1)
         spread = _pad_dim(spread, dim + 1, 0, self.step - 1).flatten(dim, dim + 1)
         return _pad_dim(spread, dim, start, self.total - start - spread.shape[dim])
+
+    def moves_batch(self, batch: int) -> bool:
+        """Whether the dimension is the first."""
+        return self.dim == 0
 
     def norm_bound(self) -> float:
         """Return 1."""
@@ -199,6 +219,10 @@ class Expand(LinearMap):
     def adjoint(self, y: Tensor) -> Tensor:
         """Return ``y`` summed over what was repeated."""
         return y.sum_to_size(self.in_shape)
+
+    def moves_batch(self, batch: int) -> bool:
+        """Whether dimension 0 is made of copies."""
+        return self.in_shape[0] != self.out_shape[0] or len(self.in_shape) != len(self.out_shape)
 
     def norm_bound(self) -> float:
         """Return the square root of the number of copies."""

@@ -75,8 +75,9 @@ class LatentChange:
         total = points.new_zeros(len(points))
         for name, after in self._latents(points).items():
             rest = before[name]
-            size = rest.flatten(1).square().sum(1) + 1e-12
-            total = total + (after - rest).flatten(1).square().sum(1) / size
+            size = rest.reshape(len(points), -1).square().sum(1) + 1e-12
+            change = (after - rest).reshape(len(points), -1)
+            total = total + change.square().sum(1) / size
         return total / len(before)
 
     def _latents(self, points: Tensor) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pursuitify import checks
+from pursuitify.errors import OptionError
 from pursuitify.network import PursuitNetwork
 
 
@@ -17,6 +18,9 @@ def slopes(net: PursuitNetwork, x: Tensor) -> dict[str, Tensor]:
     Args:
         net: The network.
         x: Inputs; the first one's shape is what counts.
+
+    Raises:
+        OptionError: If the latents do not hold sample after sample along dimension 0.
     """
     program = net._program
     with torch.no_grad():
@@ -24,6 +28,11 @@ def slopes(net: PursuitNetwork, x: Tensor) -> dict[str, Tensor]:
     values = checks.arguments(program, (x[:1].expand(classes, *x.shape[1:]),), {}, net)
     with torch.no_grad():
         first, bound = net._bind(program, values)
+    if bound.samples is None:
+        raise OptionError(
+            "this network cannot be certified: it moves the batch away from dimension 0 of its "
+            "latents, or joins batches along it, so that margins per sample are not known"
+        )
     with torch.enable_grad():
         leaves = tuple(w.detach().requires_grad_() for w in first.latents)
         logits = program.head(net, leaves, first, values)

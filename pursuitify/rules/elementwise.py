@@ -87,28 +87,29 @@ def stack(_op: Op, tensors: Sequence[Tensor], dim: int = 0) -> Affine:
     return Affine(value, tuple(maps))
 
 
-def _scaling(input: Tensor, factor: Value, value: Tensor) -> LinearMap:
+def _scaling(input: Tensor, factor: Value, value: Tensor, per_sample: bool) -> LinearMap:
     if isinstance(factor, Tensor):
         if factor.dtype is torch.bool:
             factor = factor.to(value.dtype)
         if 0 < factor.dim() < value.dim():  # (channels, 1, 1), as torch broadcasts it
             factor = factor.reshape((1,) * (value.dim() - factor.dim()) + factor.shape)
+    scale = Scale(factor, per_sample)
     if value.shape == input.shape:
-        return Scale(factor)
-    return Chain((Expand(tuple(input.shape), tuple(value.shape)), Scale(factor)))
+        return scale
+    return Chain((Expand(tuple(input.shape), tuple(value.shape)), scale))
 
 
 @registry.register(
     operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", kind="product",
     operands=("input", "other"), channelwise=True, elementwise=True,
 )  # fmt: skip
-def mul(_op: Op, input: Value, other: Value, _affine: int = 0) -> Affine:
+def mul(_op: Op, input: Value, other: Value, _affine: int = 0, _per_sample: bool = False) -> Affine:
     """Product with a constant or a frozen gate: a diagonal scale."""
     value = input * other
     x, factor = (input, other) if _affine == 0 else (other, input)
     assert isinstance(x, Tensor)
     assert isinstance(value, Tensor)
-    return Affine(value, (_scaling(x, factor, value),) * 2)
+    return Affine(value, (_scaling(x, factor, value, _per_sample),) * 2)
 
 
 @registry.register(
@@ -117,14 +118,19 @@ def mul(_op: Op, input: Value, other: Value, _affine: int = 0) -> Affine:
     check=lambda rounding_mode=None, **_: None if rounding_mode is None else "it rounds",
 )  # fmt: skip
 def div(
-    _op: Op, input: Value, other: Value, rounding_mode: str | None = None, _affine: int = 0
+    _op: Op,
+    input: Value,
+    other: Value,
+    rounding_mode: str | None = None,
+    _affine: int = 0,
+    _per_sample: bool = False,
 ) -> Affine:
     """Division by a constant or a frozen value."""
     value = input / other
     factor = 1.0 / other
     assert isinstance(input, Tensor)
     assert isinstance(value, Tensor)
-    return Affine(value, (_scaling(input, factor, value), Identity()))
+    return Affine(value, (_scaling(input, factor, value, _per_sample), Identity()))
 
 
 @registry.register(
@@ -139,7 +145,7 @@ def _mask(op: Op, input: Tensor, active: bool) -> Affine:
     if not active:
         return Affine(input, (Identity(),))
     mask = op(torch.ones_like(input))
-    return Affine(input * mask, (Scale(mask),))
+    return Affine(input * mask, (Scale(mask, per_sample=True),))
 
 
 @registry.register(

@@ -96,7 +96,7 @@ class Objective(nn.Module):
                 parts["reconstruction"] = reconstruction(dictionary, latents)
             if measure:
                 with torch.no_grad():
-                    parts["objective"] = dictionary.objective(latents).mean()
+                    parts["objective"] = dictionary.mean_objective(latents)
         else:
             logits = self.net(x)
         return checked(logits, len(x)), parts
