@@ -29,8 +29,6 @@ def test_time_memory_and_values_at_two_sizes(name):
         assert small["peak_mib"] <= 2048
     assert large["cpu_seconds"] <= 2 * small["cpu_seconds"] + 1
     assert large["mutual_coherence"] == pytest.approx(small["mutual_coherence"], rel=1e-5)
-    assert large["cpu_seconds"] <= 2 * small["cpu_seconds"] + 1
-    assert large["mutual_coherence"] == pytest.approx(small["mutual_coherence"], rel=1e-5)
     if name != "vgg16":  # the share of its dense layers, which do not grow, falls
         assert large["frame_potential"] == pytest.approx(small["frame_potential"], rel=1e-5)
     assert large["columns"] > 3 * small["columns"]
