@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,27 +79,67 @@ def read_tensors(path: Path, key: str, writer: str) -> tuple[dict[str, Any], dic
 
 def clear_leftovers(target: Path) -> None:
     """Remove what a killed process left beside ``target`` while writing it."""
+    target = Path(os.path.realpath(target))
     for path in target.parent.glob(f".{target.name}.{'?' * 8}"):
         path.unlink(missing_ok=True)
 
 
 def _replace(target: Path, write: Callable[[str], Any]) -> None:
-    """Let ``write`` fill a file beside the target, flush it to the disk, then rename it."""
+    """Let ``write`` fill a file beside the target, flush it to the disk, then rename it.
+
+    A symbolic link is followed, an existing file keeps its mode and a new one has the mode that
+    the umask allows. Only a regular file is ever replaced.
+    """
+    target = Path(os.path.realpath(target))
+    mode = _mode(target)
     temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}"
     try:
         temporary.open("xb").close()
+        mode = stat.S_IMODE(temporary.stat().st_mode) if mode is None else mode
     except OSError as error:
         raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
     try:
         write(str(temporary))
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
+        temporary.chmod(mode)
         os.replace(temporary, target)
         _flush(target.parent)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {target}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _mode(target: Path) -> int | None:
+    """Return the mode of an existing file, None where there is nothing yet.
+
+    Raises:
+        CheckpointError: If what is there is no regular file: a device, a pipe or a folder.
+    """
+    try:
+        found = target.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error}") from error
+    if not stat.S_ISREG(found):
+        raise CheckpointError(
+            f"cannot write {target}: it is {_kind(found)}, and writing replaces what is there. "
+            "Give the path of a regular file, new or old"
+        )
+    return stat.S_IMODE(found)
+
+
+def _kind(mode: int) -> str:
+    """Return what a path that is no regular file is, in words."""
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFLNK: "a symbolic link that leads back to itself",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def _flush(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
+from pursuitify.files import write_text
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,14 @@ class Record:
 
 
 def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write JSON so that the file is never seen half written."""
+    """Write JSON so that the file is never seen half written.
+
+    Raises:
+        CheckpointError: If it cannot be written; what stood at ``path`` is still there.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(content, indent=1))
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(target, json.dumps(content, indent=1))
 
 
 def fingerprint(*things: nn.Module | Tensor | str) -> str:
