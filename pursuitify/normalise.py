@@ -6,12 +6,13 @@ piece i of a split becomes one operator of its own.
 
 from __future__ import annotations
 
+import itertools
 import operator
 
-import torch
 from torch import fx, nn
 
-from pursuitify import errors, pieces
+from pursuitify import aliases, errors, pieces
+from pursuitify.rules import default
 
 _INPLACE_OPERATORS = {
     operator.iadd,
@@ -19,18 +20,6 @@ _INPLACE_OPERATORS = {
     operator.imul,
     operator.itruediv,
 }
-#: Methods that share storage with what they are called on.
-_VIEWS = {
-    "view", "reshape", "flatten", "transpose", "permute", "squeeze", "unsqueeze", "chunk", "split",
-    "narrow", "select", "expand", "expand_as", "view_as", "t", "unbind", "detach", "contiguous",
-    "swapaxes", "movedim", "unflatten",
-}  # fmt: skip
-_VIEW_FUNCTIONS = {
-    torch.flatten, torch.transpose, torch.permute, torch.squeeze, torch.unsqueeze, torch.chunk,
-    torch.split, torch.narrow, torch.select, torch.reshape, torch.unbind, torch.t,
-    operator.getitem, torch.swapaxes, torch.movedim, torch.unflatten,
-}  # fmt: skip
-_VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)
 
 
 def module_path(node: fx.Node) -> str:
@@ -64,7 +53,7 @@ def split_pieces(graph: fx.Graph) -> None:
                     piece = graph.call_function(
                         splitter, (node.args[0], user.args[1], *node.args[1:]), dict(node.kwargs)
                     )
-                piece.meta = dict(node.meta)
+                piece.meta = {**node.meta, "split": node.name}
                 user.replace_all_uses_with(piece)
                 graph.erase_node(user)
         if not node.users:
@@ -95,48 +84,40 @@ def is_effect(node: fx.Node, root: nn.Module) -> bool:
     return is_inplace(node, root) and isinstance(first, fx.Node) and first.op == "get_attr"
 
 
-def _is_view(node: fx.Node, root: nn.Module) -> bool:
-    if node.op == "call_method":
-        return node.target in _VIEWS
-    if node.op == "call_module":
-        return isinstance(root.get_submodule(str(node.target)), _VIEW_MODULES)
-    return node.op == "call_function" and (
-        node.target in _VIEW_FUNCTIONS or node.target in pieces.SPLITTERS.values()
-    )
-
-
 def functionalise(graph: fx.Graph, root: nn.Module) -> None:
     """Let everything that runs after an in-place operator read its result.
 
     Raises:
-        ConversionError: If one writes through a view whose storage is read later.
+        ConversionError: If one writes into memory that is read later under another name.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
+    writes = {
+        node: node.args[0]
+        for node in graph.nodes
+        if node.args and isinstance(node.args[0], fx.Node) and is_inplace(node, root)
+    }
+    owners = aliases.origins(graph, root, default(), writes)
     problems = []
-    for node in graph.nodes:
-        if not (node.args and isinstance(node.args[0], fx.Node) and is_inplace(node, root)):
-            continue
-        operand = node.args[0]
+    for node, operand in writes.items():
         if operand.op == "get_attr" or pieces.is_shape(operand):
             continue
-        alias = operand
-        while _is_view(alias, root) and isinstance(alias.args[0], fx.Node):
-            alias = alias.args[0]
-        viewed = [u for u in operand.users if _is_view(u, root) and order[u] < order[node]]
         stale = [
-            user
-            for shared in [alias, *viewed]
-            for user in shared.users
-            if shared is not operand and order[user] > order[node] and not pieces.is_shape(user)
+            (other, user)
+            for other in itertools.islice(order, order[node])
+            if other is not operand and aliases.overlap(owners[other], owners[operand])
+            for user in other.users
+            if order[user] > order[node] and not pieces.is_shape(user)
         ]
         if stale:
+            other, user = stale[0]
             problems.append(
                 errors.Problem(
                     node.name,
                     describe(node, root),
                     module_path(node),
-                    f"writes in place into a view whose storage {stale[0].name} reads later",
-                    "Use the out-of-place form there",
+                    f"writes in place into {operand.name}, which may share memory with "
+                    f"{other.name}, which {user.name} reads later",
+                    f"Use the out-of-place form there, or write into {operand.name}.clone()",
                 )
             )
         for user in [u for u in operand.users if order[u] > order[node]]:

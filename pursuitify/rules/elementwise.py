@@ -134,7 +134,7 @@ def div(
 
 
 @registry.register(
-    operator.neg, torch.neg, "neg", kind="linear", channelwise=True, elementwise=True
+    operator.neg, torch.neg, "neg", kind="linear", channelwise=True, elementwise=True, fresh=True
 )
 def neg(_op: Op, input: Tensor) -> Affine:
     """Change of sign."""
@@ -160,12 +160,17 @@ def dropout(
     return _mask(op, input, training and p > 0)
 
 
-@registry.register(
-    nn.Identity, "contiguous", "clone", torch.clone,
-    kind="linear", channelwise=True, elementwise=True,
-)  # fmt: skip
+@registry.register(nn.Identity, "contiguous", kind="linear", channelwise=True, elementwise=True)
 def identity(op: Op, input: Tensor, *_args: Any, **_kwargs: Any) -> Affine:
     """What changes no value."""
+    return Affine(op(input), (Identity(),))
+
+
+@registry.register(
+    "clone", torch.clone, kind="linear", channelwise=True, elementwise=True, fresh=True
+)
+def clone(op: Op, input: Tensor, **_kwargs: Any) -> Affine:
+    """A copy, in memory of its own."""
     return Affine(op(input), (Identity(),))
 
 

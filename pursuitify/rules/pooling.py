@@ -45,7 +45,7 @@ def _indices_check(return_indices: bool = False, **_: Any) -> str | None:
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
     F.max_pool1d, F.max_pool2d, F.max_pool3d,
     torch.max_pool1d, torch.max_pool2d, torch.max_pool3d,
-    kind="linear", channelwise=True, check=_indices_check,
+    kind="linear", fresh=True, channelwise=True, check=_indices_check,
 )  # fmt: skip
 def max_pool(
     _op: Op,
@@ -72,7 +72,7 @@ def max_pool(
 @registry.register(
     nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
     F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
-    kind="linear", channelwise=True, check=_indices_check,
+    kind="linear", fresh=True, channelwise=True, check=_indices_check,
 )  # fmt: skip
 def adaptive_max_pool(
     _op: Op, input: Tensor, output_size: Ints, return_indices: bool = False
@@ -90,7 +90,7 @@ def adaptive_max_pool(
 
 @registry.register(
     nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
-    kind="linear", channelwise=True,
+    kind="linear", fresh=True, channelwise=True,
 )  # fmt: skip
 def average_pool(
     op: Op,
@@ -120,7 +120,7 @@ def average_pool(
 @registry.register(
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
     F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
-    kind="linear", channelwise=True,
+    kind="linear", fresh=True, channelwise=True,
 )  # fmt: skip
 def adaptive_average_pool(op: Op, input: Tensor, output_size: Ints) -> Affine:
     """Adaptive average pooling."""
@@ -140,7 +140,7 @@ def _pad_check(mode: str = "constant", value: float | None = None, **_: Any) -> 
 
 @registry.register(
     nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
-    F.pad, kind="linear", check=_pad_check,
+    F.pad, kind="linear", fresh=True, check=_pad_check,
 )  # fmt: skip
 def padding(
     op: Op,
@@ -160,7 +160,7 @@ def _padded(op: Op, input: Tensor, pads: Sequence[int], mode: str) -> Affine:
 
 
 def _mode_rule(mode: str, *modules: type[nn.Module]) -> None:
-    @registry.register(*modules, kind="linear", channelwise=True)
+    @registry.register(*modules, kind="linear", fresh=True, channelwise=True)
     def fixed_padding(op: Op, input: Tensor, padding: Sequence[int]) -> Affine:
         return _padded(op, input, padding, mode)
 
@@ -180,7 +180,7 @@ def _interpolate_check(mode: str = "nearest", antialias: bool = False, **_: Any)
 
 @registry.register(
     nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate, F.upsample,
-    kind="linear", channelwise=True, check=_interpolate_check,
+    kind="linear", fresh=True, channelwise=True, check=_interpolate_check,
 )  # fmt: skip
 def resample(
     op: Op,

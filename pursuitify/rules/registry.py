@@ -19,6 +19,8 @@ from pursuitify.maps import LinearMap
 
 Kind = Literal["weighted", "linear", "diagonal", "join", "product", "activation", "frozen"]
 Key = Callable[..., Any] | str
+#: Kinds whose built-in rules compute every entry anew; a ``linear`` one may hand its operand on.
+_FRESH = {"weighted", "diagonal", "join", "product", "activation"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,7 @@ class Rule:
         channelwise: Whether it treats the slots of dimension 1 independently.
         elementwise: Whether it is diagonal: each entry is scaled on its own.
         stateful: Whether a second run would differ (random masks, running statistics).
+        fresh: Whether its value always has memory of its own, none of an operand's.
         check: Returns why these static parameters cannot be converted, or None.
     """
 
@@ -63,6 +66,7 @@ class Rule:
     channelwise: bool = False
     elementwise: bool = False
     stateful: bool = False
+    fresh: bool = False
     check: Callable[..., str | None] | None = None
 
     @property
@@ -95,7 +99,7 @@ class Registry(Mapping[Key, Rule]):
         """Return a decorator that registers ``bind`` for module types, functions, methods."""
 
         def decorate(bind: Callable[..., Any]) -> Callable[..., Any]:
-            rule = Rule(bind.__name__, kind, bind, **options)
+            rule = Rule(bind.__name__, kind, bind, **{"fresh": kind in _FRESH, **options})
             for key in keys:
                 if self._rules.get(key, rule) is not rule:
                     raise ValueError(f"{key} already has the rule {self._rules[key].name}")

@@ -85,7 +85,7 @@ def _dim_check(dim: Any = None, dtype: Any = None, **_: Any) -> str | None:
     return "it changes the dtype" if dtype is not None else None
 
 
-@registry.register(torch.mean, "mean", kind="linear", check=_dim_check)
+@registry.register(torch.mean, "mean", kind="linear", fresh=True, check=_dim_check)
 def mean(
     op: Op, input: Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None
 ) -> Affine:
@@ -93,7 +93,7 @@ def mean(
     return _reduced(op, input, dim, keepdim, True)
 
 
-@registry.register(torch.sum, "sum", kind="linear", check=_dim_check)
+@registry.register(torch.sum, "sum", kind="linear", fresh=True, check=_dim_check)
 def sum_(
     op: Op, input: Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None
 ) -> Affine:
