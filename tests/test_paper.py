@@ -173,8 +173,22 @@ def test_intervals() -> None:
     assert (three.mean, three.seeds) == (pytest.approx(0.6), 3)
     assert three.half == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
     assert summary.estimate([0.5], 100).half == pytest.approx(0.098, rel=1e-2)
+    assert str(summary.estimate([0.5], None)) == "50.0", "one seed's training images"
     group = {s: {"found": {"worst": 0.5 + 0.1 * s, "images": 100}} for s in range(3)}
     base = {s: {"found": {"worst": 0.4 + 0.1 * s, "images": 100}} for s in range(3)}
     found = summary.effect(group, base, "worst")
     assert found is not None
     assert (found.mean, found.half) == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-12))
+
+
+def test_times_of_two_machines_are_not_averaged() -> None:
+    found = {"clean": 0.5, "fgsm": 0.4, "pgd": 0.3, "worst": 0.2, "images": 100}
+    group = {
+        seed: {
+            "found": found,
+            "training": {"cpu_seconds": 10.0 * (seed + 1)},
+            "environment": {"torch": "2.14.1+cu130" if seed else "2.15.0+cu132"},
+        }
+        for seed in range(3)
+    }
+    assert summary.table({"net": group}).endswith("| 25 (2.14), 10 (2.15) |\n")

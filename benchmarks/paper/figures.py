@@ -19,12 +19,15 @@ Lines = dict[str, dict[Any, Estimate]]
 Panel = tuple[Lines, str, str, bool]
 
 
-def series(pairs: Pairs, at: Key, read: Callable[[Result], float]) -> Lines:
-    """Return per label and position the mean over seeds of what ``read`` finds."""
+def series(pairs: Pairs, at: Key, read: Callable[[Result], float], *, tested: bool = True) -> Lines:
+    """Return per label and position the mean over seeds of what ``read`` finds.
+
+    ``tested`` says whether that is a share of the test images.
+    """
     values: dict[str, dict[Any, list[float]]] = {}
-    images = 1
+    images = None
     for one, result in pairs:
-        images = result["found"]["images"]
+        images = result["found"]["images"] if tested else None
         values.setdefault(one.label, {}).setdefault(at(one), []).append(read(result))
     return {
         label: {place: estimate(found, images) for place, found in sorted(places.items())}
@@ -37,7 +40,8 @@ def _panel(axes: Any, lines: Lines, title: str, x: str, percent: bool = True) ->
     for label, places in lines.items():
         xs = list(places)
         ys = [factor * e.mean for e in places.values()]
-        bars = [factor * e.half if percent or e.seeds > 1 else 0 for e in places.values()]
+        halves = [e.half if percent or e.seeds > 1 else None for e in places.values()]
+        bars = [0.0 if half is None else factor * half for half in halves]
         axes.errorbar(xs, ys, yerr=bars, marker="o", capsize=3, label=label)
     axes.set_title(title, fontsize=9)
     axes.set_xlabel(x)
@@ -88,10 +92,15 @@ def figure5(pairs: Pairs, path: Path) -> str:
 
 def figure11(pairs: Pairs, path: Path) -> str:
     """11, 12: do deep chains train?"""
-    last = series(
-        pairs, lambda c: c.training.depth, lambda r: r["training"]["history"][-1]["train"]
+    last, loss = (
+        series(
+            pairs,
+            lambda c: c.training.depth,
+            lambda r, k=key: r["training"]["history"][-1][k],
+            tested=False,
+        )
+        for key in ("train", "loss")
     )
-    loss = series(pairs, lambda c: c.training.depth, lambda r: r["training"]["history"][-1]["loss"])
     x = "units per block"
     panels = [(last, "training accuracy, last epoch", x, True)]
     return _draw([*panels, (loss, "training loss, last epoch", x, False)], path)
@@ -109,7 +118,8 @@ def figure7(pairs: Pairs, path: Path) -> str:
         lines: Lines = {}
         for one, result in pairs:
             points = [h for h in result["training"]["history"] if key in h and "fgsm" in h]
-            lines[one.label] = {h["epoch"]: estimate([h[key]], 500) for h in points}
+            images = None if key == "train" else 500
+            lines[one.label] = {h["epoch"]: estimate([h[key]], images) for h in points}
         panels.append((lines, title, "epoch", True))
     return _draw(panels, path)
 
@@ -124,7 +134,7 @@ def figure8(pairs: Pairs, path: Path) -> str:
             lines[one.label] = {
                 t: Estimate(sum(rows) / len(rows), 0.0, 1) for t, rows in enumerate(per_sweep)
             }
-    return _draw([(lines, "mean over rows of ||r||² / ||u||²", "sweep", False)], path)
+    return _draw([(lines, "mean over rows of ‖r‖² / ‖u‖²", "sweep", False)], path)
 
 
 def _coherence(pairs: Pairs, path: Path, key: str, title: str) -> str:

@@ -22,23 +22,30 @@ class Estimate:
     Attributes:
         mean: Mean over seeds.
         half: Student's interval over seeds; of one seed the binomial one over test images, which
-            says nothing about other seeds.
+            says nothing about other seeds; of one seed's training images there is none.
         seeds: How many.
     """
 
     mean: float
-    half: float
+    half: float | None
     seeds: int
 
     def __str__(self) -> str:
+        if self.half is None:
+            return f"{100 * self.mean:.1f}"
         star = "*" if self.seeds == 1 else ""
         return f"{100 * self.mean:.1f} ± {100 * self.half:.1f}{star}"
 
 
-def estimate(values: Sequence[float], images: int) -> Estimate:
-    """Return mean and interval of accuracies, one per seed."""
+def estimate(values: Sequence[float], images: int | None) -> Estimate:
+    """Return mean and interval of accuracies, one per seed.
+
+    ``images`` is how many test images each is a share of; None if it is of no test images.
+    """
     n = len(values)
     mean = sum(values) / n
+    if n == 1 and images is None:
+        return Estimate(mean, None, 1)
     if n == 1:
         return Estimate(mean, 1.96 * math.sqrt(mean * (1 - mean) / images), 1)
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
@@ -88,7 +95,7 @@ def table(groups: dict[str, dict[int, Result]], base: str | None = None) -> str:
     """Return a Markdown table: clean, FGSM, PGD-40, strongest; budgets; the effect on the last."""
     heads = ["network", "seeds", "clean", "FGSM", "PGD-40", "strongest"]
     heads += [f"strongest against {base!r}"] if base else []
-    heads += ["training, CPU s"]
+    heads += ["training, CPU s (torch)"]
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * len(heads)) + " |"]
     for label, group in groups.items():
         row = [label, str(len(group))]
@@ -97,7 +104,16 @@ def table(groups: dict[str, dict[int, Result]], base: str | None = None) -> str:
         if base:
             found = effect(group, groups[base], "worst") if base in groups else None
             row.append("" if found is None or label == base else str(found))
-        seconds = [r["training"]["cpu_seconds"] for r in group.values()]
-        row.append(f"{sum(seconds) / len(seconds):.0f}")
+        row.append(_seconds(group))
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _seconds(group: dict[int, Result]) -> str:
+    """Return the mean training time per torch version: each stands for a machine of its own."""
+    machines: dict[str, list[float]] = {}
+    for result in group.values():
+        version = ".".join(result["environment"]["torch"].split(".")[:2])
+        machines.setdefault(version, []).append(result["training"]["cpu_seconds"])
+    means = {version: sum(found) / len(found) for version, found in machines.items()}
+    return ", ".join(f"{mean:.0f} ({version})" for version, mean in sorted(means.items()))

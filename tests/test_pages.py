@@ -1,0 +1,72 @@
+"""The pages render: every Markdown table stands alone and has as many cells in each row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).resolve().parent.parent
+PAGES = [HOME / "README.md", HOME / "CONTRIBUTING.md", *sorted(HOME.glob("docs/**/*.md"))]
+#: GFM reads a bar as the end of a cell, in code and in formulas too, unless it is escaped.
+BAR = re.compile(r"(?<!\\)\|")
+RULE = re.compile(r"\|( :?-+:? \|)+")
+
+
+def problems(text: str) -> Iterator[str]:
+    """Say what keeps the tables of a page from rendering.
+
+    A block of lines that begin with a bar is a table: blank lines are around it (a heading may come
+    before), its second line and no other is the rule, and its rows have as many cells.
+    """
+    fenced = False
+    lines = [("", False)]
+    for line in text.split("\n"):
+        fenced ^= line.startswith("```")
+        lines.append((line, line.startswith("|") and not fenced))
+    for inside, block in groupby(enumerate([*lines, ("", False)]), lambda entry: entry[1][1]):
+        if not inside:
+            continue
+        found = list(block)
+        first, last = found[0][0], found[-1][0]
+        rows = [row for _, (row, _) in found]
+        before, after = lines[first - 1][0], [line for line, _ in lines[last + 1 : last + 2]]
+        if any(after) or (before and not before.startswith("#")):
+            yield f"no blank line around the table at line {first}"
+        if [n for n, row in enumerate(rows) if RULE.fullmatch(row)] != [1]:
+            yield f"the table at line {first} has not one rule, below its heads"
+        counts = {len(BAR.findall(row)) for row in rows}
+        if len(counts) > 1:
+            yield f"rows of the table at line {first} have {sorted(counts)} bars"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(HOME)))
+def test_every_table_renders(page: Path) -> None:
+    assert list(problems(page.read_text())) == []
+
+
+TABLE = "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TABLE + "![picture](a.png)\n",
+        "prose\n" + TABLE,
+        TABLE + TABLE,
+        TABLE.replace("a", "||r||"),
+        TABLE.replace("2", "2 | 3"),
+        "| a | b |\n| 1 | 2 |\n",
+    ],
+)
+def test_what_does_not_render_is_found(text: str) -> None:
+    assert list(problems(text))
+    assert not list(problems(f"```\n{text}```\n"))
+
+
+def test_what_renders_is_not() -> None:
+    assert not list(problems(f"prose\n\n{TABLE}\n{TABLE}"))
+    assert not list(problems(TABLE.replace("a", r"\|a\|")))
