@@ -4,8 +4,8 @@ python benchmarks/conversion_accuracy.py --json out.json --plot accuracy.png
 
 Trains the reference networks (chain, residual, dense) on scikit-learn's digits and on Fashion-MNIST
 (where Debian's dataset-fashion-mnist is installed; averaged to 14 x 14), converts them without any
-fine-tuning, and measures test accuracy at every T. Scales are calibrated on unlabelled training
-images. Nothing is timed.
+fine-tuning, and measures test accuracy at every T. Scales are calibrated on images held out of
+training, without their labels. Nothing is timed.
 """
 
 from __future__ import annotations
