@@ -8,12 +8,10 @@ python benchmarks/coverage.py --check    # compares with docs/coverage.md; 1 if 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import gc
 import inspect
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,9 +47,9 @@ SHAPES: dict[str, tuple[int, ...]] = {
 }
 COLUMNS = (
     "model", "converts", "latents", "identity", "edges", "decoder rows", "encoder rows", "gates",
-    "seconds", "T = 0, eval", "T = 0, train", "why not",
+    "T = 0, eval", "T = 0, train", "why not",
 )  # fmt: skip
-#: What ``--check`` compares; times and the wording of reasons may change.
+#: What ``--check`` compares; the wording of reasons may change.
 COMPARED = slice(1, 8)
 
 
@@ -67,17 +65,16 @@ class Line:
     decoder: int = 0
     encoder: int = 0
     gates: int = 0
-    seconds: float = 0.0
     evaluated: float = 0.0
     trained: float = 0.0
     reason: str = ""
 
     def cells(self) -> list[str]:
         if not self.converts:
-            return [self.model, "no", *[""] * 9, self.reason]
+            return [self.model, "no", *[""] * 8, self.reason]
         counts = (self.latents, self.identity, self.edges, self.decoder, self.encoder, self.gates)
-        times = (f"{self.seconds:.2f}", f"{self.evaluated:.0e}", f"{self.trained:.0e}")
-        return [self.model, "yes", *map(str, counts), *times, ""]
+        errors = (f"{self.evaluated:.0e}", f"{self.trained:.0e}")
+        return [self.model, "yes", *map(str, counts), *errors, ""]
 
 
 def shape_of(name: str) -> tuple[int, ...]:
@@ -117,17 +114,6 @@ def reasons(report: Any) -> str:
     return text.replace("|", "/")[:160]
 
 
-def timed(model: nn.Module) -> float:
-    """The seconds a conversion takes beyond a copy of the weights."""
-    start = time.process_time()
-    copied = copy.deepcopy(model)
-    copying = time.process_time() - start
-    del copied
-    start = time.process_time()
-    pursuitify(model)
-    return max(0.0, time.process_time() - start - copying)
-
-
 @torch.no_grad()
 def shared_errors(net: PursuitNetwork, model: nn.Module, x: torch.Tensor) -> list[float]:
     """The same error without copies of the weights: outputs of network and model that share."""
@@ -151,11 +137,9 @@ def measure(name: str) -> Line:
         return Line(name, False, reason=reasons(report))
     x = torch.rand(2, *shape_of(name), generator=torch.Generator().manual_seed(0))
     if name in LARGE:
-        start = time.process_time()
-        net = pursuitify(model, copy=False)
-        seconds, worst = time.process_time() - start, shared_errors(net, model, x)
+        worst = shared_errors(pursuitify(model, copy=False), model, x)
     else:
-        seconds, worst = timed(model), []
+        worst = []
         for training in (False, True):
             same = {"training": training, "tolerance": float("inf"), "check_rows": False}
             worst.append(compare(pursuitify, model, x, **same)[1])
@@ -168,7 +152,6 @@ def measure(name: str) -> Line:
         report.decoder_rows,
         report.encoder_rows,
         report.gates,
-        seconds,
         *worst,
     )
 
@@ -185,10 +168,10 @@ def page(lines: Sequence[Line]) -> str:
             "`benchmarks/coverage.py --check` fails when the table got worse.",
             "",
             "*Latents* are activations, *identity* latents are linear values that several rows",
-            "read (see the design notes); *edges* count paths between latents, the input's",
-            "included; *gates* are multiplicative branches frozen at the feed-forward pass;",
-            "*seconds* is the conversion beyond copying the weights, one CPU thread; *T = 0* is",
-            "the largest difference from the source network's output, relative, float32.",
+            "read (see mathematics.md, section 1); *edges* count paths between latents, the",
+            "input's included; *gates* are multiplicative branches frozen at the feed-forward",
+            "pass; *T = 0* is the largest difference from the source network's output,",
+            "relative, float32. Conversion times are in performance.md.",
             f"torch {torch.__version__}, torchvision {torchvision.__version__}.",
             "",
             "| " + " | ".join(COLUMNS) + " |",
@@ -216,7 +199,7 @@ def worse(lines: Sequence[Line], old: dict[str, list[str]]) -> list[str]:
         cells = line.cells()
         before = old.get(line.model)
         if line.converts and max(line.evaluated, line.trained) > TOLERANCE:
-            found.append(f"{line.model}: T = 0 error {cells[9]} (eval), {cells[10]} (train)")
+            found.append(f"{line.model}: T = 0 error {cells[8]} (eval), {cells[9]} (train)")
         if before is None:
             found.append(f"{line.model}: not in the committed table")
         elif before[COMPARED] != cells[COMPARED] and not (line.converts and before[1] == "no"):
