@@ -151,3 +151,12 @@ def assert_adjoint(net: PursuitNetwork, *args: Any, tolerance: float = 1e-10) ->
         right = sum(float((w[k] * v).sum()) for k, v in dictionary.adjoint(r).items())
         scale = sum(float(image[k].norm() * r[k].norm()) for k in image)
     assert abs(left - right) <= tolerance * max(1.0, scale)
+
+
+def assert_fast_path(net: PursuitNetwork, x: Tensor) -> None:
+    """The sweeps without derivatives are those with them, which form and keep everything."""
+    recorded = {"output": net(x), **net.latents(x)}
+    with torch.no_grad():
+        fast = {"output": net(x), **net.latents(x)}
+    for name, value in recorded.items():
+        torch.testing.assert_close(fast[name], value.detach(), rtol=1e-11, atol=1e-12, msg=name)

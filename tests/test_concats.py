@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pursuitify import PursuitNetwork, inplace, pursuitify
 from pursuitify.concats import Concats, shared
+from tests.agreement import assert_fast_path
 
 #: A unit: the values that it joins (-1 is the pooled stem), and how it scales and activates them.
 Unit = tuple[tuple[int, ...], str, str]
@@ -73,15 +74,6 @@ def found(net: PursuitNetwork, x: Tensor) -> Concats:
     return shared(net.dictionary(x), list(latents.values()))
 
 
-def agrees(net: PursuitNetwork, x: Tensor) -> None:
-    """Whether the sweeps without derivatives are those with them, which hold residuals."""
-    recorded = {"output": net(x), **net.latents(x)}
-    with torch.no_grad():
-        fast = {"output": net(x), **net.latents(x)}
-    for name, value in recorded.items():
-        torch.testing.assert_close(fast[name], value.detach(), rtol=1e-11, atol=1e-12, msg=name)
-
-
 FORWARD: tuple[Unit, ...] = tuple((tuple(range(-1, n)), "norm", "relu") for n in range(4))
 BACKWARD: tuple[Unit, ...] = tuple((v[::-1], scale, name) for v, scale, name in FORWARD)
 
@@ -104,7 +96,7 @@ def test_what_is_shared(units: tuple[Unit, ...], slots: list[int], rows: int) ->
     concats = found(net, x)
     assert [len(concat.parts) for concat in concats.concats] == slots
     assert len(concats.runs) == rows
-    agrees(net, x)
+    assert_fast_path(net, x)
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,7 +109,7 @@ def test_drawn_networks(data: st.DataObject) -> None:
         joined = list(range(-1, n)) if dense else data.draw(values, "joined")
         scale = data.draw(st.sampled_from(("norm", "norm", "number", "none")), "scale")
         units.append((tuple(joined), scale, data.draw(st.sampled_from(sorted(PRE_ACTIVATIONS)))))
-    agrees(*converted(tuple(units), seed=data.draw(st.integers(0, 3), "seed")))
+    assert_fast_path(*converted(tuple(units), seed=data.draw(st.integers(0, 3), "seed")))
 
 
 def test_it_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +147,7 @@ def test_rows_that_others_read_too() -> None:
     net = pursued(_Joined())
     x = torch.rand(3, 4, dtype=torch.float64)
     assert found(net, x).runs
-    agrees(net, x)
+    assert_fast_path(net, x)
 
 
 class _Tokens(nn.Module):
@@ -183,7 +175,7 @@ def test_factors_that_vary_elsewhere_are_left_alone(
     net = pursued(_Tokens(*shapes))
     x = torch.rand(3, 6, 4, dtype=torch.float64)
     assert len(found(net, x).runs) == rows
-    agrees(net, x)
+    assert_fast_path(net, x)
 
 
 def test_memory_is_the_callers_own() -> None:

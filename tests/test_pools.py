@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.common import Operators
 from pursuitify import PursuitNetwork, pursuitify
 from pursuitify.visits import Visit, visits_of
+from tests.agreement import assert_fast_path
+from tests.test_cost import sweep_cost
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda v: F.max_pool2d(v, 2),
@@ -91,15 +92,6 @@ def images(layout: torch.memory_format = torch.contiguous_format) -> Tensor:
     return torch.randn(3, 2, 13, 12, dtype=torch.float64).contiguous(memory_format=layout)
 
 
-def agrees(net: PursuitNetwork, x: Tensor) -> None:
-    """Whether the sweeps without derivatives are those with them, which form every change."""
-    recorded = {"output": net(x), **net.latents(x)}
-    with torch.no_grad():
-        fast = {"output": net(x), **net.latents(x)}
-    for name, value in recorded.items():
-        torch.testing.assert_close(fast[name], value.detach(), rtol=1e-11, atol=1e-12, msg=name)
-
-
 @torch.no_grad()
 def visits(net: PursuitNetwork, x: Tensor) -> list[Visit]:
     return visits_of(net.dictionary(x), list(net.step_sizes(x).values()))
@@ -115,7 +107,7 @@ def test_it_agrees_with_the_recorded_path(
     net, x = pursued(Pools(first, second, residual=residual)), images(layout)
     if first == "global":
         net, x = pursued(Pools(second, first, residual=residual)), images(layout)
-    agrees(net, x)
+    assert_fast_path(net, x)
 
 
 @pytest.mark.parametrize("pool", ["max", "overlapping", "mean", "both"])
@@ -123,7 +115,7 @@ def test_rows_that_read_through_a_pool_keep_their_residual(pool: str) -> None:
     """The second latent is read through a pool alone, too; but what its row reads changes."""
     net, x = pursued(Stack(pool)), images()
     assert [visit.pooled for visit in visits(net, x)] == [True, False, False]
-    agrees(net, x)
+    assert_fast_path(net, x)
 
 
 @pytest.mark.parametrize("pooled", [False, True])
@@ -132,7 +124,7 @@ def test_a_latent_that_others_read_is_kept(pooled: bool) -> None:
     found = visits(net, x)
     assert not any(visit.pooled for visit in found)
     assert pooled or len(found[1].links) == 2
-    agrees(net, x)
+    assert_fast_path(net, x)
 
 
 def test_which_latents() -> None:
@@ -156,24 +148,10 @@ def test_nothing_is_overwritten_that_the_caller_has(residual: bool) -> None:
     assert torch.equal(x, before)
 
 
-def written(net: PursuitNetwork, x: Tensor) -> int:
-    """Return the elements that one sweep of many writes beside its operators."""
-    counts = []
-    with torch.no_grad():
-        net(x)
-        for sweeps in (3, 4):
-            net.iterations = sweeps
-            with Operators() as count:
-                net(x)
-            counts.append(count.elements)
-    return counts[1] - counts[0]
-
-
 def test_nothing_of_its_size_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the stem and the third latent neither a copy nor the change, but that of their pools."""
-    net, x = pursuitify(Pools("max", "max", residual=False).double().eval()), images()[:, :, :12]
-    sizes = {name: value.numel() for name, value in net.latents(x).items()}
-    stem, _, third, *_ = sizes.values()
-    less = written(net, x)
+    model, x = Pools("max", "max", residual=False).double(), images()[:, :, :12]
+    sizes = [value.numel() for value in pursued(model).latents(x).values()]
+    less = sweep_cost(model, x)[1]
     monkeypatch.setattr("pursuitify.visits.pools_alone", lambda _: False)
-    assert written(net, x) - less == (2 - 1 / 4) * (stem + third)
+    assert sweep_cost(model, x)[1] - less == (2 - 1 / 4) * (sizes[0] + sizes[2])
