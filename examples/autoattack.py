@@ -6,6 +6,8 @@ Needs `pip install 'pursuitify[robust,demo]'`. The libraries are called here dir
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -43,9 +45,13 @@ def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> str:
     return f"{float((net(x).argmax(1) == y).float().mean()):.1%}"
 
 
-def main() -> None:
-    import foolbox
-    from pyautoattack import AutoAttack
+def main() -> int:
+    try:
+        import foolbox
+        from pyautoattack import AutoAttack
+    except ImportError as error:
+        print(f"{error.name} is not installed: pip install 'pursuitify[robust]'")
+        return 1
 
     torch.manual_seed(0)
     x, y = digits()
@@ -70,7 +76,8 @@ def main() -> None:
     table.add_row("pyautoattack APGD-CE", accuracy(net, outside, y))
     table.add_row("ours: APGD-CE", accuracy(net, apgd(net, x, y, eps=EPS, seed=0), y))
     Console().print(table)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

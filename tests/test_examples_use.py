@@ -59,6 +59,14 @@ def test_timm_missing(
     assert "pursuitify[timm]" in capsys.readouterr().out
 
 
+def test_outside_attacks_missing(
+    example: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    assert example("autoattack").main() == 1
+    assert "pursuitify[robust]" in capsys.readouterr().out
+
+
 def test_hub(example: object, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     hub = example("hub")
     assert hub.main(["--output", str(tmp_path / "repo"), "--images", "300"]) == 0
