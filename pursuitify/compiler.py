@@ -49,11 +49,15 @@ def pursuitify(
 ) -> PursuitNetwork:
     """Turn a network of convolutions, dense layers and ReLUs into a deep pursuit network.
 
+    By default latents start at the feed-forward pass (17) and take T sweeps of (18) on the
+    objective (11) of the dictionary whose rows are (16); see docs/mathematics.md.
+
     Args:
         model: Any module torch.fx can trace; never changed.
         iterations: T, the number of sweeps; settable later, 0 is the source network.
-        solver: ``global`` (Algorithm 2), ``layered`` (Algorithm 1), ``synchronous`` (from zero, all
-            latents at once with one step; see :mod:`pursuitify.synchronous`) or ``feedforward``.
+        solver: ``global`` (Algorithm 2), ``layered`` (Algorithm 1, each row alone),
+            ``synchronous`` (from zero, all latents at once with one step; see
+            :mod:`pursuitify.synchronous`) or ``feedforward``.
         layout: ``auto`` (decoder rows where possible), ``encoder`` (every row but those that
             read the input) or ``decoder`` (an error where a row has no decoder form).
         copy: Deep-copy the weights; with False the network shares the model's modules.

@@ -72,7 +72,10 @@ class StructuredDictionary:
 
     @property
     def signal(self) -> dict[str, Tensor]:
-        """y: what the rows read of the input, zero in rows that do not."""
+        """What the rows read of the input, y by row, zero in rows that do not (16).
+
+        Shape (batch, ...), as ``apply`` returns it; not that of the latent in decoder rows.
+        """
         rows = {}
         for row, like in zip(self.rows, self._row_shapes(), strict=True):
             parts = []
@@ -87,7 +90,10 @@ class StructuredDictionary:
 
     @property
     def thresholds(self) -> dict[str, Tensor]:
-        """lam_j in the shape of each latent."""
+        """lam_j (11) in the shape of each latent, zero where there is none; views, not to write to.
+
+        Negated biases, BatchNorm's among them; ``threshold_scale`` is applied.
+        """
         dtype, device = self.inputs[0].dtype, self.inputs[0].device
         return {
             row.name: torch.zeros((), dtype=dtype, device=device).expand(shape)
@@ -100,7 +106,7 @@ class StructuredDictionary:
         return tuple(row.signal for row in self.rows)
 
     def apply(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return B w by row.
+        """Return B w by row, each of shape (batch, ...): B_j w_j - u_j without the input (16).
 
         Args:
             latents: A tensor per latent, shaped as ``net.latents(x)`` gives them.
@@ -141,12 +147,26 @@ class StructuredDictionary:
         return latents
 
     def residual(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return r = B w - y by row."""
+        """Return r = B w - y by row (16), shaped as ``apply`` gives it.
+
+        Args:
+            latents: A tensor per latent, shaped as ``net.latents(x)`` gives them.
+
+        Raises:
+            InputError: If a latent is missing or has another shape.
+        """
         signal = self.signal
         return {name: value - signal[name] for name, value in self.apply(latents).items()}
 
     def objective(self, latents: Mapping[str, Tensor]) -> Tensor:
-        """Return F per sample, shape (batch,) (11)."""
+        """Return F per sample, shape (batch,) (11); infinite outside an activation's domain.
+
+        Args:
+            latents: A tensor per latent, shaped as ``net.latents(x)`` gives them.
+
+        Raises:
+            InputError: If a latent is missing or has another shape.
+        """
         samples = self.samples
         if samples is None:
             raise InputError(

@@ -128,7 +128,11 @@ class PursuitNetwork(Settings):
     # -- inference ----------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the source returns, from the pursued latents."""
+        """Return what the source returns, from the pursued latents.
+
+        Raises:
+            InputError: If an argument is missing, unknown or does not fit the network.
+        """
         program = self._program
         if torch.compiler.is_compiling() and not kwargs:
             values = (*args, *program.defaults[len(args) :])
@@ -142,7 +146,8 @@ class PursuitNetwork(Settings):
     def infer(self, *args: Any, **kwargs: Any) -> Inference:
         """Return output, latents and dictionary of one pass, for losses that read all three.
 
-        A pass like any other: in training mode running statistics move, once.
+        A pass like any other: in training mode running statistics move, once. Raises what
+        ``forward`` does.
         """
         output, latents, bound = self._inferred(checks.arguments(self._program, args, kwargs, self))
         return Inference(output, dict(zip(bound.names, latents, strict=True)), bound)
@@ -156,19 +161,29 @@ class PursuitNetwork(Settings):
             return self._program.head(self, latents, first, values), latents, bound
 
     def latents(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return the latents after pursuit by name, in graph order."""
+        """Return the latents w_j after T sweeps by name, in graph order, shape (batch, ...).
+
+        No running statistics move, here and below. Raises what ``forward`` does.
+        """
         with self._untouched():
             first, bound = self._bound(args, kwargs)
             w = self._last(bound, first) if self._pursues else list(first.latents)
         return dict(zip(bound.names, w, strict=True))
 
     def dictionary(self, *args: Any, **kwargs: Any) -> StructuredDictionary:
-        """Return the structured dictionary bound to this batch, frozen values included."""
+        """Return B, y and lam (11), (16) bound to this batch, frozen values included.
+
+        ``apply`` takes latents as ``latents(x)`` gives them. Raises what ``forward`` does.
+        """
         with self._untouched():
             return self._bound(args, kwargs)[1]
 
     def step_sizes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return gamma_j by latent for this batch and the current solver."""
+        """Return gamma_j (18) by latent for this batch and solver, ``step_scale`` included.
+
+        One number each, or shape (batch, 1, ...) where frozen values differ between samples; of
+        ``feedforward`` those of ``global``. Raises what ``forward`` does.
+        """
         with self._untouched():
             bound = self._bound(args, kwargs)[1]
             return dict(zip(bound.names, self._steps(bound), strict=True))
@@ -179,6 +194,9 @@ class PursuitNetwork(Settings):
         Args:
             x: The input; a tuple of them where the network takes several.
             latents: A tensor per latent, as ``latents(x)`` gives them.
+
+        Raises:
+            InputError: If the input does not fit, or a latent is missing or has another shape.
         """
         args = x if isinstance(x, tuple) else (x,)
         with self._untouched():
@@ -186,7 +204,11 @@ class PursuitNetwork(Settings):
 
     @torch.no_grad()
     def diagnose(self, *args: Any, **kwargs: Any) -> PursuitTrace:
-        """Run the pursuit and return what every sweep did."""
+        """Run the pursuit and return what every sweep did (18), in means per sample.
+
+        Record 0 is the start (the feed-forward pass; zero if synchronous), then one per sweep, of
+        ``layered`` the end alone. Raises what ``forward`` does.
+        """
         with self._untouched():
             first, bound = self._bound(args, kwargs)
             gammas = self._steps(bound)

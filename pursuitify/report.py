@@ -41,7 +41,9 @@ def explain(
         leaf_modules: As for ``pursuitify``.
 
     Returns:
-        A report; ``report.ok`` can be asserted on, ``str(report)`` read.
+        A report; ``report.ok`` can be asserted on, ``str(report)`` read. A refused model or option
+        raises nothing: ``ok`` is False then, and ``problems`` holds what ``pursuitify`` would say.
+        An ``input_shape`` that does not fit is among the ``warnings``.
     """
     name = type(model).__name__
     try:

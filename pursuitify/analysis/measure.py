@@ -54,9 +54,14 @@ def coherence(
             ``boundary="exact"``. Default: ``batch`` in exact mode, ``centre`` in interior mode.
         progress: Whether to show a progress bar, or a function to call with (done, all).
 
+    Returns:
+        The report, ``print``-able: numbers, and the rules they stand on (MATH section 6).
+
     Raises:
-        OptionError: If an option has no such value.
-        InputError: If the network is too large for what was asked, or the input does not fit.
+        OptionError: If ``net`` is no pursuit network, an option has no such value, or ``x`` and
+            ``input_shape`` disagree.
+        InputError: If the input does not fit or is a batch, the network is too large for what was
+            asked, or a map has no kernel form.
     """
     checks.one_of("boundary", boundary, BOUNDARIES)
     if switches is None:
