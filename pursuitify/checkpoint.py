@@ -1,13 +1,13 @@
 """Save and load: one safetensors file with a JSON header; no code, no pickle.
 
-The file holds the network's tensors and says how it was converted and what its graph is. Loading
-converts the given model afresh and refuses a file whose graph is another one, so a checkpoint can
-never end up in the wrong rows. Nothing in the file is ever executed.
+The file holds the network's tensors and says how it was converted and what identifies it: rows,
+operations, constants (``identity``). Loading converts the given model afresh and refuses the file
+of another network, so a checkpoint can never end up in the wrong rows, or under other strides or
+slopes. Nothing in the file is ever executed.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,18 +15,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pursuitify import checks
 from pursuitify.compiler import PAPER_BETA
 from pursuitify.compiler import pursuitify as convert
-from pursuitify.errors import CheckpointError
+from pursuitify.errors import CheckpointError, OptionError
 from pursuitify.files import read_tensors, write_tensors
+from pursuitify.identity import PARTS, compare_operations, compare_rows, identity, shown
 from pursuitify.network import PursuitNetwork
-from pursuitify.program import Program
 from pursuitify.rules import Key, Rule
-from pursuitify.settings import OPTIONS
+from pursuitify.settings import OPTIONS, Settings
 from pursuitify.trace import LeafModule
 from pursuitify.version import VERSION
 
-FORMAT = 1
+#: Format 1 held the rows, not the operations and constants: read, with a warning.
+FORMAT = 2
+_READS = (1, 2)
 _KEY = "pursuitify"
 
 
@@ -38,8 +41,10 @@ def save(net: PursuitNetwork, path: str | os.PathLike[str]) -> None:
         path: Where to; an existing file is replaced only once the new one is complete.
 
     Raises:
+        OptionError: If ``net`` is no pursuit network.
         CheckpointError: If the file cannot be written; what stood at ``path`` is still there.
     """
+    _check(net, "save")
     write_tensors(Path(path), net.state_dict(), _KEY, _header(net))
 
 
@@ -64,7 +69,8 @@ def load(
 
     Raises:
         CheckpointError: If the file is missing, damaged, of another kind or version, or belongs
-            to another graph; the message names the difference.
+            to another network; the message names the difference.
+        OptionError: If ``rules`` or ``leaf_modules`` is invalid.
     """
     header, tensors = _read(Path(path))
     options = header["options"]
@@ -74,8 +80,9 @@ def load(
         leaf_modules=leaf_modules,
         **options,
     )
-    _compare_graphs(header["graph"], fingerprint(net), Path(path))
+    compare_rows(header, net, Path(path))
     compare_tensors(tensors, net.state_dict(), Path(path))
+    compare_operations(header, net, Path(path))
     net.load_state_dict(tensors)
     return net
 
@@ -93,28 +100,20 @@ def save_source(net: PursuitNetwork, path: str | os.PathLike[str]) -> None:
     """Write ``source_state`` as a plain safetensors file, for ``safetensors.torch.load_file``.
 
     Raises:
+        OptionError: If ``net`` is no pursuit network.
         CheckpointError: If the file cannot be written; what stood at ``path`` is still there.
     """
+    _check(net, "save_source")
     write_tensors(Path(path), source_state(net), "format", "pt")
 
 
-def fingerprint(net: PursuitNetwork) -> dict[str, list[list[Any]]]:
-    """Return what identifies a network's graphs: every row and what it reads, by mode."""
-    modes = {"evaluation": False, "training": True}
-    return {name: _rows(net._programs[mode]) for name, mode in modes.items()}
-
-
-def _rows(program: Program) -> list[list[Any]]:
-    names = {-1 - i: node.name for i, node in enumerate(program.inputs)}
-    names |= {i: plan.name for i, plan in enumerate(program.plans)}
-    rows = []
-    for row, plan in zip(program.rows, program.plans, strict=True):
-        reads = [
-            [[names[path.leaf], [list(use) for use in path.uses]] for path in slot.paths]
-            for slot in plan.slots
-        ]
-        rows.append([plan.name, row.layout, row.source, [n for n, _ in plan.diagonal], reads])
-    return rows
+def _check(net: object, function: str) -> None:
+    if not isinstance(net, PursuitNetwork):
+        raise OptionError(
+            f"{function} takes a PursuitNetwork, as pursuitify(model) returns it, not a "
+            f"{type(net).__name__}. Convert a plain model first, or keep its state_dict() in a "
+            "file of its own; of a compiled or wrapped network pass what is inside"
+        )
 
 
 def _header(net: PursuitNetwork) -> dict[str, Any]:
@@ -127,44 +126,32 @@ def _header(net: PursuitNetwork) -> dict[str, Any]:
             "paper": net.pursuit.beta_range == PAPER_BETA,
             "nonnegative_thresholds": net._program.nonnegative,
         },
-        "graph": fingerprint(net),
+        **identity(net),
     }
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     header, tensors = read_tensors(path, _KEY, "pursuitify.save")
     version = header.get("format")
-    if version != FORMAT:
+    if version not in _READS:
         raise CheckpointError(
-            f"{path} has format {version!r}, written by version {header.get('version')!r}; this "
-            f"is version {VERSION}, which reads format {FORMAT}"
+            f"{path} has format {shown(version)}, written by version "
+            f"{shown(header.get('version'))}; this is version {VERSION}, which reads formats "
+            f"{' and '.join(map(str, _READS))}"
         )
     options = header.get("options")
     wanted = {*OPTIONS, "layout", "paper", "nonnegative_thresholds"}
-    if not isinstance(options, dict) or set(options) != wanted or "graph" not in header:
+    parts = PARTS if version == FORMAT else PARTS[:1]
+    if not isinstance(options, dict) or set(options) != wanted or not {*parts} <= {*header}:
         raise CheckpointError(f"the header of {path} is incomplete or altered")
-    return header, tensors
-
-
-def _compare_graphs(saved: Any, own: Mapping[str, list[list[Any]]], path: Path) -> None:
-    if saved == json.loads(json.dumps(own)):
-        return
-    for mode, rows in own.items():
-        theirs = saved.get(mode) if isinstance(saved, dict) else None
-        if not isinstance(theirs, list):
-            raise CheckpointError(f"the header of {path} is incomplete or altered")
-        for i, (a, b) in enumerate(zip(theirs, json.loads(json.dumps(rows)), strict=False)):
-            if a != b:
-                raise CheckpointError(
-                    f"{path} belongs to another graph: in {mode} mode its row {i} is {a[:3]} and "
-                    f"the model's is {b[:3]} (name, layout, module)"
-                )
-        if len(theirs) != len(rows):
-            raise CheckpointError(
-                f"{path} belongs to another graph: it has {len(theirs)} rows in {mode} mode and "
-                f"the model {len(rows)}"
-            )
-    raise CheckpointError(f"{path} belongs to another graph")
+    try:
+        Settings(**{name: options[name] for name in OPTIONS})
+        checks.one_of("layout", options["layout"], checks.LAYOUTS)
+        checks.switch("paper", options["paper"])
+        checks.switch("nonnegative_thresholds", options["nonnegative_thresholds"])
+    except (OptionError, OverflowError) as error:
+        raise CheckpointError(f"the header of {path} is altered: {error}") from error
+    return {name: header[name] for name in ("options", *parts)}, tensors
 
 
 def compare_tensors(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:

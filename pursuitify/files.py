@@ -70,7 +70,7 @@ def read_tensors(path: Path, key: str, writer: str) -> tuple[dict[str, Any], dic
         ) from error
     try:
         header = json.loads(metadata[key])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} was not written by {writer}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} was not written by {writer}")

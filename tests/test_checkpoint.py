@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pursuitify import CheckpointError, load, pursuitify, save
+from pursuitify import CheckpointError, OptionError, load, pursuitify, save
+from pursuitify.checkpoint import save_source
 from pursuitify.models import ChainNet, ResidualNet
 from tests.nets import CASES, Case
 
@@ -77,6 +78,18 @@ def test_damaged_and_hostile_files(saved: Path, tmp_path: Path) -> None:
         load(tmp_path / "nowhere", model)
 
 
+def deep(levels: int) -> Any:
+    """Return lists in lists."""
+    return [deep(levels - 1)] if levels else []
+
+
+@pytest.mark.parametrize("header", ["[" * 100000, '{"graph": ' * 100000, "9" * 5000, "[]"])
+def test_headers_that_are_none(saved: Path, header: str) -> None:
+    save_file(load_file(saved), saved, metadata={"pursuitify": header})
+    with pytest.raises(CheckpointError, match=r"was not written by pursuitify\.save"):
+        load(saved, ChainNet(width=2))
+
+
 def rewritten(saved: Path, change: Any) -> Path:
     from safetensors import safe_open
 
@@ -95,7 +108,28 @@ def rewritten(saved: Path, change: Any) -> Path:
         (lambda h, t: h.update(format=99), "format 99"),
         (lambda h, t: h.pop("options"), "incomplete or altered"),
         (lambda h, t: h["options"].update(code="import os"), "incomplete or altered"),
+        (lambda h, t: h.update(format=[1]), r"format \[1\]"),
+        (lambda h, t: h.pop("operations"), "incomplete or altered"),
         (lambda h, t: h.update(graph=[]), "incomplete or altered"),
+        (lambda h, t: h["graph"].update(training=[1]), "incomplete or altered"),
+        (lambda h, t: h["graph"].update(evaluation=[{}]), "incomplete or altered"),
+        (lambda h, t: h["graph"].update(evaluation=[None]), "incomplete or altered"),
+        (lambda h, t: h["graph"]["evaluation"][0].__setitem__(1, deep(80)), r"layout is \[\["),
+        (lambda h, t: h["graph"]["training"].pop(), "rows in training mode"),
+        (lambda h, t: h.update(operations=[]), "incomplete or altered"),
+        (lambda h, t: h["operations"].update(training=[[]]), "incomplete or altered"),
+        (lambda h, t: h["operations"]["training"][0].update(x=None), "incomplete or altered"),
+        (lambda h, t: h["operations"]["training"][1].update(stride={}), "stride is {} in"),
+        (lambda h, t: h["operations"]["training"].pop(), "operations in training mode"),
+        (lambda h, t: h.update(constants=None), "incomplete or altered"),
+        (lambda h, t: h["constants"].update(x=[]), "constant 'x'"),
+        (lambda h, t: h["options"].update(iterations=-1), "altered: iterations=-1"),
+        (lambda h, t: h["options"].update(iterations=[]), "altered: iterations"),
+        (lambda h, t: h["options"].update(solver={}), "altered: solver"),
+        (lambda h, t: h["options"].update(step_scale=10**400), "is altered"),
+        (lambda h, t: h["options"].update(layout=["auto"]), "altered: layout"),
+        (lambda h, t: h["options"].update(paper="yes"), "altered: paper"),
+        (lambda h, t: h["options"].update(nonnegative_thresholds=0), "altered: nonneg"),
         (lambda h, t: t.update(extra=torch.zeros(1)), "unexpected extra"),
         (lambda h, t: t.pop("pursuit.beta"), r"missing pursuit\.beta"),
     ],
@@ -103,6 +137,27 @@ def rewritten(saved: Path, change: Any) -> Path:
 def test_altered_files(saved: Path, change: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         load(rewritten(saved, change), ChainNet(width=2))
+
+
+def test_files_of_the_format_before(saved: Path) -> None:
+    def older(header: dict[str, Any], _: Any) -> None:
+        header["format"] = 1
+        del header["operations"], header["constants"]
+
+    path = rewritten(saved, older)
+    with pytest.warns(UserWarning, match="did not record what every operation does"):
+        net = load(path, ChainNet(width=2))
+    assert torch.equal(net.state_dict()["classifier.weight"], load_file(saved)["classifier.weight"])
+    with pytest.raises(CheckpointError, match="another graph"):
+        load(path, ResidualNet(width=2))
+
+
+@pytest.mark.parametrize("write", [save, save_source])
+def test_only_pursuit_networks_are_saved(write: Any, tmp_path: Path) -> None:
+    for wrong, kind in [(ChainNet(), "ChainNet"), (None, "NoneType")]:
+        with pytest.raises(OptionError, match=f"takes a PursuitNetwork.*not a {kind}.*Convert"):
+            write(wrong, tmp_path / "a")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_keeps_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

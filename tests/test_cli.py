@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("typer")
 from typer.testing import CliRunner
@@ -70,9 +70,15 @@ def test_convert_then_diagnose_and_coherence(factory: str, tmp_path: Path) -> No
     assert json.loads(exact.stdout)["boundary"] == "exact"
 
 
-def test_refusals_have_no_traceback() -> None:
+def test_refusals_have_no_traceback(factory: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pursuitify.cli"]
-    for arguments in (["explain", "resnet_of_dreams"], ["diagnose", "resnet18", "--shape", "x"]):
+    hostile = str(tmp_path / "hostile")
+    save_file({"a": torch.ones(1)}, hostile, metadata={"pursuitify": "[" * 100000})
+    for arguments in (
+        ["explain", "resnet_of_dreams"],
+        ["diagnose", "resnet18", "--shape", "x"],
+        ["diagnose", f"{factory}:make", "--shape", "1,8,8", "--checkpoint", hostile],
+    ):
         result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
         assert result.returncode == 1
         assert "error:" in result.stderr

@@ -6,7 +6,6 @@ functions of seed, epoch and step, so no generator's state is among it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pursuitify.checkpoint import compare_tensors, fingerprint
+from pursuitify.checkpoint import compare_tensors
 from pursuitify.errors import CheckpointError
 from pursuitify.files import read_tensors, write_tensors
+from pursuitify.identity import compare_operations, compare_rows, identity
 from pursuitify.network import PursuitNetwork
 from pursuitify.training.config import FREE, Config
 from pursuitify.training.optimizer import restore_state, state_tensors
@@ -89,7 +89,7 @@ class State:
             "version": VERSION,
             "config": asdict(self.config),
             "facts": self.facts,
-            "graph": self._graph(),
+            **(identity(self.net) if isinstance(self.net, PursuitNetwork) else {"graph": None}),
             "progress": asdict(progress),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
@@ -117,7 +117,9 @@ class State:
             parts[part][own] = value
         compare_tensors(parts["net"], self.net.state_dict(), path)
         compare_tensors(parts["ema"], {} if self.ema is None else self.ema.state_dict(), path)
-        if parts["norms"] and not isinstance(self.net, PursuitNetwork):
+        if isinstance(self.net, PursuitNetwork):
+            compare_operations(header, self.net, path)
+        elif parts["norms"]:
             raise CheckpointError(f"{path} belongs to a pursuit network")
         try:
             progress = Progress(**header["progress"])
@@ -134,11 +136,6 @@ class State:
             self.scaler.load_state_dict(header["scaler"])
         return progress
 
-    def _graph(self) -> Any:
-        """Return what identifies the graph, as JSON gives it back."""
-        graph = fingerprint(self.net) if isinstance(self.net, PursuitNetwork) else None
-        return json.loads(json.dumps(graph))
-
     def _compare(self, header: dict[str, Any], path: Path) -> None:
         own = {**asdict(self.config), **self.facts}
         # A state from before an option existed ran with what is its default now.
@@ -154,8 +151,10 @@ class State:
                 f"{path} belongs to another run: {'; '.join(differences)}. Resume with what the "
                 "run began with, or start another one in another folder"
             )
-        if header.get("graph") != self._graph():
-            raise CheckpointError(f"{path} belongs to a network with another graph")
+        if isinstance(self.net, PursuitNetwork):
+            compare_rows(header, self.net, path)
+        elif header.get("graph") is not None:
+            raise CheckpointError(f"{path} belongs to a pursuit network, and this is none")
 
 
 def _mapping(header: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
