@@ -19,6 +19,7 @@ from pursuitify import (
     dictionary,
     formats,
     packing,
+    slopes,
     solve,
     steps,
     synchronous,
@@ -59,6 +60,8 @@ class PursuitNetwork(Settings):
     pursuit: steps.Schedule
     #: What ``balance=True`` did at conversion, or None.
     balanced: Balance | None = None
+    #: Whether alpha is zero, where a pass has just read it.
+    _known_still: bool | None
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class PursuitNetwork(Settings):
         trained, evaluated, count = align.slots(names[True], names[False])
         self._places = {True: trained, False: evaluated}
         self.pursuit = steps.Schedule(count, beta_range, like.dtype).to(like.device)
-        self._still = True
+        self._still, self._known_still = True, None
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
@@ -226,6 +229,10 @@ class PursuitNetwork(Settings):
             values = [formats.preferred(value) for value in values]
         with _input_errors():
             first = program.forward(self, *values)
+        if torch.compiler.is_compiling():
+            first = slopes.poison(first)
+        else:
+            self._known_still = slopes.check(program, first, self.pursuit.alpha)
         return first, dictionary.bind(program, first, values, self.threshold_scale)
 
     def _steps(self, bound: StructuredDictionary) -> list[Tensor]:
@@ -249,7 +256,8 @@ class PursuitNetwork(Settings):
         """Extrapolation weights, or None where all are zero and no derivative is asked for."""
         alpha = self.pursuit.alpha
         if not torch.compiler.is_compiling():
-            self._still = alpha.is_meta or not bool(alpha.any())
+            known, self._known_still = self._known_still, None
+            self._still = _is_still(alpha) if known is None else known
         derived = torch.is_grad_enabled() and alpha.requires_grad
         return None if self._still and not derived else self._of_mode(self.pursuit.alphas())
 
@@ -260,8 +268,7 @@ class PursuitNetwork(Settings):
     def train(self, mode: bool = True) -> PursuitNetwork:
         """Set training mode, as ``nn.Module.train`` does."""
         super().train(mode)
-        alpha = self.pursuit.alpha
-        self._still = alpha.is_meta or not bool(alpha.any())
+        self._still = _is_still(self.pursuit.alpha)
         return self
 
     # -- plumbing -----------------------------------------------------------------------------
@@ -294,6 +301,10 @@ def _start_cold(network: nn.Module, _keys: Any) -> None:
     network._norms.clear()
 
 
+def _is_still(alpha: Tensor) -> bool:
+    return alpha.is_meta or not bool(alpha.any())
+
+
 def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
     """Keep autocast away from the norm bounds."""
     if torch.amp.is_autocast_available(device):
@@ -311,6 +322,7 @@ RESERVED = frozenset(vars(PursuitNetwork) | vars(Settings)) | {
     "_places",
     "_source_name",
     "_still",
+    "_known_still",
 }
 
 

@@ -1,0 +1,85 @@
+"""Slopes of LeakyReLU and PReLU, held to (0, 1] where they are used.
+
+Outside, they are no proximal operator of a convex penalty: at 0 and below the denominator of the
+proximal step vanishes or turns negative, above 1 the objective falls without end. Conversion
+refuses such slopes, but training or another state_dict may move them later. They are refused, not
+clamped, because the feed-forward pass must stay what the source computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pursuitify.activations import Activation, LeakyReLU
+from pursuitify.errors import OptionError
+from pursuitify.program import Pass, Program
+
+
+def check(program: Program, first: Pass, alpha: Tensor) -> bool | None:
+    """Refuse slopes outside (0, 1].
+
+    Args:
+        program: The program.
+        first: Its feed-forward pass.
+        alpha: The extrapolation weights, which a pass reads anyway.
+
+    Returns:
+        Whether all of alpha is zero, where slopes are tensors: both are read in one transfer, so
+        that an accelerator is waited for no more often than without them. None where alpha was
+        not read.
+
+    Raises:
+        OptionError: If a slope is outside; names the module.
+    """
+    for index, activation in enumerate(first.activations):
+        slope = activation.slope if isinstance(activation, LeakyReLU) else 1.0
+        if not isinstance(slope, Tensor) and not 0 < slope <= 1:
+            _refuse(program, index, slope, slope)
+    tensors = {i: s for i, a in enumerate(first.activations) if (s := _tensor(a)) is not None}
+    if not tensors:
+        return None
+    inside = _inside(torch.cat([s.detach().flatten() for s in tensors.values()])).all()
+    moving, fine = torch.stack([alpha.detach().any(), inside]).tolist()
+    if not fine:
+        for index, slope in tensors.items():
+            if not bool(_inside(slope).all()):
+                low, high = torch.aminmax(slope.detach())
+                _refuse(program, index, float(low), float(high))
+    return not moving
+
+
+def poison(first: Pass) -> Pass:
+    """Return the pass with NaN for slopes outside (0, 1]: for compiled code, which cannot raise."""
+
+    def poisoned(activation: Activation) -> Activation:
+        slope = _tensor(activation)
+        if slope is None:
+            return activation
+        return LeakyReLU(torch.where(_inside(slope), slope, torch.nan))
+
+    if all(_tensor(activation) is None for activation in first.activations):
+        return first
+    return replace(first, activations=tuple(map(poisoned, first.activations)))
+
+
+def _tensor(activation: Activation) -> Tensor | None:
+    slope = activation.slope if isinstance(activation, LeakyReLU) else None
+    return slope if isinstance(slope, Tensor) and not slope.is_meta else None
+
+
+def _inside(slope: Tensor) -> Tensor:
+    return (slope > 0) & (slope <= 1)
+
+
+def _refuse(program: Program, index: int, low: float, high: float) -> None:
+    row = program.rows[index]
+    reach = f"is {low:g}" if low == high else f"reaches from {low:g} to {high:g}"
+    raise OptionError(
+        f"the slope of module {row.source!r} (latent {row.name!r}) {reach}, outside (0, 1]: no "
+        "convex penalty has it, and pursuit would run away. Clamp it after every optimizer step "
+        "or load (module.weight.data.clamp_(1e-3, 1.0)), or set iterations=0: the source takes "
+        "any slope"
+    )
