@@ -60,8 +60,6 @@ class PursuitNetwork(Settings):
     pursuit: steps.Schedule
     #: What ``balance=True`` did at conversion, or None.
     balanced: Balance | None = None
-    #: Whether alpha is zero, where a pass has just read it.
-    _known_still: bool | None
 
     def __init__(
         self,
@@ -94,7 +92,7 @@ class PursuitNetwork(Settings):
         trained, evaluated, count = align.slots(names[True], names[False])
         self._places = {True: trained, False: evaluated}
         self.pursuit = steps.Schedule(count, beta_range, like.dtype).to(like.device)
-        self._still, self._known_still = True, None
+        self._still = True
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
@@ -232,7 +230,7 @@ class PursuitNetwork(Settings):
         if torch.compiler.is_compiling():
             first = slopes.poison(first)
         else:
-            self._known_still = slopes.check(program, first, self.pursuit.alpha)
+            self._still = not slopes.check(program, first, self.pursuit.alpha)
         return first, dictionary.bind(program, first, values, self.threshold_scale)
 
     def _steps(self, bound: StructuredDictionary) -> list[Tensor]:
@@ -254,11 +252,7 @@ class PursuitNetwork(Settings):
 
     def _alphas(self) -> list[Tensor] | None:
         """Extrapolation weights, or None where all are zero and no derivative is asked for."""
-        alpha = self.pursuit.alpha
-        if not torch.compiler.is_compiling():
-            known, self._known_still = self._known_still, None
-            self._still = _is_still(alpha) if known is None else known
-        derived = torch.is_grad_enabled() and alpha.requires_grad
+        derived = torch.is_grad_enabled() and self.pursuit.alpha.requires_grad
         return None if self._still and not derived else self._of_mode(self.pursuit.alphas())
 
     def _of_mode(self, values: Tensor) -> list[Tensor]:
@@ -268,7 +262,7 @@ class PursuitNetwork(Settings):
     def train(self, mode: bool = True) -> PursuitNetwork:
         """Set training mode, as ``nn.Module.train`` does."""
         super().train(mode)
-        self._still = _is_still(self.pursuit.alpha)
+        self._still = not slopes.moving(self.pursuit.alpha)
         return self
 
     # -- plumbing -----------------------------------------------------------------------------
@@ -301,10 +295,6 @@ def _start_cold(network: nn.Module, _keys: Any) -> None:
     network._norms.clear()
 
 
-def _is_still(alpha: Tensor) -> bool:
-    return alpha.is_meta or not bool(alpha.any())
-
-
 def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
     """Keep autocast away from the norm bounds."""
     if torch.amp.is_autocast_available(device):
@@ -322,7 +312,6 @@ RESERVED = frozenset(vars(PursuitNetwork) | vars(Settings)) | {
     "_places",
     "_source_name",
     "_still",
-    "_known_still",
 }
 
 

@@ -18,7 +18,12 @@ from pursuitify.errors import OptionError
 from pursuitify.program import Pass, Program
 
 
-def check(program: Program, first: Pass, alpha: Tensor) -> bool | None:
+def moving(alpha: Tensor) -> bool:
+    """Whether an extrapolation weight is not zero."""
+    return not alpha.is_meta and bool(alpha.any())
+
+
+def check(program: Program, first: Pass, alpha: Tensor) -> bool:
     """Refuse slopes outside (0, 1].
 
     Args:
@@ -27,9 +32,8 @@ def check(program: Program, first: Pass, alpha: Tensor) -> bool | None:
         alpha: The extrapolation weights, which a pass reads anyway.
 
     Returns:
-        Whether all of alpha is zero, where slopes are tensors: both are read in one transfer, so
-        that an accelerator is waited for no more often than without them. None where alpha was
-        not read.
+        Whether ``moving(alpha)``: both are read in one transfer, so that an accelerator is waited
+        for no more often than without slopes.
 
     Raises:
         OptionError: If a slope is outside; names the module.
@@ -40,15 +44,15 @@ def check(program: Program, first: Pass, alpha: Tensor) -> bool | None:
             _refuse(program, index, slope, slope)
     tensors = {i: s for i, a in enumerate(first.activations) if (s := _tensor(a)) is not None}
     if not tensors:
-        return None
+        return moving(alpha)
     inside = _inside(torch.cat([s.detach().flatten() for s in tensors.values()])).all()
-    moving, fine = torch.stack([alpha.detach().any(), inside]).tolist()
+    moves, fine = torch.stack([alpha.detach().any(), inside]).tolist()
     if not fine:
         for index, slope in tensors.items():
             if not bool(_inside(slope).all()):
                 low, high = torch.aminmax(slope.detach())
                 _refuse(program, index, float(low), float(high))
-    return not moving
+    return bool(moves)
 
 
 def poison(first: Pass) -> Pass:
