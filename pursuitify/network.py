@@ -31,6 +31,7 @@ from pursuitify.errors import InputError, PursuitifyError
 from pursuitify.graph import to_networkx
 from pursuitify.program import Pass, Program
 from pursuitify.settings import HELD, Settings
+from pursuitify.untouched import untouched
 
 
 class Inference(NamedTuple):
@@ -166,7 +167,7 @@ class PursuitNetwork(Settings):
 
         No running statistics move, here and below. Raises what ``forward`` does.
         """
-        with self._untouched():
+        with untouched(self):
             first, bound = self._bound(args, kwargs)
             w = self._last(bound, first) if self._pursues else list(first.latents)
         return dict(zip(bound.names, w, strict=True))
@@ -176,7 +177,7 @@ class PursuitNetwork(Settings):
 
         ``apply`` takes latents as ``latents(x)`` gives them. Raises what ``forward`` does.
         """
-        with self._untouched():
+        with untouched(self):
             return self._bound(args, kwargs)[1]
 
     def step_sizes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -185,7 +186,7 @@ class PursuitNetwork(Settings):
         One number each, or shape (batch, 1, ...) where frozen values differ between samples; of
         ``feedforward`` those of ``global``. Raises what ``forward`` does.
         """
-        with self._untouched():
+        with untouched(self):
             bound = self._bound(args, kwargs)[1]
             return dict(zip(bound.names, self._steps(bound), strict=True))
 
@@ -200,7 +201,7 @@ class PursuitNetwork(Settings):
             InputError: If the input does not fit, or a latent is missing or has another shape.
         """
         args = x if isinstance(x, tuple) else (x,)
-        with self._untouched():
+        with untouched(self):
             return self._bound(args, {})[1].objective(latents)
 
     @torch.no_grad()
@@ -210,7 +211,7 @@ class PursuitNetwork(Settings):
         Record 0 is the start (the feed-forward pass; zero if synchronous), then one per sweep, of
         ``layered`` the end alone. Raises what ``forward`` does.
         """
-        with self._untouched():
+        with untouched(self):
             first, bound = self._bound(args, kwargs)
             gammas = self._steps(bound)
             states = solve.states(self, bound, first.latents, gammas, self._alphas())
@@ -264,29 +265,6 @@ class PursuitNetwork(Settings):
         super().train(mode)
         self._still = not slopes.moving(self.pursuit.alpha)
         return self
-
-    # -- plumbing -----------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _untouched(self) -> Iterator[None]:
-        """Leave running statistics and counters as they are: the passes inside write to copies."""
-        if not any(module.training for module in self.modules()):
-            yield
-            return
-        held = [
-            (module, name, buffer)
-            for module in self.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-        copies = {id(buffer): buffer.clone() for _, _, buffer in held}
-        try:
-            for module, name, buffer in held:
-                module._buffers[name] = copies[id(buffer)]
-            yield
-        finally:
-            for module, name, buffer in held:
-                module._buffers[name] = buffer
 
 
 def _start_cold(network: nn.Module, _keys: Any) -> None:
