@@ -17,6 +17,7 @@ from pursuitify.activations import Linear
 from pursuitify.classify import Sites, Value
 from pursuitify.graph import Row, needed_operations, readers_of
 from pursuitify.normalise import is_effect
+from pursuitify.pickling import Stored
 from pursuitify.plan import RowPlan, plan_row
 from pursuitify.program import Program
 from pursuitify.rules import Rule
@@ -61,6 +62,19 @@ def lower(
         _forward=_function(forward, root),
         _head=_function(builder.head(), root),
     )
+
+
+def revive(programs: Mapping[bool, Program | Stored], root: nn.Module) -> dict[bool, Program]:
+    """Return the programs; of those that were pickled the code is generated again."""
+    whole: dict[int, Program] = {}
+    for program in programs.values():
+        if isinstance(program, Program):
+            whole[id(program)] = program
+        elif id(program) not in whole:
+            graph, rest = program.load()
+            sites, rows, layout, nonnegative = rest
+            whole[id(program)] = lower(graph, root, sites, rows, layout, nonnegative)
+    return {mode: whole[id(program)] for mode, program in programs.items()}
 
 
 def _function(graph: fx.Graph, root: nn.Module) -> Callable[..., Any]:

@@ -29,6 +29,7 @@ from pursuitify.diagnosis import PursuitTrace
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.errors import InputError, PursuitifyError
 from pursuitify.graph import to_networkx
+from pursuitify.lower import revive
 from pursuitify.program import Pass, Program
 from pursuitify.settings import HELD, Settings
 from pursuitify.untouched import untouched
@@ -265,6 +266,11 @@ class PursuitNetwork(Settings):
         super().train(mode)
         self._still = not slopes.moving(self.pursuit.alpha)
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Generate the code again where the network comes out of a pickle."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._programs = revive(self._programs, self)
 
 
 def _start_cold(network: nn.Module, _keys: Any) -> None:

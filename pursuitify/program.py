@@ -18,6 +18,7 @@ from pursuitify.activations import Activation
 from pursuitify.classify import Sites
 from pursuitify.graph import Readers, Row
 from pursuitify.maps import LinearMap
+from pursuitify.pickling import Stored, dump
 from pursuitify.plan import RowPlan
 
 
@@ -95,6 +96,11 @@ class Program:
     def __deepcopy__(self, memo: Any) -> Program:
         """Return itself."""
         return self
+
+    def __reduce__(self) -> tuple[type[Stored], tuple[bytes]]:
+        """Pickle what the code is generated from; ``lower.revive`` makes a program of it."""
+        rest = (self.sites, self.rows, self.layout, self.nonnegative)
+        return Stored, (dump(self.graph, rest).content,)
 
     def forward(self, network: nn.Module, *args: Any) -> Pass:
         """Run the feed-forward pass and bind the rows to this batch."""

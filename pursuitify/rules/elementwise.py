@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -174,6 +175,7 @@ def clone(op: Op, input: Tensor, **_kwargs: Any) -> Affine:
     return Affine(op(input), (Identity(),))
 
 
+@functools.cache
 def torchvision_rules() -> Registry:
     """Rules for torchvision's own functions; imports it, so call it only where it is in use."""
     from torchvision.ops import stochastic_depth
