@@ -19,6 +19,11 @@ SOLVERS = ("global", "layered", "synchronous", "feedforward")
 MEMORY = ("store", "recompute", "implicit")
 LAYOUTS = ("auto", "decoder", "encoder")
 
+_VARIADIC = (
+    ". What a forward takes as *args or **kwargs was compiled in as empty: to pass more, convert a "
+    "wrapper with one named argument for each"
+)
+
 
 def one_of(name: str, value: object, valid: Sequence[str]) -> str:
     """Return ``value`` if it is one of ``valid``.
@@ -186,11 +191,13 @@ def arguments(
         for node, name in zip(program.inputs, own, strict=True)
     ]
     if len(args) > len(own):
-        raise InputError(f"the network takes {len(own)} arguments ({asked}), not {len(args)}")
+        raise InputError(
+            f"the network takes {len(own)} argument(s) ({asked}), not {len(args)}{_VARIADIC}"
+        )
     given = dict(zip(own, args, strict=False))
     for name, value in kwargs.items():
         if name not in own and name not in asked:
-            raise InputError(f"unexpected argument {name!r}; the network takes {asked}")
+            raise InputError(f"unexpected argument {name!r}; the network takes {asked}{_VARIADIC}")
         key = name if name in own else own[asked.index(name)]
         if key in given:
             raise InputError(f"the argument {name!r} is given twice")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pursuitify import checks
+from pursuitify import checks, containers
 from pursuitify.balance import balance as rescale
 from pursuitify.classify import Value, classify, problems
 from pursuitify.errors import ConversionError, OptionError
@@ -184,7 +184,7 @@ def compile_program(
         ConversionError: If it cannot be converted.
     """
     sites = classify(traced.graph, model, registry)
-    found = problems(traced.graph, model, sites)
+    found = [*containers.problems(sites), *problems(traced.graph, model, sites)]
     if not any(site.value is Value.LATENT for site in sites.values()):
         raise ConversionError(
             f"{type(model).__name__} has no activation of the ReLU family on its way from input "
@@ -193,8 +193,8 @@ def compile_program(
         )
     if found:
         raise ConversionError(
-            f"{type(model).__name__} cannot be converted: {len(found)} operation(s) are neither "
-            "linear nor proximal and lie before an activation",
+            f"{type(model).__name__} cannot be converted: {len(found)} problem(s) with what it "
+            "takes, or with operations before an activation that are neither linear nor proximal",
             found,
         )
     rows = build(traced.graph, model, sites, layout)

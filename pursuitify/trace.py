@@ -24,6 +24,8 @@ from pursuitify.normalise import describe, functionalise, module_path, split_pie
 from pursuitify.speculate import Choices
 from pursuitify.tracer import Leaf, LeafModule, Tracer
 
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -50,11 +52,10 @@ def skeleton(model: nn.Module) -> nn.Module:
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
     """Arguments of forward that have a default; they are traced at it."""
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {
         name: parameter.default
         for name, parameter in inspect.signature(model.forward).parameters.items()
-        if parameter.default is not inspect.Parameter.empty and parameter.kind not in variadic
+        if parameter.default is not inspect.Parameter.empty and parameter.kind not in _VARIADIC
     }
 
 
@@ -188,12 +189,18 @@ def _constants(graph: fx.Graph, root: nn.Module, model: nn.Module) -> dict[str, 
 def _explain(error: Exception, model: nn.Module, tracer: fx.Tracer) -> str:
     path = "".join(f" in module '{p}'" for p in list(tracer.module_stack)[-1:] if p)
     reason = str(error).strip().splitlines()
+    parameters = inspect.signature(model.forward).parameters.values()
+    variadic = " and ".join(str(p) for p in parameters if p.kind in _VARIADIC)
+    empty = (
+        f"It is traced with {variadic} empty: what it needs from there takes a wrapper that names "
+        "each argument. Otherwise, control"
+    )
     return (
         f"torch.fx cannot follow {type(model).__name__}.forward{path}: "
         f"{type(error).__name__}: {reason[0] if reason else 'no message'}. "
-        "Control flow or Python code that depends on tensor values or sizes cannot be traced: "
-        "rewrite it, mark the module with leaf_modules=[...] and give it a rule with rules={...}, "
-        "or wrap the function with torch.fx.wrap"
+        f"{empty if variadic else 'Control'} flow or Python code that depends on tensor values or "
+        "sizes cannot be traced: rewrite it, mark the module with leaf_modules=[...] and give it a "
+        "rule with rules={...}, or wrap the function with torch.fx.wrap"
     )
 
 

@@ -89,6 +89,20 @@ class Tracer(fx.Tracer):
             return False
         return super().is_leaf_module(m, module_qualified_name)
 
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Trace ``*args`` and ``**kwargs`` of the forward as empty, as defaults are at theirs."""
+        forward, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        for i, arg in enumerate(args):
+            if not issubclass(type(arg), fx.Proxy):
+                continue
+            name = str(arg.node.target)
+            if arg.node.op == "placeholder" and name.startswith("*"):
+                self.graph.erase_node(arg.node)
+                args[i] = {} if name.startswith("**") else ()
+        return forward, args
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return our own kind of proxy."""
         return _Proxy(node, self)
