@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pursuitify import transforms
 from pursuitify.classify import Value
 from pursuitify.errors import ConversionError, InputError, OptionError
 from pursuitify.program import Program
@@ -257,7 +258,7 @@ def inputs(program: Program, values: Sequence[Any], network: nn.Module) -> None:
                 f"{name} has dtype {value.dtype} and the network {like.dtype}: convert one of them"
             )
         _check_shape(program, node, value, network, name)
-        readable = not (value.is_meta or torch.compiler.is_compiling())
+        readable = not (value.is_meta or torch.compiler.is_compiling() or transforms.active())
         if readable and not _finite(value):
             raise InputError(f"{name} holds NaN or infinite values")
 

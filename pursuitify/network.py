@@ -23,6 +23,7 @@ from pursuitify import (
     solve,
     steps,
     synchronous,
+    transforms,
 )
 from pursuitify.balance import Balance
 from pursuitify.diagnosis import PursuitTrace
@@ -229,7 +230,7 @@ class PursuitNetwork(Settings):
             values = [formats.preferred(value) for value in values]
         with _input_errors():
             first = program.forward(self, *values)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or transforms.active():
             first = slopes.poison(first)
         else:
             self._still = not slopes.check(program, first, self.pursuit.alpha)
@@ -254,7 +255,8 @@ class PursuitNetwork(Settings):
 
     def _alphas(self) -> list[Tensor] | None:
         """Extrapolation weights, or None where all are zero and no derivative is asked for."""
-        derived = torch.is_grad_enabled() and self.pursuit.alpha.requires_grad
+        recorded = torch.is_grad_enabled() and self.pursuit.alpha.requires_grad
+        derived = recorded or transforms.active()
         return None if self._still and not derived else self._of_mode(self.pursuit.alphas())
 
     def _of_mode(self, values: Tensor) -> list[Tensor]:

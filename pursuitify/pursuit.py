@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify import extrapolated, inplace
+from pursuitify import extrapolated, inplace, transforms
 from pursuitify.bind import BoundRow, Parts
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.feedback import PartOf, Target
@@ -224,7 +224,7 @@ def _compiles_once(extrapolation: Sequence[Tensor] | None) -> bool:
 
 def may_overwrite() -> bool:
     """Whether nothing needs what is overwritten; under autocast dtypes differ, too."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or transforms.active():
         return False
     return not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"))
 

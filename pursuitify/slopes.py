@@ -56,7 +56,10 @@ def check(program: Program, first: Pass, alpha: Tensor) -> bool:
 
 
 def poison(first: Pass) -> Pass:
-    """Return the pass with NaN for slopes outside (0, 1]: for compiled code, which cannot raise."""
+    """Return the pass with NaN for slopes outside (0, 1].
+
+    For compiled code and under torch.func, where no value can be read and nothing raised.
+    """
 
     def poisoned(activation: Activation) -> Activation:
         slope = _tensor(activation)

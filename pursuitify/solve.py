@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pursuitify import memory, pursuit, synchronous
+from pursuitify import memory, pursuit, synchronous, transforms
 from pursuitify.dictionary import StructuredDictionary
+from pursuitify.errors import InputError
 from pursuitify.settings import Settings
 
 Packed = Callable[[StructuredDictionary, Sequence[Tensor], bool], StructuredDictionary]
@@ -69,6 +70,11 @@ def solve(
         packed: Returns the dictionary with its kernels packed, for sweeps in place.
     """
     if settings.memory != "store" and _differentiated():
+        if transforms.active():
+            raise InputError(
+                f"memory={settings.memory!r} works with autograd alone, not under torch.func or "
+                "forward-mode derivatives: set net.memory = 'store'"
+            )
         return memory.solve(settings, dictionary, start, steps, extrapolation)
     if packed is not None and settings.solver == "global" and pursuit.may_overwrite():
         dictionary = packed(dictionary, steps, extrapolation is not None)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from pursuitify import transforms
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.maps import (
     Adjoint,
@@ -64,6 +65,9 @@ class Norms:
 
         One transfer for all kernels: on an accelerator nothing else here waits for the device.
         """
+        if transforms.active():  # nothing of such a call may be kept for the next one
+            transforms.refuse_tracing()
+            return _certify
         if self.training:
             return self._estimate
         if torch.compiler.is_compiling():
@@ -202,4 +206,4 @@ class Schedule(nn.Module):
 
 
 def _held(raw: Tensor, low: float, high: float) -> Tensor:
-    return raw + (raw.clamp(low, high) - raw).detach()
+    return raw + transforms.constant(raw.clamp(low, high) - raw)
