@@ -70,12 +70,16 @@ def classify(graph: fx.Graph, root: nn.Module, registry: Registry) -> Sites:
     """Classify every node of a normalised graph."""
     sites: dict[fx.Node, Site] = {}
     ancestors: dict[fx.Node, set[fx.Node]] = {}
+    leading = _leading(graph, root, registry)
     for node in graph.nodes:
         ancestors[node] = set(node.all_input_nodes).union(
             *(ancestors[n] for n in node.all_input_nodes)
         )
         if node.op != "output":
             sites[node] = _classify(node, root, registry, sites, ancestors)
+            rule = sites[node].rule
+            if rule is not None and rule.kind == "frozen" and node not in leading:
+                sites[node] = replace(sites[node], value=Value.OTHER)
     alive = _alive(graph, sites)
     return {
         node: site
@@ -83,6 +87,16 @@ def classify(graph: fx.Graph, root: nn.Module, registry: Registry) -> Sites:
         else replace(site, value=Value.FROZEN)
         for node, site in sites.items()
     }
+
+
+def _leading(graph: fx.Graph, root: nn.Module, registry: Registry) -> set[fx.Node]:
+    """Nodes with an activation after them; the others are the head's, which needs no freezing."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        rule = registry.find(node, root)
+        if node in found or (rule is not None and rule.kind == "activation"):
+            found.update(node.all_input_nodes)
+    return found
 
 
 def _classify(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pursuitify import checks, containers
+from pursuitify import checks, containers, cutting
 from pursuitify.balance import balance as rescale
 from pursuitify.classify import Value, classify, problems
 from pursuitify.errors import ConversionError, OptionError
@@ -186,6 +186,13 @@ def compile_program(
     sites = classify(traced.graph, model, registry)
     found = [*containers.problems(sites), *problems(traced.graph, model, sites)]
     if not any(site.value is Value.LATENT for site in sites.values()):
+        cuts = cutting.problems(traced.graph, model, sites)
+        if cuts:
+            raise ConversionError(
+                f"{type(model).__name__} has no activation left to pursue, for frozen values cut "
+                "the way from input to output",
+                [*cuts, *found],
+            )
         raise ConversionError(
             f"{type(model).__name__} has no activation of the ReLU family on its way from input "
             "to output, so there is nothing to pursue",

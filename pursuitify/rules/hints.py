@@ -13,16 +13,16 @@ _NO_CLOSED_FORM = (
 )
 _NORMALISES = (
     "It normalises by statistics of its own input, so it is not linear. Replace it by BatchNorm "
-    "and fine-tune, or give it a rule with kind 'frozen' where its value may be fixed at the "
-    "feed-forward pass"
+    "and fine-tune, or, in a side branch, give it the rule frozen(), which fixes its value at the "
+    "feed-forward pass (on the only way from input to output that cuts it)"
 )
 _ATTENTION = (
     "Attention multiplies values that all depend on the input. Convert only the convolutional "
-    "part of the model, or mark the module as a leaf and give it a rule with kind 'frozen'"
+    "part of the model, or, in a side branch, give its module the rule frozen()"
 )
 _RECURRENT = (
-    "Recurrent layers have no feed-forward dictionary. Convert the part before it, or mark it as "
-    "frozen with a rule"
+    "Recurrent layers have no feed-forward dictionary. Convert the part before it, or, in a side "
+    "branch, give it the rule frozen()"
 )
 _HINTS = {
     **dict.fromkeys(("GELU", "gelu", "SiLU", "silu", "Hardswish", "hardswish", "Mish", "mish"),

@@ -84,7 +84,9 @@ def frozen() -> Rule:
     """Return the rule of an operation whose value is fixed at the feed-forward pass.
 
     Anything may be frozen; pursuit then treats the value as a constant of this input. Gradients
-    flow through it.
+    flow through it. For side branches: what reads nothing but frozen values is fixed, too, and so
+    is what only they read; on the only way from input to output a frozen value leaves nothing to
+    pursue, and is refused. With no activation after it it runs in the head, on pursued latents.
     """
     return Rule("frozen", "frozen")
 

@@ -163,6 +163,43 @@ def test_frozen_leaves() -> None:
     converts(Net(), {Attention: frozen()}, torch.randn(2, 5, 3))
 
 
+def same_conv() -> nn.Module:
+    return nn.Conv2d(4, 4, 3, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("layers", "frozen_type", "lost"),
+    [
+        ((same_conv(), nn.ReLU(), same_conv(), nn.SiLU(), same_conv(), nn.ReLU()), nn.SiLU,
+         "_1 before it lead to nothing else and _5 after it depend on nothing else"),
+        ((nn.GroupNorm(2, 4), same_conv(), nn.ReLU(), same_conv(), nn.ReLU()), nn.GroupNorm,
+         "_2, _4 after it depend on nothing else"),
+    ],
+    ids=["between", "first"],
+)  # fmt: skip
+def test_a_frozen_value_that_cuts_the_way_says_so(layers: Any, frozen_type: Any, lost: str) -> None:
+    model = nn.Sequential(*layers)
+    rules = {frozen_type: frozen()}
+    with pytest.raises(ConversionError, match="frozen values cut the way") as caught:
+        pursuitify(model, rules=rules)
+    (problem,) = caught.value.problems
+    assert problem.op == frozen_type.__name__
+    assert lost in problem.reason
+    assert "side branches" in problem.hint
+    assert explain(model, rules=rules).problems == caught.value.problems
+
+
+@pytest.mark.parametrize("sweeps", [0, 3])
+def test_a_frozen_value_in_the_head_runs_on_pursued_latents(sweeps: int) -> None:
+    model = nn.Sequential(
+        same_conv(), nn.ReLU(), same_conv(), nn.ReLU(), nn.SiLU(), same_conv(), nn.GELU()
+    )
+    x = torch.randn(2, 4, 5, 5)
+    net = pursuitify(model, iterations=sweeps, rules={nn.SiLU: frozen()})
+    assert torch.equal(net(x), pursuitify(model, iterations=sweeps)(x))
+    assert len(net.graph) == 3
+
+
 def test_wrong_makers_are_refused() -> None:
     with pytest.raises(OptionError):
         linear(3)  # type: ignore[arg-type]
