@@ -30,8 +30,9 @@ _ADVICE = "Load it into a model made as the one that was saved"
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxstring, _REPR.maxother = 4, 8, 120, 120
 _ROW = ("name", "layout", "module", "diagonal operator", "paths")
-#: What an operation's value does not depend on, or what is a state and no parameter.
-_IGNORED = {"training", "inplace"}
+#: What an operation's value does not depend on, what is a state and no parameter, and what training
+#: alone reads: dropout's p and BatchNorm's momentum may be others in the next training.
+_IGNORED = {"training", "inplace", "p", "momentum"}
 
 
 def identity(net: PursuitNetwork) -> dict[str, Any]:

@@ -120,6 +120,15 @@ def test_spellings_of_the_same_network_are_the_same(tmp_path: Path) -> None:
     load(tmp_path / "net", Net(act=nn.ReLU(inplace=True), pool=nn.MaxPool2d((2, 2), stride=(2, 2))))
 
 
+def test_what_training_alone_reads_may_differ(tmp_path: Path) -> None:
+    def build(p: float, momentum: float) -> nn.Module:
+        norm = nn.BatchNorm2d(3, momentum=momentum)
+        return nn.Sequential(nn.Conv2d(2, 3, 3), norm, nn.ReLU(), nn.Dropout(p), nn.Conv2d(3, 2, 1))
+
+    save(pursuitify(build(0.1, 0.1)), tmp_path / "net")
+    load(tmp_path / "net", build(0.5, 0.01))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_another_precision_has_the_same_constants(dtype: torch.dtype, tmp_path: Path) -> None:
     mean = torch.tensor([0.1, 0.2]).view(1, 2, 1, 1)
