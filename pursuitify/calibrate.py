@@ -141,6 +141,11 @@ def calibrate(
         InputError: If there is no batch, or the output holds no class scores.
     """
     _check(net, agreement, divergence)
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, Tensor)):
+        raise OptionError(
+            f"batches is a {type(batches).__name__}, not a loader or a list of batches; of a "
+            "single batch x, give [x]"
+        )
     steps = sorted({0.0, *(checks.factor("step_scales", s, 1.0) for s in step_scales)})
     thresholds = sorted({checks.factor("threshold_scales", t) for t in threshold_scales})
     if not thresholds:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from pursuitify import (
     align,
-    checks,
+    calls,
     diagnosis,
     dictionary,
     formats,
@@ -141,7 +141,7 @@ class PursuitNetwork(Settings):
         if torch.compiler.is_compiling() and not kwargs:
             values = (*args, *program.defaults[len(args) :])
         else:
-            values = checks.arguments(program, args, kwargs, self)
+            values = calls.arguments(program, args, kwargs, self)
         if not self._pursues and not program.nonnegative:
             with _input_errors():
                 return program.plain(self, *values)
@@ -153,7 +153,7 @@ class PursuitNetwork(Settings):
         A pass like any other: in training mode running statistics move, once. Raises what
         ``forward`` does.
         """
-        output, latents, bound = self._inferred(checks.arguments(self._program, args, kwargs, self))
+        output, latents, bound = self._inferred(calls.arguments(self._program, args, kwargs, self))
         return Inference(output, dict(zip(bound.names, latents, strict=True)), bound)
 
     def _inferred(
@@ -203,6 +203,7 @@ class PursuitNetwork(Settings):
             InputError: If the input does not fit, or a latent is missing or has another shape.
         """
         args = x if isinstance(x, tuple) else (x,)
+        calls.tensors("latents", latents)
         with untouched(self):
             return self._bound(args, {})[1].objective(latents)
 
@@ -223,7 +224,7 @@ class PursuitNetwork(Settings):
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Pass, StructuredDictionary]:
         program = self._program
-        return self._bind(program, checks.arguments(program, args, kwargs, self))
+        return self._bind(program, calls.arguments(program, args, kwargs, self))
 
     def _bind(self, program: Program, values: Sequence[Any]) -> tuple[Pass, StructuredDictionary]:
         if self._pursues and not self.training:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pursuitify import PursuitNetwork, checks
+from pursuitify import PursuitNetwork, calls
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.program import Pass
 
@@ -42,7 +42,7 @@ def error(a: Any, b: Any) -> float:
 def bound_pass(net: PursuitNetwork, args: Sequence[Any]) -> tuple[Any, Pass, StructuredDictionary]:
     """The output that the *bound* feed-forward pass and the head give, without any sweep."""
     program = net._program
-    values = checks.arguments(program, args, {}, net)
+    values = calls.arguments(program, args, {}, net)
     first, bound = net._bind(program, values)
     return program.head(net, first.latents, first, values), first, bound
 

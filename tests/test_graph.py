@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify import PursuitNetwork, checks, dictionary, pursuitify
+from pursuitify import PursuitNetwork, calls, dictionary, pursuitify
 from pursuitify.classify import classify
 from pursuitify.complete import account, check_complete
 from pursuitify.errors import InternalError
@@ -83,7 +83,7 @@ def zero(linear: LinearMap) -> LinearMap:
 def objective(net: PursuitNetwork, x: list[Tensor], drop: str | None) -> Tensor:
     """F at fixed latents, with one operation's maps and offset replaced by zero."""
     program = net._program
-    values = checks.arguments(program, x, {}, net)
+    values = calls.arguments(program, x, {}, net)
     first = program.forward(net, *values)
     w = {
         row.name: torch.randn(v.shape, generator=torch.Generator().manual_seed(j)).to(v).abs()

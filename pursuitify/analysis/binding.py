@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from pursuitify import checks
 from pursuitify.dictionary import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
 from pursuitify.maps import Scale
@@ -22,7 +23,7 @@ def bind(
         raise OptionError(f"net must be a PursuitNetwork, not {type(net).__name__}")
     if x is None:
         like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
-        shape = tuple(input_shape or (3, 224, 224))
+        shape = (3, 224, 224) if input_shape is None else sizes(input_shape)
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(1, *shape, generator=generator).to(like)
     elif input_shape is not None and tuple(x.shape[1:]) != tuple(input_shape):
@@ -30,6 +31,24 @@ def bind(
     if x.shape[0] != 1:
         raise InputError(f"a dictionary is measured for one input, not a batch of {x.shape[0]}")
     return net.dictionary(x)
+
+
+def sizes(input_shape: object) -> tuple[int, ...]:
+    """Return the shape of one input.
+
+    Raises:
+        OptionError: If it is no sequence of whole numbers >= 1.
+    """
+    found = []
+    if isinstance(input_shape, Iterable) and not isinstance(input_shape, str):
+        found = [checks.whole(size) for size in input_shape]
+    whole = tuple(size for size in found if size is not None and size > 0)
+    if not found or len(whole) < len(found):
+        raise OptionError(
+            f"input_shape={input_shape!r} is not the shape of one input without the batch, whole "
+            "numbers >= 1 like (3, 224, 224)"
+        )
+    return whole
 
 
 def touched(dictionary: StructuredDictionary) -> list[set[int]]:

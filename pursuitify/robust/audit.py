@@ -67,7 +67,7 @@ def audit(
     Returns:
         The report. ``print(report)`` shows it, ``report.verdict`` sums it up.
     """
-    if isinstance(protocol, str):
+    if not isinstance(protocol, Protocol):
         protocol = check_choice("protocol", protocol, PROTOCOLS)
     check_choice("norm", norm, BALLS)
     check_positive("eps", eps)

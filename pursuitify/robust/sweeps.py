@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
-from pursuitify import checks, solve
+from pursuitify import calls, solve
 from pursuitify.errors import OptionError
 from pursuitify.network import PursuitNetwork
 
@@ -97,7 +97,7 @@ def at_each(net: nn.Module, points: Tensor, counts: Sequence[int]) -> list[Any]:
     if not _in_one_pass(net):
         return [AtIterations(net, count)(points) for count in counts]
     program = net._program
-    values = checks.arguments(program, (points,), {}, net)
+    values = calls.arguments(program, (points,), {}, net)
     with iterations(net, max(counts)):
         first, bound = net._bind(program, values)
         start, steps = solve.start(net, bound, first.latents), net._steps(bound)

@@ -21,6 +21,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from pursuitify import checks
 from pursuitify.data import Images
 from pursuitify.errors import OptionError
 from pursuitify.training import randomness
@@ -87,6 +88,7 @@ def batches(
     Raises:
         OptionError: If the data is of another kind, or there is too little of it.
     """
+    size = checks.positive("batch_size", size)
     if isinstance(rows, (tuple, list)) and len(rows) == 2 and all(map(torch.is_tensor, rows)):
         return _Table(Images(*rows), size, share, train, seed, workers, augment, name)
     if isinstance(rows, DataLoader):

@@ -1,0 +1,152 @@
+"""Checks of what a network is called with: a clear error before any work is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pursuitify import transforms
+from pursuitify.classify import Value
+from pursuitify.errors import InputError
+from pursuitify.program import Program
+
+_VARIADIC = (
+    ". What a forward takes as *args or **kwargs was compiled in as empty: to pass more, convert a "
+    "wrapper with one named argument for each"
+)
+
+
+def tensors(name: str, values: object) -> None:
+    """Check that something maps names to tensors.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"{name} is a {type(values).__name__}, not a dict as net.latents(x) gives")
+    wrong = [key for key, value in values.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise InputError(f"{name} holds no tensors at {wrong}")
+
+
+def arguments(
+    program: Program, args: Sequence[Any], kwargs: Mapping[str, Any], network: nn.Module
+) -> tuple[Any, ...]:
+    """Return a call's values in the order of the placeholders, checked.
+
+    Raises:
+        InputError: If an argument is missing, unknown or given twice, or does not fit.
+    """
+    own = [str(node.target) for node in program.inputs]
+    # fx numbers the placeholders of arguments that have a default: "scale" becomes "scale_1".
+    asked = [
+        name.rsplit("_", 1)[0] if node.args and name.rsplit("_", 1)[-1].isdigit() else name
+        for node, name in zip(program.inputs, own, strict=True)
+    ]
+    if len(args) > len(own):
+        raise InputError(
+            f"the network takes {len(own)} argument{'s' * (len(own) != 1)} ({asked}), not "
+            f"{len(args)}{_VARIADIC}"
+        )
+    given = dict(zip(own, args, strict=False))
+    for name, value in kwargs.items():
+        if name not in own and name not in asked:
+            raise InputError(f"unexpected argument {name!r}; the network takes {asked}{_VARIADIC}")
+        key = name if name in own else own[asked.index(name)]
+        if key in given:
+            raise InputError(f"the argument {name!r} is given twice")
+        given[key] = value
+    values = []
+    for node, key, name in zip(program.inputs, own, asked, strict=True):
+        if key in given:
+            if node.args and not _same(given[key], node.args[0]):
+                raise InputError(
+                    f"the argument {name!r} is compiled in at its default, {node.args[0]!r}; "
+                    "convert a wrapper that passes another value"
+                )
+            values.append(given[key])
+        elif node.args:
+            values.append(node.args[0])
+        else:
+            raise InputError(f"the network needs the argument {name!r}")
+    inputs(program, values, network)
+    return tuple(values)
+
+
+def _same(value: object, default: object) -> bool:
+    if value is default:
+        return True
+    return not isinstance(value, Tensor) and type(value) is type(default) and value == default
+
+
+def inputs(program: Program, values: Sequence[Any], network: nn.Module) -> None:
+    """Check the tensors a network is called with.
+
+    Raises:
+        InputError: If one has the wrong type, dtype, device or shape, or is not finite.
+    """
+    tensors = [
+        (node, value)
+        for node, value in zip(program.inputs, values, strict=False)
+        if program.sites[node].value is Value.INPUT
+    ]
+    for node, value in tensors:
+        name = node.name if len(tensors) > 1 else "the input"
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} is a {type(value).__name__}, not a tensor")
+        if not value.is_floating_point():
+            raise InputError(
+                f"{name} has dtype {value.dtype}; pursuit needs floating point: "
+                "convert it (x.float() / 255 for images)"
+            )
+        if value.dim() == 0 or value.shape[0] == 0:
+            raise InputError(f"{name} has shape {tuple(value.shape)}: there is no sample in it")
+        like = next((p for p in network.parameters() if p.is_floating_point()), None)
+        if like is not None and like.device != value.device:
+            raise InputError(
+                f"{name} is on {value.device} and the network on {like.device}: move one of them"
+            )
+        if like is not None and like.dtype != value.dtype and not _autocast(value.device):
+            raise InputError(
+                f"{name} has dtype {value.dtype} and the network {like.dtype}: convert one of them"
+            )
+        _check_shape(program, node, value, network, name)
+        readable = not (value.is_meta or torch.compiler.is_compiling() or transforms.active())
+        if readable and not _finite(value):
+            raise InputError(f"{name} holds NaN or infinite values")
+
+
+def _finite(value: Tensor) -> bool:
+    """One pass where the sum is finite, which it is unless a value is not or it overflows."""
+    return math.isfinite(float(value.detach().sum())) or bool(torch.isfinite(value).all())
+
+
+def _autocast(device: torch.device) -> bool:
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def _check_shape(program: Program, node: Any, value: Tensor, network: nn.Module, name: str) -> None:
+    for user in node.users:
+        if user.op != "call_module":
+            continue
+        module = network.get_submodule(str(user.target))
+        weight = getattr(module, "weight", None)
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            wanted, dims = module.in_channels, 2 + len(module.kernel_size)
+            fits = value.dim() == dims and value.shape[1] == wanted
+            form = f"(batch, {wanted}, {', '.join(['size'] * (dims - 2))})"
+        elif isinstance(module, nn.Linear) and weight is not None:
+            fits = value.dim() >= 2 and value.shape[-1] == module.in_features
+            form = f"(batch, {module.in_features})"
+        else:
+            continue
+        if not fits:
+            raise InputError(
+                f"{name} has shape {tuple(value.shape)}; module {str(user.target)!r} reads it and "
+                f"needs {form}"
+            )
