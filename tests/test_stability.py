@@ -74,7 +74,9 @@ def test_200_training_steps_leave_nothing_behind(way: dict[str, Any]) -> None:
     train(net, 20)
     before, size = living(), resident()
     train(net, 200)
-    assert living() == before
+    after = living()  # fewer, where what a failed test before this one held was let go meanwhile
+    assert after[0] <= before[0]
+    assert after[1] <= before[1]
     # What no Python object shows: memory that only autograd's own graph would hold.
     assert resident() - size <= 0.2 * 200 * kept, "steps leave a fifth of what they keep, or more"
 
