@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +12,24 @@ from torch import Tensor, nn
 
 from pursuitify import transforms
 from pursuitify.classify import Value
-from pursuitify.errors import InputError
+from pursuitify.errors import InputError, PursuitifyError
 from pursuitify.program import Program
 
 _VARIADIC = (
     ". What a forward takes as *args or **kwargs was compiled in as empty: to pass more, convert a "
     "wrapper with one named argument for each"
 )
+
+
+@contextlib.contextmanager
+def input_errors() -> Iterator[None]:
+    """Say that an operation that refuses its operands got them from the input."""
+    try:
+        yield
+    except (PursuitifyError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        raise InputError(f"the network cannot run on this input: {error}") from error
 
 
 def tensors(name: str, values: object) -> None:

@@ -34,12 +34,11 @@ def problems(graph: fx.Graph, root: nn.Module, sites: Sites) -> list[Problem]:
             continue
         early = [a.name for a in lost if a in before[node]]
         late = [a.name for a in lost if node in before[a]]
-        said = [
-            f"{', '.join(names)} before it {what}" if names is early else
-            f"{', '.join(names)} after it {what}"
-            for names, what in ((early, "lead to nothing else"), (late, "depend on nothing else"))
-            if names
-        ]  # fmt: skip
+        said = []
+        if early:
+            said.append(f"{', '.join(early)} before it lead to nothing else")
+        if late:
+            said.append(f"{', '.join(late)} after it depend on nothing else")
         if said:
             found.append(
                 Problem(

@@ -165,7 +165,7 @@ class StructuredDictionary:
             latents: A tensor per latent, shaped as ``net.latents(x)`` gives them.
 
         Raises:
-            InputError: If a latent is missing or has another shape.
+            InputError: If a latent is missing or has another shape, or ``samples`` is None.
         """
         samples = self.samples
         if samples is None:

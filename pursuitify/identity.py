@@ -208,11 +208,7 @@ def _compare_rows(theirs: list[Any], own: list[Any], mode: str, path: Path) -> N
             f"{path} belongs to another graph: in {mode} mode, at row {i} ({b[0]!r}), the "
             f"{_ROW[what]} is {shown(a[what])} in the file and {shown(b[what])} in the model"
         )
-    if len(theirs) != len(own):
-        raise CheckpointError(
-            f"{path} belongs to another graph: it has {len(theirs)} rows in {mode} mode and "
-            f"the model {len(own)}"
-        )
+    _compare_lengths("rows", theirs, own, mode, path)
 
 
 def _compare_operations(theirs: list[Any], own: list[Any], mode: str, path: Path) -> None:
@@ -228,8 +224,12 @@ def _compare_operations(theirs: list[Any], own: list[Any], mode: str, path: Path
             f"{path} belongs to another graph: in {mode} mode, at {b['name']!r} "
             f"({b['operation']}), the {key} is {was} in the file and {now} in the model. {_ADVICE}"
         )
+    _compare_lengths("operations", theirs, own, mode, path)
+
+
+def _compare_lengths(what: str, theirs: list[Any], own: list[Any], mode: str, path: Path) -> None:
     if len(theirs) != len(own):
         raise CheckpointError(
-            f"{path} belongs to another graph: it has {len(theirs)} operations in {mode} mode and "
+            f"{path} belongs to another graph: it has {len(theirs)} {what} in {mode} mode and "
             f"the model {len(own)}"
         )

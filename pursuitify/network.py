@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import networkx as nx
@@ -28,9 +27,9 @@ from pursuitify import (
 from pursuitify.balance import Balance
 from pursuitify.diagnosis import PursuitTrace
 from pursuitify.dictionary import StructuredDictionary
-from pursuitify.errors import InputError, PursuitifyError
 from pursuitify.graph import to_networkx
 from pursuitify.lower import revive
+from pursuitify.precision import full_precision
 from pursuitify.program import Pass, Program
 from pursuitify.settings import HELD, Settings
 from pursuitify.untouched import untouched
@@ -143,7 +142,7 @@ class PursuitNetwork(Settings):
         else:
             values = calls.arguments(program, args, kwargs, self)
         if not self._pursues and not program.nonnegative:
-            with _input_errors():
+            with calls.input_errors():
                 return program.plain(self, *values)
         return self._inferred(values)[0]
 
@@ -161,7 +160,7 @@ class PursuitNetwork(Settings):
     ) -> tuple[Any, tuple[Tensor, ...], StructuredDictionary]:
         first, bound = self._bind(self._program, values)
         latents = tuple(self._last(bound, first)) if self._pursues else first.latents
-        with _input_errors():
+        with calls.input_errors():
             return self._program.head(self, latents, first, values), latents, bound
 
     def latents(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -200,7 +199,8 @@ class PursuitNetwork(Settings):
             latents: A tensor per latent, as ``latents(x)`` gives them.
 
         Raises:
-            InputError: If the input does not fit, or a latent is missing or has another shape.
+            InputError: If the input does not fit, a latent is missing or has another shape, or
+                dimension 0 of the latents does not hold sample after sample.
         """
         args = x if isinstance(x, tuple) else (x,)
         calls.tensors("latents", latents)
@@ -229,7 +229,7 @@ class PursuitNetwork(Settings):
     def _bind(self, program: Program, values: Sequence[Any]) -> tuple[Pass, StructuredDictionary]:
         if self._pursues and not self.training:
             values = [formats.preferred(value) for value in values]
-        with _input_errors():
+        with calls.input_errors():
             first = program.forward(self, *values)
         if torch.compiler.is_compiling() or transforms.active():
             first = slopes.poison(first)
@@ -240,7 +240,7 @@ class PursuitNetwork(Settings):
     def _steps(self, bound: StructuredDictionary) -> list[Tensor]:
         self._norms.training = self.training
         layered = self.solver == "layered"
-        with _full_precision(bound.inputs[0].device.type):
+        with full_precision(bound.inputs[0].device):
             if self.solver == "synchronous":
                 gammas = synchronous.step_sizes(bound, self._norms)
             else:
@@ -282,13 +282,6 @@ def _start_cold(network: nn.Module, _keys: Any) -> None:
     network._norms.clear()
 
 
-def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Keep autocast away from the norm bounds."""
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
-
-
 #: Names a model's own children, parameters and buffers must not have.
 RESERVED = frozenset(vars(PursuitNetwork) | vars(Settings)) | {
     *HELD,
@@ -300,14 +293,3 @@ RESERVED = frozenset(vars(PursuitNetwork) | vars(Settings)) | {
     "_source_name",
     "_still",
 }
-
-
-@contextlib.contextmanager
-def _input_errors() -> Iterator[None]:
-    """Say that an operation that refuses its operands got them from the input."""
-    try:
-        yield
-    except (PursuitifyError, torch.OutOfMemoryError):
-        raise
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        raise InputError(f"the network cannot run on this input: {error}") from error

@@ -11,7 +11,7 @@ import importlib
 import io
 import pickle
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -20,7 +20,7 @@ from torch import fx
 
 from pursuitify.errors import CheckpointError
 from pursuitify.normalise import module_path
-from pursuitify.rules import Key, Rule, default
+from pursuitify.rules import Rule, default
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +66,15 @@ def _entries(graph: fx.Graph) -> Iterator[tuple[Any, ...]]:
 class _Pickler(pickle.Pickler):
     """Refers to nodes by name, to built-in rules by what they are registered for."""
 
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer)
+        self._keys = {id(rule): key for key, rule in default().items()}
+
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
         if isinstance(obj, fx.Node):
             return "node", obj.name
         if isinstance(obj, Rule):
-            key = _built_in().get(id(obj))
+            key = self._keys.get(id(obj))
             return None if key is None else ("rule", key)
         if isinstance(obj, FunctionType) and "<locals>" in obj.__qualname__:
             # As torch.nn.functional.max_pool2d: made by a function, found in its module.
@@ -100,7 +104,3 @@ class _Unpickler(pickle.Unpickler):
         if kind == "rule":
             return default()[rest[0]]
         return getattr(importlib.import_module(rest[0]), rest[1])
-
-
-def _built_in() -> Mapping[int, Key]:
-    return {id(rule): key for key, rule in default().items()}

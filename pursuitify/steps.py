@@ -206,4 +206,4 @@ class Schedule(nn.Module):
 
 
 def _held(raw: Tensor, low: float, high: float) -> Tensor:
-    return raw + transforms.constant(raw.clamp(low, high) - raw)
+    return raw + (raw.clamp(low, high) - raw).detach()

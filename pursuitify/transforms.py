@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
 from pursuitify.errors import InputError
@@ -20,15 +19,6 @@ def active() -> bool:
         return False
     wrapped = torch._C._functorch.maybe_current_level() is not None
     return wrapped or forward_ad._current_level >= 0
-
-
-def constant(value: Tensor) -> Tensor:
-    """Return a tensor without derivatives, forward ones included, which ``detach`` hands on."""
-    value = value.detach()
-    if not active():
-        return value
-    primal: Tensor = forward_ad.unpack_dual(value).primal  # type: ignore[no-untyped-call]
-    return primal
 
 
 def refuse_tracing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ class Visit:
         """Whether a residual of the row is held."""
         return self.link is None and self.reading is None
 
-    @property
+    @functools.cached_property
     def pooled(self) -> bool:
         """Whether the latent's pools are held, and its residual, if there is one, made anew.
 
@@ -74,7 +75,7 @@ class Visit:
         still = self.row.diagonal is not None and self.row.reads_inputs
         return pools_alone(self.others) and (self.link is not None or still)
 
-    @property
+    @functools.cached_property
     def moves(self) -> bool:
         """Whether something needs the latent's change."""
         read = self.residual or self.others.targets or self.others.through

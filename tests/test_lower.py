@@ -21,12 +21,14 @@ class Effects(nn.Module):
         self.fc1, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 4)
         self.register_buffer("seen", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("log", torch.zeros(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         torch._assert(x.shape[0] < 5, "small batches only")
         x = F.relu(self.fc1(x))
         self.seen.add_(x.shape[0])
         self.mean.copy_(x.detach().mean(0))
+        self.log[1].narrow(0, 1, 1).add_(1)  # through views, which nothing else reads
         x = self.fc2(x)
         torch._assert(x.shape[0] != 3, "not three")
         return x
@@ -41,6 +43,7 @@ def test_effects_run_once_in_both_kinds_of_code(sweeps: int) -> None:
     model(x)
     assert float(net.seen) == 2
     torch.testing.assert_close(net.mean, model.mean)
+    assert torch.equal(net.log, torch.tensor([[0.0, 0, 0], [0, 1, 0]]))
     for batch in (5, 3):
         with pytest.raises((AssertionError, InputError)):
             net(torch.randn(batch, 4))

@@ -174,6 +174,23 @@ def test_an_objective_per_sample_is_refused(
     assert net.objective(one, net.latents(*one)).shape == (1,)
 
 
+@pytest.mark.parametrize("pads", [(0, 0, 1, 1), (0, 0, 0, -1)])
+def test_padding_of_the_batch_is_refused(pads: tuple[int, ...]) -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.relu(F.pad(self.a(x), pads)))
+
+    net, x = pursued(Padded), drawn(2, 4)
+    with pytest.raises(InputError, match="batch"):
+        net(x)
+    net.iterations = 0
+    assert len(net(x)) == 2 + sum(pads)
+
+
 def test_no_certificate_where_margins_are_not_known() -> None:
     class Moved(nn.Module):
         def __init__(self) -> None:

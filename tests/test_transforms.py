@@ -140,6 +140,18 @@ def test_forward_derivatives_of_the_parameters(case: tuple[PursuitNetwork, Tenso
         same(mine, expected.to(mine.dtype))
 
 
+def test_forward_derivatives_of_steps_outside_their_range() -> None:
+    """The value is held to the range, the derivative is that of the parameter, in both modes."""
+    net, x = pursuitify(chain().double().eval(), iterations=2), torch.randn(3, 4).double()
+    with torch.no_grad():
+        net.pursuit.beta.fill_(0.1)
+    params = parameters(net)
+    v = {k: torch.ones_like(p) if k == "pursuit.beta" else 0 * p for k, p in params.items()}
+    expected = by_autograd(net, x)["pursuit.beta"].sum()
+    assert abs(expected) > 1e-3
+    same(jvp(lambda p: call(net, p, x).square().sum(), (params,), (v,))[1], expected)
+
+
 def test_gradients_per_sample(case: tuple[PursuitNetwork, Tensor]) -> None:
     net, x = case
     params = parameters(net)

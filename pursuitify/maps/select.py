@@ -106,8 +106,8 @@ class Select(LinearMap):
 
     def add_adjoint(self, total: Tensor, y: Tensor, factor: Factor) -> Tensor:
         """Return ``total + factor A^T y``, scattered into ``total``: no dense zeros are made."""
-        y = y if isinstance(factor, float) and factor == 1 else y * factor
-        flat, index, values, dim = self._flat(total, y)
+        scaled = y if isinstance(factor, float) and factor == 1 else y * factor
+        flat, index, values, dim = self._flat(total, scaled)
         if flat.data_ptr() != total.data_ptr():
             return super().add_adjoint(total, y, factor)
         flat.scatter_add_(dim, index, values)

@@ -39,7 +39,7 @@ from pursuitify.maps.symbol import (
     sampling,
     symbol_at,
 )
-from pursuitify.transforms import active, constant
+from pursuitify.transforms import active
 
 _CHUNK_BYTES = 32 * 2**20
 _TIGHT = 1e-3
@@ -253,7 +253,7 @@ def conv_norm_bound(
     """
     kernel = polyphase(working(weight), stride, dilation, groups)
     grid, factor = sampling(tuple(kernel.shape[3:]), slack)
-    level, group, theta, pair = largest_sample(constant(kernel).contiguous(), list(grid))
+    level, group, theta, pair = largest_sample(kernel.detach().contiguous(), list(grid))
     bound: Tensor = level * factor
     if not (weight.requires_grad and torch.is_grad_enabled()) and not active():
         return bound
@@ -265,7 +265,7 @@ def conv_norm_bound(
     sigma = power.clamp_min(tiny).sqrt()
     # The bound itself, to the last bit, so that a pass that records derivatives takes the very
     # steps of one that does not; sigma brings the derivative alone.
-    value: Tensor = bound + (sigma - constant(sigma)) * constant(bound / sigma)
+    value: Tensor = bound + (sigma - sigma.detach()) * (bound / sigma).detach()
     return value
 
 

@@ -20,7 +20,6 @@ Global and synchronous pursuit share their minimisers, so that this serves both.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import warnings
@@ -38,6 +37,7 @@ from pursuitify.memory.column import Residuals, derivatives, image, plus
 from pursuitify.memory.held import Held, held_by, read_by_sweeps, refuse_hidden
 from pursuitify.memory.normal import Vectors, adjoint, apply, conjugate_residuals, dot
 from pursuitify.memory.tensors import put_in, take_out
+from pursuitify.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class _Implicit(torch.autograd.Function):
         latents, signal, steps, held = call.sort(tensors)
         w = [t.to(step.dtype) for t, step in zip(latents, steps, strict=True)]
         dictionary = put_in(call.skeleton, [t.detach() for t in held])
-        with torch.enable_grad(), _full_precision(w[0].device.type):
+        with torch.enable_grad(), full_precision(w[0].device):
             product = apply(dictionary, w)
             refuse_hidden((part for parts in product for part in parts), "implicit")
         r = [
@@ -152,7 +152,7 @@ class _Implicit(torch.autograd.Function):
         *_, wanted = call.sort(ctx.needs_input_grad[1:])
         held = [t.requires_grad_(want) for t, want in zip(held, wanted, strict=True)]
         dictionary = put_in(call.skeleton, held)
-        with _full_precision(w[0].device.type):
+        with full_precision(w[0].device):
             point = _stand_at(dictionary, w, r, steps)
             v = _solve(point, call.request, w_bar)
             moved = apply(dictionary, v)
@@ -273,9 +273,3 @@ def _pull(
             bar = torch.where(d > 0, v[j] / (point.steps[j] * d), 0.0)
             add(own.prox, derivatives([out], [tensors[i] for i in own.prox], [bar]))
     return bars
-
-
-def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()

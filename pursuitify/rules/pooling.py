@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pursuitify.errors import InputError
 from pursuitify.maps import (
     Select,
     Windows,
@@ -154,6 +155,8 @@ def padding(
 
 
 def _padded(op: Op, input: Tensor, pads: Sequence[int], mode: str) -> Affine:
+    if len(pads) == 2 * input.dim() and any(pads[-2:]):
+        raise InputError("padding of the batch dimension adds or drops samples")
     size = tuple(input.shape[-(len(pads) // 2) :])
     kind = "constant" if mode == "zeros" else mode
     return Affine(op(input), (pad(size, tuple(pads), kind, like=input),))

@@ -56,6 +56,18 @@ class TestSelect(MapTests):
             linear.narrow(2, 0, 1)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_memory_that_cannot_be_flattened(last: bool) -> None:
+    """Windows of larger images: the factor is applied once, and the window is written to."""
+    linear = pool_case((6, 5), 2, 2, last=last).bound(torch.float64)[0]
+    x, y = randn(2, 2, 6, 5), randn(2, 2, 3, 2, seed=1)
+    into_x, into_y = randn(2, 2, 8, 7)[:, :, 1:7, 1:6], randn(2, 2, 5, 4)[:, :, 1:4, 1:3]
+    wanted = into_x - 0.5 * linear.adjoint(y)
+    torch.testing.assert_close(linear.add_adjoint(into_x, y, -0.5), wanted)
+    torch.testing.assert_close(into_x, wanted)
+    torch.testing.assert_close(linear.apply_into(into_y, x), linear.apply(x))
+
+
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 @pytest.mark.parametrize("s", [1, 2, 3, 4])
 @pytest.mark.parametrize("d", [1, 2, 3])
