@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.paper import cell, grids, summary
+from benchmarks.paper import cell, figures, grids, summary
 from benchmarks.paper.configuration import Configuration, Evaluation, Training, from_dict
 from benchmarks.paper.data import FASHION
 from benchmarks.paper.evaluate import evaluate
@@ -122,6 +122,20 @@ def test_a_cell_repeats_to_the_bit_and_is_found_again(tmp_path: Path, one_thread
     weights = list((tmp_path / "wa").iterdir())
     cell.run(other, tmp_path / "a", tmp_path / "wa")
     assert list((tmp_path / "wa").iterdir()) == weights, "another evaluation trains nothing"
+
+
+def test_figure_8_is_the_mean_over_seeds(tmp_path: Path) -> None:
+    def found(*errors: float) -> dict[str, object]:
+        return {"found": {"reconstruction": [[e, e] for e in errors]}}
+
+    cells = [
+        grids.Cell("DP", Configuration(Training(iterations=8, seed=seed), Evaluation()))
+        for seed in (0, 1)
+    ]
+    text = figures.figure8(
+        [(cells[0], found(1.0, 2.0)), (cells[1], found(3.0, 6.0))], tmp_path / "8.png"
+    )
+    assert text.splitlines()[2] == "| DP | 2 | 4 |"
 
 
 def test_names_ignore_defaults_and_nothing_else() -> None:

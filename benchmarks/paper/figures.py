@@ -127,13 +127,16 @@ def figure7(pairs: Pairs, path: Path) -> str:
 def figure8(pairs: Pairs, path: Path) -> str:
     """8: relative reconstruction error per sweep, mean over rows, of the longest pursuits."""
     most = max((one.training.iterations for one, _ in pairs), default=0)
-    lines: Lines = {}
+    errors: dict[str, dict[int, list[float]]] = {}
     for one, result in pairs:
         if one.training.iterations == most and "reconstruction" in result["found"]:
-            per_sweep = result["found"]["reconstruction"]
-            lines[one.label] = {
-                t: Estimate(sum(rows) / len(rows), 0.0, 1) for t, rows in enumerate(per_sweep)
-            }
+            for t, rows in enumerate(result["found"]["reconstruction"]):
+                mean = sum(rows) / len(rows)
+                errors.setdefault(one.label, {}).setdefault(t, []).append(mean)
+    lines = {
+        label: {t: estimate(found, None) for t, found in places.items()}
+        for label, places in errors.items()
+    }
     return _draw([(lines, "mean over rows of ‖r‖² / ‖u‖²", "sweep", False)], path)
 
 
