@@ -1,4 +1,4 @@
-"""The memory format the sweeps run in: channels_last where that is faster."""
+"""The memory format of images and kernels: channels_last where that is faster."""
 
 from __future__ import annotations
 
@@ -23,3 +23,17 @@ def preferred(value: Any) -> Any:
     if value.dtype not in _FAST or value.shape[1] == 1:
         return value
     return value.contiguous(memory_format=torch.channels_last)
+
+
+def kernel(weight: Tensor, image: Tensor) -> Tensor:
+    """Return a kernel in the memory format of the images it meets, where a compiler traces.
+
+    Compiled code would copy it into that format for every convolution of every sweep; so it does
+    once. Without a compiler the sweeps pack their kernels (``packing``).
+    """
+    traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if not traced or weight.dim() != 4 or image.is_contiguous():
+        return weight
+    if not image.is_contiguous(memory_format=torch.channels_last):
+        return weight
+    return weight.contiguous(memory_format=torch.channels_last)

@@ -93,6 +93,26 @@ def test_slots_share_no_memory() -> None:
         assert torch.allclose(compiled(x), net(x), rtol=1e-12, atol=1e-12)
 
 
+def test_norms_take_weights_as_convolutions_do() -> None:
+    """Reduced or made contiguous for its norm, a weight was copied for every convolution of it."""
+    found: list[Tensor] = []
+
+    def backend(module: fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        for node in module.graph.nodes:
+            if node.target is torch.ops.pursuitify.largest_sample.default:
+                found.append(node.args[0].meta["example_value"])
+        return module.forward
+
+    net = pursuitify(model(ResidualNet).float(), iterations=2)
+    x = torch.rand(2, 2, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(torch.compile(net, fullgraph=True, backend=backend)(x), net(x))
+    kernels = [weight for weight in found if weight.dim() == 4]
+    assert len(kernels) >= 4
+    assert all(weight.dim() in (2, 4) for weight in found)
+    assert all(k.is_contiguous(memory_format=torch.channels_last) for k in kernels)
+
+
 @slow
 @pytest.mark.parametrize(
     "name", ["resnet18", "densenet121", "googlenet", "squeezenet1_1", "shufflenet_v2_x0_5"]

@@ -149,28 +149,32 @@ class _Search:
 
 
 @torch.library.custom_op("pursuitify::largest_sample", mutates_args=())
-def largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def largest_sample(
+    weight: Tensor, stride: list[int], dilation: list[int], groups: int, grid: list[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Bound the largest eigenvalue of the Gram symbol over a frequency grid.
 
-    An operator of its own so that a compiled or exported forward pass can hold it whole.
+    An operator of its own so that a compiled or exported forward pass can hold it whole. It takes
+    the weight as it is: were the kernel reduced outside, compilers would lay the weight out for
+    that, and copy it for every convolution.
 
     Args:
-        kernel: Reduced kernel (groups, rows, columns, *taps), see ``polyphase``.
+        weight: Kernel (c_out, c_in / groups, *k).
+        stride: Stride per spatial dim.
+        dilation: Dilation per spatial dim.
+        groups: Number of groups.
         grid: Sample points per dim.
 
     Returns:
         The square root of the certified level (0-dim), and where it was met: group (0-dim, int64),
-        angles (dims,) and vector (2, columns), real and imaginary part.
+        angles (dims,) and vector (2, columns), real and imaginary part, ``columns`` being those of
+        the reduced kernel (see ``polyphase``).
     """
-    key = (
-        tuple(kernel.shape),
-        tuple(grid),
-        str(kernel.device),
-        kernel_contents([kernel.flatten(0, 1)]),
-    )
+    key = (*stride, *dilation, groups, *grid, kernel_contents([weight]))
     found = _KNOWN.get(key)
     if found is None:
-        found = _largest_sample(kernel, grid)
+        kernel = polyphase(working(weight), stride, dilation, groups)
+        found = _largest_sample(kernel.contiguous(), grid)
         if len(_KNOWN) >= _KEPT:
             _KNOWN.pop(next(iter(_KNOWN)))
         _KNOWN[key] = found
@@ -178,7 +182,7 @@ def largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Ten
     return level, group, theta, pair
 
 
-#: Kernels met lately, by contents: what ``largest_sample`` returned for them.
+#: Kernels met lately, by contents and reduction: what ``largest_sample`` returned for them.
 _KNOWN: dict[object, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 _KEPT = 2048
 
@@ -221,7 +225,10 @@ def _largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Te
 
 
 @largest_sample.register_fake
-def _(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    weight: Tensor, stride: list[int], dilation: list[int], groups: int, grid: list[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kernel = polyphase(working(weight), stride, dilation, groups)
     return (
         kernel.new_empty(()),
         kernel.new_empty((), dtype=torch.int64),
@@ -253,7 +260,9 @@ def conv_norm_bound(
     """
     kernel = polyphase(working(weight), stride, dilation, groups)
     grid, factor = sampling(tuple(kernel.shape[3:]), slack)
-    level, group, theta, pair = largest_sample(kernel.detach().contiguous(), list(grid))
+    level, group, theta, pair = largest_sample(
+        weight.detach(), list(stride), list(dilation), groups, list(grid)
+    )
     bound: Tensor = level * factor
     if not (weight.requires_grad and torch.is_grad_enabled()) and not active():
         return bound
