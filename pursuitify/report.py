@@ -91,10 +91,12 @@ def _refused(
     """Return the entries of a model that does not convert, as far as it can be traced."""
     try:
         root = checks.model(model)
+        registry = checks.registry(rules)
+        checks.leaves(leaf_modules, root)
         traced = trace(
             root, training=root.training, leaf_modules=(*leaf_modules, *leaves_of(rules))
         )
-        sites = classify(traced.graph, root, checks.registry(rules))
+        sites = classify(traced.graph, root, registry)
     except PursuitifyError:
         return ()
     return _entries(traced.graph, root, sites, (), {p.node: p for p in found})

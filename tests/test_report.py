@@ -142,6 +142,13 @@ def test_bad_layout_is_reported() -> None:
     assert "'auto'" in str(report)
 
 
+@pytest.mark.parametrize("option", ["rules", "leaf_modules"])
+def test_bad_options_are_reported(option: str) -> None:
+    report = explain(ResidualNet(2, 5), **{option: 3})  # type: ignore[arg-type]
+    assert not report.ok
+    assert f"{option}=3" in str(report)
+
+
 def test_modes_are_explained_as_they_are() -> None:
     class Auxiliary(nn.Module):
         def __init__(self) -> None:

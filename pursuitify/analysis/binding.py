@@ -40,6 +40,11 @@ def sizes(input_shape: object) -> tuple[int, ...]:
         OptionError: If it is no sequence of whole numbers >= 1.
     """
     found = []
+    if isinstance(input_shape, Tensor):
+        raise OptionError(
+            f"input_shape is a tensor of shape {tuple(input_shape.shape)}, not the shape of one "
+            "input; give data as x=..."
+        )
     if isinstance(input_shape, Iterable) and not isinstance(input_shape, str):
         found = [checks.whole(size) for size in input_shape]
     whole = tuple(size for size in found if size is not None and size > 0)

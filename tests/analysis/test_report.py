@@ -235,3 +235,9 @@ def test_lanczos_bounds_hold_whatever_the_start(steps):
         assert high <= 1.02 * float(values[0])
     with pytest.raises(OptionError, match="failure"):
         found.bounds(0)
+
+
+def test_data_in_the_place_of_a_shape_are_refused_by_their_shape():
+    net = pursuitify(BY_NAME["conv_chain"].build())
+    with pytest.raises(OptionError, match=r"tensor of shape \(1, 2, 9, 9\)"):
+        coherence(net, torch.rand(1, 2, 9, 9))
