@@ -3,8 +3,9 @@
 python benchmarks/compile.py --models resnet18 --sweeps 1 3 10
 
 Compilation is timed in CPU seconds with its caches off and one worker, so that other work on the
-machine does not count. Breaks in the graph are refused (``fullgraph=True``). The dtype rows compare
-autocast to bfloat16 with float32: time, and how far the outputs differ, for source and network.
+machine does not count; so are runs of one thread on a CPU. Breaks in the graph are refused
+(``fullgraph=True``). The dtype rows compare autocast to bfloat16 with float32: time, and how far
+the outputs differ, for source and network.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import os
 import resource
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 # Read by the compiler when it is imported.
@@ -66,7 +69,11 @@ def measure(name: str, given: argparse.Namespace) -> list[common.Row]:
         if given.bf16:
             calls["bf16"] = lambda: _autocast(net, x)
             calls["source bf16"] = lambda: _autocast(source, x)
-        times = common.in_turns(calls, given.repeats, given.device) if given.repeats else {}
+        times = (
+            common.in_turns(calls, given.repeats, given.device, clock=_clock(given))
+            if given.repeats
+            else {}
+        )
         outputs = {"compiled": (found[0], expected), "eager": (expected, expected)}
         if given.bf16:
             outputs["bf16"] = (_autocast(net, x), expected)
@@ -88,6 +95,11 @@ def measure(name: str, given: argparse.Namespace) -> list[common.Row]:
                 row["compile_cpu_seconds"] = compiling
             rows.append(row)
     return rows
+
+
+def _clock(given: argparse.Namespace) -> Callable[[], float]:
+    alone = given.threads == 1 and torch.device(given.device).type == "cpu"
+    return time.process_time if alone else time.perf_counter
 
 
 def _autocast(run: torch.nn.Module, x: Tensor) -> Tensor:
