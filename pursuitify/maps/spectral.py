@@ -61,6 +61,9 @@ def _start(size: int, like: Tensor) -> Tensor:
 def lanczos(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return the largest Ritz value and its vector, for each Hermitian matrix of a batch.
 
+    Conjugates are formed, not left to torch's lazy ``conj()``: code that Inductor compiled calls its
+    operators where elementwise functions do not see the lazy ones.
+
     Args:
         gram: Positive semidefinite matrices (batch, n, n).
         start: Start vectors (batch, n, 1), not zero.
@@ -78,14 +81,16 @@ def lanczos(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         vectors.append(vector)
         images.append(gram @ vector)
         basis = torch.cat(vectors, 2)
-        vector = images[-1] - basis @ (basis.mH @ images[-1])
-        vector = vector - basis @ (basis.mH @ vector)
+        turned = torch.conj_physical(basis).mT
+        vector = images[-1] - basis @ (turned @ images[-1])
+        vector = vector - basis @ (turned @ vector)
     basis, image = torch.cat(vectors, 2), torch.cat(images, 2)
-    projected = basis.mH @ image
-    weights = torch.linalg.eigh((projected + projected.mH) / 2)[1][..., -1:]
+    projected = torch.conj_physical(basis).mT @ image
+    projected = (projected + torch.conj_physical(projected).mT) / 2
+    weights = torch.linalg.eigh(projected)[1][..., -1:]
     vector, image = basis @ weights, image @ weights
     scale = (vector.abs() ** 2).sum((1, 2)).clamp_min(tiny)
-    value = (vector.conj() * image).real.sum((1, 2)) / scale
+    value = (torch.conj_physical(vector) * image).real.sum((1, 2)) / scale
     return value, vector / scale.sqrt()[:, None, None]
 
 

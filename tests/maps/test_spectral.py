@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from pursuitify.maps import (
     conv_norm_bound,
     conv_norm_estimate,
     dense_norm_bound,
     dense_norm_estimate,
+    spectral,
 )
 from pursuitify.maps.symbol import polyphase, sampling, symbol_at
 from tests.maps.base import randn
@@ -165,3 +167,21 @@ def test_large_matrix_takes_the_blocked_product() -> None:
     mirror = torch.eye(size, dtype=torch.float64) - 2 * mirror @ mirror.T / mirror.square().sum()
     weight = mirror * torch.linspace(1, 3, size, dtype=torch.float64) @ mirror.T
     assert 3 - 1e-9 <= float(dense_norm_bound(weight)) <= 3.03
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_code_finds_the_same_bound(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code called the operator where lazy conjugates of torch are not seen."""
+    torch.manual_seed(0)
+    weight = torch.randn(20, 16, 3, 3)
+    expected = spectral.conv_norm_bound(weight, (1, 1), (1, 1))
+    monkeypatch.setattr(spectral, "_KNOWN", {})
+    torch.compiler.reset()
+
+    @torch.compile(backend=backend, fullgraph=True)
+    def bound(weight: Tensor) -> Tensor:
+        return spectral.conv_norm_bound(weight, (1, 1), (1, 1))
+
+    with torch.no_grad():
+        assert bound(weight).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert spectral._KNOWN
