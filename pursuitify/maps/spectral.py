@@ -61,8 +61,8 @@ def _start(size: int, like: Tensor) -> Tensor:
 def lanczos(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return the largest Ritz value and its vector, for each Hermitian matrix of a batch.
 
-    Conjugates are formed, not left to torch's lazy ``conj()``: code that Inductor compiled calls its
-    operators where elementwise functions do not see the lazy ones.
+    Conjugates are formed, not left to torch's lazy ``conj()``: compiled code calls its operators
+    where elementwise functions do not see the lazy ones.
 
     Args:
         gram: Positive semidefinite matrices (batch, n, n).
