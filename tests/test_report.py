@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -144,7 +145,8 @@ def test_bad_layout_is_reported() -> None:
 
 @pytest.mark.parametrize("option", ["rules", "leaf_modules"])
 def test_bad_options_are_reported(option: str) -> None:
-    report = explain(ResidualNet(2, 5), **{option: 3})  # type: ignore[arg-type]
+    wrong: dict[str, Any] = {option: 3}
+    report = explain(ResidualNet(2, 5), **wrong)
     assert not report.ok
     assert f"{option}=3" in str(report)
 
