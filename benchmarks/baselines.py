@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
 from pursuitify import PursuitNetwork, pursuitify
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.dictionary.structured import StructuredDictionary
 
 MODELS = ("resnet18", "densenet121")
 KEY = ("model", "batch", "size", "sweeps", "way")

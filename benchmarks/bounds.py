@@ -21,10 +21,10 @@ import torch
 
 from pursuitify import pursuitify
 from pursuitify.analysis import coherence
-from pursuitify.analysis.families import Points, ReadsBack, minima
-from pursuitify.analysis.pictures import plot_block_sparsity, plot_families, plot_gram_blocks
+from pursuitify.analysis.measures.architecture_families import Points, ReadsBack, minima
+from pursuitify.analysis.measures.plots import plot_block_sparsity, plot_families, plot_gram_blocks
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
-from pursuitify.network import PursuitNetwork
+from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.plots import plot_structure
 
 SHAPE = (3, 16, 16)

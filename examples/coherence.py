@@ -15,7 +15,7 @@ import torch
 
 from pursuitify import pursuitify
 from pursuitify.analysis import certify, coherence, minimum_frame_potential
-from pursuitify.analysis.pictures import plot_block_sparsity, plot_families, plot_gram_blocks
+from pursuitify.analysis.measures.plots import plot_block_sparsity, plot_families, plot_gram_blocks
 from pursuitify.models import ChainNet, ResidualNet
 
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuitify import explain, pursuitify
-from pursuitify.activations import Activation
-from pursuitify.maps import LinearMap, dottest
+from pursuitify.operators import LinearMap, dottest
+from pursuitify.operators.activations import Activation
 from pursuitify.rules import activation, linear
 
 

@@ -1,6 +1,6 @@
 """From a small residual network to its pursuit network, on scikit-learn's handwritten digits.
 
-Trains, converts, fine-tunes and attacks (`pursuitify.demo`, which `pursuitify demo` runs too), then
+Trains, converts, fine-tunes and attacks (`pursuitify.cli.demo`, which `pursuitify demo` runs too), then
 converts two torchvision models. Prints tables, writes two pictures. Run `make demo`.
 """
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from pursuitify import pursuitify
-from pursuitify.demo import SEED, difference, digits
+from pursuitify.cli.demo import SEED, difference, digits
 
 console = Console()
 

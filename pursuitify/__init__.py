@@ -1,9 +1,11 @@
 """Turn an existing ReLU network into a deep pursuit network."""
 
 from pursuitify.analysis import coherence
-from pursuitify.calibrate import calibrate
-from pursuitify.checkpoint import load, save
-from pursuitify.compiler import pursuitify
+from pursuitify.calibration import calibrate
+from pursuitify.checkpoints.save_load import load, save
+from pursuitify.conversion.convert import pursuitify
+from pursuitify.conversion.explain import explain
+from pursuitify.conversion.report import Report
 from pursuitify.errors import (
     CheckpointError,
     ConversionError,
@@ -14,8 +16,7 @@ from pursuitify.errors import (
     PursuitifyError,
     TraceError,
 )
-from pursuitify.network import PursuitNetwork
-from pursuitify.report import Report, explain
+from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.version import VERSION
 
 __all__ = [

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pursuitify import checks
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
-from pursuitify.network import PursuitNetwork
+from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.utils import option_checks
 
 STEP_SCALES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 
@@ -146,8 +146,8 @@ def calibrate(
             f"batches is a {type(batches).__name__}, not a loader or a list of batches; of a "
             "single batch x, give [x]"
         )
-    steps = sorted({0.0, *(checks.factor("step_scales", s, 1.0) for s in step_scales)})
-    thresholds = sorted({checks.factor("threshold_scales", t) for t in threshold_scales})
+    steps = sorted({0.0, *(option_checks.factor("step_scales", s, 1.0) for s in step_scales)})
+    thresholds = sorted({option_checks.factor("threshold_scales", t) for t in threshold_scales})
     if not thresholds:
         raise OptionError("threshold_scales is empty")
     # At a step of 0 no threshold is ever applied: one trial stands for all.
@@ -196,9 +196,9 @@ def _check(net: PursuitNetwork, agreement: float, divergence: float | None) -> N
         raise OptionError(f"calibrate takes a PursuitNetwork, not a {type(net).__name__}")
     if net.training:
         raise OptionError("calibrate compares outputs: put the network in evaluation mode first")
-    checks.factor("agreement", agreement, 1.0)
+    option_checks.factor("agreement", agreement, 1.0)
     if divergence is not None:
-        checks.factor("divergence", divergence)
+        option_checks.factor("divergence", divergence)
 
 
 def _scores(output: Any, logits: Callable[[Any], Tensor] | None) -> Tensor:

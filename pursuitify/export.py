@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from pursuitify.errors import InputError, InternalError, MissingExtraError, OptionError
-from pursuitify.network import PursuitNetwork
+from pursuitify.network.pursuit_network import PursuitNetwork
 
 #: Weights beyond this many bytes go to a second file: ONNX's own limit is 2 GiB.
 _LARGEST_FILE = 1.9 * 2**30

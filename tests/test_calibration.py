@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify import InputError, OptionError, PursuitNetwork, pursuitify
-from pursuitify.calibrate import Calibration, calibrate
+from pursuitify.calibration import Calibration, calibrate
 from pursuitify.models import ResidualNet
-from tests.nets import randomise
+from tests.support.nets import randomise
 
 STEPS, THRESHOLDS = (0.05, 0.3, 1.0), (0.5, 1.0, 3.0)
 

@@ -15,8 +15,8 @@ from pursuitify import export as module
 from pursuitify.errors import MissingExtraError
 from pursuitify.export import export_onnx, export_program
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
-from tests.agreement import error, state
-from tests.nets import BY_NAME, randomise
+from tests.support.agreement import error, state
+from tests.support.nets import BY_NAME, randomise
 
 slow = pytest.mark.slow
 networks = pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pursuitify import PursuitNetwork, pursuitify
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
-from pursuitify.pursuit import global_pursuit
+from pursuitify.solvers.global_pursuit import global_pursuit
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 cuda = [pytest.mark.gpu, needs_cuda]

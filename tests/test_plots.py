@@ -12,7 +12,7 @@ from matplotlib.collections import PatchCollection
 
 from pursuitify import OptionError, pursuitify
 from pursuitify.plots import plot_objective, plot_structure
-from tests.nets import BY_NAME
+from tests.support.nets import BY_NAME
 
 
 def blocks(figure) -> int:

@@ -13,8 +13,8 @@ from benchmarks.paper.data import images
 from pursuitify import PursuitNetwork
 from pursuitify.analysis import coherence
 from pursuitify.robust import Protocol, Step, audit, fgsm, pgd
-from pursuitify.robust.adaptive import iterations
-from pursuitify.robust.measure import wilson
+from pursuitify.robust.auditing.gradient_statistics import wilson
+from pursuitify.robust.surrogates.sweep_counts import iterations
 
 PGD = {"steps": 40}
 #: FGSM and PGD-40 on every image; the rest attacks what is left standing.

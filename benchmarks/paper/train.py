@@ -17,7 +17,7 @@ from benchmarks.paper.configuration import Training
 from benchmarks.paper.data import CHANNELS, images
 from pursuitify import PursuitNetwork, pursuitify
 from pursuitify.analysis import FramePotentialPenalty
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
 from pursuitify.robust import pgd
 

@@ -1,7 +1,7 @@
 """Coherence of the global dictionary: measures, bounds, certificates, a penalty, pictures."""
 
-from pursuitify.analysis.bounds import chain_frame_potential, convolutional_welch, welch
-from pursuitify.analysis.certificates import (
+from pursuitify.analysis.certificates.certify import certify
+from pursuitify.analysis.certificates.support_recovery import (
     Certificate,
     Verdict,
     layered_gain,
@@ -10,12 +10,22 @@ from pursuitify.analysis.certificates import (
     theorem_a,
     theorem_b,
 )
-from pursuitify.analysis.certified import certify
-from pursuitify.analysis.measure import coherence
-from pursuitify.analysis.minimum import MinimumFramePotential, minimum_frame_potential
-from pursuitify.analysis.penalty import FramePotentialPenalty, frame_potential_penalty
-from pursuitify.analysis.report import CoherenceReport
-from pursuitify.analysis.spectrum import babel, babel_function, extreme_eigenvalues
+from pursuitify.analysis.measures.coherence import coherence
+from pursuitify.analysis.measures.coherence_report import CoherenceReport
+from pursuitify.analysis.measures.frame_potential_penalty import (
+    FramePotentialPenalty,
+    frame_potential_penalty,
+)
+from pursuitify.analysis.measures.min_frame_potential import (
+    MinimumFramePotential,
+    minimum_frame_potential,
+)
+from pursuitify.analysis.measures.spectrum import babel, babel_function, extreme_eigenvalues
+from pursuitify.analysis.measures.welch_bounds import (
+    chain_frame_potential,
+    convolutional_welch,
+    welch,
+)
 
 __all__ = [
     "Certificate",

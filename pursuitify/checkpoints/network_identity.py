@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pursuitify.checkpoints.tensor_sketch import same, sketch
+from pursuitify.compiler.lowering.program import Program
+from pursuitify.compiler.tracing.nodes import describe
 from pursuitify.errors import CheckpointError
-from pursuitify.network import PursuitNetwork
-from pursuitify.normalise import describe
-from pursuitify.program import Program
-from pursuitify.sketch import same, sketch
+from pursuitify.network.pursuit_network import PursuitNetwork
 
 #: The parts, by the name they have in a file.
 PARTS = ("graph", "operations", "constants")

@@ -15,16 +15,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pursuitify import checks
-from pursuitify.compiler import PAPER_BETA
-from pursuitify.compiler import pursuitify as convert
+from pursuitify.checkpoints.network_identity import (
+    PARTS,
+    compare_operations,
+    compare_rows,
+    identity,
+    shown,
+)
+from pursuitify.compiler.tracing.tracer import LeafModule
+from pursuitify.conversion.convert import PAPER_BETA
+from pursuitify.conversion.convert import pursuitify as convert
 from pursuitify.errors import CheckpointError, OptionError
-from pursuitify.files import read_tensors, write_tensors
-from pursuitify.identity import PARTS, compare_operations, compare_rows, identity, shown
-from pursuitify.network import PursuitNetwork
+from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.rules import Key, Rule
-from pursuitify.settings import OPTIONS, Settings
-from pursuitify.trace import LeafModule
+from pursuitify.solvers.settings import OPTIONS, Settings
+from pursuitify.utils import option_checks
+from pursuitify.utils.atomic_files import read_tensors, write_tensors
 from pursuitify.version import VERSION
 
 #: Format 1 held the rows, not the operations and constants: read, with a warning.
@@ -146,9 +152,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"the header of {path} is incomplete or altered")
     try:
         Settings(**{name: options[name] for name in OPTIONS})
-        checks.one_of("layout", options["layout"], checks.LAYOUTS)
-        checks.switch("paper", options["paper"])
-        checks.switch("nonnegative_thresholds", options["nonnegative_thresholds"])
+        option_checks.one_of("layout", options["layout"], option_checks.LAYOUTS)
+        option_checks.switch("paper", options["paper"])
+        option_checks.switch("nonnegative_thresholds", options["nonnegative_thresholds"])
     except (OptionError, OverflowError) as error:
         raise CheckpointError(f"the header of {path} is altered: {error}") from error
     return {name: header[name] for name in ("options", *parts)}, tensors

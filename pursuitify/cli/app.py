@@ -15,11 +15,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from pursuitify import cli_audit, cli_training, save
 from pursuitify import coherence as measure
 from pursuitify import explain as dry_run
-from pursuitify.checkpoint import save_source
-from pursuitify.cli_shared import (
+from pursuitify import save
+from pursuitify.checkpoints.save_load import save_source
+from pursuitify.cli import audit_command, training_commands
+from pursuitify.cli.model_sources import load_model
+from pursuitify.cli.options import (
     CLASSES,
     FILE,
     JSON,
@@ -35,7 +37,6 @@ from pursuitify.cli_shared import (
     show,
 )
 from pursuitify.errors import OptionError, PursuitifyError
-from pursuitify.sources import load_model
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,10 +46,10 @@ app = typer.Typer(
     "timm:NAME, or path/to/file.py:factory (the file is run as Python code).",
 )
 for command in (
-    cli_training.finetune,
-    cli_training.evaluate,
-    cli_training.demo,
-    cli_audit.audit,
+    training_commands.finetune,
+    training_commands.evaluate,
+    training_commands.demo,
+    audit_command.audit,
 ):
     app.command()(command)
 

@@ -10,7 +10,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from pursuitify import cli_shared as shared
+from pursuitify.cli import options as shared
 from pursuitify.errors import OptionError
 from pursuitify.robust import AuditReport
 from pursuitify.robust import audit as run

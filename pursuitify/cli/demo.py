@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from pursuitify.compiler import pursuitify
+from pursuitify.conversion.convert import pursuitify
 from pursuitify.data import Images, load_data
 from pursuitify.models import ResidualNet
 from pursuitify.robust import fgsm, pgd

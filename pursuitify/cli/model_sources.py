@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from pursuitify import checks
+from pursuitify.conversion import model_checks
 from pursuitify.errors import CheckpointError, MissingExtraError, OptionError
 
 
@@ -104,4 +104,4 @@ def _from_file(path: str, factory: str) -> nn.Module:
     make = getattr(module, factory, None)
     if not callable(make):
         raise OptionError(f"{path} has no function {factory!r}")
-    return checks.model(make())
+    return model_checks.model(make())

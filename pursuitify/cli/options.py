@@ -13,10 +13,10 @@ from rich.console import Console
 from torch import nn
 
 from pursuitify import load, pursuitify
+from pursuitify.cli.model_sources import load_model, load_weights
 from pursuitify.data import Data, load_data
 from pursuitify.errors import OptionError
-from pursuitify.network import PursuitNetwork
-from pursuitify.sources import load_model, load_weights
+from pursuitify.network.pursuit_network import PursuitNetwork
 
 NAME = Annotated[str, typer.Argument(metavar="MODEL", help="resnet50, timm:NAME, file.py:factory")]
 SHAPE = Annotated[str, typer.Option(help="Shape of one input, e.g. 3,224,224.")]

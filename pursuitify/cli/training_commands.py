@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pursuitify import cli_shared as shared
+from pursuitify.cli import options as shared
 from pursuitify.errors import OptionError
-from pursuitify.network import PursuitNetwork
+from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.training import RECIPES, Config, Interrupted
 from pursuitify.training import finetune as train
 from pursuitify.training import recipe as named
@@ -67,7 +67,7 @@ def finetune(
 
     Writes best.safetensors, last.safetensors, log.csv and state.safetensors to the output folder.
     Ctrl-C leaves a state that --resume goes on from. For several processes, machines or mixed
-    precision: accelerate launch -m pursuitify.cli finetune ...
+    precision: accelerate launch -m pursuitify.cli.app finetune ...
 
     Examples:
       pursuitify finetune nets.py:make --data digits --output run
@@ -168,7 +168,7 @@ def evaluate(
       pursuitify evaluate nets.py:make --checkpoint run/best.safetensors
       pursuitify evaluate nets.py:make --sweeps 0,10 --eps 0.03 --part val
     """
-    from pursuitify.sweeps import against_sweeps
+    from pursuitify.training.evaluation import against_sweeps
 
     try:
         counts = {int(count) for count in sweeps.split(",")}
@@ -214,7 +214,7 @@ def demo(
 
     Example: pursuitify demo --output demo-output
     """
-    from pursuitify.demo import digits
+    from pursuitify.cli.demo import digits
 
     facts = digits(output, quick=quick, console=Console(quiet=as_json))
     if as_json:

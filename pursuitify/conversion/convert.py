@@ -8,17 +8,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pursuitify import checks, containers, cutting
-from pursuitify.balance import balance as rescale
-from pursuitify.classify import Value, classify, problems
+from pursuitify.compiler.equalization.equalize import balance as rescale
+from pursuitify.compiler.graph import refusals
+from pursuitify.compiler.graph.build_rows import build
+from pursuitify.compiler.graph.classify import Value, classify
+from pursuitify.compiler.graph.completeness import check_complete
+from pursuitify.compiler.graph.refusals import unknown_values
+from pursuitify.compiler.graph.rows import Layout
+from pursuitify.compiler.lowering.emit import lower
+from pursuitify.compiler.lowering.program import Program
+from pursuitify.compiler.tracing.trace import Traced, skeleton, trace_modes
+from pursuitify.compiler.tracing.tracer import LeafModule
+from pursuitify.conversion import model_checks
 from pursuitify.errors import ConversionError, OptionError
-from pursuitify.graph import Layout, build, check_complete
-from pursuitify.lower import lower
-from pursuitify.network import RESERVED, PursuitNetwork
-from pursuitify.program import Program
+from pursuitify.network.pursuit_network import RESERVED, PursuitNetwork
 from pursuitify.rules import Key, Registry, Rule, leaves_of
-from pursuitify.settings import OPTIONS, Settings
-from pursuitify.trace import LeafModule, Traced, skeleton, trace_modes
+from pursuitify.solvers.settings import OPTIONS, Settings
+from pursuitify.utils import option_checks
 
 _CONVERSION = (
     "layout",
@@ -57,7 +63,7 @@ def pursuitify(
         iterations: T, the number of sweeps; settable later, 0 is the source network.
         solver: ``global`` (Algorithm 2), ``layered`` (Algorithm 1, each row alone),
             ``synchronous`` (from zero, all latents at once with one step; see
-            :mod:`pursuitify.synchronous`) or ``feedforward``.
+            :mod:`pursuitify.solvers.synchronous`) or ``feedforward``.
         layout: ``auto`` (decoder rows where possible), ``encoder`` (every row but those that
             read the input) or ``decoder`` (an error where a row has no decoder form).
         copy: Deep-copy the weights; with False the network shares the model's modules.
@@ -83,19 +89,19 @@ def pursuitify(
         ConversionError: If operations cannot be converted; lists all of them.
     """
     settings = {**OPTIONS, "iterations": iterations, "solver": solver, **settings}
-    checks.unknown_options(settings.keys() - OPTIONS.keys(), (*OPTIONS, *_CONVERSION))
-    checks.model(model)
+    option_checks.unknown_options(settings.keys() - OPTIONS.keys(), (*OPTIONS, *_CONVERSION))
+    model_checks.model(model)
     Settings(**settings)
-    checks.one_of("layout", layout, checks.LAYOUTS)
-    checks.switch("copy", copy)
-    checks.switch("balance", balance)
+    option_checks.one_of("layout", layout, option_checks.LAYOUTS)
+    option_checks.switch("copy", copy)
+    option_checks.switch("balance", balance)
     if balance and not copy:
         raise OptionError(
             "balance=True changes weights, and with copy=False they are the model's own: leave "
             "copy=True"
         )
-    checks.switch("paper", paper)
-    checks.switch("nonnegative_thresholds", nonnegative_thresholds)
+    option_checks.switch("paper", paper)
+    option_checks.switch("nonnegative_thresholds", nonnegative_thresholds)
     programs, constants = compile_model(model, layout, rules, leaf_modules, nonnegative_thresholds)
     own = _copied(model) if copy else model
     balanced = rescale(own, programs) if balance else None
@@ -127,9 +133,9 @@ def compile_model(
         TraceError: If torch.fx cannot follow the model.
         ConversionError: If it cannot be converted.
     """
-    registry = checks.registry(rules)
-    checks.leaves(leaf_modules, model)
-    checks.names(model, RESERVED)
+    registry = model_checks.registry(rules)
+    model_checks.leaves(leaf_modules, model)
+    model_checks.names(model, RESERVED)
     traces = trace_modes(model, (*leaf_modules, *leaves_of(rules)))
     evaluated, trained = traces[False], traces[True]
     same = evaluated is trained
@@ -184,9 +190,9 @@ def compile_program(
         ConversionError: If it cannot be converted.
     """
     sites = classify(traced.graph, model, registry)
-    found = [*containers.problems(sites), *problems(traced.graph, model, sites)]
+    found = [*refusals.container_inputs(sites), *unknown_values(traced.graph, model, sites)]
     if not any(site.value is Value.LATENT for site in sites.values()):
-        cuts = cutting.problems(traced.graph, model, sites)
+        cuts = refusals.cutting_freezes(traced.graph, model, sites)
         if cuts:
             raise ConversionError(
                 f"{type(model).__name__} has no activation left to pursue, for frozen values cut "

@@ -11,16 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify import checks
-from pursuitify.classify import Sites, Value, classify
-from pursuitify.compiler import compile_model
+from pursuitify.compiler.graph.classify import Sites, Value, classify
+from pursuitify.compiler.graph.dependency_graph import to_networkx
+from pursuitify.compiler.graph.rows import Layout, Row, needed_operations
+from pursuitify.compiler.lowering.program import Program
+from pursuitify.compiler.tracing.nodes import describe, module_path
+from pursuitify.compiler.tracing.trace import trace
+from pursuitify.compiler.tracing.tracer import LeafModule
+from pursuitify.conversion import model_checks
+from pursuitify.conversion.convert import compile_model
+from pursuitify.conversion.report import Entry, Report
+from pursuitify.conversion.text_picture import block_picture
 from pursuitify.errors import Problem, PursuitifyError
-from pursuitify.findings import Entry, Report
-from pursuitify.graph import Layout, Row, needed_operations, to_networkx
-from pursuitify.picture import block_picture
-from pursuitify.program import Program
 from pursuitify.rules import Key, Rule, leaves_of
-from pursuitify.trace import LeafModule, describe, module_path, trace
+from pursuitify.utils import option_checks
 
 
 def explain(
@@ -47,8 +51,8 @@ def explain(
     """
     name = type(model).__name__
     try:
-        checks.model(model)
-        checks.one_of("layout", layout, checks.LAYOUTS)
+        model_checks.model(model)
+        option_checks.one_of("layout", layout, option_checks.LAYOUTS)
         programs, constants = compile_model(model, layout, rules, leaf_modules)
     except PursuitifyError as error:
         found = _problems_of(error, name)
@@ -90,9 +94,9 @@ def _refused(
 ) -> tuple[Entry, ...]:
     """Return the entries of a model that does not convert, as far as it can be traced."""
     try:
-        root = checks.model(model)
-        registry = checks.registry(rules)
-        checks.leaves(leaf_modules, root)
+        root = model_checks.model(model)
+        registry = model_checks.registry(rules)
+        model_checks.leaves(leaf_modules, root)
         traced = trace(
             root, training=root.training, leaf_modules=(*leaf_modules, *leaves_of(rules))
         )

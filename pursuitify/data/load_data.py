@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pursuitify.data.folder import image_folder
-from pursuitify.data.idx import read_idx
+from pursuitify.data.idx_files import read_idx
+from pursuitify.data.image_folder import image_folder
 from pursuitify.data.images import Data, Images, augmentation, moments, split
 from pursuitify.errors import DataError, MissingExtraError, OptionError
 

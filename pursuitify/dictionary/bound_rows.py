@@ -11,10 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.activations import Activation
-from pursuitify.maps import Chain, Conv, Identity, LinearMap, Place, Scale, compose, is_weighted
-from pursuitify.plan import OffsetPlan, RowPlan, Use
-from pursuitify.program import Bound
+from pursuitify.compiler.lowering.offsets import offset_of
+from pursuitify.compiler.lowering.plan import RowPlan, Use
+from pursuitify.compiler.lowering.program import Bound
+from pursuitify.operators import (
+    Chain,
+    Conv,
+    LinearMap,
+    Place,
+    compose,
+)
+from pursuitify.operators.activations import Activation
 
 Parts = tuple[Tensor, ...]
 
@@ -191,26 +198,3 @@ def _extents(plan: RowPlan, bound: Mapping[str, Bound]) -> tuple[int, list[tuple
         dim = places[0].dim
         extents.append((sum(place.start for place in places), places[0].length))
     return dim, extents
-
-
-def offset_of(tree: OffsetPlan | None, bound: Mapping[str, Bound]) -> Tensor | None:
-    """Return the value of an expression tree at all-zero leaves; None for zero."""
-    if tree is None:
-        return None
-    operation = bound[tree.name]
-    total = operation.offset
-    for k, operand in tree.operands:
-        inner = offset_of(operand, bound)
-        if inner is not None:
-            term = _push(operation.maps[k], inner, bound[operand.name].shape)
-            total = term if total is None else total + term
-    return total
-
-
-def _push(linear: LinearMap, offset: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Apply a map to an offset that broadcasts against ``shape``."""
-    if isinstance(linear, (Scale, Identity)):
-        return linear.apply(offset)
-    per_sample = offset.dim() == len(shape) and offset.shape[0] != 1
-    batch = 1 if is_weighted(linear) and not per_sample else shape[0]
-    return linear.apply(offset.expand(batch, *shape[1:]))

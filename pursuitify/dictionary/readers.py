@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.maps import Factor, LinearMap, accumulate
+from pursuitify.operators import Factor, LinearMap, accumulate
 
 #: Index of a row and of a slot in it.
 Target = tuple[int, int]

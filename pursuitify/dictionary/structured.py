@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.bind import BoundRow, Parts, bind_row
+from pursuitify.compiler.graph.rows import Readers
+from pursuitify.compiler.lowering.program import Pass, Program
+from pursuitify.dictionary.bound_rows import BoundRow, Parts, bind_row
+from pursuitify.dictionary.readers import Branch, branch_of
 from pursuitify.errors import InputError
-from pursuitify.feedback import Branch, branch_of
-from pursuitify.graph import Readers
-from pursuitify.maps import LinearMap
-from pursuitify.program import Pass, Program
+from pursuitify.operators import LinearMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,3 +257,18 @@ def bind(
         for readers in program.readers
     )
     return StructuredDictionary(rows, tuple(inputs), shapes, program.readers, branches)
+
+
+def signal_of(dictionary: StructuredDictionary) -> list[Parts]:
+    """Return y = P x, in slots."""
+    rows = []
+    for row in dictionary.rows:
+        parts = []
+        for paths, like in zip(row.slots, row.signal, strict=True):
+            total = torch.zeros_like(like)
+            for path in paths:
+                if path.leaf < 0:
+                    total = total + path.apply(dictionary.inputs[-1 - path.leaf])
+            parts.append(total)
+        rows.append(tuple(parts))
+    return rows

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pursuitify import transforms
-from pursuitify.classify import Value
+from pursuitify.compiler.graph.classify import Value
+from pursuitify.compiler.lowering.program import Program
 from pursuitify.errors import InputError, PursuitifyError
-from pursuitify.program import Program
+from pursuitify.utils import func_transforms
 
 _VARIADIC = (
     ". What a forward takes as *args or **kwargs was compiled in as empty: to pass more, convert a "
@@ -127,7 +127,7 @@ def inputs(program: Program, values: Sequence[Any], network: nn.Module) -> None:
                 f"{name} has dtype {value.dtype} and the network {like.dtype}: convert one of them"
             )
         _check_shape(program, node, value, network, name)
-        readable = not (value.is_meta or torch.compiler.is_compiling() or transforms.active())
+        readable = not (value.is_meta or torch.compiler.is_compiling() or func_transforms.active())
         if readable and not _finite(value):
             raise InputError(f"{name} holds NaN or infinite values")
 

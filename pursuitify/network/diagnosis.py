@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.dictionary.structured import StructuredDictionary
 
 
 @dataclass(frozen=True)

@@ -11,28 +11,35 @@ import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify import (
-    align,
-    calls,
-    diagnosis,
-    dictionary,
-    formats,
-    packing,
-    slopes,
-    solve,
-    steps,
-    synchronous,
-    transforms,
-)
-from pursuitify.balance import Balance
-from pursuitify.diagnosis import PursuitTrace
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.graph import to_networkx
-from pursuitify.lower import revive
-from pursuitify.precision import full_precision
-from pursuitify.program import Pass, Program
-from pursuitify.settings import HELD, Settings
-from pursuitify.untouched import untouched
+from pursuitify.compiler.equalization.equalize import Balance
+from pursuitify.compiler.graph.dependency_graph import to_networkx
+from pursuitify.compiler.lowering.emit import revive
+from pursuitify.compiler.lowering.program import Pass, Program
+from pursuitify.dictionary import norm_bounds, structured
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.network import arguments, diagnosis, run_solver, slope_checks
+from pursuitify.network.diagnosis import PursuitTrace
+from pursuitify.solvers import step_sizes as steps
+from pursuitify.solvers import step_sizes as synchronous
+from pursuitify.solvers.inplace import kernel_packing
+from pursuitify.solvers.settings import HELD, Settings
+from pursuitify.utils import func_transforms, memory_format
+from pursuitify.utils.autocast import full_precision
+from pursuitify.utils.running_statistics import untouched
+
+
+def slots(trained: Sequence[str], evaluated: Sequence[str]) -> tuple[list[int], list[int], int]:
+    """Place the latents of both modes in one vector, the same latent at the same place.
+
+    Args:
+        trained: Names of the latents in training mode, in graph order; they come first.
+        evaluated: Names of the latents in evaluation mode.
+
+    Returns:
+        The place of every latent in training mode, in evaluation mode, and the vector's length.
+    """
+    place = {name: i for i, name in enumerate(dict.fromkeys((*trained, *evaluated)))}
+    return [place[n] for n in trained], [place[n] for n in evaluated], len(place)
 
 
 class Inference(NamedTuple):
@@ -86,12 +93,12 @@ class PursuitNetwork(Settings):
         self.training = model.training
         self._programs = dict(programs)
         self._source_name = type(model).__name__
-        self._norms = steps.Norms()
-        self._kernels = packing.Kernels()
+        self._norms = norm_bounds.Norms()
+        self._kernels = kernel_packing.Kernels()
         self.register_load_state_dict_post_hook(_start_cold)  # type: ignore[no-untyped-call]
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         names = {mode: [row.name for row in p.rows] for mode, p in programs.items()}
-        trained, evaluated, count = align.slots(names[True], names[False])
+        trained, evaluated, count = slots(names[True], names[False])
         self._places = {True: trained, False: evaluated}
         self.pursuit = steps.Schedule(count, beta_range, like.dtype).to(like.device)
         self._still = True
@@ -140,9 +147,9 @@ class PursuitNetwork(Settings):
         if torch.compiler.is_compiling() and not kwargs:
             values = (*args, *program.defaults[len(args) :])
         else:
-            values = calls.arguments(program, args, kwargs, self)
+            values = arguments.arguments(program, args, kwargs, self)
         if not self._pursues and not program.nonnegative:
-            with calls.input_errors():
+            with arguments.input_errors():
                 return program.plain(self, *values)
         return self._inferred(values)[0]
 
@@ -152,7 +159,9 @@ class PursuitNetwork(Settings):
         A pass like any other: in training mode running statistics move, once. Raises what
         ``forward`` does.
         """
-        output, latents, bound = self._inferred(calls.arguments(self._program, args, kwargs, self))
+        output, latents, bound = self._inferred(
+            arguments.arguments(self._program, args, kwargs, self)
+        )
         return Inference(output, dict(zip(bound.names, latents, strict=True)), bound)
 
     def _inferred(
@@ -160,7 +169,7 @@ class PursuitNetwork(Settings):
     ) -> tuple[Any, tuple[Tensor, ...], StructuredDictionary]:
         first, bound = self._bind(self._program, values)
         latents = tuple(self._last(bound, first)) if self._pursues else first.latents
-        with calls.input_errors():
+        with arguments.input_errors():
             return self._program.head(self, latents, first, values), latents, bound
 
     def latents(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -203,7 +212,7 @@ class PursuitNetwork(Settings):
                 dimension 0 of the latents does not hold sample after sample.
         """
         args = x if isinstance(x, tuple) else (x,)
-        calls.tensors("latents", latents)
+        arguments.tensors("latents", latents)
         with untouched(self):
             return self._bound(args, {})[1].objective(latents)
 
@@ -217,34 +226,36 @@ class PursuitNetwork(Settings):
         with untouched(self):
             first, bound = self._bound(args, kwargs)
             gammas = self._steps(bound)
-            states = solve.states(self, bound, first.latents, gammas, self._alphas())
-            return diagnosis.record(bound, solve.start(self, bound, first.latents), states, gammas)
+            states = run_solver.states(self, bound, first.latents, gammas, self._alphas())
+            return diagnosis.record(
+                bound, run_solver.start(self, bound, first.latents), states, gammas
+            )
 
     def _bound(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Pass, StructuredDictionary]:
         program = self._program
-        return self._bind(program, calls.arguments(program, args, kwargs, self))
+        return self._bind(program, arguments.arguments(program, args, kwargs, self))
 
     def _bind(self, program: Program, values: Sequence[Any]) -> tuple[Pass, StructuredDictionary]:
         if self._pursues and not self.training:
-            values = [formats.preferred(value) for value in values]
-        with calls.input_errors():
+            values = [memory_format.preferred(value) for value in values]
+        with arguments.input_errors():
             first = program.forward(self, *values)
-        if torch.compiler.is_compiling() or transforms.active():
-            first = slopes.poison(first)
+        if torch.compiler.is_compiling() or func_transforms.active():
+            first = slope_checks.poison(first)
         else:
-            self._still = not slopes.check(program, first, self.pursuit.alpha)
-        return first, dictionary.bind(program, first, values, self.threshold_scale)
+            self._still = not slope_checks.check(program, first, self.pursuit.alpha)
+        return first, structured.bind(program, first, values, self.threshold_scale)
 
     def _steps(self, bound: StructuredDictionary) -> list[Tensor]:
         self._norms.training = self.training
         layered = self.solver == "layered"
         with full_precision(bound.inputs[0].device):
             if self.solver == "synchronous":
-                gammas = synchronous.step_sizes(bound, self._norms)
+                gammas = synchronous.synchronous_step_sizes(bound, self._norms)
             else:
-                constants = steps.lipschitz(bound, self._norms, layered)
+                constants = norm_bounds.lipschitz(bound, self._norms, layered)
                 gammas = steps.step_sizes(constants, self._of_mode(self.pursuit.betas()))
         scale = self.step_scale
         return gammas if scale == 1 else [gamma * scale for gamma in gammas]
@@ -252,12 +263,12 @@ class PursuitNetwork(Settings):
     def _last(self, bound: StructuredDictionary, first: Pass) -> list[Tensor]:
         gammas = self._steps(bound)
         packed = functools.partial(self._kernels.pack, contents=self._norms.contents)
-        return solve.solve(self, bound, first.latents, gammas, self._alphas(), packed)
+        return run_solver.solve(self, bound, first.latents, gammas, self._alphas(), packed)
 
     def _alphas(self) -> list[Tensor] | None:
         """Extrapolation weights, or None where all are zero and no derivative is asked for."""
         recorded = torch.is_grad_enabled() and self.pursuit.alpha.requires_grad
-        derived = recorded or transforms.active()
+        derived = recorded or func_transforms.active()
         return None if self._still and not derived else self._of_mode(self.pursuit.alphas())
 
     def _of_mode(self, values: Tensor) -> list[Tensor]:
@@ -267,7 +278,7 @@ class PursuitNetwork(Settings):
     def train(self, mode: bool = True) -> PursuitNetwork:
         """Set training mode, as ``nn.Module.train`` does."""
         super().train(mode)
-        self._still = not slopes.moving(self.pursuit.alpha)
+        self._still = not slope_checks.moving(self.pursuit.alpha)
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:

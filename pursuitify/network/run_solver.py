@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pursuitify import memory, pursuit, synchronous, transforms
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError
-from pursuitify.settings import Settings
+from pursuitify.solvers import differentiation, global_pursuit, layered, proximal_step, synchronous
+from pursuitify.solvers.settings import Settings
+from pursuitify.utils import func_transforms
 
 Packed = Callable[[StructuredDictionary, Sequence[Tensor], bool], StructuredDictionary]
 
@@ -36,10 +37,10 @@ def states(
     if settings.solver == "feedforward":
         return iter(())
     if settings.solver == "layered":
-        return pursuit.layered(dictionary, start, steps, settings.iterations)
+        return layered.layered(dictionary, start, steps, settings.iterations)
     if settings.solver == "synchronous":
         return synchronous.synchronous(dictionary, steps, settings.iterations)
-    return pursuit.global_pursuit(
+    return global_pursuit.global_pursuit(
         dictionary, start, steps, extrapolation, settings.iterations, observed
     )
 
@@ -70,13 +71,13 @@ def solve(
         packed: Returns the dictionary with its kernels packed, for sweeps in place.
     """
     if settings.memory != "store" and _differentiated():
-        if transforms.active():
+        if func_transforms.active():
             raise InputError(
                 f"memory={settings.memory!r} works with autograd alone, not under torch.func or "
                 "forward-mode derivatives: set net.memory = 'store'"
             )
-        return memory.solve(settings, dictionary, start, steps, extrapolation)
-    if packed is not None and settings.solver == "global" and pursuit.may_overwrite():
+        return differentiation.solve(settings, dictionary, start, steps, extrapolation)
+    if packed is not None and settings.solver == "global" and proximal_step.may_overwrite():
         dictionary = packed(dictionary, steps, extrapolation is not None)
     last = list(start)
     for state in states(settings, dictionary, start, steps, extrapolation, observed=False):

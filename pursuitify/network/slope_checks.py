@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pursuitify.activations import Activation, LeakyReLU
+from pursuitify.compiler.lowering.program import Pass, Program
 from pursuitify.errors import OptionError
-from pursuitify.program import Pass, Program
+from pursuitify.operators.activations import Activation, LeakyReLU
 
 
 def moving(alpha: Tensor) -> bool:

@@ -1,7 +1,9 @@
 """Linear maps: explicit apply and adjoint, and a certified norm bound; one file per family."""
 
-from pursuitify.maps.adjoint import Adjoint
-from pursuitify.maps.base import (
+from __future__ import annotations
+
+from pursuitify.operators.base import (
+    Adjoint,
     Chain,
     Factor,
     Identity,
@@ -10,16 +12,19 @@ from pursuitify.maps.base import (
     compose,
     dottest,
 )
-from pursuitify.maps.contents import kernel_contents
-from pursuitify.maps.conv import Conv, conv_transpose_map
-from pursuitify.maps.dense import Dense
-from pursuitify.maps.estimate import ESTIMATE_MARGIN, conv_norm_estimate, dense_norm_estimate
-from pursuitify.maps.index import Index
-from pursuitify.maps.pool import BlockMean
-from pursuitify.maps.scale import Scale
-from pursuitify.maps.select import Select, Windows, adaptive_cover, cover
-from pursuitify.maps.separable import Separable, adaptive_avg_pool, avg_pool, interpolate, pad
-from pursuitify.maps.shape import (
+from pursuitify.operators.block_mean import BlockMean
+from pursuitify.operators.conv import Conv, conv_transpose_map
+from pursuitify.operators.dense import Dense, is_weighted
+from pursuitify.operators.indexing import Index
+from pursuitify.operators.max_pool import Select, Windows, adaptive_cover, cover
+from pursuitify.operators.norms.certified import conv_norm_bound, dense_norm_bound
+from pursuitify.operators.norms.fingerprint import kernel_contents
+from pursuitify.operators.norms.power_iteration import (
+    ESTIMATE_MARGIN,
+    conv_norm_estimate,
+    dense_norm_estimate,
+)
+from pursuitify.operators.reshape import (
     Expand,
     Narrow,
     Permute,
@@ -29,13 +34,8 @@ from pursuitify.maps.shape import (
     Slice,
     ZeroPad,
 )
-from pursuitify.maps.spectral import conv_norm_bound, dense_norm_bound
-
-
-def is_weighted(linear: LinearMap) -> bool:
-    """Whether a map holds weights, so that its norm is worth keeping."""
-    return isinstance(linear.inner if isinstance(linear, Adjoint) else linear, (Conv, Dense))
-
+from pursuitify.operators.scale import Scale
+from pursuitify.operators.separable import Separable, adaptive_avg_pool, avg_pool, interpolate, pad
 
 __all__ = [
     "ESTIMATE_MARGIN",

@@ -222,3 +222,34 @@ def dottest(linear: LinearMap, x: Tensor, seed: int = 0) -> float:
     left, right = (ax * y).sum(), (x * linear.adjoint(y)).sum()
     scale = ax.norm() * y.norm()
     return float((left - right).abs() / scale.clamp_min(torch.finfo(ax.dtype).tiny))
+
+
+@dataclass(frozen=True, eq=False)
+class Adjoint(LinearMap):
+    """The adjoint of ``inner``: apply and adjoint exchanged, the same norm.
+
+    Attributes:
+        inner: The map to turn around.
+    """
+
+    inner: LinearMap
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the inner map's adjoint of ``x``."""
+        return self.inner.adjoint(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return the inner map of ``y``."""
+        return self.inner.apply(y)
+
+    def norm_bound(self) -> Tensor | float:
+        """Return the inner map's bound."""
+        return self.inner.norm_bound()
+
+    def moves_batch(self, batch: int) -> bool:
+        """Whether the inner map does."""
+        return self.inner.moves_batch(batch)
+
+    def narrow(self, dim: int, start: int, length: int) -> Adjoint:
+        """Return the adjoint of the inner map's slot."""
+        return Adjoint(self.inner.narrow(dim, start, length))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pursuitify.maps.base import Factor, LinearMap, channels_inside
+from pursuitify.operators.base import Factor, LinearMap, channels_inside
 
 _POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 

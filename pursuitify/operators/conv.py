@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from pursuitify.maps.adjoint import Adjoint
-from pursuitify.maps.base import LinearMap, piece
-from pursuitify.maps.phases import phase_adjoint
-from pursuitify.maps.shape import Place
-from pursuitify.maps.spectral import conv_norm_bound
+from pursuitify.operators.base import Adjoint, LinearMap, piece
+from pursuitify.operators.conv_phases import phase_adjoint
+from pursuitify.operators.norms.certified import conv_norm_bound
+from pursuitify.operators.reshape import Place
 
 _FEW = 4
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -8,9 +8,21 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from pursuitify.maps.base import LinearMap, piece
-from pursuitify.maps.shape import Place
-from pursuitify.maps.spectral import dense_norm_bound
+from pursuitify.operators.base import (
+    Adjoint,
+    LinearMap,
+    piece,
+)
+from pursuitify.operators.conv import Conv
+from pursuitify.operators.norms.certified import dense_norm_bound
+from pursuitify.operators.reshape import (
+    Place,
+)
+
+
+def is_weighted(linear: LinearMap) -> bool:
+    """Whether a map holds weights, so that its norm is worth keeping."""
+    return isinstance(linear.inner if isinstance(linear, Adjoint) else linear, (Conv, Dense))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pursuitify.maps.base import LinearMap
+from pursuitify.operators.base import LinearMap
 
 
 @dataclass(frozen=True, eq=False)

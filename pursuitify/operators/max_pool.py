@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.maps.base import Factor, LinearMap, channels_inside, piece
+from pursuitify.operators.base import Factor, LinearMap, channels_inside, piece
 
 
 def cover(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> int:

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pursuitify.maps.base import LinearMap
-from pursuitify.maps.conv import Conv
+from pursuitify.operators.base import LinearMap
+from pursuitify.operators.conv import Conv
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pursuitify.maps.base import Identity, LinearMap
+from pursuitify.operators.base import Identity, LinearMap
 
 
 def _pad_dim(x: Tensor, dim: int, low: int, high: int) -> Tensor:

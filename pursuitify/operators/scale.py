@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pursuitify.maps.adjoint import Adjoint
-from pursuitify.maps.base import Factor, LinearMap, accumulate, piece
-from pursuitify.maps.conv import Conv
-from pursuitify.maps.dense import Dense
+from pursuitify.operators.base import Adjoint, Factor, LinearMap, accumulate, piece
+from pursuitify.operators.conv import Conv
+from pursuitify.operators.dense import Dense
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from pursuitify.maps.base import Identity, LinearMap, channels_inside
-from pursuitify.maps.pool import BlockMean
-from pursuitify.maps.shape import ZeroPad
+from pursuitify.operators.base import Identity, LinearMap, channels_inside
+from pursuitify.operators.block_mean import BlockMean
+from pursuitify.operators.reshape import ZeroPad
 
 _LINEAR = {"linear", "bilinear", "trilinear"}
 _MODES = ("nearest", "nearest-exact", "area", "linear", "bilinear", "trilinear")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pursuitify.robust.adapter_autoattack import autoattack
-from pursuitify.robust.adapter_foolbox import foolbox
-from pursuitify.robust.adaptive import Averaged, LatentChange, Sweeps
-from pursuitify.robust.apgd import apgd
-from pursuitify.robust.attacks import fgsm, pgd
-from pursuitify.robust.audit import audit
-from pursuitify.robust.certified import Certificate, certified_radius
-from pursuitify.robust.evaluation import AuditReport
-from pursuitify.robust.protocols import PROTOCOLS, Protocol, Step
-from pursuitify.robust.rays import hard_label
-from pursuitify.robust.search import random_noise, square
-from pursuitify.robust.smoothed import SmoothedBackward
-from pursuitify.robust.sweeps import AtIterations, iterations
+from pursuitify.analysis.certificates.certified_radius import Certificate, certified_radius
+from pursuitify.robust.attacks.apgd import apgd
+from pursuitify.robust.attacks.autoattack import autoattack
+from pursuitify.robust.attacks.fgsm_pgd import fgsm, pgd
+from pursuitify.robust.attacks.foolbox import foolbox
+from pursuitify.robust.attacks.gradient_free import random_noise, square
+from pursuitify.robust.attacks.hard_label import hard_label
+from pursuitify.robust.auditing.audit import audit
+from pursuitify.robust.auditing.audit_report import AuditReport
+from pursuitify.robust.auditing.protocols import PROTOCOLS, Protocol, Step
+from pursuitify.robust.surrogates.pursuit_losses import Averaged, LatentChange, Sweeps
+from pursuitify.robust.surrogates.smoothed_backward import SmoothedBackward
+from pursuitify.robust.surrogates.sweep_counts import AtIterations, iterations
 
 __all__ = [
     "PROTOCOLS",

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from pursuitify.rules import elementwise, pooling, proximal, shape, weighted
-from pursuitify.rules.own import activation, frozen, linear
+from pursuitify.rules import activations, elementwise, pooling, reshape, weighted
+from pursuitify.rules.custom import activation, frozen, linear
 from pursuitify.rules.registry import Affine, Call, Key, Registry, Rule, match, static_parameters
 
 __all__ = [
@@ -31,8 +31,8 @@ __all__ = [
 def default() -> Registry:
     """Return the built-in rules; torchvision's own functions only where it is imported."""
     registry = Registry()
-    families = [weighted.registry, elementwise.registry, proximal.registry]
-    families += [pooling.registry, shape.registry]
+    families = [weighted.registry, elementwise.registry, activations.registry]
+    families += [pooling.registry, reshape.registry]
     if "torchvision" in sys.modules:
         families.append(elementwise.torchvision_rules())
     for family in families:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify.activations import Activation, Clip, LeakyReLU, ReLU
+from pursuitify.operators.activations import Activation, Clip, LeakyReLU, ReLU
 from pursuitify.rules.registry import Registry
 
 registry = Registry()

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pursuitify.activations import Activation
 from pursuitify.errors import OptionError
-from pursuitify.maps import LinearMap
+from pursuitify.operators import LinearMap
+from pursuitify.operators.activations import Activation
 from pursuitify.rules.registry import Affine, Rule
 
 #: A linear map or activation, or a function that makes one from what is called and its operand.
@@ -34,7 +34,7 @@ def linear(
     """Return the rule of a linear (or affine) operation on one tensor.
 
     Args:
-        make: ``make(op, x, *arguments)`` returns the :class:`~pursuitify.maps.LinearMap` for an
+        make: ``make(op, x, *arguments)`` returns the :class:`~pursuitify.operators.LinearMap` for an
             input like ``x``; ``op`` is the module, or for a function ``op(x)`` is its value, and
             ``arguments`` is what the call passes beyond ``x``. Or the map, if it never changes.
         weighted: Whether it mixes entries by weights, as a convolution does, so that it may stand
@@ -60,10 +60,10 @@ def linear(
 
 
 def activation(make: Activation | Made) -> Rule:
-    """Return the rule of an activation: a proximal operator, see :mod:`pursuitify.activations`.
+    """Return the rule of an activation: a proximal operator, see :mod:`pursuitify.operators.activations`.
 
     Args:
-        make: ``make(op, z, *arguments)`` returns the :class:`~pursuitify.activations.Activation`,
+        make: ``make(op, z, *arguments)`` returns the :class:`~pursuitify.operators.activations.Activation`,
             or the activation itself if it is always the same. At step 1 its ``prox`` must be what
             the module or function computes.
     """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify.maps import Chain, Expand, Identity, LinearMap, Place, Reshape, Scale
+from pursuitify.operators import Chain, Expand, Identity, LinearMap, Place, Reshape, Scale
 from pursuitify.rules.registry import Affine, Registry
 
 registry = Registry()

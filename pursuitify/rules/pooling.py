@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pursuitify.errors import InputError
-from pursuitify.maps import (
+from pursuitify.operators import (
     Select,
     Windows,
     adaptive_avg_pool,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from torch import Tensor, fx, nn
 
-from pursuitify.maps import LinearMap
+from pursuitify.operators import LinearMap
 
 Kind = Literal["weighted", "linear", "diagonal", "join", "product", "activation", "frozen"]
 Key = Callable[..., Any] | str

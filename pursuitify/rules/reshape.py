@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify import pieces
 from pursuitify.errors import InputError
-from pursuitify.maps import Chain, Expand, Index, Narrow, Permute, Reduce, Reshape
+from pursuitify.operators import Chain, Expand, Index, Narrow, Permute, Reduce, Reshape
+from pursuitify.rules import split_ops
 from pursuitify.rules.registry import Affine, Registry
 
 registry = Registry()
@@ -140,14 +140,14 @@ def _piece(value: Tensor, input: Tensor, sizes: Sequence[int], index: int, dim: 
     return Affine(value, (Narrow(axis, sum(sizes[:i]), sizes[i], input.shape[axis]),))
 
 
-@registry.register(pieces.chunk_piece, kind="linear")
+@registry.register(split_ops.chunk_piece, kind="linear")
 def chunk_piece(op: Op, input: Tensor, index: int, chunks: int, dim: int = 0) -> Affine:
     """One piece of torch.chunk."""
     sizes = [p.shape[dim] for p in torch.chunk(input, chunks, dim)]
     return _piece(op(input), input, sizes, index, dim)
 
 
-@registry.register(pieces.split_piece, kind="linear")
+@registry.register(split_ops.split_piece, kind="linear")
 def split_piece(
     op: Op, input: Tensor, index: int, split_size_or_sections: Any, dim: int = 0, **_names: Any
 ) -> Affine:
@@ -156,7 +156,7 @@ def split_piece(
     return _piece(op(input), input, sizes, index, dim)
 
 
-@registry.register(pieces.unbind_piece, kind="linear")
+@registry.register(split_ops.unbind_piece, kind="linear")
 def unbind_piece(op: Op, input: Tensor, index: int, dim: int = 0) -> Affine:
     """One piece of torch.unbind."""
     spec = (slice(None),) * (dim % input.dim()) + (index,)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify import formats
 from pursuitify.errors import InputError
-from pursuitify.maps import Chain, Conv, Dense, Scale, conv_transpose_map, pad
+from pursuitify.operators import Chain, Conv, Dense, Scale, conv_transpose_map, pad
 from pursuitify.rules.registry import Affine, Registry
+from pursuitify.utils import memory_format
 
 registry = Registry()
 Op = Callable[..., Tensor]
@@ -57,7 +57,7 @@ def conv(
     _batched(input, weight, "a convolution")
     offset = None if bias is None else channel(bias, input.dim())
     size = tuple(input.shape[2:])
-    weight = formats.kernel(weight, input)
+    weight = memory_format.kernel(weight, input)
     linear = Conv.from_call(size, weight, stride, padding, dilation, groups)
     if padding_mode != "zeros":
         sides = [n for low_high in reversed(linear.padding) for n in low_high]
@@ -85,7 +85,7 @@ def conv_transpose(
 ) -> Affine:
     """Transposed convolution: the adjoint of a convolution."""
     _batched(input, weight, "a transposed convolution")
-    weight = formats.kernel(weight, input)
+    weight = memory_format.kernel(weight, input)
     linear = conv_transpose_map(
         tuple(input.shape[2:]), weight, stride, padding, output_padding, groups, dilation
     )

@@ -17,55 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify import extrapolated, inplace, transforms
-from pursuitify.bind import BoundRow, Parts
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.feedback import PartOf, Target
+from pursuitify.dictionary.bound_rows import Parts
+from pursuitify.dictionary.readers import PartOf, Target
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.solvers.inplace import descend, descend_extrapolated
+from pursuitify.solvers.proximal_step import _proximal_step, may_overwrite
 
 Latents = list[Tensor]
-
-
-def layered(
-    dictionary: StructuredDictionary, start: Sequence[Tensor], steps: Sequence[Tensor], count: int
-) -> Iterator[Latents]:
-    """Yield the latents after Algorithm 1: each row solved by ``count`` steps, in order.
-
-    u_j is fixed from finished latents. On an encoder row a step of size 1 is the layer itself.
-
-    Args:
-        dictionary: The bound dictionary.
-        start: The feed-forward latents, where each row starts (9).
-        steps: gamma_j per latent.
-        count: T, the number of proximal-gradient steps per row.
-    """
-    w = list(start)
-    for j in range(len(w)):
-        w[j] = solve_row(dictionary, j, w, steps[j], count)
-    yield w
-
-
-def solve_row(
-    dictionary: StructuredDictionary, j: int, w: Latents, step: Tensor, count: int
-) -> Tensor:
-    """Return latent j after ``count`` proximal-gradient steps on its own row, from ``w[j]``."""
-    row, latent, inplace = dictionary.rows[j], w[j], may_overwrite()
-    signal = tuple(_read(dictionary, row, s, w, like) for s, like in enumerate(row.signal))
-    for _ in range(count):
-        parts = tuple(b - u for b, u in zip(row.decode(latent), signal, strict=True))
-        latent = _proximal_step(row, latent, row.slope(parts), step, inplace)
-    return latent
-
-
-def _read(
-    dictionary: StructuredDictionary, row: BoundRow, slot: int, w: Latents, like: Tensor
-) -> Tensor:
-    """Return one slot of u_j from the current latents."""
-    total: Tensor | None = None
-    for path in row.slots[slot]:
-        leaf = dictionary.inputs[-1 - path.leaf] if path.leaf < 0 else w[path.leaf]
-        term = path.apply(leaf)
-        total = term if total is None else total + term
-    return torch.zeros_like(like) if total is None else total
 
 
 def global_pursuit(
@@ -90,9 +48,9 @@ def global_pursuit(
     if may_overwrite():
         rest = count, observed
         if extrapolation is None:
-            yield from inplace.descend(dictionary, start, steps, *rest)
+            yield from descend.descend(dictionary, start, steps, *rest)
         else:
-            yield from extrapolated.descend(dictionary, start, steps, extrapolation, *rest)
+            yield from descend_extrapolated.descend(dictionary, start, steps, extrapolation, *rest)
         return
     state = begin(dictionary, start, keep=extrapolation is not None)
     if _compiles_once(extrapolation):
@@ -220,17 +178,3 @@ def _compiles_once(extrapolation: Sequence[Tensor] | None) -> bool:
     """Whether torch.compile traces: one sweep is compiled then, not T copies of it."""
     compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     return compiling and extrapolation is None
-
-
-def may_overwrite() -> bool:
-    """Whether nothing needs what is overwritten; under autocast dtypes differ, too."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or transforms.active():
-        return False
-    return not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"))
-
-
-def _proximal_step(row: BoundRow, v: Tensor, slope: Tensor, step: Tensor, inplace: bool) -> Tensor:
-    """Return prox(v - step slope); ``slope`` holds the result where it may be overwritten."""
-    if not inplace:
-        return row.activation.prox(torch.addcmul(v, slope, step, value=-1.0), step)
-    return row.activation.prox_(torch.addcmul(v, slope, step, value=-1.0, out=slope), step)

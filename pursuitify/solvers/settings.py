@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from pursuitify import checks
-
-if TYPE_CHECKING:
-    from pursuitify.memory.implicit import Solves
+from pursuitify.utils import option_checks
 
 #: Option -> the value it has unless it is set.
 OPTIONS: dict[str, Any] = {
@@ -44,7 +42,7 @@ class Settings(nn.Module):
 
     @iterations.setter
     def iterations(self, value: int) -> None:
-        self._iterations = checks.count("iterations", value)
+        self._iterations = option_checks.count("iterations", value)
 
     @property
     def solver(self) -> str:
@@ -53,7 +51,7 @@ class Settings(nn.Module):
 
     @solver.setter
     def solver(self, value: str) -> None:
-        self._solver = checks.one_of("solver", value, checks.SOLVERS)
+        self._solver = option_checks.one_of("solver", value, option_checks.SOLVERS)
 
     @property
     def step_scale(self) -> float:
@@ -66,7 +64,7 @@ class Settings(nn.Module):
 
     @step_scale.setter
     def step_scale(self, value: float) -> None:
-        self._step_scale = checks.factor("step_scale", value, 1.0)
+        self._step_scale = option_checks.factor("step_scale", value, 1.0)
 
     @property
     def threshold_scale(self) -> float:
@@ -79,7 +77,7 @@ class Settings(nn.Module):
 
     @threshold_scale.setter
     def threshold_scale(self, value: float) -> None:
-        self._threshold_scale = checks.factor("threshold_scale", value)
+        self._threshold_scale = option_checks.factor("threshold_scale", value)
 
     @property
     def memory(self) -> str:
@@ -91,7 +89,7 @@ class Settings(nn.Module):
 
     @memory.setter
     def memory(self, value: str) -> None:
-        self._memory = checks.one_of("memory", value, checks.MEMORY)
+        self._memory = option_checks.one_of("memory", value, option_checks.MEMORY)
 
     @property
     def recompute_levels(self) -> int:
@@ -100,7 +98,7 @@ class Settings(nn.Module):
 
     @recompute_levels.setter
     def recompute_levels(self, value: int) -> None:
-        self._recompute_levels = checks.one_or_two("recompute_levels", value)
+        self._recompute_levels = option_checks.one_or_two("recompute_levels", value)
 
     @property
     def implicit_last(self) -> int | None:
@@ -109,7 +107,9 @@ class Settings(nn.Module):
 
     @implicit_last.setter
     def implicit_last(self, value: int | None) -> None:
-        self._implicit_last = None if value is None else checks.positive("implicit_last", value)
+        self._implicit_last = (
+            None if value is None else option_checks.positive("implicit_last", value)
+        )
 
     @property
     def implicit_iterations(self) -> int:
@@ -118,7 +118,7 @@ class Settings(nn.Module):
 
     @implicit_iterations.setter
     def implicit_iterations(self, value: int) -> None:
-        self._implicit_iterations = checks.positive("implicit_iterations", value)
+        self._implicit_iterations = option_checks.positive("implicit_iterations", value)
 
     @property
     def implicit_tolerance(self) -> float:
@@ -130,7 +130,7 @@ class Settings(nn.Module):
 
     @implicit_tolerance.setter
     def implicit_tolerance(self, value: float) -> None:
-        self._implicit_tolerance = checks.factor("implicit_tolerance", value)
+        self._implicit_tolerance = option_checks.factor("implicit_tolerance", value)
 
     @property
     def solves(self) -> Solves | None:
@@ -153,3 +153,19 @@ class Settings(nn.Module):
 
 #: Attributes that hold the options, and what a backward pass reports.
 HELD = (*(f"_{name}" for name in OPTIONS), "_solves")
+
+
+@dataclass(frozen=True)
+class Solves:
+    """How well the two equations behind implicit derivatives were solved.
+
+    Attributes:
+        forward: How far the latents are from a fixed point: |w - S(w)| / |w|, S one synchronous
+            proximal step with the same step sizes, over all latents and samples.
+        adjoint: The relative residual of the adjoint solve, in the norm that the step sizes weight.
+        iterations: The number of its iterations.
+    """
+
+    forward: float
+    adjoint: float
+    iterations: int

@@ -25,16 +25,14 @@ The first s sweeps may be bounded by the first, the rest by the second: see ``li
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from pursuitify.bind import Parts
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.feedback import PartOf
-from pursuitify.steps import Norms, chain_norm, fit
+from pursuitify.dictionary.bound_rows import Parts
+from pursuitify.dictionary.readers import PartOf
+from pursuitify.dictionary.structured import StructuredDictionary, signal_of
 
 Latents = list[Tensor]
 
@@ -102,21 +100,6 @@ def _reader(residual: Sequence[Parts]) -> PartOf:
     return lambda at: residual[at[0]][at[1]]
 
 
-def signal_of(dictionary: StructuredDictionary) -> list[Parts]:
-    """Return y = P x, in slots."""
-    rows = []
-    for row in dictionary.rows:
-        parts = []
-        for paths, like in zip(row.slots, row.signal, strict=True):
-            total = torch.zeros_like(like)
-            for path in paths:
-                if path.leaf < 0:
-                    total = total + path.apply(dictionary.inputs[-1 - path.leaf])
-            parts.append(total)
-        rows.append(tuple(parts))
-    return rows
-
-
 def _residual(
     dictionary: StructuredDictionary, w: Latents | None, signal: Sequence[Parts]
 ) -> list[Parts]:
@@ -131,77 +114,3 @@ def _residual(
         for (i, s), product in branch.products(w[j]):
             rows[i][s] = rows[i][s] - product
     return [tuple(parts) for parts in rows]
-
-
-def step_sizes(dictionary: StructuredDictionary, norms: Norms) -> list[Tensor]:
-    """Return g = 1 / L once per latent, L >= ||B||^2; the trained beta_j are not used.
-
-    Args:
-        dictionary: The bound dictionary.
-        norms: Norm bounds.
-    """
-    like = dictionary.inputs[0]
-    total = operator_bound(dictionary, norms).square()
-    step = (1.0 / torch.where(total > 0, total, torch.ones_like(total))).to(like.dtype)
-    return [fit(step, shape) for shape in dictionary.shapes]
-
-
-def operator_bound(dictionary: StructuredDictionary, norms: Norms) -> Tensor:
-    """Return an upper bound of ||B||: the norm of the matrix of its blocks' norm bounds.
-
-    It is one number, or one per sample where frozen values differ between samples. Computed in
-    float64 and raised by more than the rounding of a singular value.
-    """
-    blocks, _ = block_norms(dictionary, norms)
-    slack = 1.0 + 16 * blocks.shape[-1] * torch.finfo(blocks.dtype).eps
-    norm: Tensor = torch.linalg.matrix_norm(blocks, 2)
-    return slack * norm
-
-
-def block_norms(dictionary: StructuredDictionary, norms: Norms) -> tuple[Tensor, Tensor]:
-    """Return bounds of the blocks' norms, rows by latents (l, l), and of P's, rows (l,).
-
-    Both have the batch in front where frozen values differ between samples. The paths of one slot
-    add up; the slots of a row are orthogonal.
-    """
-    norm_of = norms.recall(dictionary)
-    like = dictionary.inputs[0]
-    count, samples = len(dictionary.rows), dictionary.samples
-    squares: dict[tuple[int, int], Tensor | float] = {}
-    for i, row in enumerate(dictionary.rows):
-        for s, paths in enumerate(row.slots):
-            sums: dict[int, Tensor | float] = {}
-            for p, path in enumerate(paths):
-                norm = chain_norm(norm_of, f"{row.name}.{s}.{p}", path.maps, samples)
-                column = path.leaf if path.leaf >= 0 else count - 1 - path.leaf
-                sums[column] = sums.get(column, 0.0) + norm
-            for column, norm in sums.items():
-                squares[i, column] = squares.get((i, column), 0.0) + norm * norm
-        own: Tensor | float = 1.0
-        if row.diagonal is not None:
-            own = chain_norm(norm_of, f"{row.name}.diagonal", row.diagonal.maps, samples)
-        squares[i, i] = own * own
-    values = [torch.as_tensor(v, device=like.device).double() for v in squares.values()]
-    batched = next((v for v in values if v.dim() > 0), values[0])
-    stacked = torch.stack([v.expand_as(batched) for v in values], -1)
-    # The root has no derivative at zero: keep it away from blocks that vanish.
-    stacked = torch.where(stacked > 0, torch.where(stacked > 0, stacked, 1.0).sqrt(), 0.0)
-    rows, columns = zip(*squares, strict=True)
-    whole = stacked.new_zeros(*batched.shape, count, count + len(dictionary.inputs))
-    whole[..., rows, columns] = stacked
-    return whole[..., :count], torch.linalg.vector_norm(whole[..., count:], dim=-1)
-
-
-def lipschitz_in_x(step: float, reach: float, direct: float, count: int) -> float:
-    """Return a Lipschitz constant of x -> w^T: min over s of sqrt((s a)^2 + (T - s) c).
-
-    a = g ||B^T P|| bounds each of the first s sweeps, c = g ||P||^2 each of the others.
-
-    Args:
-        step: g, at most 1 / ||B||^2.
-        reach: A bound of ||B^T P||.
-        direct: A bound of ||P||.
-        count: T.
-    """
-    a, c = step * reach, step * direct**2
-    return math.sqrt(min((s * a) ** 2 + (count - s) * c for s in range(count + 1)))

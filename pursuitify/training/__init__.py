@@ -1,12 +1,10 @@
 """Fine-tuning, on Hugging Face accelerate: one call, resumable to the last digit."""
 
-from pursuitify.training.config import Config
+from pursuitify.training.config import RECIPES, Config, recipe
 from pursuitify.training.evaluation import Score, evaluate
-from pursuitify.training.finetune import finetune
+from pursuitify.training.finetune import Result, finetune
 from pursuitify.training.interrupt import Interrupted
 from pursuitify.training.objectives import reconstruction
-from pursuitify.training.recipes import RECIPES, recipe
-from pursuitify.training.result import Result
 
 __all__ = [
     "RECIPES",

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pursuitify.errors import InputError
 from pursuitify.robust import pgd
-from pursuitify.robust.inputs import check_range
-from pursuitify.robust.losses import Loss
-from pursuitify.robust.objective import Guide
+from pursuitify.robust.attacks.input_checks import check_range
+from pursuitify.robust.attacks.losses import Loss
+from pursuitify.robust.attacks.objective import Guide
 from pursuitify.training.config import Config
 from pursuitify.training.objectives import divergence
 

@@ -21,10 +21,10 @@ from torch.utils.data import (
     default_collate,
 )
 
-from pursuitify import checks
 from pursuitify.data import Images
 from pursuitify.errors import OptionError
-from pursuitify.training import randomness
+from pursuitify.training import seeding
+from pursuitify.utils import option_checks
 
 Batch = tuple[Any, Any]
 Rows = Any  # (x, y) tensors, a Dataset, a DataLoader, or an iterable of batches
@@ -88,7 +88,7 @@ def batches(
     Raises:
         OptionError: If the data is of another kind, or there is too little of it.
     """
-    size = checks.positive("batch_size", size)
+    size = option_checks.positive("batch_size", size)
     if isinstance(rows, (tuple, list)) and len(rows) == 2 and all(map(torch.is_tensor, rows)):
         return _Table(Images(*rows), size, share, train, seed, workers, augment, name)
     if isinstance(rows, DataLoader):
@@ -119,7 +119,7 @@ class _Seeded(Dataset[Any]):
         if self._plain:
             x, y = self._inner[indices]
         else:
-            with randomness.kept(cuda=False):
+            with seeding.kept(cuda=False):
                 x, y = self._collate([self._item(i) for i in indices])
         return x, y
 
@@ -127,7 +127,7 @@ class _Seeded(Dataset[Any]):
         return self._item(index)
 
     def _item(self, index: int) -> Any:
-        randomness.seed_all(randomness.derived(self._seed, randomness.ITEM, self.epoch, index))
+        seeding.seed_all(seeding.derived(self._seed, seeding.ITEM, self.epoch, index))
         x, y = self._inner[index]
         return (x if self._augment is None else self._augment(x)), y
 
@@ -172,7 +172,7 @@ class _Table:
         order = torch.arange(self._count)
         if self._train:
             generator = torch.Generator()
-            generator.manual_seed(randomness.derived(self._seed, randomness.ORDER, epoch))
+            generator.manual_seed(seeding.derived(self._seed, seeding.ORDER, epoch))
             order = torch.randperm(self._count, generator=generator)
         whole = torch.split(order, self._size)[start : len(self)]
         parts = [self._share.of(part, self._train) for part in whole]
@@ -217,7 +217,7 @@ class _Stream:
         return self._length
 
     def __call__(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        stream = randomness.Stream(randomness.derived(self._seed, randomness.SOURCE, epoch))
+        stream = seeding.Stream(seeding.derived(self._seed, seeding.SOURCE, epoch))
         with stream:
             source = iter(self._rows)
         for number in range(self._length):

@@ -7,14 +7,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from pursuitify import checks
 from pursuitify.errors import OptionError
+from pursuitify.robust.attacks.input_checks import check_choice
+from pursuitify.utils import option_checks
 
 OPTIMIZERS = ("adamw", "sgd")
+
+
 OBJECTIVES = ("standard", "pgd", "trades")
+
+
 KEEP = ("best", "last")
+
+
 #: What may differ between an interrupted run and the one that resumes it.
 FREE = frozenset({"workers", "save_every", "log_every", "tensorboard", "progress"})
+
+
 #: What must hold for an option to be read: in words, and as a test of the configuration.
 READ_WITH: tuple[tuple[tuple[str, ...], str, Callable[[Config], bool]], ...] = (
     (
@@ -134,7 +143,7 @@ class Config:
             OptionError: If one is unknown or out of range.
         """
         names = [field.name for field in fields(self)]
-        checks.unknown_options(options.keys() - set(names), names)
+        option_checks.unknown_options(options.keys() - set(names), names)
         return Config(**{**asdict(self), **options})
 
     def check_read(self) -> None:
@@ -196,3 +205,38 @@ def _number(
         if not fits:
             found.append(f"{name}={value!r} is not a number {wanted}")
     return found
+
+
+#: Options by name of the recipe.
+RECIPES: dict[str, dict[str, Any]] = {
+    "adversarial": {"objective": "pgd", "eps": 8 / 255, "attack_steps": 3},
+    "noise": {"noise": 0.1},
+    "reconstruction": {"reconstruction": 1.0},
+}
+
+
+DEFAULT = "adversarial"
+
+
+def recipe(name: str = DEFAULT, **options: Any) -> Config:
+    """Return the configuration of a recipe.
+
+    Args:
+        name: ``adversarial``, the default: what gained most; ``noise``: less, at the cost of
+            natural training; or ``reconstruction``: rows that explain their signals, for pursuit
+            networks alone.
+        **options: Fields of the configuration, by name; they go before the recipe's.
+
+    Raises:
+        OptionError: If there is no such recipe, an option is unknown or out of range, or one takes
+            back what the recipe is.
+    """
+    own = check_choice("recipe", name, RECIPES)
+    config = Config().with_options({**own, **options})
+    first, plain = next(iter(own)), Config()
+    if getattr(config, first) == getattr(plain, first):
+        raise OptionError(
+            f"{first}={getattr(config, first)!r} takes back what the recipe {name!r} is; "
+            "leave one of the two out"
+        )
+    return config

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pursuitify.errors import OptionError
-from pursuitify.robust.inputs import evaluation_mode
+from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.robust import pgd
+from pursuitify.robust.attacks.input_checks import evaluation_mode
 from pursuitify.training.batches import Batch, Rows, Share, batches
 from pursuitify.training.objectives import checked
 
@@ -79,3 +81,66 @@ def moved(x: Any, y: Any, place: torch.device) -> Batch:
     if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
         raise OptionError(f"a batch must hold tensors, not {type(x).__name__}, {type(y).__name__}")
     return x.to(place, non_blocking=True), y.to(place, non_blocking=True).long()
+
+
+def against_sweeps(
+    net: PursuitNetwork,
+    data: Rows,
+    sweeps: Sequence[int],
+    *,
+    limit: int | None = None,
+    eps: float = 0.0,
+    attack_steps: int = 20,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Evaluate a network at several numbers of sweeps.
+
+    Args:
+        net: The network; its number of sweeps is as before afterwards.
+        data: ``(x, y)`` tensors, a Dataset, a DataLoader, or batches.
+        sweeps: The values of T.
+        limit: Take only the first so many samples.
+        eps: Radius of PGD, through all sweeps; 0 for no attack.
+        attack_steps: Its steps.
+        batch_size: Samples at a time.
+        seed: Seed of the attack.
+
+    Returns:
+        Per value ``sweeps``, ``samples``, ``accuracy``, ``loss`` and, with ``eps``, ``attacked``.
+    """
+    if limit is not None and limit < 1:
+        raise OptionError(f"limit={limit!r} is not a number of samples")
+    parts = _first(data, limit, batch_size)
+    before = net.iterations
+    rows = []
+    try:
+        for count in sweeps:
+            net.iterations = count
+            clean = evaluate(net, parts)
+            row: dict[str, Any] = {
+                "sweeps": count,
+                "samples": clean.count,
+                "accuracy": clean.accuracy,
+                "loss": clean.loss,
+            }
+            if eps:
+                moved = [
+                    (pgd(net, x, y, eps=eps, steps=attack_steps, seed=seed), y) for x, y in parts
+                ]
+                row["attacked"] = evaluate(net, moved).accuracy
+            rows.append(row)
+    finally:
+        net.iterations = before
+    return rows
+
+
+def _first(data: Rows, limit: int | None, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+    found, count = [], 0
+    for x, y in batches(data, batch_size, Share(), train=False, name="data")(0):
+        left = len(x) if limit is None else limit - count
+        if left <= 0:
+            break
+        found.append((x[:left], torch.as_tensor(y)[:left].long()))
+        count += len(found[-1][0])
+    return found

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pursuitify.errors import OptionError
-from pursuitify.network import PursuitNetwork
-from pursuitify.training import loop, randomness
+from pursuitify.errors import MissingExtraError, OptionError
+from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.training import loop, seeding
 from pursuitify.training.batches import Rows, Share, batches
 from pursuitify.training.config import Config
-from pursuitify.training.engine import TRACKED, make_accelerator
 from pursuitify.training.objectives import Objective
-from pursuitify.training.optimizer import make_optimizer
-from pursuitify.training.output import Output
-from pursuitify.training.result import Result
-from pursuitify.training.schedules import Schedule
+from pursuitify.training.optimizer import Schedule, make_optimizer
+from pursuitify.training.run_folder import Output
 from pursuitify.training.state import Progress, State
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def finetune(
     )
     held = batches(val, config.batch_size, share, train=False, workers=config.workers, name="val")
     was_training = net.training
-    with randomness.kept():
+    with seeding.kept():
         place = Output.at(output, resume)
         run = _prepared(net, rows, held, config, accelerator, place, resume)
         try:
@@ -168,4 +168,67 @@ def _prepared(
     )
     return loop.Run(
         accelerator, state, objective, prepared, schedule, rows, held, output, progress, dict(mine)
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a fine-tuning did.
+
+    Attributes:
+        history: Per epoch: ``epoch``, ``step``, ``lr``, ``loss``, ``accuracy`` on the training
+            data as it went, ``val_loss`` and ``val_accuracy`` after it, ``iterations`` (T at its
+            end) and, of a pursuit network, ``objective`` (F, mean of what was measured) and
+            ``mean_beta``.
+        best: The entry of the best epoch, by validation accuracy, then loss.
+        stopped_early: Whether patience ran out.
+        best_path: File with the best weights, where an output folder was given.
+        last_path: File with the last weights likewise.
+        log_path: The history as CSV likewise.
+    """
+
+    history: list[dict[str, Any]]
+    best: dict[str, Any]
+    stopped_early: bool
+    best_path: Path | None = None
+    last_path: Path | None = None
+    log_path: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists, numbers and strings."""
+        facts = asdict(self)
+        return {k: str(v) if isinstance(v, Path) else v for k, v in facts.items()}
+
+
+TRACKED = "pursuitify"
+
+
+def make_accelerator(config: Config, folder: str | None) -> Accelerator:
+    """Return an Accelerator as its launcher and configuration want it.
+
+    Parameters that a mode does not use (``pursuit.*`` at T = 0) get no gradient, so
+    DistributedDataParallel has to look for them.
+
+    Raises:
+        MissingExtraError: If accelerate is missing, or tensorboard where it is asked for.
+    """
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+    except ImportError as error:
+        raise MissingExtraError(
+            "fine-tuning needs accelerate: pip install 'pursuitify[train]'"
+        ) from error
+    log_with = None
+    if config.tensorboard:
+        try:
+            import_module("torch.utils.tensorboard")
+        except ImportError as error:
+            raise MissingExtraError(
+                "tensorboard=True needs tensorboard: pip install tensorboard"
+            ) from error
+        log_with = "tensorboard"
+    return Accelerator(
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        log_with=log_with,
+        project_dir=folder,
     )

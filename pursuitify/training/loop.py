@@ -12,15 +12,14 @@ import torch
 from torch import nn
 
 from pursuitify.errors import TrainingError
-from pursuitify.network import PursuitNetwork
-from pursuitify.training import log, randomness
-from pursuitify.training.attack import attack, noisy
+from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.training import progress_log, seeding
+from pursuitify.training.adversarial_inputs import attack, noisy
 from pursuitify.training.batches import Batch, Batches
 from pursuitify.training.evaluation import Score, moved, score, sums
 from pursuitify.training.interrupt import Guard, Interrupted
-from pursuitify.training.optimizer import set_rate
-from pursuitify.training.output import Output
-from pursuitify.training.schedules import Schedule
+from pursuitify.training.optimizer import Schedule, set_rate
+from pursuitify.training.run_folder import Output
 from pursuitify.training.state import Progress, State
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def train(run: Run) -> bool:
     """
     config, progress = run.state.config, run.progress
     shown = config.progress and run.accelerator.is_main_process
-    bar = log.Bar(shown, "fine-tuning", run.schedule.steps, progress.step)
+    bar = progress_log.Bar(shown, "fine-tuning", run.schedule.steps, progress.step)
     with bar, Guard(run.output.folder is not None) as guard:
         while progress.epoch < config.epochs and not _out_of_patience(run):
             _epoch(run, bar, guard)
@@ -92,7 +91,7 @@ def _out_of_patience(run: Run) -> bool:
     return patience is not None and run.progress.waited >= patience
 
 
-def _epoch(run: Run, bar: log.Bar, guard: Guard) -> None:
+def _epoch(run: Run, bar: progress_log.Bar, guard: Guard) -> None:
     config, progress = run.state.config, run.progress
     run.net.train()
     batches = run.train(progress.epoch, progress.batch)
@@ -125,11 +124,11 @@ def _step(run: Run, group: list[Batch]) -> None:
     run.optimizer.zero_grad()
     for number, batch in enumerate(group):
         keys = (config.seed, step, number, process)
-        randomness.seed_all(randomness.derived(randomness.STEP, *keys))
+        seeding.seed_all(seeding.derived(seeding.STEP, *keys))
         x, y = moved(*batch, run.accelerator.device)
-        x = noisy(x, config, randomness.derived(randomness.NOISE, *keys))
+        x = noisy(x, config, seeding.derived(seeding.NOISE, *keys))
         with run.accelerator.autocast():
-            seed = randomness.derived(randomness.ATTACK, *keys)
+            seed = seeding.derived(seeding.ATTACK, *keys)
             attacked = attack(run.net, x, y, config, seed)
         measure = step % config.log_every == 0 and number == 0
         last = number == len(group) - 1
@@ -267,7 +266,7 @@ def _finish_epoch(run: Run) -> None:
     run.own_sums.clear()
     if run.accelerator.is_main_process:
         run.output.keep(run.kept, better)
-        run.output.write_log(log.table(progress.history))
+        run.output.write_log(progress_log.table(progress.history))
     _save(run)
     run.accelerator.log(
         {k: v for k, v in entry.items() if k not in ("epoch", "step")}, step=progress.step

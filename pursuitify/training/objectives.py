@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify.analysis.penalty import FramePotentialPenalty
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.analysis.measures.frame_potential_penalty import FramePotentialPenalty
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import OptionError
-from pursuitify.network import PursuitNetwork
-from pursuitify.training import randomness
+from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.training import seeding
 from pursuitify.training.config import Config
 
 
@@ -105,7 +105,7 @@ class Objective(nn.Module):
         assert isinstance(self.net, PursuitNetwork)
         if self._penalty is None:
             self._penalty = FramePotentialPenalty(self.net, tuple(x.shape[1:]))
-        seed = randomness.derived(self.config.seed, randomness.PENALTY, step)
+        seed = seeding.derived(self.config.seed, seeding.PENALTY, step)
         self._penalty.reseed(seed)
         return self._penalty()
 

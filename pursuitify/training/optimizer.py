@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ _NORMS = (
     nn.LayerNorm,
     nn.GroupNorm,
 )
+
+
 #: What the optimizers used here keep per parameter.
 _KEPT = frozenset({"step", "exp_avg", "exp_avg_sq", "momentum_buffer"})
 
@@ -98,3 +102,49 @@ def restore_state(
         state.setdefault(index[id(parameter)], {})[what] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate, sweeps and step scale at every step.
+
+    Attributes:
+        config: The configuration.
+        steps: Steps of the whole training.
+        sweeps: T at the end.
+        scale: Step scale at the end.
+    """
+
+    config: Config
+    steps: int
+    sweeps: int
+    scale: float
+
+    def rate(self, step: int) -> float:
+        """Return the factor on the learning rates at a step, counted from 0.
+
+        A linear warm-up, then a cosine from 1 to ``final_lr`` (Loshchilov & Hutter 2017, without
+        restarts).
+        """
+        warm = round(self.config.warmup * self.steps)
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        part = (step - warm) / max(self.steps - warm, 1)
+        low = self.config.final_lr
+        return low + (1 - low) * (1 + math.cos(math.pi * part)) / 2
+
+    def iterations(self, step: int) -> int:
+        """Return T at a step."""
+        first = self.config.first_sweeps
+        if first is None:
+            return self.sweeps
+        part = self._ramp(step, self.config.sweeps_ramp)
+        return round(first + (self.sweeps - first) * part)
+
+    def step_scale(self, step: int) -> float:
+        """Return the step scale at a step."""
+        return self.scale * self._ramp(step, self.config.step_ramp)
+
+    def _ramp(self, step: int, fraction: float) -> float:
+        length = fraction * self.steps
+        return 1.0 if step >= length else step / length

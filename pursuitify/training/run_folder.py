@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pursuitify.checkpoint import compare_tensors, save
+from pursuitify.checkpoints.save_load import compare_tensors, save
 from pursuitify.errors import CheckpointError
-from pursuitify.files import clear_leftovers, read_tensors, write_tensors, write_text
-from pursuitify.network import PursuitNetwork
+from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.utils.atomic_files import clear_leftovers, read_tensors, write_tensors, write_text
 
 _KEYS = {True: "pursuitify", False: "pursuitify.weights"}
 

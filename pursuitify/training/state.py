@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pursuitify.checkpoint import compare_tensors
+from pursuitify.checkpoints.network_identity import compare_operations, compare_rows, identity
+from pursuitify.checkpoints.save_load import compare_tensors
 from pursuitify.errors import CheckpointError
-from pursuitify.files import read_tensors, write_tensors
-from pursuitify.identity import compare_operations, compare_rows, identity
-from pursuitify.network import PursuitNetwork
+from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.training.config import FREE, Config
 from pursuitify.training.optimizer import restore_state, state_tensors
+from pursuitify.utils.atomic_files import read_tensors, write_tensors
 from pursuitify.version import VERSION
 
 FORMAT = 1

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import baselines, common
 from pursuitify import pursuitify
-from tests.nets import BY_NAME, CASES, Case
+from tests.support.nets import BY_NAME, CASES, Case
 
 
 @pytest.mark.parametrize("way", baselines.WAYS)

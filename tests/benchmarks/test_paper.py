@@ -51,7 +51,7 @@ def test_every_result_is_named_by_its_configuration() -> None:
 
 
 def test_tables_are_those_of_the_committed_cells(tmp_path: Path) -> None:
-    docs = Path(__file__).parent.parent / "docs" / "paper"
+    docs = Path(__file__).resolve().parents[2] / "docs" / "paper"
     seen, whole = 0, (docs.parent / "paper.md").read_text()
     for name, (grid, draw) in {**FIGURES, "question": ("question", None)}.items():
         page = docs / f"{name}.md"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pursuitify import CheckpointError, load, pursuitify, save
-from pursuitify.identity import identity
+from pursuitify.checkpoints.network_identity import identity
 from pursuitify.rules import frozen
-from tests.nets import CASES, Case
+from tests.support.nets import CASES, Case
 
 
 class Net(nn.Module):

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pursuitify import CheckpointError, OptionError, load, pursuitify, save
-from pursuitify.checkpoint import save_source
+from pursuitify.checkpoints.save_load import save_source
 from pursuitify.models import ChainNet, ResidualNet
-from tests.nets import CASES, Case
+from tests.support.nets import CASES, Case
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -166,7 +166,7 @@ def test_a_failed_write_keeps_the_old_file(saved: Path, monkeypatch: pytest.Monk
     def full(*_args: Any, **_kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pursuitify.files.save_file", full)
+    monkeypatch.setattr("pursuitify.utils.atomic_files.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
         save(pursuitify(ChainNet(width=2)), saved)
     assert saved.read_bytes() == before

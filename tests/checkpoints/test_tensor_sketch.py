@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pursuitify.sketch import same, sketch
+from pursuitify.checkpoints.tensor_sketch import same, sketch
 
 
 @pytest.mark.parametrize("count", [1, 7, 256, 5000])

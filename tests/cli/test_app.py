@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("typer")
 from typer.testing import CliRunner
 
-from pursuitify.cli import app
+from pursuitify.cli.app import app
+from pursuitify.cli.model_sources import load_model, load_weights
 from pursuitify.errors import CheckpointError, OptionError, PursuitifyError
-from pursuitify.sources import load_model, load_weights
 
 runner = CliRunner()
 FACTORY = """
@@ -71,7 +71,7 @@ def test_convert_then_diagnose_and_coherence(factory: str, tmp_path: Path) -> No
 
 
 def test_refusals_have_no_traceback(factory: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pursuitify.cli"]
+    command = [sys.executable, "-m", "pursuitify.cli.app"]
     hostile = str(tmp_path / "hostile")
     save_file({"a": torch.ones(1)}, hostile, metadata={"pursuitify": "[" * 100000})
     for arguments in (
@@ -160,9 +160,9 @@ def test_ctrl_c_says_how_to_resume(
 ) -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("sklearn")
-    from pursuitify.training import loop
+    from pursuitify.training import adversarial_inputs, loop
 
-    inner = loop.attack
+    inner = adversarial_inputs.attack
 
     def attack(*args: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
@@ -260,7 +260,7 @@ def test_recipe_and_what_goes_before_it(
         seen.update(asdict(config))
         raise OptionError("that is enough")
 
-    cli_training = pytest.importorskip("pursuitify.cli_training")
+    cli_training = pytest.importorskip("pursuitify.cli.training_commands")
     monkeypatch.setattr(cli_training, "train", train)
     output = ["--output", str(tmp_path / "run"), "--iterations", "1"]
     result = runner.invoke(app, ["finetune", f"{factory}:make", *output, *arguments])

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pursuitify import pursuitify, save
-from pursuitify.cli import app
+from pursuitify.cli.app import app
 from pursuitify.data import load_data
 from pursuitify.errors import OptionError, PursuitifyError
 from pursuitify.models import ChainNet
@@ -157,7 +157,7 @@ def test_refusals(factory, case):
 
 
 def test_a_refusal_has_no_traceback_and_a_wrong_call_is_exit_code_2():
-    command = [sys.executable, "-m", "pursuitify.cli", "audit"]
+    command = [sys.executable, "-m", "pursuitify.cli.app", "audit"]
     for arguments, code in ((["resnet18", "--data", "digits", "--eps", "x"], 1), ([], 2)):
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == code

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuitify import PursuitNetwork, pursuitify
-from pursuitify.compiler import compile_model
-from tests.nets import BY_NAME
+from pursuitify.conversion.convert import compile_model
+from tests.support.nets import BY_NAME
 
 
 class Constants(nn.Module):

@@ -12,10 +12,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from pursuitify import Report, explain, pursuitify
+from pursuitify.conversion.explain import summary
 from pursuitify.models import ResidualNet
-from pursuitify.report import summary
-from tests.nets import CASES, LAYOUTS, Case, random_net
-from tests.test_network import Gated, given, quick
+from tests.network.test_pursuit_network import Gated, given, quick
+from tests.support.nets import CASES, LAYOUTS, Case, random_net
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pursuitify import ConversionError, TraceError, explain, pursuitify
-from tests.agreement import assert_adjoint, assert_descends, compare, error, state
-from tests.architectures import ARCHITECTURES
-from tests.ops import OPS
-from tests.randomnets import general_net
+from tests.support.agreement import assert_adjoint, assert_descends, compare, error, state
+from tests.support.architectures import ARCHITECTURES
+from tests.support.ops import OPS
+from tests.support.randomnets import general_net
 
 EXACT = 1e-10
 
@@ -194,7 +194,7 @@ def test_control_flow_on_values_is_refused() -> None:
 
 def test_hypothesis_draws_every_move() -> None:
     """The generator is as wide as it says: each move builds something that converts."""
-    from tests import randomnets
+    from tests.support import randomnets
 
     seen: set[str] = set()
 

@@ -17,12 +17,12 @@ from pursuitify import (
     PursuitifyError,
     PursuitNetwork,
     TraceError,
-    checks,
     explain,
     pursuitify,
 )
-from pursuitify.compiler import compile_model
-from pursuitify.network import RESERVED
+from pursuitify.conversion.convert import compile_model
+from pursuitify.network.pursuit_network import RESERVED
+from pursuitify.utils import option_checks
 
 
 def snapshot(model: nn.Module) -> list[Any]:
@@ -425,8 +425,8 @@ def test_errors_are_one_family() -> None:
     assert issubclass(OptionError, ValueError)
     assert issubclass(InputError, PursuitifyError)
     assert issubclass(InputError, ValueError)
-    assert checks.count("n", 0) == 0
-    assert checks.one_of("s", "a", ("a", "b")) == "a"
+    assert option_checks.count("n", 0) == 0
+    assert option_checks.one_of("s", "a", ("a", "b")) == "a"
 
 
 def test_the_copy_is_deep() -> None:

@@ -7,9 +7,9 @@ import pytest
 from torch import nn
 
 from pursuitify import pursuitify
+from pursuitify.conversion.text_picture import block_picture
 from pursuitify.models import DenselyConnectedNet, ResidualNet
-from pursuitify.picture import block_picture
-from tests.nets import BY_NAME, CASES, LAYOUTS, Case
+from tests.support.nets import BY_NAME, CASES, LAYOUTS, Case
 
 
 def body(graph: nx.DiGraph, **options: int) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pursuitify import explain, pursuitify
-from tests.agreement import assert_descends, compare
+from tests.support.agreement import assert_descends, compare
 
 timm = pytest.importorskip("timm")
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pursuitify import explain, pursuitify
-from tests.agreement import assert_descends, compare
+from tests.support.agreement import assert_descends, compare
 
 torchvision = pytest.importorskip("torchvision")
 models = torchvision.models

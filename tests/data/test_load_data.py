@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pursuitify import OptionError, pursuitify
 from pursuitify.data import Images, load_data
-from pursuitify.data.idx import read_idx
+from pursuitify.data.idx_files import read_idx
 from pursuitify.errors import DataError
 from pursuitify.models import ChainNet
 
@@ -88,7 +88,7 @@ def test_fashion_mnist_of_debian(tmp_path: Path) -> None:
 
 
 def test_missing_data_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pursuitify.data.sets.DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr("pursuitify.data.load_data.DEBIAN", tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"dataset-fashion-mnist.*--download"):
         load_data("fashion-mnist", root=tmp_path)
     for name in ("cifar10", "CIFAR-100"):

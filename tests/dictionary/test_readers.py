@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pursuitify.feedback import branch_of
-from pursuitify.maps import LinearMap, Scale
+from pursuitify.dictionary.readers import branch_of
+from pursuitify.operators import LinearMap, Scale
 
 
 class _Counted(LinearMap):

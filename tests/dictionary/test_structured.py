@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pursuitify import PursuitNetwork, pursuitify
 from pursuitify.errors import InputError, OptionError
-from pursuitify.maps import (
+from pursuitify.operators import (
     Adjoint,
     Chain,
     Expand,

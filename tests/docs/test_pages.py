@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HOME = Path(__file__).resolve().parent.parent
+HOME = Path(__file__).resolve().parents[2]
 PAGES = [HOME / "README.md", HOME / "CONTRIBUTING.md", *sorted(HOME.glob("docs/**/*.md"))]
 #: GFM reads a bar as the end of a cell, in code and in formulas too, unless it is escaped.
 BAR = re.compile(r"(?<!\\)\|")

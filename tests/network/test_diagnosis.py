@@ -12,7 +12,7 @@ from torch import nn
 
 from pursuitify import pursuitify
 from pursuitify.models import ResidualNet
-from tests.nets import BY_NAME, CASES, Case
+from tests.support.nets import BY_NAME, CASES, Case
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -23,8 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import pursuitify as package
 from pursuitify import OptionError, PursuitNetwork, pursuitify
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
-from pursuitify.pursuit import global_pursuit, layered
-from tests.nets import BY_NAME, CASES, LAYOUTS, Case, random_net, randomise
+from pursuitify.solvers.global_pursuit import global_pursuit
+from pursuitify.solvers.layered import layered
+from tests.support.nets import BY_NAME, CASES, LAYOUTS, Case, random_net, randomise
 
 quick = settings(
     max_examples=60,

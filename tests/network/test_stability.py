@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks.common import saved_bytes
 from pursuitify import PursuitNetwork, pursuitify
-from pursuitify.checks import MEMORY
-from tests.nets import BY_NAME
+from pursuitify.utils.option_checks import MEMORY
+from tests.support.nets import BY_NAME
 
 CASE = "linear_residual"
 BATCH = 256  # what a step keeps is then far above the noise of the resident set

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuitify import pursuitify
-from pursuitify.activations import Activation, Clip, LeakyReLU, Linear, ReLU
+from pursuitify.operators.activations import Activation, Clip, LeakyReLU, Linear, ReLU
 
 PAIRS = {
     "linear": (Linear(), lambda z: z),

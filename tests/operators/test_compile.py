@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pursuitify.maps import (
+from pursuitify.operators import (
     Conv,
     Dense,
     Expand,
@@ -21,7 +21,7 @@ from pursuitify.maps import (
     interpolate,
     pad,
 )
-from tests.maps.base import randn
+from tests.support.operator_tests import randn
 
 
 class Everything(torch.nn.Module):

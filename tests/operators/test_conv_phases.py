@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pursuitify.maps import Conv, dottest
-from pursuitify.maps.phases import phase_kernel
+from pursuitify.operators import Conv, dottest
+from pursuitify.operators.conv_phases import phase_kernel
 
 GRID = list(itertools.product((1, 2, 3), (1, 2, 3, 7), (2, 3), ((0, 0), (3, 3), (1, 0), (2, -1))))
 

@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from pursuitify.maps import Conv, Dense, Place, Scale, compose
-from tests.maps.base import Case, MapTests, randn
+from pursuitify.operators import Conv, Dense, Place, Scale, compose
+from tests.support.operator_tests import Case, MapTests, randn
 
 
 class TestDense(MapTests):

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pursuitify.maps import Conv, dottest
-from pursuitify.maps.packed import (
+from pursuitify.operators import Conv, dottest
+from pursuitify.operators.onednn_conv import (
     Kernel,
     PackedConv,
     adjoint_kernel,

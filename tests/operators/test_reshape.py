@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from pursuitify.maps import (
+from pursuitify.operators import (
     Adjoint,
     Expand,
     Identity,
@@ -19,7 +19,7 @@ from pursuitify.maps import (
     ZeroPad,
     compose,
 )
-from tests.maps.base import Case, MapTests, randn
+from tests.support.operator_tests import Case, MapTests, randn
 
 SHAPE = (2, 4, 3, 5)
 

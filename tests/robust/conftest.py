@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pursuitify.models import ChainNet
-from tests.robust import controls
+from tests.support import controls
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuitify import ConversionError, OptionError, explain, pursuitify
-from pursuitify.activations import ReLU
-from pursuitify.maps import Dense, Scale
+from pursuitify.operators import Dense, Scale
+from pursuitify.operators.activations import ReLU
 from pursuitify.rules import activation, default, frozen, linear
-from tests.agreement import assert_adjoint, assert_descends, compare
-from tests.maps.base import Case, MapTests, matrix_of
+from tests.support.agreement import assert_adjoint, assert_descends, compare
+from tests.support.operator_tests import Case, MapTests, matrix_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from pursuitify import PursuitNetwork, pursuitify
-from tests.nets import CASES, LAYOUTS, Case
-from tests.oracle import Oracle
+from tests.support.nets import CASES, LAYOUTS, Case
+from tests.support.oracle import Oracle
 
 EXACT = 1e-10
 SETUPS = [(case, layout) for case in CASES for layout in LAYOUTS]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pursuitify import pursuitify
-from pursuitify.pursuit import global_pursuit
-from tests.nets import BY_NAME, CASES, Case
+from pursuitify.solvers.global_pursuit import global_pursuit
+from tests.support.nets import BY_NAME, CASES, Case
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from threadpoolctl import threadpool_limits
 from torch import Tensor, fx, nn
 
-from tests.nets import CASES, LAYOUTS, Case, random_net
-from tests.oracle import Oracle, Row, Slot, frozen_max_pool, prox, row
+from tests.support.nets import CASES, LAYOUTS, Case, random_net
+from tests.support.oracle import Oracle, Row, Slot, frozen_max_pool, prox, row
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pursuitify import OptionError, load, pursuitify, save
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
-from pursuitify.settings import OPTIONS
-from tests.nets import CASES, Case, randomise
+from pursuitify.solvers.settings import OPTIONS
+from tests.support.nets import CASES, Case, randomise
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 
 from pursuitify import pursuitify
-from pursuitify.steps import Norms
-from pursuitify.synchronous import block_norms, lipschitz_in_x, operator_bound
-from tests.nets import BY_NAME, CASES, LAYOUTS, Case
-from tests.oracle import Oracle, prox
-from tests.randomnets import general_net
+from pursuitify.analysis.certificates.certified_radius import lipschitz_in_x
+from pursuitify.dictionary.norm_bounds import Norms, block_norms, operator_bound
+from tests.support.nets import BY_NAME, CASES, LAYOUTS, Case
+from tests.support.oracle import Oracle, prox
+from tests.support.randomnets import general_net
 
 SETUPS = [(case, layout) for case in CASES for layout in LAYOUTS]
 setups = pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pursuitify import PursuitNetwork, calls
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.program import Pass
+from pursuitify import PursuitNetwork
+from pursuitify.compiler.lowering.program import Pass
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.network import arguments
 
 
 def flat(value: Any) -> list[Tensor]:
@@ -42,7 +43,7 @@ def error(a: Any, b: Any) -> float:
 def bound_pass(net: PursuitNetwork, args: Sequence[Any]) -> tuple[Any, Pass, StructuredDictionary]:
     """The output that the *bound* feed-forward pass and the head give, without any sweep."""
     program = net._program
-    values = calls.arguments(program, args, {}, net)
+    values = arguments.arguments(program, args, {}, net)
     first, bound = net._bind(program, values)
     return program.head(net, first.latents, first, values), first, bound
 

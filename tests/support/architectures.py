@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.ops import ECA, BlurPool, DropPath, LinearSqueeze, NormAct, Squeeze, conv
+from tests.support.ops import ECA, BlurPool, DropPath, LinearSqueeze, NormAct, Squeeze, conv
 
 
 class SEResidual(nn.Module):

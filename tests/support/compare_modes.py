@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pursuitify import PursuitNetwork
-from tests.agreement import flat
+from tests.support.agreement import flat
 
 Derivatives = dict[str, Tensor | None]
 

@@ -11,7 +11,7 @@ import torch
 
 from pursuitify import pursuitify
 from pursuitify.training import finetune
-from tests.training.toy import model, rows
+from tests.support.toy import model, rows
 
 #: Name -> (BatchNorm, settings of the network, options of the run).
 RUNS: dict[str, tuple[bool, dict[str, Any], dict[str, Any]]] = {

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from nets import randomise
 from torch import Tensor, nn
 
-from pursuitify.bind import BoundPath
-from pursuitify.maps import Select
+from pursuitify.dictionary.bound_rows import BoundPath
+from pursuitify.operators import Select
+from tests.support.nets import randomise
 
 #: What is drawn; ``strided`` to ``tied`` are convolutional, the first three linear as well.
 KINDS = (

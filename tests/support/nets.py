@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.oracle import INPUT, Affine, Row, Slot, frozen_max_pool, row
+from tests.support.oracle import INPUT, Affine, Row, Slot, frozen_max_pool, row
 
 LAYOUTS = ("auto", "encoder")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pursuitify.maps import LinearMap, dottest
+from pursuitify.operators import LinearMap, dottest
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pursuitify import files
-from pursuitify.training import Result, finetune, loop
-from tests.training.toy import network, rows
+from pursuitify.training import Result, adversarial_inputs, finetune
+from tests.support.toy import network, rows
 
 STEPS = 24
 #: Files renamed into place by an undisturbed run: state, weights and log.
@@ -54,7 +53,7 @@ def arm(count: int, where: str) -> None:
         return call
 
     if where == "step":
-        loop.attack = deadly(loop.attack)
+        adversarial_inputs.attack = deadly(adversarial_inputs.attack)
     else:
         files.os.replace = deadly(os.replace)
 

@@ -15,9 +15,9 @@ import torch
 
 pytest.importorskip("accelerate")
 
-from tests.training.distributed import RUNS, outcome
+from tests.support.distributed import RUNS, outcome
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("distributed.py")
 
 

@@ -16,9 +16,9 @@ pytest.importorskip("accelerate")
 
 from pursuitify import OptionError, pursuitify
 from pursuitify.errors import MissingExtraError, TrainingError
-from pursuitify.training import Config, evaluate, finetune, loop, reconstruction
-from pursuitify.training.schedules import Schedule
-from tests.training.toy import model, network, rows
+from pursuitify.training import Config, adversarial_inputs, evaluate, finetune, loop, reconstruction
+from pursuitify.training.optimizer import Schedule
+from tests.support.toy import model, network, rows
 
 QUIET = {"progress": False, "batch_size": 8}
 
@@ -118,7 +118,7 @@ def test_modes_settings_and_random_state_are_as_before() -> None:
 
 def test_the_network_follows_its_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, float]] = []
-    inner = loop.attack
+    inner = adversarial_inputs.attack
 
     def attack(net: Any, *args: Any) -> Any:
         seen.append((net.iterations, net.step_scale))

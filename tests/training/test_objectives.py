@@ -14,9 +14,9 @@ pytest.importorskip("accelerate")
 from pursuitify import coherence, pursuitify
 from pursuitify.errors import InputError, OptionError
 from pursuitify.training import RECIPES, Config, finetune, recipe
-from pursuitify.training.attack import attack, noisy
+from pursuitify.training.adversarial_inputs import attack, noisy
 from pursuitify.training.objectives import Objective
-from tests.training.toy import model, network, rows
+from tests.support.toy import model, network, rows
 
 QUIET: dict[str, Any] = {"progress": False, "batch_size": 8}
 

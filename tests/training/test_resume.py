@@ -22,10 +22,10 @@ pytest.importorskip("accelerate")
 
 from pursuitify import CheckpointError, load, pursuitify
 from pursuitify.models import ChainNet
-from pursuitify.training import Interrupted, Result, finetune, loop
-from tests.training import resumable
-from tests.training.resumable import STEPS, WRITES, run
-from tests.training.toy import model, network, rows
+from pursuitify.training import Interrupted, Result, adversarial_inputs, finetune, loop
+from tests.support import resumable
+from tests.support.resumable import STEPS, WRITES, run
+from tests.support.toy import model, network, rows
 
 
 def exit_code(action: Callable[[], Any]) -> int:
@@ -70,7 +70,7 @@ def test_killed_and_resumed_is_never_stopped(where: str, optimizer: str, tmp_pat
 
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = loop.attack
+    inner = adversarial_inputs.attack
     calls = 0
 
     def attack(*args: Any) -> Any:
@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_the_state_before_it(
             run_on()
     kept = {path.name: path.read_bytes() for path in folder.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr("pursuitify.files.save_file", full)
+        patch.setattr("pursuitify.utils.atomic_files.save_file", full)
         with pytest.raises(CheckpointError, match="No space left"):
             run_on()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept

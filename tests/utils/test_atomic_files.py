@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pursuitify import CheckpointError
-from pursuitify.files import clear_leftovers, write_tensors, write_text
-from pursuitify.robust.record import write
+from pursuitify.robust.auditing.results_record import write
+from pursuitify.utils.atomic_files import clear_leftovers, write_tensors, write_text
 
 Write = Callable[[Path], Any]
 WRITERS: dict[str, Write] = {

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from pursuitify import pursuitify
-from pursuitify.formats import preferred
 from pursuitify.models import ResidualNet
+from pursuitify.utils.memory_format import preferred
 
 
 @pytest.mark.parametrize(("training", "sweeps", "last"), [(False, 2, True), (False, 0, False)])

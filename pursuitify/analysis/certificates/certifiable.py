@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from pursuitify import pieces
-from pursuitify.classify import Value
+from pursuitify.compiler.graph.classify import Value
+from pursuitify.compiler.tracing import nodes
 from pursuitify.errors import OptionError
-from pursuitify.network import PursuitNetwork
+from pursuitify.network.pursuit_network import PursuitNetwork
 
 #: Rules whose map is the same at every input. What is not listed, a user's own rule included, is
 #: refused: the certificate must not depend on a promise nobody made.
@@ -57,7 +57,7 @@ def _reason(node: fx.Node, value: Value, net: PursuitNetwork) -> str:
     """Say why a node's map may differ between inputs, or that it is not affine."""
     site = net._program.sites[node]
     if value in {Value.INPUT, Value.CONSTANT, Value.SHAPE}:
-        return "it draws at random" if pieces.is_random(node) else ""
+        return "it draws at random" if nodes.is_random(node) else ""
     if value is Value.FROZEN:
         return "its value is frozen from the input"
     if value is Value.OTHER or site.rule is None or site.call is None:

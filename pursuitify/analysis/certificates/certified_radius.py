@@ -1,7 +1,7 @@
 """Certified l2 radii of a network with ``solver="synchronous"``: no attack can be stronger.
 
 From zero, T synchronous sweeps are Lipschitz in the input whatever the depth (the two bounds are
-derived in :mod:`pursuitify.synchronous`). If the latents that the head reads move by d, a lead of
+derived in :mod:`pursuitify.solvers.synchronous`). If the latents that the head reads move by d, a lead of
 class a over class b moves by <h_a - h_b, d>, h_a being the exact slope of logit a, so no input
 closer than lead / (K ||h_a - h_b||) changes the decision.
 
@@ -18,19 +18,36 @@ float64 where the last digits matter.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pursuitify.activations import ReLU
+from pursuitify.analysis.certificates.certifiable import check_certifiable
+from pursuitify.analysis.certificates.head_slopes import slopes
+from pursuitify.dictionary.norm_bounds import Norms, block_norms
 from pursuitify.errors import InputError
-from pursuitify.network import PursuitNetwork
-from pursuitify.robust.certifiable import check_certifiable
-from pursuitify.robust.head import slopes
-from pursuitify.steps import Norms
-from pursuitify.synchronous import block_norms, lipschitz_in_x, moves, step_sizes
+from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.operators.activations import ReLU
+from pursuitify.solvers.step_sizes import synchronous_step_sizes
+from pursuitify.solvers.synchronous import moves
+
+
+def lipschitz_in_x(step: float, reach: float, direct: float, count: int) -> float:
+    """Return a Lipschitz constant of x -> w^T: min over s of sqrt((s a)^2 + (T - s) c).
+
+    a = g ||B^T P|| bounds each of the first s sweeps, c = g ||P||^2 each of the others.
+
+    Args:
+        step: g, at most 1 / ||B||^2.
+        reach: A bound of ||B^T P||.
+        direct: A bound of ||P||.
+        count: T.
+    """
+    a, c = step * reach, step * direct**2
+    return math.sqrt(min((s * a) ** 2 + (count - s) * c for s in range(count + 1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +104,7 @@ def certified_radius(net: PursuitNetwork, x: Tensor, *, local: bool = True) -> C
         raise InputError("certified_radius needs a network that returns logits (batch, classes)")
     norms = Norms()
     blocks, direct = block_norms(dictionary, norms)
-    steps = step_sizes(dictionary, norms)
+    steps = synchronous_step_sizes(dictionary, norms)
     if net.step_scale != 1:
         steps = [step * net.step_scale for step in steps]
     g, p = float(steps[0]), float(direct.norm())

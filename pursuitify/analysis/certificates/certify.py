@@ -7,23 +7,23 @@ import math
 import torch
 from torch import Tensor
 
-from pursuitify import checks
-from pursuitify.analysis import explicit
-from pursuitify.analysis.binding import bind, evaluating
-from pursuitify.analysis.certificates import (
+from pursuitify.analysis.certificates.convex_problem import bounded_below, minimise, problem
+from pursuitify.analysis.certificates.support_recovery import (
     Certificate,
     Verdict,
     certify_problem,
     layered_gain,
     slack_form,
 )
-from pursuitify.analysis.problem import bounded_below, minimise, problem
-from pursuitify.analysis.progress import bar
-from pursuitify.analysis.spectrum import extreme_eigenvalues
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.analysis.measures import dense_gram
+from pursuitify.analysis.measures.bind_network import bind, evaluating
+from pursuitify.analysis.measures.spectrum import extreme_eigenvalues
+from pursuitify.dictionary.norm_bounds import Norms, lipschitz
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import OptionError
-from pursuitify.network import PursuitNetwork
-from pursuitify.steps import Norms, lipschitz
+from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.utils import option_checks
+from pursuitify.utils.progress import bar
 
 METHODS = ("auto", "dense", "lanczos")
 
@@ -57,12 +57,12 @@ def certify(
         OptionError: If an option has no such value.
         InputError: If B is too large to be materialised, or the input does not fit.
     """
-    checks.one_of("method", method, METHODS)
+    option_checks.one_of("method", method, METHODS)
     if iterations < 1 or steps < 1:
         raise OptionError("iterations and steps must be at least 1")
     with torch.no_grad(), evaluating(net):
         if method == "auto":
-            method = "dense" if explicit.fits(bind(net, None, x)) else "lanczos"
+            method = "dense" if dense_gram.fits(bind(net, None, x)) else "lanczos"
         if method == "dense":
             return certify_problem(problem(net, x))
         return _matrix_free(bind(net, None, x), iterations, steps, progress)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.activations import Activation, Clip, ReLU
-from pursuitify.analysis.binding import bind
-from pursuitify.analysis.explicit import normalised
-from pursuitify.network import PursuitNetwork
+from pursuitify.analysis.measures.bind_network import bind
+from pursuitify.analysis.measures.dense_gram import normalised
+from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.operators.activations import Activation, Clip, ReLU
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pursuitify import calls
 from pursuitify.errors import OptionError
-from pursuitify.network import PursuitNetwork
+from pursuitify.network import arguments
+from pursuitify.network.pursuit_network import PursuitNetwork
 
 
 def slopes(net: PursuitNetwork, x: Tensor) -> dict[str, Tensor]:
@@ -25,7 +25,7 @@ def slopes(net: PursuitNetwork, x: Tensor) -> dict[str, Tensor]:
     program = net._program
     with torch.no_grad():
         classes = net(x[:1]).shape[1]
-    values = calls.arguments(program, (x[:1].expand(classes, *x.shape[1:]),), {}, net)
+    values = arguments.arguments(program, (x[:1].expand(classes, *x.shape[1:]),), {}, net)
     with torch.no_grad():
         first, bound = net._bind(program, values)
     if bound.samples is None:

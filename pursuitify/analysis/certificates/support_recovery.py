@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pursuitify.analysis.problem import Problem
+from pursuitify.analysis.certificates.convex_problem import Problem
 from pursuitify.errors import OptionError
 
 

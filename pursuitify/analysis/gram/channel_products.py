@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.analysis.symbols import Symbol
+from pursuitify.analysis.gram.symbol import Symbol
 
 #: Largest table of products of all pairs of taps that is made at once, in elements.
 TABLE = 24_000_000

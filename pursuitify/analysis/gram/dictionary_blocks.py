@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pursuitify.analysis.kernels import block_of
-from pursuitify.analysis.symbols import (
+from pursuitify.analysis.gram.operator_symbols import block_of
+from pursuitify.analysis.gram.symbol import (
     Site,
     Symbol,
     UnsupportedError,
@@ -17,9 +17,9 @@ from pursuitify.analysis.symbols import (
     site_of,
     unit,
 )
-from pursuitify.bind import BoundPath, BoundRow
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.maps import Chain, Conv, Dense, LinearMap
+from pursuitify.dictionary.bound_rows import BoundPath, BoundRow
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.operators import Chain, Conv, Dense, LinearMap
 
 #: A slot of a row: (row, slot).
 Place = tuple[int, int]

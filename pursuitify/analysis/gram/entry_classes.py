@@ -16,8 +16,8 @@ from functools import lru_cache
 
 import torch
 
-from pursuitify.analysis.blocks import Blocks, Place, Use
-from pursuitify.analysis.lines import Band, Line
+from pursuitify.analysis.gram.dictionary_blocks import Blocks, Place, Use
+from pursuitify.analysis.gram.position_relations import Band, Line
 
 #: Per meeting (a pair of blocks) the (tap, tap, coefficient) that contribute.
 Taps = tuple[tuple[int, tuple[tuple[int, int, float], ...]], ...]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pursuitify.analysis import lines
-from pursuitify.analysis.lines import Band, Line, Table
-from pursuitify.analysis.symbols import UnsupportedError
-from pursuitify.maps import Select, Windows
+from pursuitify.analysis.gram import position_relations
+from pursuitify.analysis.gram.position_relations import Band, Line, Table
+from pursuitify.analysis.gram.symbol import UnsupportedError
+from pursuitify.operators import Select, Windows
 
 
 def centre(select: Select, sizes: Sequence[int]) -> tuple[Line, ...]:
@@ -45,7 +45,7 @@ def every(select: Select, sizes: Sequence[int]) -> tuple[Line, ...]:
     held = _windows(select)
     out = select.indices.shape[2:]
     along: list[Line] = [
-        lines.window(n, o, k, s, p, d)
+        position_relations.window(n, o, k, s, p, d)
         for n, o, k, s, p, d in zip(select.size, out, *vars(held).values(), strict=True)
     ]
     return _filled(along, sizes)
@@ -58,4 +58,4 @@ def _windows(select: Select) -> Windows:
 
 
 def _filled(along: list[Line], sizes: Sequence[int]) -> tuple[Line, ...]:
-    return (*along, *(lines.identity(n) for n in sizes[len(along) :]))
+    return (*along, *(position_relations.identity(n) for n in sizes[len(along) :]))

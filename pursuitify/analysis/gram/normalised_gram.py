@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.analysis.blocks import Blocks
-from pursuitify.analysis.pairs import Class, Group, Kind, Positions, combine
-from pursuitify.analysis.products import Products, Supports, align
-from pursuitify.analysis.symbols import Symbol
+from pursuitify.analysis.gram.channel_products import Products, Supports, align
+from pursuitify.analysis.gram.dictionary_blocks import Blocks
+from pursuitify.analysis.gram.entry_classes import Class, Group, Kind, Positions, combine
+from pursuitify.analysis.gram.symbol import Symbol
 
 
 @dataclass(frozen=True, eq=False)

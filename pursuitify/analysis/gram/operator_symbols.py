@@ -9,12 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pursuitify.analysis import lines
-from pursuitify.analysis.lines import Line
-from pursuitify.analysis.moves import moved
-from pursuitify.analysis.switches import centre, every
-from pursuitify.analysis.symbols import Site, Switch, Symbol, UnsupportedError, unit
-from pursuitify.maps import (
+from pursuitify.analysis.gram import position_relations
+from pursuitify.analysis.gram.max_pool_switches import centre, every
+from pursuitify.analysis.gram.position_relations import Line
+from pursuitify.analysis.gram.rearrangements import moved
+from pursuitify.analysis.gram.symbol import Site, Switch, Symbol, UnsupportedError, unit
+from pursuitify.operators import (
     Adjoint,
     BlockMean,
     Chain,
@@ -78,7 +78,9 @@ def _switched(symbol: Symbol, site: Site, item: Select) -> tuple[Symbol, Site]:
     before = () if symbol.switch is None else symbol.switch.key
     key = (*before, item.indices.data_ptr(), tuple(item.indices.shape))
     along = every(item, site.sizes)
-    joined = tuple(lines.compose(a, b) for a, b in zip(symbol.lines, along, strict=True))
+    joined = tuple(
+        position_relations.compose(a, b) for a, b in zip(symbol.lines, along, strict=True)
+    )
     sizes = tuple(line.n_out for line in joined)
     return replace(symbol, lines=joined, switch=Switch(key, joined)), replace(site, sizes=sizes)
 
@@ -116,7 +118,9 @@ def _step(symbol: Symbol, site: Site, item: LinearMap) -> tuple[Symbol, Site]:
         return _then(symbol, weight.transpose(1, 2), cols, rows, turned, out.channels)
     if isinstance(item, (BlockMean, Separable, Reduce, Select)):
         along, factor = _pooling(item, site)
-        joined = tuple(lines.compose(a, b) for a, b in zip(symbol.lines, along, strict=True))
+        joined = tuple(
+            position_relations.compose(a, b) for a, b in zip(symbol.lines, along, strict=True)
+        )
         sizes = tuple(line.n_out for line in joined)
         weight = symbol.weight if factor == 1 else symbol.weight * factor
         return replace(symbol, weight=weight, lines=joined), replace(site, sizes=sizes)
@@ -137,8 +141,8 @@ def _conv_parts(conv: Conv, site: Site) -> tuple[Tensor, Tensor, Tensor, tuple[L
         conv.size, taps, conv.stride, conv.padding, conv.dilation, strict=True
     ):
         out = (n + low + high - d * (k - 1) - 1) // s + 1
-        along.append(lines.window(n, out, k, s, low, d))
-    along += [lines.identity(1)] * (len(site.sizes) - len(taps))
+        along.append(position_relations.window(n, out, k, s, low, d))
+    along += [position_relations.identity(1)] * (len(site.sizes) - len(taps))
     rows = torch.arange(outputs).reshape(groups, -1)
     cols = torch.arange(inputs * groups).reshape(groups, -1)
     return weight, rows, cols, tuple(along)
@@ -150,7 +154,9 @@ def _dense(symbol: Symbol, site: Site, item: Dense) -> tuple[Symbol, Site]:
         raise UnsupportedError("a dense layer along the last dimension of an image")
     out = weight.shape[0]
     index = torch.arange(out)[None]
-    along = tuple(lines.whole(n) if n > 1 else lines.identity(1) for n in sizes)
+    along = tuple(
+        position_relations.whole(n) if n > 1 else position_relations.identity(1) for n in sizes
+    )
     grouped = weight.reshape(1, out, site.channels, -1)
     joined, _ = _then(symbol, grouped, index, torch.arange(site.channels)[None], along, out)
     return joined, Site(out, (1,) * len(sizes))
@@ -185,7 +191,9 @@ def _then(
         weight = weight[some].gather(2, full)
     if not bool((factor == 1).all()):
         weight = weight * factor[cols][:, None, :, None]
-    joined = tuple(lines.compose(a, b) for a, b in zip(symbol.lines, along, strict=True))
+    joined = tuple(
+        position_relations.compose(a, b) for a, b in zip(symbol.lines, along, strict=True)
+    )
     sizes = tuple(line.n_out for line in joined)
     ends = (symbol.channels[0], outputs)
     result = Symbol(weight, rows, cols_from, joined, ends, symbol.switch)
@@ -234,13 +242,13 @@ def _pooling(item: LinearMap, site: Site) -> tuple[tuple[Line, ...], float]:
         factor = item.factor
         for n, k in zip(item.size, item.kernel, strict=True):
             along.append(
-                lines.summed(n, 1 / n)
+                position_relations.summed(n, 1 / n)
                 if k == n and n > 1
-                else lines.window(n, n // k, k, k, 0, 1, 1 / k)
+                else position_relations.window(n, n // k, k, k, 0, 1, 1 / k)
             )
     elif isinstance(item, Separable):
         along = [
-            lines.identity(n) if m is None else lines.from_matrix(m)
+            position_relations.identity(n) if m is None else position_relations.from_matrix(m)
             for n, m in zip(sizes, item.mats, strict=False)
         ]
     elif isinstance(item, Reduce):
@@ -248,6 +256,8 @@ def _pooling(item: LinearMap, site: Site) -> tuple[tuple[Line, ...], float]:
         kept = [i for i in range(2, len(item.in_shape)) if i not in dims]
         if dims & {0, 1} or kept:
             raise UnsupportedError("a reduction over channels or over part of the positions")
-        along = [lines.summed(n, 1 / n if item.mean else 1.0) for n in item.in_shape[2:]]
-    along += [lines.identity(n) for n in sizes[len(along) :]]
+        along = [
+            position_relations.summed(n, 1 / n if item.mean else 1.0) for n in item.in_shape[2:]
+        ]
+    along += [position_relations.identity(n) for n in sizes[len(along) :]]
     return tuple(along), factor

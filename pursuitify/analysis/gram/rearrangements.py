@@ -13,10 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pursuitify.analysis import lines
-from pursuitify.analysis.lines import Line
-from pursuitify.analysis.symbols import Site, Symbol, UnsupportedError, select_rows, site_of
-from pursuitify.maps import LinearMap
+from pursuitify.analysis.gram import position_relations
+from pursuitify.analysis.gram.position_relations import Line
+from pursuitify.analysis.gram.symbol import Site, Symbol, UnsupportedError, select_rows, site_of
+from pursuitify.operators import LinearMap
 
 
 def moved(symbol: Symbol, site: Site, run: Sequence[LinearMap]) -> tuple[Symbol, Site]:
@@ -97,7 +97,9 @@ def _index_lines(base: Tensor, sizes: tuple[int, ...]) -> tuple[Line, ...]:
         kept = own >= 0
         matrix[kept.nonzero()[:, 0], own[kept]] = 1.0
         same = n == out and bool((own == torch.arange(n)).all())
-        along.append(lines.identity(n) if same else lines.from_matrix(matrix))
+        along.append(
+            position_relations.identity(n) if same else position_relations.from_matrix(matrix)
+        )
     return tuple(along)
 
 
@@ -106,7 +108,9 @@ def _gathered(
 ) -> tuple[Symbol, Site]:
     """Return a symbol whose output channel o is the former channel index[o]; -1 is zero."""
     names = (index >= 0).nonzero()[:, 0]
-    joined = tuple(lines.compose(a, b) for a, b in zip(symbol.lines, along, strict=True))
+    joined = tuple(
+        position_relations.compose(a, b) for a, b in zip(symbol.lines, along, strict=True)
+    )
     weight, rows, cols = select_rows(symbol.weight, symbol.rows, symbol.cols, index[names], names)
     ends = (symbol.channels[0], out.channels)
     return Symbol(weight, rows, cols, joined, ends, symbol.switch), out

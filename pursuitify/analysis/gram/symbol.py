@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pursuitify.analysis import lines
-from pursuitify.analysis.lines import Line
+from pursuitify.analysis.gram import position_relations
+from pursuitify.analysis.gram.position_relations import Line
 from pursuitify.errors import PursuitifyError
 
 
@@ -72,7 +72,7 @@ class Symbol:
     def negated(self) -> Symbol:
         """Return minus the block; the weight is shared."""
         first, *rest = self.lines
-        return replace(self, lines=(lines.negated(first), *rest))
+        return replace(self, lines=(position_relations.negated(first), *rest))
 
     def spread(self) -> Symbol:
         """Return the block with its weight repeated over the taps of its switch."""
@@ -112,7 +112,7 @@ def unit(site: Site, like: Tensor, border: bool) -> Symbol:
     """Return the identity on a site; with ``border``, what follows is cut off at the border."""
     index = torch.arange(site.channels)[:, None]
     weight = like.new_ones(site.channels, 1, 1, 1)
-    along = [lines.identity(n) for n in site.sizes]
+    along = [position_relations.identity(n) for n in site.sizes]
     cut = tuple(line.table() if border else line for line in along)
     return Symbol(weight, index, index, cut, (site.channels,) * 2)
 

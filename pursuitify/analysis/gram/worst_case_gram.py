@@ -22,10 +22,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.analysis.blocks import Blocks, Use
-from pursuitify.analysis.gram import Entries, Gram, overlaps
-from pursuitify.analysis.pairs import Class, Group, Kind, Positions, combine
-from pursuitify.analysis.products import Products, Supports
+from pursuitify.analysis.gram.channel_products import Products, Supports
+from pursuitify.analysis.gram.dictionary_blocks import Blocks, Use
+from pursuitify.analysis.gram.entry_classes import Class, Group, Kind, Positions, combine
+from pursuitify.analysis.gram.normalised_gram import Entries, Gram, overlaps
 from pursuitify.errors import InternalError
 
 #: An element of the windows of one pooling: (pooling, element per dim); None: no pooling.

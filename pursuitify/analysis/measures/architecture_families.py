@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pursuitify.analysis.minimum import minimum_frame_potential
+from pursuitify.analysis.measures.min_frame_potential import minimum_frame_potential
 from pursuitify.errors import OptionError
 
 #: Per family its (size, least frame potential) points, as ``plot_families`` draws them.

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pursuitify import checks
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
-from pursuitify.maps import Scale
-from pursuitify.network import PursuitNetwork
+from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.operators import Scale
+from pursuitify.utils import option_checks
 
 
 def bind(
@@ -46,7 +46,7 @@ def sizes(input_shape: object) -> tuple[int, ...]:
             "input; give data as x=..."
         )
     if isinstance(input_shape, Iterable) and not isinstance(input_shape, str):
-        found = [checks.whole(size) for size in input_shape]
+        found = [option_checks.whole(size) for size in input_shape]
     whole = tuple(size for size in found if size is not None and size > 0)
     if not found or len(whole) < len(found):
         raise OptionError(

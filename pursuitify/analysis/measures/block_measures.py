@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pursuitify.analysis.gram import Entries, Gram
-from pursuitify.analysis.pairs import kinds_of
+from pursuitify.analysis.gram.entry_classes import kinds_of
+from pursuitify.analysis.gram.normalised_gram import Entries, Gram
 
 #: How N(G) is counted; printed with every number.
 N_RULE = (

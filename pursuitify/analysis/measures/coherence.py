@@ -9,19 +9,26 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pursuitify import checks
-from pursuitify.analysis import bounds, explicit, measures
-from pursuitify.analysis.binding import bind, evaluating, gated, holds, layouts, touched
-from pursuitify.analysis.blocks import blocks_of
-from pursuitify.analysis.gram import Gram
-from pursuitify.analysis.measures import Block, Norms
-from pursuitify.analysis.report import CoherenceReport
-from pursuitify.analysis.symbols import UnsupportedError
-from pursuitify.analysis.worst import WorstGram
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.analysis.gram.dictionary_blocks import blocks_of
+from pursuitify.analysis.gram.normalised_gram import Gram
+from pursuitify.analysis.gram.symbol import UnsupportedError
+from pursuitify.analysis.gram.worst_case_gram import WorstGram
+from pursuitify.analysis.measures import block_measures, dense_gram, welch_bounds
+from pursuitify.analysis.measures.bind_network import (
+    bind,
+    evaluating,
+    gated,
+    holds,
+    layouts,
+    touched,
+)
+from pursuitify.analysis.measures.block_measures import Block, Norms
+from pursuitify.analysis.measures.coherence_report import CoherenceReport
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
-from pursuitify.maps import Select
-from pursuitify.network import PursuitNetwork
+from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.operators import Select
+from pursuitify.utils import option_checks
 
 BOUNDARIES = ("interior", "exact")
 SWITCHES = ("centre", "worst", "batch")
@@ -63,10 +70,10 @@ def coherence(
         InputError: If the input does not fit or is a batch, the network is too large for what was
             asked, or a map has no kernel form.
     """
-    checks.one_of("boundary", boundary, BOUNDARIES)
+    option_checks.one_of("boundary", boundary, BOUNDARIES)
     if switches is None:
         switches = "batch" if boundary == "exact" else "centre"
-    checks.one_of("switches", switches, SWITCHES)
+    option_checks.one_of("switches", switches, SWITCHES)
     if switches == "batch" and boundary == "interior":
         raise OptionError("switches='batch' needs boundary='exact': switches differ by position")
     with torch.no_grad(), evaluating(net):
@@ -121,10 +128,10 @@ def _measured(
             worst = switches == "worst"
             blocks = blocks_of(dictionary, boundary == "exact", worst)
             gram = WorstGram(blocks) if worst else Gram(blocks)
-            norms = measures.norms(gram)
+            norms = block_measures.norms(gram)
             columns = _alive(gram.positions.columns, norms)
-            excess = bounds.frame_excess(columns, rows_of, gram.positions.heights)
-            return measures.blocks(gram, advance), norms, excess, notes
+            excess = welch_bounds.frame_excess(columns, rows_of, gram.positions.heights)
+            return block_measures.blocks(gram, advance), norms, excess, notes
         except UnsupportedError as error:
             if boundary == "exact" and holds(dictionary, Select):
                 raise InputError(
@@ -136,10 +143,10 @@ def _measured(
                     f"no interior form: {error}. boundary='exact' can treat it on small inputs"
                 ) from error
             notes.append(f"entry by entry, as {error}")
-    found, norms = explicit.measure(dictionary, advance)
+    found, norms = dense_gram.measure(dictionary, advance)
     columns = _alive([float(shape.numel()) for shape in dictionary.shapes], norms)
     heights = [float(sum(part.numel() for part in row.signal)) for row in dictionary.rows]
-    return found, norms, bounds.frame_excess(columns, rows_of, heights), notes
+    return found, norms, welch_bounds.frame_excess(columns, rows_of, heights), notes
 
 
 def _alive(columns: Sequence[float], norms: Sequence[Norms]) -> list[float]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from pursuitify.analysis.measures import N_RULE, Block, Norms, Pair
+from pursuitify.analysis.measures.block_measures import N_RULE, Block, Norms, Pair
 
 SCALE_RULE = (
     "columns of the global B have unit norm, identity parts included; weights as they are, no "
@@ -90,7 +90,7 @@ class CoherenceReport:
     @property
     def minimum_frame_potential(self) -> Any:
         """Least frame potential of the architecture; see ``minimum_frame_potential()``."""
-        from pursuitify.analysis.minimum import minimum_frame_potential
+        from pursuitify.analysis.measures.min_frame_potential import minimum_frame_potential
 
         return minimum_frame_potential(self._network, input_shape=self.input_shape)
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pursuitify.analysis.measures import Block, Norms, Pair
-from pursuitify.bind import BoundPath
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.analysis.measures.block_measures import Block, Norms, Pair
+from pursuitify.dictionary.bound_rows import BoundPath
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError
-from pursuitify.maps import Adjoint, Chain, Conv, Dense, LinearMap, Scale, Separable
+from pursuitify.operators import Adjoint, Chain, Conv, Dense, LinearMap, Scale, Separable
 
 #: Largest number of columns (and of rows) that the explicit computation accepts.
 LIMIT = 6000

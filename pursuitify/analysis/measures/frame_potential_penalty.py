@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.analysis.binding import bind, evaluating
-from pursuitify.analysis.blocks import Blocks, blocks_of
-from pursuitify.analysis.gram import Gram
-from pursuitify.analysis.pairs import Class, Kind, Positions
-from pursuitify.analysis.products import Products
+from pursuitify.analysis.gram.channel_products import Products
+from pursuitify.analysis.gram.dictionary_blocks import Blocks, blocks_of
+from pursuitify.analysis.gram.entry_classes import Class, Kind, Positions
+from pursuitify.analysis.gram.normalised_gram import Gram
+from pursuitify.analysis.measures.bind_network import bind, evaluating
 from pursuitify.errors import OptionError
-from pursuitify.network import PursuitNetwork
+from pursuitify.network.pursuit_network import PursuitNetwork
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class FramePotentialPenalty:
 
     def exact(self) -> Tensor:
         """Return the squared frame potential itself, differentiable: for checks."""
-        from pursuitify.analysis.minimum import squares
+        from pursuitify.analysis.measures.min_frame_potential import squares
 
         return squares(Gram(self._blocks(), self._positions)) / max(self.count, 1.0)
 

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pursuitify.analysis import bounds
-from pursuitify.analysis.binding import bind
-from pursuitify.analysis.blocks import blocks_of
-from pursuitify.analysis.gram import Gram
-from pursuitify.analysis.measures import N_RULE
-from pursuitify.analysis.pairs import Positions
-from pursuitify.analysis.progress import bar
-from pursuitify.analysis.starts import start
-from pursuitify.compiler import pursuitify
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.analysis.gram.dictionary_blocks import blocks_of
+from pursuitify.analysis.gram.entry_classes import Positions
+from pursuitify.analysis.gram.normalised_gram import Gram
+from pursuitify.analysis.measures import welch_bounds
+from pursuitify.analysis.measures.bind_network import bind
+from pursuitify.analysis.measures.block_measures import N_RULE
+from pursuitify.analysis.measures.tight_frame_start import start
+from pursuitify.conversion.convert import pursuitify
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import OptionError
-from pursuitify.maps import Reshape, Select
-from pursuitify.network import PursuitNetwork
+from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.operators import Reshape, Select
+from pursuitify.utils.progress import bar
 
 SCALE_RULE = (
     "columns of the global B have unit norm, identity parts included; the weights are free, each "
@@ -171,7 +171,7 @@ class _Search:
         channels = [site.channels for site in self.blocks.sites]
         columns, heights = self.positions.columns, self.positions.heights
         whole = sum(k * max(k / d - 1, 0.0) for k, d in zip(columns, heights, strict=True))
-        least = bounds.chain_excess(channels, columns, heights)
+        least = welch_bounds.chain_excess(channels, columns, heights)
         return tuple(math.sqrt(e / self.count) if self.count else 0.0 for e in (whole, least))  # type: ignore[return-value]
 
     def run(self, seed: int, steps: int, advance: Callable[[], None]) -> float:

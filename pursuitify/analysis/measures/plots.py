@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pursuitify.analysis.report import CoherenceReport
+from pursuitify.analysis.measures.coherence_report import CoherenceReport
 from pursuitify.errors import OptionError
 
 if TYPE_CHECKING:

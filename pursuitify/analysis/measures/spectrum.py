@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.analysis.gram import Gram
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.analysis.gram.normalised_gram import Gram
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
 
 

@@ -22,10 +22,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from pursuitify.compiler.equalization.row_gains import gains_of
+from pursuitify.compiler.equalization.scale_groups import (
+    ONE,
+    Point,
+    absorbers,
+    differ,
+    reason,
+    ties_of,
+)
+from pursuitify.compiler.lowering.program import Program
 from pursuitify.errors import OptionError
-from pursuitify.gains import gains_of
-from pursuitify.program import Program
-from pursuitify.scales import ONE, Point, absorbers, differ, reason, ties_of
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify.classify import Site
-from pursuitify.program import Program
+from pursuitify.compiler.equalization.scale_groups import ABSORBING
+from pursuitify.compiler.graph.classify import Site
+from pursuitify.compiler.lowering.program import Program
 from pursuitify.rules import weighted
-from pursuitify.scales import ABSORBING
 
 
 def gains_of(model: nn.Module, program: Program) -> Iterator[tuple[fx.Node, fx.Node, str, float]]:

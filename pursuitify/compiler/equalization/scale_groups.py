@@ -13,22 +13,22 @@ from collections.abc import Mapping
 import networkx as nx
 from torch import Tensor, fx, nn
 
-from pursuitify.classify import AFFINE_LIKE, Site, Value
-from pursuitify.program import Program
-from pursuitify.rules import Rule, elementwise, pooling, proximal, shape, weighted
+from pursuitify.compiler.graph.classify import AFFINE_LIKE, Site, Value
+from pursuitify.compiler.lowering.program import Program
+from pursuitify.rules import Rule, activations, elementwise, pooling, reshape, weighted
 
 #: A value: the mode's program (True in training) and the node.
 Point = tuple[bool, fx.Node]
 ONE = "one"
 ABSORBING = {weighted.conv, weighted.conv_transpose, weighted.linear}
 _HOMOGENEOUS = {
-    proximal.relu,
-    proximal.threshold,
-    proximal.clamp_min,
-    proximal.leaky_relu,
-    proximal.prelu,
+    activations.relu,
+    activations.threshold,
+    activations.clamp_min,
+    activations.leaky_relu,
+    activations.prelu,
 }
-_BUILT_IN = {m.__name__ for m in (elementwise, pooling, proximal, shape, weighted)}
+_BUILT_IN = {m.__name__ for m in (elementwise, pooling, activations, reshape, weighted)}
 
 
 def ties_of(model: nn.Module, programs: Mapping[bool, Program]) -> nx.Graph[Point | str]:
@@ -104,7 +104,7 @@ def _tie_operands(
 def _homogeneous(site: Site) -> bool:
     assert site.rule is not None
     assert site.call is not None
-    unbounded = site.rule.bind is proximal.clamp and site.call.parameters.get("max") is None
+    unbounded = site.rule.bind is activations.clamp and site.call.parameters.get("max") is None
     return site.rule.bind in _HOMOGENEOUS or unbounded
 
 

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from pursuitify.classify import Site, Sites, Value
-from pursuitify.complete import check_complete
-from pursuitify.cuts import find_cuts, is_weighted
-from pursuitify.depgraph import edge_kind, to_networkx
-from pursuitify.errors import ConversionError, InternalError, Problem
-from pursuitify.normalise import describe, module_path
-from pursuitify.rows import (
+from pursuitify.compiler.graph.classify import Site, Sites, Value
+from pursuitify.compiler.graph.completeness import check_complete
+from pursuitify.compiler.graph.dependency_graph import edge_kind, to_networkx
+from pursuitify.compiler.graph.identity_latents import find_cuts, is_weighted
+from pursuitify.compiler.graph.rows import (
     Layout,
     Path,
     Readers,
@@ -27,6 +25,8 @@ from pursuitify.rows import (
     needed_operations,
     readers_of,
 )
+from pursuitify.compiler.tracing.nodes import describe, module_path
+from pursuitify.errors import ConversionError, InternalError, Problem
 
 __all__ = [
     "Layout",

@@ -13,11 +13,8 @@ from enum import Enum
 
 from torch import fx, nn
 
-from pursuitify import pieces
-from pursuitify.errors import Problem
-from pursuitify.normalise import describe, module_path
+from pursuitify.compiler.tracing import nodes
 from pursuitify.rules import Call, Registry, Rule, match, static_parameters
-from pursuitify.rules.hints import hint_for
 
 
 class Value(Enum):
@@ -108,10 +105,10 @@ def _classify(
 ) -> Site:
     if node.op == "placeholder":
         return Site(node, Value.CONSTANT if node.args else Value.INPUT)
-    if pieces.is_shape(node):
+    if nodes.is_shape(node):
         return Site(node, Value.SHAPE)
     values = {sites[n].value for n in node.all_input_nodes}
-    if node.op == "get_attr" or values <= {Value.CONSTANT, Value.SHAPE} or pieces.is_like(node):
+    if node.op == "get_attr" or values <= {Value.CONSTANT, Value.SHAPE} or nodes.is_like(node):
         return Site(node, Value.CONSTANT)
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
     rule = registry.find(node, root)
@@ -212,26 +209,3 @@ def _reads(user: fx.Node, node: fx.Node, sites: Sites, alive: set[fx.Node]) -> b
     site = sites[user]
     gated = node in gate_operands(site) and node not in site.operands
     return user in alive and site.value is not Value.FROZEN and not gated
-
-
-def problems(graph: fx.Graph, root: nn.Module, sites: Sites) -> list[Problem]:
-    """Return what stands in the way: values of no known kind with an activation after them.
-
-    Where no latent exists at all, everything of no known kind is listed.
-    """
-    latents = [n for n, s in sites.items() if s.value is Value.LATENT]
-    before: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        for user in node.users:
-            if user.op == "output" or node in gate_operands(sites[user]):
-                continue
-            rule, kind = sites[user].rule, sites[user].value
-            activation = rule is not None and rule.kind == "activation"
-            if (activation and kind in {Value.LATENT, Value.OTHER}) or user in before:
-                before.add(node)
-    found = []
-    for node, site in sites.items():
-        if site.value is Value.OTHER and site.reason and (node in before or not latents):
-            op = describe(node, root)
-            found.append(Problem(node.name, op, module_path(node), site.reason, hint_for(op)))
-    return found

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from pursuitify.classify import Sites, Value
+from pursuitify.compiler.graph.classify import Sites, Value
+from pursuitify.compiler.graph.rows import Row
 from pursuitify.errors import InternalError
-from pursuitify.rows import Row
 
 #: Places whose nodes are computed once per forward, as the source does.
 _FIXED = {

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import networkx as nx
 from torch import nn
 
-from pursuitify.classify import Sites, Value
-from pursuitify.normalise import describe
-from pursuitify.rows import Path, Row
+from pursuitify.compiler.graph.classify import Sites, Value
+from pursuitify.compiler.graph.rows import Path, Row
+from pursuitify.compiler.tracing.nodes import describe
 
 
 def edge_kind(path: Path, sites: Sites) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from pursuitify.classify import Site, Sites, Value
+from pursuitify.compiler.graph.classify import Site, Sites, Value
 
 
 def transparent(site: Site) -> bool:

@@ -4,14 +4,38 @@ from __future__ import annotations
 
 import operator
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from pursuitify.classify import Sites, Value
+from pursuitify.compiler.graph.classify import Sites, Value, gate_operands
+from pursuitify.compiler.tracing.nodes import describe, module_path
 from pursuitify.errors import Problem
-from pursuitify.normalise import module_path
+from pursuitify.rules.hints import hint_for
 
 
-def problems(sites: Sites) -> list[Problem]:
+def unknown_values(graph: fx.Graph, root: nn.Module, sites: Sites) -> list[Problem]:
+    """Return what stands in the way: values of no known kind with an activation after them.
+
+    Where no latent exists at all, everything of no known kind is listed.
+    """
+    latents = [n for n, s in sites.items() if s.value is Value.LATENT]
+    before: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        for user in node.users:
+            if user.op == "output" or node in gate_operands(sites[user]):
+                continue
+            rule, kind = sites[user].rule, sites[user].value
+            activation = rule is not None and rule.kind == "activation"
+            if (activation and kind in {Value.LATENT, Value.OTHER}) or user in before:
+                before.add(node)
+    found = []
+    for node, site in sites.items():
+        if site.value is Value.OTHER and site.reason and (node in before or not latents):
+            op = describe(node, root)
+            found.append(Problem(node.name, op, module_path(node), site.reason, hint_for(op)))
+    return found
+
+
+def container_inputs(sites: Sites) -> list[Problem]:
     """Return a problem for every input that is read as a container, in graph order.
 
     A network's inputs are tensors whose first dimension is the batch: picking one entry of it, or
@@ -47,3 +71,47 @@ def _container_read(user: fx.Node) -> str:
     if user.op == "call_method" and not hasattr(Tensor, str(user.target)):
         return f"{{}}.{user.target}()"
     return ""
+
+
+_HINT = (
+    "frozen() is for side branches: here, convert the part before it or the part after it as a "
+    "model of its own, or replace it by operations that convert"
+)
+
+
+def cutting_freezes(graph: fx.Graph, root: nn.Module, sites: Sites) -> list[Problem]:
+    """Return a problem for every frozen operation that leaves activations without a row.
+
+    What reads a frozen value alone is fixed with it, and so is what nothing but frozen values read.
+    """
+    lost = [
+        node
+        for node, site in sites.items()
+        if site.value is Value.FROZEN and site.rule is not None and site.rule.kind == "activation"
+    ]
+    before: dict[fx.Node, set[fx.Node]] = {}
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        before[node] = set(inputs).union(*(before[n] for n in inputs))
+    found = []
+    for node, site in sites.items():
+        if site.rule is None or site.rule.kind != "frozen":
+            continue
+        early = [a.name for a in lost if a in before[node]]
+        late = [a.name for a in lost if node in before[a]]
+        said = []
+        if early:
+            said.append(f"{', '.join(early)} before it lead to nothing else")
+        if late:
+            said.append(f"{', '.join(late)} after it depend on nothing else")
+        if said:
+            found.append(
+                Problem(
+                    node.name,
+                    describe(node, root),
+                    module_path(node),
+                    f"its rule freezes it, and it cuts the way: {' and '.join(said)}",
+                    _HINT,
+                )
+            )
+    return found

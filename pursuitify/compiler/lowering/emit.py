@@ -12,16 +12,16 @@ from typing import Any
 
 from torch import fx, nn
 
-from pursuitify import pieces
-from pursuitify.activations import Linear
-from pursuitify.classify import Sites, Value
-from pursuitify.graph import Row, needed_operations, readers_of
-from pursuitify.normalise import is_effect
-from pursuitify.pickling import Stored
-from pursuitify.plan import RowPlan, plan_row
-from pursuitify.program import Program
+from pursuitify.compiler.graph.classify import Sites, Value
+from pursuitify.compiler.graph.rows import Row, needed_operations, readers_of
+from pursuitify.compiler.lowering.node_binder import activate, apply, binder, holder
+from pursuitify.compiler.lowering.pickling import Stored
+from pursuitify.compiler.lowering.plan import RowPlan, plan_row
+from pursuitify.compiler.lowering.program import Program
+from pursuitify.compiler.tracing import nodes as pieces
+from pursuitify.compiler.tracing.nodes import is_effect
+from pursuitify.operators.activations import Linear
 from pursuitify.rules import Rule
-from pursuitify.runtime import activate, apply, binder, holder
 
 
 def lower(

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pursuitify import pieces
-from pursuitify.activations import Activation
-from pursuitify.bind import offset_of
-from pursuitify.classify import Site, gate_operands
-from pursuitify.plan import RowPlan
-from pursuitify.program import Bound
+from pursuitify.compiler.graph.classify import Site, gate_operands
+from pursuitify.compiler.lowering.offsets import offset_of
+from pursuitify.compiler.lowering.plan import RowPlan
+from pursuitify.compiler.lowering.program import Bound
+from pursuitify.compiler.tracing import nodes
+from pursuitify.operators.activations import Activation
 from pursuitify.rules import Affine, Rule
 
 
@@ -30,7 +30,7 @@ def binder(rule: Rule, site: Site) -> Callable[..., Any]:
     extra: dict[str, Any] = {}
     if rule.kind == "product":
         extra["_affine"] = next((i for i, o in enumerate(site.operands) if o is not None), 0)
-        extra["_per_sample"] = any(map(pieces.reads_input, gate_operands(site)))
+        extra["_per_sample"] = any(map(nodes.reads_input, gate_operands(site)))
     single = tuple(site.operands) == () or constant == []
 
     def finish(result: Any, operands: tuple[Any, ...]) -> Any:

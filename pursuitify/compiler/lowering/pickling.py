@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import fx
 
+from pursuitify.compiler.tracing.nodes import module_path
 from pursuitify.errors import CheckpointError
-from pursuitify.normalise import module_path
 from pursuitify.rules import Rule, default
 
 

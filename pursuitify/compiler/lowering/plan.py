@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from pursuitify.classify import Sites
-from pursuitify.graph import Row
+from pursuitify.compiler.graph.classify import Sites
+from pursuitify.compiler.graph.rows import Row
 
 #: An operation's name and the position of one operand.
 Use = tuple[str, int]

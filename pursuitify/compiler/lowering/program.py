@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from pursuitify.activations import Activation
-from pursuitify.classify import Sites
-from pursuitify.graph import Readers, Row
-from pursuitify.maps import LinearMap
-from pursuitify.pickling import Stored, dump
-from pursuitify.plan import RowPlan
+from pursuitify.compiler.graph.classify import Sites
+from pursuitify.compiler.graph.rows import Readers, Row
+from pursuitify.compiler.lowering.pickling import Stored, dump
+from pursuitify.compiler.lowering.plan import RowPlan
+from pursuitify.operators import LinearMap
+from pursuitify.operators.activations import Activation
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from pursuitify import pieces
+from pursuitify.compiler.tracing import nodes
 from pursuitify.rules import Registry
 
 #: Who owns a piece of memory: its first holder and, for a piece of a split, (split, index).
@@ -47,7 +47,7 @@ def origins(
     """
     found: dict[fx.Node, set[Origin]] = {}
     for node in graph.nodes:
-        inputs = [n for n in node.all_input_nodes if not pieces.is_shape(n)]
+        inputs = [n for n in node.all_input_nodes if not nodes.is_shape(n)]
         if node in writes:
             found[node] = found[writes[node]]
         elif node.op == "get_attr":
@@ -73,7 +73,7 @@ def _apart(first: tuple[str, int] | None, second: tuple[str, int] | None) -> boo
 
 
 def _is_fresh(node: fx.Node, root: nn.Module, registry: Registry) -> bool:
-    if pieces.is_shape(node) or pieces.is_like(node):
+    if nodes.is_shape(node) or nodes.is_like(node):
         return True
     if "out" in node.kwargs:
         return False

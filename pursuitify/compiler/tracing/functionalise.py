@@ -11,39 +11,16 @@ import operator
 
 from torch import fx, nn
 
-from pursuitify import aliases, errors, pieces
-from pursuitify.rules import default
-
-_INPLACE_OPERATORS = {
-    operator.iadd,
-    operator.isub,
-    operator.imul,
-    operator.itruediv,
-}
-
-
-def module_path(node: fx.Node) -> str:
-    """Return the path of the module whose call, or whose forward, the node is."""
-    if node.op == "call_module":
-        return str(node.target)
-    stack = node.meta.get("nn_module_stack") or {}
-    entries = [entry[0] for entry in stack.values()]
-    return str(entries[-1]) if entries else ""
-
-
-def describe(node: fx.Node, root: nn.Module) -> str:
-    """Return what the node does, in the words of its author: ``GELU``, ``softmax``, ``view``."""
-    if node.op == "call_module":
-        return type(root.get_submodule(str(node.target))).__name__
-    if node.op == "call_function":
-        return str(getattr(node.target, "__name__", node.target))
-    return str(node.target)
+from pursuitify import errors
+from pursuitify.compiler.tracing import aliasing, nodes
+from pursuitify.compiler.tracing.nodes import describe, is_inplace, module_path
+from pursuitify.rules import default, split_ops
 
 
 def split_pieces(graph: fx.Graph) -> None:
     """Replace ``getitem(chunk(x, ...), i)`` by one operator that returns piece i."""
     for node in list(graph.nodes):
-        splitter = pieces.splitter_of(node)
+        splitter = split_ops.splitter_of(node)
         if splitter is None:
             continue
         for user in list(node.users):
@@ -60,38 +37,6 @@ def split_pieces(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def is_inplace(node: fx.Node, root: nn.Module) -> bool:
-    """Whether the node writes into its first operand."""
-    if node.op == "call_method":
-        name = str(node.target)
-        return name.endswith("_") and not name.endswith("__")
-    if node.op == "call_module":
-        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
-    if node.op == "call_function":
-        name = getattr(node.target, "__name__", "")
-        trailing = name.endswith("_") and not name.startswith("_")
-        return node.target in _INPLACE_OPERATORS or trailing or bool(node.kwargs.get("inplace"))
-    return False
-
-
-def is_effect(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a node that nothing reads runs for what it does: guards, assertions, counters."""
-    if node.users or node.op in {"placeholder", "output", "get_attr"}:
-        return False
-    if node.op == "call_function" and node.is_impure(impure_random=False):
-        return True
-    return is_inplace(node, root) and _starts_at_attribute(node)
-
-
-def _starts_at_attribute(node: fx.Node) -> bool:
-    """Whether the first operand is an attribute of the model, or made of one: a view, it may be."""
-    while node.op != "get_attr":
-        if not (node.args and isinstance(node.args[0], fx.Node)):
-            return False
-        node = node.args[0]
-    return True
-
-
 def functionalise(graph: fx.Graph, root: nn.Module) -> None:
     """Let everything that runs after an in-place operator read its result.
 
@@ -104,17 +49,17 @@ def functionalise(graph: fx.Graph, root: nn.Module) -> None:
         for node in graph.nodes
         if node.args and isinstance(node.args[0], fx.Node) and is_inplace(node, root)
     }
-    owners = aliases.origins(graph, root, default(), writes)
+    owners = aliasing.origins(graph, root, default(), writes)
     problems = []
     for node, operand in writes.items():
-        if operand.op == "get_attr" or pieces.is_shape(operand):
+        if operand.op == "get_attr" or nodes.is_shape(operand):
             continue
         stale = [
             (other, user)
             for other in itertools.islice(order, order[node])
-            if other is not operand and aliases.overlap(owners[other], owners[operand])
+            if other is not operand and aliasing.overlap(owners[other], owners[operand])
             for user in other.users
-            if order[user] > order[node] and not pieces.is_shape(user)
+            if order[user] > order[node] and not nodes.is_shape(user)
         ]
         if stale:
             other, user = stale[0]

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from pursuitify import errors
-from pursuitify.normalise import is_inplace
+from pursuitify.compiler.tracing.nodes import is_inplace
 
 
 @contextlib.contextmanager

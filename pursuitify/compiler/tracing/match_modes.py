@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from pursuitify.normalise import module_path
+from pursuitify.compiler.tracing.nodes import module_path
 
 
 def same_graph(first: fx.Graph, second: fx.Graph) -> bool:
@@ -80,17 +80,3 @@ def _fresh(name: str, taken: set[str]) -> str:
         number += 1
         candidate = f"{stem}_{number}"
     return candidate
-
-
-def slots(trained: Sequence[str], evaluated: Sequence[str]) -> tuple[list[int], list[int], int]:
-    """Place the latents of both modes in one vector, the same latent at the same place.
-
-    Args:
-        trained: Names of the latents in training mode, in graph order; they come first.
-        evaluated: Names of the latents in evaluation mode.
-
-    Returns:
-        The place of every latent in training mode, in evaluation mode, and the vector's length.
-    """
-    place = {name: i for i, name in enumerate(dict.fromkeys((*trained, *evaluated)))}
-    return [place[n] for n in trained], [place[n] for n in evaluated], len(place)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from pursuitify import pieces
+from pursuitify.compiler.tracing import nodes
 
 #: How many times a model is traced before its branches are given up.
 ATTEMPTS = 48
@@ -66,7 +66,7 @@ def text_of(value: Any) -> str:
         return f"({', '.join(map(text_of, value))})"
     if not isinstance(value, fx.Node):
         return repr(value)
-    if not pieces.is_shape(value):
+    if not nodes.is_shape(value):
         return value.name
     arguments = [text_of(a) for a in value.args]
     if value.target is getattr:
@@ -109,7 +109,7 @@ def _evaluate(value: Any, root: nn.Module) -> Any:
         if isinstance(whole, fx.Node) and isinstance(index, int) and not value.kwargs:
             tensor = whole if value.target == "size" else whole.all_input_nodes[0]
             return _extent(tensor, index, root)
-    if value.op == "call_function" and pieces.is_shape(value) and value.target is not getattr:
+    if value.op == "call_function" and nodes.is_shape(value) and value.target is not getattr:
         function: Callable[..., Any] = value.target  # type: ignore[assignment]
         return function(*(_evaluate(a, root) for a in value.args))
     raise _UnknownError
@@ -150,7 +150,7 @@ def rank(node: fx.Node, root: nn.Module) -> int | None:
     if known and name != "BatchNorm1d":
         return known
     first = node.all_input_nodes[0] if node.all_input_nodes else None
-    inner = None if first is None or pieces.is_shape(first) else rank(first, root)
+    inner = None if first is None or nodes.is_shape(first) else rank(first, root)
     if name in {"flatten", "Flatten"}:
         full = node.op == "call_module" or node.args[1:] == (1,) or node.kwargs == {"start_dim": 1}
         return 2 if full else None

@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify import errors, guards, speculate, witness
-from pursuitify.align import align, same_graph
-from pursuitify.normalise import describe, functionalise, module_path, split_pieces
-from pursuitify.speculate import Choices
-from pursuitify.tracer import Leaf, LeafModule, Tracer
+from pursuitify import errors
+from pursuitify.compiler.tracing import guards, hidden_state, size_branches
+from pursuitify.compiler.tracing.functionalise import functionalise, split_pieces
+from pursuitify.compiler.tracing.match_modes import align, same_graph
+from pursuitify.compiler.tracing.nodes import describe, module_path
+from pursuitify.compiler.tracing.size_branches import Choices
+from pursuitify.compiler.tracing.tracer import Leaf, LeafModule, Tracer
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -78,7 +80,7 @@ def trace(model: nn.Module, *, training: bool, leaf_modules: Iterable[Leaf] = ()
     leaves = tuple(leaf_modules)
     choices: Choices | None = Choices()
     first: errors.TraceError | None = None
-    for _ in range(speculate.ATTEMPTS):
+    for _ in range(size_branches.ATTEMPTS):
         assert choices is not None
         try:
             return _trace(model, training, leaves, choices)
@@ -121,11 +123,11 @@ def _guard_modes(traced: Traced) -> None:
 
 def _trace(model: nn.Module, training: bool, leaves: tuple[Leaf, ...], choices: Choices) -> Traced:
     root = _skeleton(model).train(training)
-    state = witness.python_state(root)
+    state = hidden_state.python_state(root)
     graph, modes = _run(root, model, leaves, choices)
     constants = _constants(graph, root, model)
-    witness.check_buffers(root, model)
-    if witness.python_state(root) != state:
+    hidden_state.check_buffers(root, model)
+    if hidden_state.python_state(root) != state:
         again, _ = _run(root, model, leaves, Choices(tuple(v for v, _ in choices.taken.values())))
         if not same_graph(graph, again):
             raise errors.TraceError(
@@ -156,15 +158,15 @@ def _run(
     tracer = Tracer(leaves, choices)
     paths = {id(m): name for name, m in root.named_modules()}
     asked: set[str] = set()
-    drawn = witness.random_state()
+    drawn = hidden_state.random_state()
     try:
-        with witness.watch_modes(paths, asked):
+        with hidden_state.watch_modes(paths, asked):
             graph = tracer.trace(root, concrete_args=_defaults(model) or None)
     except Exception as error:
         raise errors.TraceError(_explain(error, model, tracer)) from error
     finally:
-        unchanged = witness.same_random_state(drawn)
-        witness.restore_random_state(drawn)
+        unchanged = hidden_state.same_random_state(drawn)
+        hidden_state.restore_random_state(drawn)
     if not unchanged:
         raise errors.TraceError(
             f"{type(model).__name__}.forward draws random numbers that depend on no input; the "

@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 from torch.nn.utils import parametrize
 
-from pursuitify import guards, pieces, speculate
-from pursuitify.speculate import Choices
+from pursuitify.compiler.tracing import guards, nodes, size_branches
+from pursuitify.compiler.tracing.size_branches import Choices
+from pursuitify.rules import split_ops
 
 LeafModule = type[nn.Module] | str
 #: What is not traced into: module types, paths of modules, functions of a user's rules.
@@ -29,7 +30,7 @@ class _Proxy(fx.Proxy):
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         node = self.__dict__["node"]
-        tensor = not pieces.is_shape(node) and pieces.splitter_of(node) is None
+        tensor = not nodes.is_shape(node) and split_ops.splitter_of(node) is None
         return Tensor if tensor else _Proxy
 
     def __getattr__(self, k: str) -> Any:
@@ -113,10 +114,10 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Choose a branch on sizes and guard it; values of tensors stay refused."""
-        if not pieces.is_shape(obj.node):
+        if not nodes.is_shape(obj.node):
             return super().to_bool(obj)
-        text = speculate.text_of(obj.node)
-        value, new = self.choices.choose(text, speculate.guess(obj.node, self.root))
+        text = size_branches.text_of(obj.node)
+        value, new = self.choices.choose(text, size_branches.guess(obj.node, self.root))
         if new:
             self.create_proxy("call_function", guards.assume, (obj, value, text), {})
         return value
@@ -128,11 +129,11 @@ class Tracer(fx.Tracer):
         if not (whole or (node.target is getattr and node.args[1] == "shape")):
             return None
         tensor = fx.Proxy(node.all_input_nodes[0], self)
-        count = speculate.rank(tensor.node, self.root)
+        count = size_branches.rank(tensor.node, self.root)
         if count is None:
             return None
         equal = self.create_proxy("call_function", operator.eq, (tensor.dim(), count), {})
-        text = f"{speculate.text_of(equal.node)}"
+        text = f"{size_branches.text_of(equal.node)}"
         if self.choices.choose(text, True)[1]:
             self.create_proxy("call_function", guards.assume, (equal, True, text), {})
         return count
@@ -141,14 +142,14 @@ class Tracer(fx.Tracer):
         """Iterate over the pieces of a split, where their number is written in the model."""
         node = obj.node
         count: Any = None
-        if pieces.splitter_of(node) is not None:
+        if split_ops.splitter_of(node) is not None:
             size = [*node.args[1:], *node.kwargs.values()]
             chunks = "chunk" in str(getattr(node.target, "__name__", node.target))
             if size and chunks and isinstance(size[0], int):
                 count = size[0]
             elif size and isinstance(size[0], (tuple, list)):
                 count = len(size[0])
-        elif pieces.is_shape(node):
+        elif nodes.is_shape(node):
             count = self.length(obj)
         if count is None:
             return super().iter(obj)

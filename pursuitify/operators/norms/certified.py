@@ -30,8 +30,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pursuitify.maps.contents import kernel_contents
-from pursuitify.maps.symbol import (
+from pursuitify.operators.norms.fingerprint import kernel_contents
+from pursuitify.operators.norms.symbol import (
     half_grid,
     hermitian_parts,
     lag_matrices,
@@ -39,7 +39,7 @@ from pursuitify.maps.symbol import (
     sampling,
     symbol_at,
 )
-from pursuitify.transforms import active
+from pursuitify.utils.func_transforms import active
 
 _CHUNK_BYTES = 32 * 2**20
 _TIGHT = 1e-3

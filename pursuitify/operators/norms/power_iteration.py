@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pursuitify.maps.spectral import working
-from pursuitify.maps.symbol import polyphase, sampling
+from pursuitify.operators.norms.certified import working
+from pursuitify.operators.norms.symbol import polyphase, sampling
 
 ESTIMATE_MARGIN = 1.05
 COLD_STEPS = 30

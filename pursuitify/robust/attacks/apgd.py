@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from pursuitify.robust.campaign import Batch, Campaign
-from pursuitify.robust.inputs import check_count
-from pursuitify.robust.objective import Guide, Value
-from pursuitify.robust.threat import Ball
+from pursuitify.robust.attacks.input_checks import check_count
+from pursuitify.robust.attacks.objective import Guide, Value
+from pursuitify.robust.attacks.runner import Batch, Campaign
+from pursuitify.robust.attacks.threat_model import Ball
 
 _MOMENTUM = 0.75
 _RHO = 0.75  # least share of steps that must raise the loss for the step size to stay
@@ -50,7 +50,7 @@ def apgd(
         seed: Makes the random starts repeat and leaves the global random state alone.
         norm: ``"linf"`` or ``"l2"``.
         loss: ``"ce"``, ``"margin"``, ``"dlr"`` or ``"scaled"``; not read where targeted.
-        guide: Differentiate this in the model's place; see :mod:`pursuitify.robust.adaptive`.
+        guide: Differentiate this in the model's place; see :mod:`pursuitify.robust.surrogates.pursuit_losses`.
         early_stop: Leave an example alone once it is fooled.
         batch_size: How many inputs to attack at a time; all at once by default.
         progress: Show a progress bar.

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
-from pursuitify.robust.extras import outside, verified
-from pursuitify.robust.inputs import check_choice
-from pursuitify.robust.threat import Ball
+from pursuitify.robust.attacks.external_library import outside, verified
+from pursuitify.robust.attacks.input_checks import check_choice
+from pursuitify.robust.attacks.threat_model import Ball
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import MissingExtraError
-from pursuitify.robust.inputs import attack_mode, batches, check_choice, check_inputs
-from pursuitify.robust.losses import cross_entropy
-from pursuitify.robust.objective import Objective
-from pursuitify.robust.threat import BALLS, Ball
+from pursuitify.robust.attacks.input_checks import attack_mode, batches, check_choice, check_inputs
+from pursuitify.robust.attacks.losses import cross_entropy
+from pursuitify.robust.attacks.objective import Objective
+from pursuitify.robust.attacks.threat_model import BALLS, Ball
 
 
 def outside(name: str) -> Any:

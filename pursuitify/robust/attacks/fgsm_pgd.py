@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
-from pursuitify.robust.campaign import Batch, Campaign
-from pursuitify.robust.inputs import (
+from pursuitify.robust.attacks.input_checks import (
     attack_mode,
     batches,
     check_choice,
@@ -24,9 +23,10 @@ from pursuitify.robust.inputs import (
     check_inputs,
     check_positive,
 )
-from pursuitify.robust.losses import LOSSES
-from pursuitify.robust.objective import Guide, Objective
-from pursuitify.robust.threat import BALLS
+from pursuitify.robust.attacks.losses import LOSSES
+from pursuitify.robust.attacks.objective import Guide, Objective
+from pursuitify.robust.attacks.runner import Batch, Campaign
+from pursuitify.robust.attacks.threat_model import BALLS
 
 
 def fgsm(
@@ -49,7 +49,7 @@ def fgsm(
         y: Class labels, one per input.
         eps: Largest change of a pixel.
         loss: ``"ce"``, ``"margin"``, ``"dlr"`` or ``"scaled"``.
-        guide: Differentiate this in the model's place; see :mod:`pursuitify.robust.adaptive`.
+        guide: Differentiate this in the model's place; see :mod:`pursuitify.robust.surrogates.pursuit_losses`.
         batch_size: How many inputs to attack at a time; all at once by default.
 
     Returns:
@@ -102,7 +102,7 @@ def pgd(
         seed: Makes the random starts repeat and leaves the global random state alone.
         norm: ``"linf"`` or ``"l2"``.
         loss: ``"ce"``, ``"margin"``, ``"dlr"`` or ``"scaled"``.
-        guide: Differentiate this in the model's place; see :mod:`pursuitify.robust.adaptive`.
+        guide: Differentiate this in the model's place; see :mod:`pursuitify.robust.surrogates.pursuit_losses`.
         early_stop: Leave an example alone once it is fooled. Otherwise go on and keep the fooling
             point of highest loss, as adversarial training wants.
         batch_size: How many inputs to attack at a time; all at once by default.

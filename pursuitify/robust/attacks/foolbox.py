@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
-from pursuitify.robust.extras import outside, verified
-from pursuitify.robust.threat import Ball
+from pursuitify.robust.attacks.external_library import outside, verified
+from pursuitify.robust.attacks.threat_model import Ball
 
 
 def foolbox(

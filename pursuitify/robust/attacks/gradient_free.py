@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
-from pursuitify.robust.hunt import Hunt, Plan
-from pursuitify.robust.inputs import check_count
-from pursuitify.robust.threat import LinfBall
+from pursuitify.robust.attacks.input_checks import check_count
+from pursuitify.robust.attacks.query_search import Hunt, Plan
+from pursuitify.robust.attacks.threat_model import LinfBall
 
 # Square's schedule (Andriushchenko et al. 2020): after each of these shares of the queries the
 # windows' area is halved once more.

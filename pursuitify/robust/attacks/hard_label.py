@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pursuitify.robust.hunt import Hunt, Plan
-from pursuitify.robust.inputs import check_count
-from pursuitify.robust.threat import LinfBall
+from pursuitify.robust.attacks.input_checks import check_count
+from pursuitify.robust.attacks.query_search import Hunt, Plan
+from pursuitify.robust.attacks.threat_model import LinfBall
 
 _BISECTIONS = 8
 

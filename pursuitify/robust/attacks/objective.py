@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import InputError
-from pursuitify.robust.losses import Loss, toward
+from pursuitify.robust.attacks.losses import Loss, toward
 
 _HERE = str(Path(__file__).parent)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pursuitify.robust.campaign import Batch, Campaign
-from pursuitify.robust.objective import Value
-from pursuitify.robust.threat import Ball
+from pursuitify.robust.attacks.objective import Value
+from pursuitify.robust.attacks.runner import Batch, Campaign
+from pursuitify.robust.attacks.threat_model import Ball
 
 
 @dataclass

@@ -9,11 +9,10 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from pursuitify.robust.inputs import attack_mode, batches, check_choice, check_inputs
-from pursuitify.robust.losses import LOSSES
-from pursuitify.robust.objective import Guide, Objective
-from pursuitify.robust.threat import BALLS, Ball
-from pursuitify.robust.worst import Worst
+from pursuitify.robust.attacks.input_checks import attack_mode, batches, check_choice, check_inputs
+from pursuitify.robust.attacks.losses import LOSSES
+from pursuitify.robust.attacks.objective import Guide, Objective
+from pursuitify.robust.attacks.threat_model import BALLS, Ball
 
 
 @dataclass(frozen=True)
@@ -102,3 +101,27 @@ class Campaign:
                 bar.update(task, completed=number * ticks)
                 done.append(ball.check(worst.points))
         return torch.cat(done)
+
+
+@dataclass
+class Worst:
+    """The worst point seen so far of each example.
+
+    Attributes:
+        points: The points.
+        loss: The attack's loss there.
+        fooled: Whether the model is wrong there.
+    """
+
+    points: Tensor
+    loss: Tensor
+    fooled: Tensor
+
+    def update(self, index: Tensor, points: Tensor, loss: Tensor, fooled: Tensor) -> None:
+        """Take over those of ``points``, belonging to the examples at ``index``, that are worse."""
+        was = self.fooled[index]
+        # A tie goes to the later point: where the loss saturates to 0 it is the one further uphill.
+        worse = (fooled & ~was) | ((fooled == was) & (loss >= self.loss[index]))
+        index = index[worse]
+        self.points[index], self.loss[index] = points[worse], loss[worse]
+        self.fooled[index] = fooled[worse]

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pursuitify.robust.adaptive import Averaged, LatentChange, Sweeps
-from pursuitify.robust.apgd import apgd
-from pursuitify.robust.approximate import Implicit
-from pursuitify.robust.attacks import fgsm, pgd
-from pursuitify.robust.objective import Guide
-from pursuitify.robust.rays import hard_label
-from pursuitify.robust.search import random_noise, square
-from pursuitify.robust.smoothed import SmoothedBackward
-from pursuitify.robust.sweeps import AtIterations, pursuit_of
+from pursuitify.robust.attacks.apgd import apgd
+from pursuitify.robust.attacks.fgsm_pgd import fgsm, pgd
+from pursuitify.robust.attacks.gradient_free import random_noise, square
+from pursuitify.robust.attacks.hard_label import hard_label
+from pursuitify.robust.attacks.objective import Guide
+from pursuitify.robust.surrogates.approximate_derivatives import Implicit
+from pursuitify.robust.surrogates.pursuit_losses import Averaged, LatentChange, Sweeps
+from pursuitify.robust.surrogates.smoothed_backward import SmoothedBackward
+from pursuitify.robust.surrogates.sweep_counts import AtIterations, pursuit_of
 
 Attack = Callable[..., Tensor]
 

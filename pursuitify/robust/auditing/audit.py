@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import InputError, OptionError
-from pursuitify.robust.auditor import TWIN, Auditor
-from pursuitify.robust.evaluation import AuditReport
-from pursuitify.robust.inputs import check_choice, check_inputs, check_positive
-from pursuitify.robust.menu import Attack
-from pursuitify.robust.protocols import PROTOCOLS, Protocol
-from pursuitify.robust.record import Record, fingerprint
-from pursuitify.robust.sweeps import AtIterations, exact_derivatives, find_pursuit
-from pursuitify.robust.threat import BALLS
+from pursuitify.robust.attacks.input_checks import check_choice, check_inputs, check_positive
+from pursuitify.robust.attacks.threat_model import BALLS
+from pursuitify.robust.auditing.attack_registry import Attack
+from pursuitify.robust.auditing.audit_report import AuditReport
+from pursuitify.robust.auditing.protocols import PROTOCOLS, Protocol
+from pursuitify.robust.auditing.results_record import Record, fingerprint
+from pursuitify.robust.auditing.run_protocol import TWIN, Auditor
+from pursuitify.robust.surrogates.sweep_counts import AtIterations, exact_derivatives, find_pursuit
 
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 

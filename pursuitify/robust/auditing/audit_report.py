@@ -12,10 +12,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from pursuitify.robust.flags import FLAGS, Flag, Point
-from pursuitify.robust.measure import GradientStatistics, wilson
-from pursuitify.robust.protocols import KINDS
-from pursuitify.robust.record import Result, write
+from pursuitify.robust.auditing.gradient_statistics import GradientStatistics, wilson
+from pursuitify.robust.auditing.protocols import KINDS
+from pursuitify.robust.auditing.red_flags import FLAGS, Flag, Point
+from pursuitify.robust.auditing.results_record import Result, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ _ROWS = 14  # of gradient statistics that are printed
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The outcome of :func:`pursuitify.robust.audit`.
+    """The outcome of :func:`pursuitify.robust.auditing.audit`.
 
     Attributes:
         setting: Protocol, threat model, seed, number of images and classes, sweeps.

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pursuitify.robust.inputs import attack_mode, batches, evaluation_mode
-from pursuitify.robust.losses import cross_entropy, margin
-from pursuitify.robust.objective import Objective, check_logits, slope_at
-from pursuitify.robust.sweeps import at_each
+from pursuitify.robust.attacks.input_checks import attack_mode, batches, evaluation_mode
+from pursuitify.robust.attacks.losses import cross_entropy, margin
+from pursuitify.robust.attacks.objective import Objective, check_logits, slope_at
+from pursuitify.robust.surrogates.sweep_counts import at_each
 
 _SWEEPS = 50
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pursuitify.robust.measure import GradientStatistics, wilson
-from pursuitify.robust.record import Result
+from pursuitify.robust.auditing.gradient_statistics import GradientStatistics, wilson
+from pursuitify.robust.auditing.results_record import Result
 
 #: Every flag there is, and what it looks for.
 FLAGS = {

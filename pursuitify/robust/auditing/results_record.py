@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
-from pursuitify.files import write_text
+from pursuitify.utils.atomic_files import write_text
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from pursuitify.errors import InputError, InternalError, PursuitifyError
-from pursuitify.robust import flags as red
-from pursuitify.robust.evaluation import AuditReport
-from pursuitify.robust.inputs import evaluation_mode
-from pursuitify.robust.measure import (
+from pursuitify.robust.attacks.input_checks import evaluation_mode
+from pursuitify.robust.attacks.threat_model import BALLS
+from pursuitify.robust.auditing import red_flags as red
+from pursuitify.robust.auditing.attack_registry import ATTACKS, GUIDES, Attack
+from pursuitify.robust.auditing.audit_report import AuditReport
+from pursuitify.robust.auditing.gradient_statistics import (
     GradientStatistics,
     class_count,
     gradient_statistics,
@@ -26,11 +28,9 @@ from pursuitify.robust.measure import (
     spread,
     through_sweeps,
 )
-from pursuitify.robust.menu import ATTACKS, GUIDES, Attack
-from pursuitify.robust.protocols import Protocol, Step
-from pursuitify.robust.record import Record, Result, fingerprint
-from pursuitify.robust.sweeps import find_pursuit
-from pursuitify.robust.threat import BALLS
+from pursuitify.robust.auditing.protocols import Protocol, Step
+from pursuitify.robust.auditing.results_record import Record, Result, fingerprint
+from pursuitify.robust.surrogates.sweep_counts import find_pursuit
 
 #: The twin that every pursuit network has.
 TWIN = "same weights at T = 0"

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pursuitify.robust.sweeps import pursuit_of
+from pursuitify.robust.surrogates.sweep_counts import pursuit_of
 
 
 class Implicit(nn.Module):

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
-from pursuitify.robust.inputs import check_count
-from pursuitify.robust.losses import Loss
-from pursuitify.robust.sweeps import AtIterations, at_each, iterations, pursuit_of
+from pursuitify.robust.attacks.input_checks import check_count
+from pursuitify.robust.attacks.losses import Loss
+from pursuitify.robust.surrogates.sweep_counts import AtIterations, at_each, iterations, pursuit_of
 
 
 class Sweeps:

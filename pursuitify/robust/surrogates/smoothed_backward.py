@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pursuitify.robust.inputs import check_positive
+from pursuitify.robust.attacks.input_checks import check_positive
 
 
 class SmoothedBackward(nn.Module):

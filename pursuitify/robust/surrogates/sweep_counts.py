@@ -8,9 +8,9 @@ from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
-from pursuitify import calls, solve
 from pursuitify.errors import OptionError
-from pursuitify.network import PursuitNetwork
+from pursuitify.network import arguments, run_solver
+from pursuitify.network.pursuit_network import PursuitNetwork
 
 
 def find_pursuit(model: object) -> PursuitNetwork | None:
@@ -97,11 +97,13 @@ def at_each(net: nn.Module, points: Tensor, counts: Sequence[int]) -> list[Any]:
     if not _in_one_pass(net):
         return [AtIterations(net, count)(points) for count in counts]
     program = net._program
-    values = calls.arguments(program, (points,), {}, net)
+    values = arguments.arguments(program, (points,), {}, net)
     with iterations(net, max(counts)):
         first, bound = net._bind(program, values)
-        start, steps = solve.start(net, bound, first.latents), net._steps(bound)
-        reached = solve.states(net, bound, start, steps, net._alphas()) if net.iterations else ()
+        start, steps = run_solver.start(net, bound, first.latents), net._steps(bound)
+        reached = (
+            run_solver.states(net, bound, start, steps, net._alphas()) if net.iterations else ()
+        )
         found = {
             count: program.head(net, tuple(latents), first, values)
             for count, latents in enumerate((first.latents, *reached))

@@ -13,7 +13,8 @@ Outputs are the same in every mode. Where no derivative is recorded, and under t
 own partitioner decides what is kept), every mode is plain unrolling.
 """
 
-from pursuitify.memory.implicit import ImplicitWarning, Solves
-from pursuitify.memory.modes import solve
+from pursuitify.solvers.differentiation.dispatch import solve
+from pursuitify.solvers.differentiation.implicit import ImplicitWarning
+from pursuitify.solvers.settings import Solves
 
 __all__ = ["ImplicitWarning", "Solves", "solve"]

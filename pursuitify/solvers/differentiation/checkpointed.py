@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pursuitify import pursuit, synchronous
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.dictionary import structured
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.solvers import layered, synchronous
 
 _keep = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
@@ -31,7 +32,7 @@ def layered_recomputed(
     """
     w = list(start)
     for j in range(len(w)):
-        w[j] = _keep(pursuit.solve_row, dictionary, j, list(w), steps[j], count)
+        w[j] = _keep(layered.solve_row, dictionary, j, list(w), steps[j], count)
     return w
 
 
@@ -45,7 +46,7 @@ def synchronous_recomputed(
         steps: The step size, once per latent.
         count: T, the number of sweeps.
     """
-    signal = synchronous.signal_of(dictionary)
+    signal = structured.signal_of(dictionary)
 
     def sweep(w: list[Tensor], first: bool) -> list[Tensor]:
         moved = synchronous.move(dictionary, w, signal, steps, first)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.bind import Parts
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.feedback import Target
+from pursuitify.dictionary.bound_rows import Parts
+from pursuitify.dictionary.readers import Target
+from pursuitify.dictionary.structured import StructuredDictionary
 
 #: Per row a tensor per slot.
 Residuals = list[list[Tensor]]

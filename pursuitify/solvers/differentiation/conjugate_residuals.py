@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.memory.column import Residuals, image
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.solvers.differentiation.column_products import Residuals, image
 
 Vectors = list[Tensor]
 

@@ -6,14 +6,17 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from pursuitify import pursuit, synchronous
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import OptionError
-from pursuitify.memory.checkpoints import layered_recomputed, synchronous_recomputed
-from pursuitify.memory.implicit import Request, Solves, implicit
-from pursuitify.memory.last import synchronous_through_last, through_last
-from pursuitify.memory.recompute import recomputed
-from pursuitify.settings import Settings
+from pursuitify.solvers import global_pursuit, synchronous
+from pursuitify.solvers.differentiation.checkpointed import (
+    layered_recomputed,
+    synchronous_recomputed,
+)
+from pursuitify.solvers.differentiation.implicit import Request, implicit
+from pursuitify.solvers.differentiation.recompute import recomputed
+from pursuitify.solvers.differentiation.truncated import synchronous_through_last, through_last
+from pursuitify.solvers.settings import Settings, Solves
 
 Latents = list[Tensor]
 
@@ -60,7 +63,7 @@ def solve(
     def sweeps() -> Iterator[Latents]:
         if solver == "synchronous":
             return synchronous.synchronous(dictionary, steps, count)
-        return pursuit.global_pursuit(
+        return global_pursuit.global_pursuit(
             dictionary, start, steps, extrapolation, count, observed=False
         )
 

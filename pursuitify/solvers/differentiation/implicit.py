@@ -31,29 +31,25 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pursuitify import synchronous
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.memory.column import Residuals, derivatives, image, plus
-from pursuitify.memory.held import Held, held_by, read_by_sweeps, refuse_hidden
-from pursuitify.memory.normal import Vectors, adjoint, apply, conjugate_residuals, dot
-from pursuitify.memory.tensors import put_in, take_out
-from pursuitify.precision import full_precision
-
-
-@dataclass(frozen=True)
-class Solves:
-    """How well the two equations behind implicit derivatives were solved.
-
-    Attributes:
-        forward: How far the latents are from a fixed point: |w - S(w)| / |w|, S one synchronous
-            proximal step with the same step sizes, over all latents and samples.
-        adjoint: The relative residual of the adjoint solve, in the norm that the step sizes weight.
-        iterations: The number of its iterations.
-    """
-
-    forward: float
-    adjoint: float
-    iterations: int
+from pursuitify.dictionary import structured
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.solvers.differentiation.column_products import Residuals, derivatives, image, plus
+from pursuitify.solvers.differentiation.conjugate_residuals import (
+    Vectors,
+    adjoint,
+    apply,
+    conjugate_residuals,
+    dot,
+)
+from pursuitify.solvers.differentiation.tensor_extraction import put_in, take_out
+from pursuitify.solvers.differentiation.tensor_uses import (
+    Held,
+    held_by,
+    read_by_sweeps,
+    refuse_hidden,
+)
+from pursuitify.solvers.settings import Solves
+from pursuitify.utils.autocast import full_precision
 
 
 class ImplicitWarning(UserWarning):
@@ -98,7 +94,7 @@ def implicit(
         last: Sequence[Tensor] = ()
         for latents in sweeps():
             last = latents
-    signal = [list(parts) for parts in synchronous.signal_of(dictionary)]
+    signal = [list(parts) for parts in structured.signal_of(dictionary)]
     skeleton, held = take_out(read_by_sweeps(dictionary))
     call = _Call(skeleton, tuple(len(parts) for parts in signal), len(held), request)
     flat = itertools.chain(*signal)

@@ -22,13 +22,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pursuitify import pursuit
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.memory.column import Cotangents
-from pursuitify.memory.held import held_by, read_by_sweeps
-from pursuitify.memory.reverse import Reverse, undo
-from pursuitify.memory.stretches import Arguments, Plan, Record, begin_again, run_on
-from pursuitify.memory.tensors import put_in, take_out
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.solvers import global_pursuit
+from pursuitify.solvers.differentiation.checkpoint_schedule import (
+    Arguments,
+    Plan,
+    Record,
+    begin_again,
+    run_on,
+)
+from pursuitify.solvers.differentiation.column_products import Cotangents
+from pursuitify.solvers.differentiation.reverse_sweep import Reverse, undo
+from pursuitify.solvers.differentiation.tensor_extraction import put_in, take_out
+from pursuitify.solvers.differentiation.tensor_uses import held_by, read_by_sweeps
 
 Latents = list[Tensor]
 
@@ -55,7 +61,7 @@ def recomputed(
         OptionError: If an operation holds a tensor where it cannot be found.
     """
     # The residuals at the start are plain autograd's: no more of it is alive than in one layer.
-    r = pursuit.begin(dictionary, start, keep=False).r
+    r = global_pursuit.begin(dictionary, start, keep=False).r
     skeleton, held = take_out(read_by_sweeps(dictionary))
     plan = Plan.of(skeleton, r, extrapolation is not None, count, levels, start[0].device.type)
     given = Arguments(list(start), r, list(steps), list(extrapolation or ()), held)
@@ -71,7 +77,7 @@ class _Recomputed(torch.autograd.Function):
         plain = Arguments.sorted(plan, [t.detach() for t in tensors])
         dictionary = put_in(plan.skeleton, plain.held)
         record = Record({0: given.start}, given.r)
-        state = pursuit.State(plain.start, plain.r, plan.extrapolates, [], [], [])
+        state = global_pursuit.State(plain.start, plain.r, plan.extrapolates, [], [], [])
         for t, after in enumerate(run_on(plan, dictionary, plain, state, 0, plan.count), 1):
             record.note(plan, t, after)
             state = after

@@ -29,10 +29,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.activations import Activation
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.feedback import Target
-from pursuitify.memory.column import (
+from pursuitify.dictionary.readers import Target
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.operators.activations import Activation
+from pursuitify.solvers.differentiation.column_products import (
     Cotangents,
     Image,
     Residuals,
@@ -40,7 +40,7 @@ from pursuitify.memory.column import (
     image,
     plus,
 )
-from pursuitify.memory.held import Held
+from pursuitify.solvers.differentiation.tensor_uses import Held
 
 
 @dataclass(eq=False)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from pursuitify.dictionary import StructuredDictionary
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import OptionError
-from pursuitify.memory.tensors import holes
+from pursuitify.solvers.differentiation.tensor_extraction import holes
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pursuitify import pursuit, synchronous
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.memory.column import image
-from pursuitify.memory.normal import apply
+from pursuitify.dictionary import structured
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.solvers import global_pursuit, synchronous
+from pursuitify.solvers.differentiation.column_products import image
+from pursuitify.solvers.differentiation.conjugate_residuals import apply
 
 Latents = list[Tensor]
 
@@ -42,29 +43,29 @@ def through_last(
     """
     before: Sequence[Tensor] = start
     with torch.no_grad():
-        state = pursuit.begin(dictionary, start, keep=extrapolation is not None)
+        state = global_pursuit.begin(dictionary, start, keep=extrapolation is not None)
         for t in range(count - kept):
             before = state.w
-            state = pursuit.sweep(
+            state = global_pursuit.sweep(
                 dictionary, state, steps, extrapolation if t else None, last=False, inplace=t > 0
             )
     state = _attached(dictionary, state, before)
     for t in range(count - kept, count):
-        state = pursuit.sweep(dictionary, state, steps, extrapolation, last=t == count - 1)
+        state = global_pursuit.sweep(dictionary, state, steps, extrapolation, last=t == count - 1)
     return state.w
 
 
 def _attached(
-    dictionary: StructuredDictionary, state: pursuit.State, before: Sequence[Tensor]
-) -> pursuit.State:
+    dictionary: StructuredDictionary, state: global_pursuit.State, before: Sequence[Tensor]
+) -> global_pursuit.State:
     """Return the state with residuals that depend on what the dictionary holds."""
-    signal = synchronous.signal_of(dictionary)
+    signal = structured.signal_of(dictionary)
     r = [
         # The value is the sweeps' own, to the last bit; the derivative is that of B w - y.
         [value + ((b - y) - (b - y).detach()) for value, b, y in zip(*parts, strict=True)]
         for parts in zip(state.r, apply(dictionary, state.w), signal, strict=True)
     ]
-    after = pursuit.State(state.w, r, state.keep, [], [], [])
+    after = global_pursuit.State(state.w, r, state.keep, [], [], [])
     if state.keep:
         for j, (w, last) in enumerate(zip(state.w, before, strict=True)):
             after.change.append((w - last).detach())
@@ -87,7 +88,7 @@ def synchronous_through_last(
     """
     with torch.no_grad():
         *_, w = synchronous.synchronous(dictionary, steps, count - kept)
-    signal = synchronous.signal_of(dictionary)
+    signal = structured.signal_of(dictionary)
     for _ in range(kept):
         moved = synchronous.move(dictionary, w, signal, steps, first=False)
         w = synchronous.close(dictionary, moved, steps)

@@ -21,14 +21,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pursuitify.activations import ReLU
-from pursuitify.bind import BoundRow
-from pursuitify.concats import shared
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.feedback import Branch, PartOf, Target
-from pursuitify.maps.packed import PackedConv
-from pursuitify.pools import Pooled
-from pursuitify.visits import Visit, visits_of
+from pursuitify.dictionary.bound_rows import BoundRow
+from pursuitify.dictionary.readers import Branch, PartOf, Target
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.operators.activations import ReLU
+from pursuitify.operators.onednn_conv import PackedConv
+from pursuitify.solvers.inplace.pooled_latents import Pooled
+from pursuitify.solvers.inplace.shared_concats import shared
+from pursuitify.solvers.inplace.visits import Visit, visits_of
 
 
 class Spares:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.feedback import Branch, PartOf, Target
-from pursuitify.inplace import Spares, held_at, product_into, take_step
-from pursuitify.visits import Visit, visits_of
+from pursuitify.dictionary.readers import Branch, PartOf, Target
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.solvers.inplace.descend import Spares, held_at, product_into, take_step
+from pursuitify.solvers.inplace.visits import Visit, visits_of
 
 
 @dataclass(eq=False)

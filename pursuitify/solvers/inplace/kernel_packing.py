@@ -8,12 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pursuitify.bind import BoundRow
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.feedback import Branch
-from pursuitify.maps import Chain, LinearMap
-from pursuitify.maps.conv import Conv
-from pursuitify.maps.packed import Kernel, PackedConv, adjoint_kernel, direct_kernel, packable
+from pursuitify.dictionary.bound_rows import BoundRow
+from pursuitify.dictionary.readers import Branch
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.operators import Chain, LinearMap
+from pursuitify.operators.conv import Conv
+from pursuitify.operators.onednn_conv import (
+    Kernel,
+    PackedConv,
+    adjoint_kernel,
+    direct_kernel,
+    packable,
+)
 
 
 class Kernels:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pursuitify.feedback import Branch, PartOf
-from pursuitify.maps import BlockMean, Select
+from pursuitify.dictionary.readers import Branch, PartOf
+from pursuitify.operators import BlockMean, Select
 
 
 def pools_alone(branch: Branch) -> bool:

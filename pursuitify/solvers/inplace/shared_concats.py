@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.bind import BoundPath, BoundRow
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.feedback import Branch, Target
-from pursuitify.maps import Scale
+from pursuitify.dictionary.bound_rows import BoundPath, BoundRow
+from pursuitify.dictionary.readers import Branch, Target
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.operators import Scale
 
 #: The dimension of the concats: channels.
 DIM = 1

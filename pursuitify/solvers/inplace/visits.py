@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.bind import BoundRow
-from pursuitify.concats import DIM, Concats
-from pursuitify.dictionary import StructuredDictionary
-from pursuitify.feedback import Branch
-from pursuitify.pools import pools_alone
+from pursuitify.dictionary.bound_rows import BoundRow
+from pursuitify.dictionary.readers import Branch
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.solvers.inplace.pooled_latents import pools_alone
+from pursuitify.solvers.inplace.shared_concats import DIM, Concats
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuitify import OptionError, pursuitify
+from pursuitify.analysis.certificates.certified_radius import _zero_radius, lipschitz_in_x
+from pursuitify.analysis.certificates.head_slopes import slopes
+from pursuitify.dictionary.norm_bounds import Norms, block_norms
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
 from pursuitify.robust import certified_radius, pgd
-from pursuitify.robust.certified import _zero_radius
-from pursuitify.robust.head import slopes
-from pursuitify.steps import Norms
-from pursuitify.synchronous import block_norms, lipschitz_in_x, moves, step_sizes
-from tests.nets import randomise
+from pursuitify.solvers.step_sizes import synchronous_step_sizes
+from pursuitify.solvers.synchronous import moves
+from tests.support.nets import randomise
 
 NETS = [ChainNet, ResidualNet, DenselyConnectedNet]
 
@@ -90,7 +91,7 @@ def test_entries_that_are_certainly_zero_stay_zero() -> None:
     with torch.no_grad():
         dictionary, norms = net.dictionary(x), Norms()
         blocks, direct = block_norms(dictionary, norms)
-        steps = step_sizes(dictionary, norms)
+        steps = synchronous_step_sizes(dictionary, norms)
         g, p = float(steps[0]), float(direct.norm())
         bounds = [lipschitz_in_x(g, float((blocks.mT @ direct).norm()), p, t) for t in range(9)]
         given = list(moves(dictionary, steps, 8))

@@ -6,15 +6,16 @@ import math
 
 import pytest
 import torch
-from nets import BY_NAME
 from torch import nn
 
 from pursuitify import pursuitify
-from pursuitify.activations import ReLU
-from pursuitify.analysis import certify, explicit, layered_gain, margin_radius, theorem_a, theorem_b
-from pursuitify.analysis.certificates import certify_problem
-from pursuitify.analysis.problem import Problem, problem
+from pursuitify.analysis import certify, layered_gain, margin_radius, theorem_a, theorem_b
+from pursuitify.analysis.certificates.convex_problem import Problem, problem
+from pursuitify.analysis.certificates.support_recovery import certify_problem
+from pursuitify.analysis.measures import dense_gram
 from pursuitify.errors import InputError, OptionError
+from pursuitify.operators.activations import ReLU
+from tests.support.nets import BY_NAME
 
 
 def incoherent(seed, rows=60, columns=80, k=3):
@@ -224,7 +225,7 @@ def test_larger_networks_are_certified_without_a_matrix(monkeypatch):
     case = BY_NAME["linear_residual"]
     net = pursuitify(case.build())
     assert not math.isnan(certify(net, case.input()).mutual_coherence)
-    monkeypatch.setattr(explicit, "LIMIT", 10)
+    monkeypatch.setattr(dense_gram, "LIMIT", 10)
     assert math.isnan(certify(net, case.input()).mutual_coherence)
     with pytest.raises(InputError, match="at most 10"):
         certify(net, case.input(), "dense")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from analysis.test_gram import agree
-from nets import BY_NAME, LAYOUTS, randomise
 from torch import nn
 
 from pursuitify import pursuitify
-from pursuitify.analysis import products
+from pursuitify.analysis.gram import channel_products
+from tests.analysis.gram.test_normalised_gram import agree
+from tests.support.nets import BY_NAME, LAYOUTS, randomise
 
 
 class Resized(nn.Module):
@@ -36,7 +36,7 @@ def dictionary(name, layout):
 @pytest.mark.parametrize("name", ["conv_residual", "conv_dense", "separable", "tied", "resized"])
 @pytest.mark.parametrize("table", [0, 60])
 def test_products_on_demand_agree_with_materialize(name, layout, table, monkeypatch):
-    monkeypatch.setattr(products, "TABLE", table)
+    monkeypatch.setattr(channel_products, "TABLE", table)
     with torch.no_grad():
         agree(dictionary(name, layout))
 
@@ -44,4 +44,4 @@ def test_products_on_demand_agree_with_materialize(name, layout, table, monkeypa
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 9])
 def test_a_symmetric_product_from_its_lower_blocks(cut):
     one = torch.randn(2, 4, 7, dtype=torch.float64)
-    assert torch.allclose(products._symmetric(one, one, cut), one.mT @ one, atol=1e-12)
+    assert torch.allclose(channel_products._symmetric(one, one, cut), one.mT @ one, atol=1e-12)

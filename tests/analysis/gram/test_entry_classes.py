@@ -6,17 +6,17 @@ import math
 
 import pytest
 import torch
-from analysis.dense import dense_gram
-from analysis.drawn import KINDS, centred, drawn
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from nets import LAYOUTS
 
 from pursuitify import pursuitify
 from pursuitify.analysis import babel_function, coherence, minimum_frame_potential
-from pursuitify.analysis.blocks import blocks_of
-from pursuitify.analysis.explicit import normalised
-from pursuitify.analysis.gram import Gram
+from pursuitify.analysis.gram.dictionary_blocks import blocks_of
+from pursuitify.analysis.gram.normalised_gram import Gram
+from pursuitify.analysis.measures.dense_gram import normalised
+from tests.support.dense_gram import dense_gram
+from tests.support.drawn_dictionaries import KINDS, centred, drawn
+from tests.support.nets import LAYOUTS
 
 SIZES = {0: (), 1: (9,), 2: (5, 6), 3: (4, 3, 3)}
 CHECKED = settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))

@@ -7,17 +7,17 @@ import math
 
 import pytest
 import torch
-from analysis.dense import dense_gram
 from hypothesis import HealthCheck, given, settings
-from nets import BY_NAME, CASES, LAYOUTS, random_net, randomise
 from torch import nn
 
 from pursuitify import pursuitify
-from pursuitify.analysis.blocks import blocks_of
-from pursuitify.analysis.gram import Gram
-from pursuitify.analysis.pairs import kinds_of
-from pursuitify.analysis.symbols import UnsupportedError
-from pursuitify.maps import Select
+from pursuitify.analysis.gram.dictionary_blocks import blocks_of
+from pursuitify.analysis.gram.entry_classes import kinds_of
+from pursuitify.analysis.gram.normalised_gram import Gram
+from pursuitify.analysis.gram.symbol import UnsupportedError
+from pursuitify.operators import Select
+from tests.support.dense_gram import dense_gram
+from tests.support.nets import BY_NAME, CASES, LAYOUTS, random_net, randomise
 
 WITHOUT_SWITCHES = [case for case in CASES if case.name != "conv_chain"]
 

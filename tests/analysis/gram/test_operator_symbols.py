@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from analysis.dense import dense_gram
 from torch import nn
 
 from pursuitify import pursuitify
 from pursuitify.analysis import coherence
-from pursuitify.analysis.binding import holds
-from pursuitify.analysis.blocks import blocks_of
-from pursuitify.analysis.gram import Gram
-from pursuitify.analysis.symbols import UnsupportedError
-from pursuitify.analysis.worst import WorstGram
+from pursuitify.analysis.gram.dictionary_blocks import blocks_of
+from pursuitify.analysis.gram.normalised_gram import Gram
+from pursuitify.analysis.gram.symbol import UnsupportedError
+from pursuitify.analysis.gram.worst_case_gram import WorstGram
+from pursuitify.analysis.measures.bind_network import holds
 from pursuitify.errors import InputError
-from pursuitify.maps import LinearMap, Select
+from pursuitify.operators import LinearMap, Select
 from pursuitify.rules import linear
-from tests.ops import OPS, Around
+from tests.support.dense_gram import dense_gram
+from tests.support.ops import OPS, Around
 
 #: What has no kernel form: interior mode refuses it, exact mode computes it entry by entry.
 REFUSED = {

@@ -8,19 +8,19 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from analysis.dense import dense_gram
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import LAYOUTS, randomise
 from torch import nn
 
 from pursuitify import pursuitify
 from pursuitify.analysis import coherence
-from pursuitify.analysis.blocks import blocks_of
-from pursuitify.analysis.worst import WorstGram
-from pursuitify.bind import BoundPath
+from pursuitify.analysis.gram.dictionary_blocks import blocks_of
+from pursuitify.analysis.gram.worst_case_gram import WorstGram
+from pursuitify.dictionary.bound_rows import BoundPath
 from pursuitify.errors import InputError
-from pursuitify.maps import Select
+from pursuitify.operators import Select
+from tests.support.dense_gram import dense_gram
+from tests.support.nets import LAYOUTS, randomise
 
 
 class Pooled(nn.Module):

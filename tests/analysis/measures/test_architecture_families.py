@@ -7,7 +7,7 @@ import torch
 
 from pursuitify import pursuitify
 from pursuitify.analysis import minimum_frame_potential
-from pursuitify.analysis.families import ReadsBack, minima
+from pursuitify.analysis.measures.architecture_families import ReadsBack, minima
 from pursuitify.errors import OptionError
 
 

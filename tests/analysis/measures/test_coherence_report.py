@@ -8,15 +8,16 @@ import math
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from nets import BY_NAME, CASES, LAYOUTS, random_net
 from torch import nn
 
 from pursuitify import pursuitify
-from pursuitify.analysis import babel, babel_function, coherence, explicit, extreme_eigenvalues
-from pursuitify.analysis.blocks import blocks_of
-from pursuitify.analysis.explicit import normalised
-from pursuitify.analysis.gram import Gram
+from pursuitify.analysis import babel, babel_function, coherence, extreme_eigenvalues
+from pursuitify.analysis.gram.dictionary_blocks import blocks_of
+from pursuitify.analysis.gram.normalised_gram import Gram
+from pursuitify.analysis.measures import dense_gram
+from pursuitify.analysis.measures.dense_gram import normalised
 from pursuitify.errors import InputError, OptionError
+from tests.support.nets import BY_NAME, CASES, LAYOUTS, random_net
 
 
 def dense_measures(net, x):
@@ -122,7 +123,7 @@ def test_wrong_options_are_refused():
 
 
 def test_what_is_too_large_for_the_explicit_computation_says_so(monkeypatch):
-    monkeypatch.setattr(explicit, "LIMIT", 10)
+    monkeypatch.setattr(dense_gram, "LIMIT", 10)
     net = pursuitify(BY_NAME["conv_chain"].build())
     with pytest.raises(InputError, match="at most 10 rows"):
         coherence(net, (2, 9, 9), "exact")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from analysis.drawn import KINDS, drawn
-from analysis.test_kinds import bound
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nets import BY_NAME, LAYOUTS
 from scipy.linalg import hadamard
 
 from pursuitify import pursuitify
 from pursuitify.analysis import FramePotentialPenalty, coherence, frame_potential_penalty
-from pursuitify.analysis.gram import Gram
+from pursuitify.analysis.gram.normalised_gram import Gram
 from pursuitify.errors import OptionError
+from tests.analysis.gram.test_entry_classes import bound
+from tests.support.drawn_dictionaries import KINDS, drawn
+from tests.support.nets import BY_NAME, LAYOUTS
 
 NAMES = ["linear_residual", "conv_residual", "conv_chain", "conv_dense", "separable"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coherence.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "coherence.py"
 
 
 def measured(name: str, size: int) -> dict[str, float]:

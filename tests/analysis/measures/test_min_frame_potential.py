@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
-from analysis.test_bounds import chain
 from torch import nn
 
 from pursuitify import pursuitify
 from pursuitify.analysis import chain_frame_potential, coherence, minimum_frame_potential
-from pursuitify.analysis.bounds import _layer
+from pursuitify.analysis.measures.welch_bounds import _layer
 from pursuitify.models import ChainNet
+from tests.analysis.measures.test_welch_bounds import chain
 
 
 @pytest.mark.parametrize(

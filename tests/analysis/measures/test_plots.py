@@ -9,17 +9,16 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from nets import BY_NAME
-
 from pursuitify import pursuitify
 from pursuitify.analysis import coherence
-from pursuitify.analysis.pictures import (
+from pursuitify.analysis.measures.plots import (
     MEASURES,
     plot_block_sparsity,
     plot_families,
     plot_gram_blocks,
 )
 from pursuitify.errors import OptionError
+from tests.support.nets import BY_NAME
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pursuitify.analysis import (
     minimum_frame_potential,
     welch,
 )
-from pursuitify.analysis.bounds import frame_excess
+from pursuitify.analysis.measures.welch_bounds import frame_excess
 from pursuitify.errors import OptionError
 from pursuitify.models import ChainNet, ResidualNet
 

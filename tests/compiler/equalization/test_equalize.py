@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 
 from pursuitify import OptionError, load, pursuitify, save
-from pursuitify.maps import Scale
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
+from pursuitify.operators import Scale
 from pursuitify.rules import linear
-from tests.agreement import assert_descends, error, state
-from tests.nets import BY_NAME, CASES, Case, random_net, randomise
+from tests.support.agreement import assert_descends, error, state
+from tests.support.nets import BY_NAME, CASES, Case, random_net, randomise
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])

@@ -9,17 +9,19 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify import PursuitNetwork, calls, dictionary, pursuitify
-from pursuitify.classify import classify
-from pursuitify.complete import account, check_complete
+from pursuitify import PursuitNetwork, pursuitify
+from pursuitify.compiler.graph.build_rows import build
+from pursuitify.compiler.graph.classify import classify
+from pursuitify.compiler.graph.completeness import account, check_complete
+from pursuitify.compiler.lowering.program import Bound
+from pursuitify.compiler.tracing.trace import trace
+from pursuitify.dictionary import structured
 from pursuitify.errors import InternalError
-from pursuitify.graph import build
-from pursuitify.maps import Chain, LinearMap, Scale
-from pursuitify.program import Bound
+from pursuitify.network import arguments
+from pursuitify.operators import Chain, LinearMap, Scale
 from pursuitify.rules import default
-from pursuitify.trace import trace
-from tests.agreement import error, flat
-from tests.architectures import ARCHITECTURES
+from tests.support.agreement import error, flat
+from tests.support.architectures import ARCHITECTURES
 
 SMALL = ("se_resnet", "dense", "inverted", "pyramid", "perceptron", "shuffle", "unet")
 
@@ -83,7 +85,7 @@ def zero(linear: LinearMap) -> LinearMap:
 def objective(net: PursuitNetwork, x: list[Tensor], drop: str | None) -> Tensor:
     """F at fixed latents, with one operation's maps and offset replaced by zero."""
     program = net._program
-    values = calls.arguments(program, x, {}, net)
+    values = arguments.arguments(program, x, {}, net)
     first = program.forward(net, *values)
     w = {
         row.name: torch.randn(v.shape, generator=torch.Generator().manual_seed(j)).to(v).abs()
@@ -98,7 +100,7 @@ def objective(net: PursuitNetwork, x: list[Tensor], drop: str | None) -> Tensor:
         offset = None if old.offset is None else torch.zeros_like(old.offset)
         bound[drop] = Bound(tuple(map(zero, old.maps)), offset, old.shape)
     changed = dataclasses.replace(first, bound=bound)
-    return dictionary.bind(program, changed, values).objective(w)
+    return structured.bind(program, changed, values).objective(w)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuitify import explain
-from pursuitify.classify import Value, classify, problems
+from pursuitify.compiler.graph.classify import Value, classify
+from pursuitify.compiler.graph.refusals import unknown_values
+from pursuitify.compiler.tracing.trace import trace
 from pursuitify.rules import default
-from pursuitify.trace import trace
-from tests.ops import Around, Squeeze
+from tests.support.ops import Around, Squeeze
 
 
 def values_of(model: nn.Module) -> dict[str, Value]:
@@ -84,6 +85,6 @@ def test_problems_name_the_place() -> None:
 
     model: Any = nn.Sequential(nn.Linear(4, 4), Block(), nn.Linear(4, 4), nn.ReLU())
     graph = trace(model, training=False).graph
-    (problem,) = problems(graph, model, classify(graph, model, default()))
+    (problem,) = unknown_values(graph, model, classify(graph, model, default()))
     assert (problem.op, problem.module) == ("gelu", "1")
     assert "ReLU" in problem.hint

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuitify import ConversionError, InputError, TraceError, explain, pursuitify
-from tests.agreement import compare
+from tests.support.agreement import compare
 
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuitify import InputError, pursuitify
-from tests.agreement import bound_pass, compare, error
+from tests.support.agreement import bound_pass, compare, error
 
 
 class Effects(nn.Module):

@@ -14,11 +14,11 @@ from torch import Tensor, multiprocessing, nn
 from torch.nn import functional as F
 
 from pursuitify import CheckpointError, PursuitNetwork, pursuitify
-from pursuitify.activations import ReLU
-from pursuitify.identity import identity
+from pursuitify.checkpoints.network_identity import identity
 from pursuitify.models import ResidualNet
+from pursuitify.operators.activations import ReLU
 from pursuitify.rules import Rule, activation
-from tests.nets import CASES, Case
+from tests.support.nets import CASES, Case
 
 
 def pickled(net: PursuitNetwork) -> PursuitNetwork:

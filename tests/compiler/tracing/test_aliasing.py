@@ -11,12 +11,15 @@ import torch.nn.functional as F
 import torchvision  # its rules, too
 from torch import Tensor, fx, nn
 
-from pursuitify import ConversionError, aliases, explain, pieces, pursuitify
-from pursuitify.normalise import functionalise, is_inplace
+from pursuitify import ConversionError, explain, pursuitify
+from pursuitify.compiler.tracing import aliasing
+from pursuitify.compiler.tracing import nodes as _nodes
+from pursuitify.compiler.tracing.functionalise import functionalise
+from pursuitify.compiler.tracing.nodes import is_inplace
+from pursuitify.compiler.tracing.trace import trace
 from pursuitify.rules import Rule, default
-from pursuitify.trace import trace
-from tests.architectures import ARCHITECTURES
-from tests.ops import OPS
+from tests.support.architectures import ARCHITECTURES
+from tests.support.ops import OPS
 
 assert torchvision.__version__
 X, V, SQUARE = torch.randn(1, 4, 1, 1), torch.ones(4), torch.eye(1)
@@ -140,7 +143,7 @@ def assert_predicted(model: nn.Module, *inputs: Tensor) -> None:
         if "." not in constant:
             model.register_buffer(constant, value)
     writes: dict[Any, Any] = {n: n.args[0] for n in graph.nodes if n.args and is_inplace(n, model)}
-    owners = aliases.origins(graph, model, default(), writes)
+    owners = aliasing.origins(graph, model, default(), writes)
     values: dict[fx.Node, Any] = {}
 
     class Watch(fx.Interpreter):
@@ -149,12 +152,12 @@ def assert_predicted(model: nn.Module, *inputs: Tensor) -> None:
             return values[n]
 
     Watch(fx.GraphModule(model, graph), garbage_collect_values=False).run(*inputs)
-    nodes = [n for n in values if n.op != "output" and not pieces.is_shape(n)]
+    nodes = [n for n in values if n.op != "output" and not _nodes.is_shape(n)]
     for i, first in enumerate(nodes):
         for second in nodes[:i]:
             if shares(values[first], values[second]):
                 parts = first.meta.get("split") == second.meta.get("split")
-                assert parts or aliases.overlap(owners[first], owners[second]), (first, second)
+                assert parts or aliasing.overlap(owners[first], owners[second]), (first, second)
 
 
 @pytest.mark.parametrize("training", [False, True])

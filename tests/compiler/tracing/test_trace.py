@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuitify import InputError, TraceError, explain, pursuitify
-from pursuitify.align import slots
-from pursuitify.trace import trace, trace_modes
-from tests.agreement import assert_same_state, compare, error, state
-from tests.ops import NormAct, NormActInline
+from pursuitify.compiler.tracing.trace import trace, trace_modes
+from pursuitify.network.pursuit_network import slots
+from tests.support.agreement import assert_same_state, compare, error, state
+from tests.support.ops import NormAct, NormActInline
 
 
 class Net(nn.Module):

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pursuitify.maps import (
+from pursuitify.operators import (
     conv_norm_bound,
     conv_norm_estimate,
     dense_norm_bound,
     dense_norm_estimate,
-    spectral,
 )
-from pursuitify.maps.symbol import polyphase, sampling, symbol_at
-from tests.maps.base import randn
+from pursuitify.operators.norms import certified
+from pursuitify.operators.norms.symbol import polyphase, sampling, symbol_at
+from tests.support.operator_tests import randn
 
 KERNELS = {
     "tall": ((20, 12, 3, 3), 1, 1, 1),
@@ -156,7 +156,7 @@ def test_half_precision_weights_are_bounded() -> None:
 def test_chunks_of_frequencies_give_the_same_level(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = randn(16, 12, 3, 3)
     whole = float(conv_norm_bound(weight, (1, 1), (1, 1)))
-    monkeypatch.setattr("pursuitify.maps.spectral._CHUNK_BYTES", 1)
+    monkeypatch.setattr("pursuitify.operators.norms.certified._CHUNK_BYTES", 1)
     assert float(conv_norm_bound(weight, (1, 1), (1, 1))) == pytest.approx(whole, rel=5e-3)
 
 
@@ -174,14 +174,14 @@ def test_compiled_code_finds_the_same_bound(backend: str, monkeypatch: pytest.Mo
     """Compiled code called the operator where lazy conjugates of torch are not seen."""
     torch.manual_seed(0)
     weight = torch.randn(20, 16, 3, 3)
-    expected = spectral.conv_norm_bound(weight, (1, 1), (1, 1))
-    monkeypatch.setattr(spectral, "_KNOWN", {})
+    expected = certified.conv_norm_bound(weight, (1, 1), (1, 1))
+    monkeypatch.setattr(certified, "_KNOWN", {})
     torch.compiler.reset()
 
     @torch.compile(backend=backend, fullgraph=True)
     def bound(weight: Tensor) -> Tensor:
-        return spectral.conv_norm_bound(weight, (1, 1), (1, 1))
+        return certified.conv_norm_bound(weight, (1, 1), (1, 1))
 
     with torch.no_grad():
         assert bound(weight).item() == pytest.approx(expected.item(), rel=1e-6)
-    assert spectral._KNOWN
+    assert certified._KNOWN

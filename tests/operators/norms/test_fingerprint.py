@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pursuitify.maps import kernel_contents
+from pursuitify.operators import kernel_contents
 
 
 def test_any_change_is_seen_and_undoing_it_too() -> None:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from pursuitify.errors import InputError, OptionError
 from pursuitify.robust import apgd, fgsm, pgd
-from pursuitify.robust.losses import LOSSES, toward
-from tests.robust.controls import EPS
+from pursuitify.robust.attacks.losses import LOSSES, toward
+from tests.support.controls import EPS
 
 
 @torch.no_grad()

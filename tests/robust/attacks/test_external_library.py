@@ -9,10 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from pursuitify import pursuitify
-from pursuitify.errors import OptionError
+from pursuitify.errors import MissingExtraError, OptionError
 from pursuitify.robust import apgd, audit, autoattack, foolbox, pgd, square
-from pursuitify.robust.extras import MissingExtraError
-from tests.robust.controls import EPS
+from tests.support.controls import EPS
 
 
 @torch.no_grad()

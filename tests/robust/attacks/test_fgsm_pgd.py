@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pursuitify.errors import InputError, OptionError, PursuitifyError
 from pursuitify.robust import fgsm, pgd
-from pursuitify.robust.threat import BALLS, add_inward
+from pursuitify.robust.attacks.threat_model import BALLS, add_inward
 
 EPS = 8 / 255
 

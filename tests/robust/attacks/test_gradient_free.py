@@ -10,7 +10,7 @@ from torch import nn
 
 from pursuitify.errors import InputError, OptionError
 from pursuitify.robust import hard_label, random_noise, square
-from tests.robust.controls import EPS, Before, quantise
+from tests.support.controls import EPS, Before, quantise
 
 ATTACKS = {
     "noise": (random_noise, {"draws": 12}),

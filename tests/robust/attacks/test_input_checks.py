@@ -20,8 +20,8 @@ from pursuitify.robust import (
     random_noise,
     square,
 )
-from pursuitify.robust.threat import LinfBall
-from tests.robust.controls import EPS
+from pursuitify.robust.attacks.threat_model import LinfBall
+from tests.support.controls import EPS
 
 
 def outside(attack, **options):

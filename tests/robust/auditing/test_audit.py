@@ -13,10 +13,10 @@ from torch import nn
 from pursuitify import pursuitify
 from pursuitify.errors import InputError, OptionError
 from pursuitify.robust import PROTOCOLS, Protocol, Step, audit, pgd
-from pursuitify.robust import auditor as machinery
-from pursuitify.robust.flags import FLAGS
-from pursuitify.robust.measure import wilson
-from tests.robust.controls import (
+from pursuitify.robust.auditing import attack_registry
+from pursuitify.robust.auditing.gradient_statistics import wilson
+from pursuitify.robust.auditing.red_flags import FLAGS
+from tests.support.controls import (
     EPS,
     Before,
     Scaled,
@@ -196,8 +196,8 @@ def test_wilson():
 def test_protocols_are_plain_data():
     for protocol in PROTOCOLS.values():
         for step in (*protocol.steps, *protocol.twin, *protocol.curve):
-            assert step.attack in machinery.ATTACKS
-            assert step.guide in {"", *machinery.GUIDES}
+            assert step.attack in attack_registry.ATTACKS
+            assert step.guide in {"", *attack_registry.GUIDES}
         assert len({step.name for step in protocol.steps}) == len(protocol.steps)
 
 
@@ -209,7 +209,7 @@ def test_it_repeats_and_resumes(undefended, digits, tmp_path, monkeypatch):
     whole = run(undefended, digits, protocol=TINY)
 
     calls = []
-    pgd_ = machinery.ATTACKS["pgd"]
+    pgd_ = attack_registry.ATTACKS["pgd"]
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -217,7 +217,7 @@ def test_it_repeats_and_resumes(undefended, digits, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return pgd_(*args, **kwargs)
 
-    monkeypatch.setitem(machinery.ATTACKS, "pgd", interrupted)
+    monkeypatch.setitem(attack_registry.ATTACKS, "pgd", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(undefended, digits, protocol=TINY, resume=path)
     assert "network | PGD" in json.loads(path.read_text())["results"]

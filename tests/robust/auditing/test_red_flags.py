@@ -6,9 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from pursuitify.robust.flags import FLAGS, Point, of_attacks, of_curve, of_gradients, tolerance
-from pursuitify.robust.measure import GradientStatistics
-from pursuitify.robust.record import Result
+from pursuitify.robust.auditing.gradient_statistics import GradientStatistics
+from pursuitify.robust.auditing.red_flags import (
+    FLAGS,
+    Point,
+    of_attacks,
+    of_curve,
+    of_gradients,
+    tolerance,
+)
+from pursuitify.robust.auditing.results_record import Result
 
 IMAGES = 1000
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from pursuitify.robust import apgd, audit, fgsm, pgd
-from tests.robust import controls
-from tests.robust.controls import clamped_pgd
-from tests.robust.test_audit import TINY
+from tests.robust.auditing.test_audit import TINY
+from tests.support import controls
+from tests.support.controls import clamped_pgd
 
 EPS = 8 / 255
 

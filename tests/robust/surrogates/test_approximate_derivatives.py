@@ -9,8 +9,8 @@ import torch
 
 from pursuitify import pursuitify
 from pursuitify.models import ResidualNet
-from pursuitify.robust.attacks import pgd
-from pursuitify.robust.menu import GUIDES
+from pursuitify.robust.attacks.fgsm_pgd import pgd
+from pursuitify.robust.auditing.attack_registry import GUIDES
 
 
 @pytest.mark.parametrize(

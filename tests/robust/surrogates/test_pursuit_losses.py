@@ -20,8 +20,8 @@ from pursuitify.robust import (
     iterations,
     pgd,
 )
-from pursuitify.robust.losses import cross_entropy
-from tests.robust.controls import EPS, Before, quantise
+from pursuitify.robust.attacks.losses import cross_entropy
+from tests.support.controls import EPS, Before, quantise
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from pursuitify import pursuitify
 from pursuitify.errors import OptionError
 from pursuitify.models import ResidualNet
 from pursuitify.robust import AtIterations, LatentChange, Sweeps, audit, iterations
-from pursuitify.robust.losses import cross_entropy
-from pursuitify.robust.sweeps import at_each, find_pursuit
-from tests.robust.controls import EPS
+from pursuitify.robust.attacks.losses import cross_entropy
+from pursuitify.robust.surrogates.sweep_counts import at_each, find_pursuit
+from tests.support.controls import EPS
 
 COUNTS = [4, 0, 7, 1, 7]
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuitify import OptionError, PursuitNetwork, pursuitify
-from pursuitify.memory import ImplicitWarning
-from pursuitify.memory.normal import conjugate_residuals
-from tests.memory.compare import assert_same, assert_same_outputs, differentiate
-from tests.nets import CASES, Case
+from pursuitify.solvers.differentiation import ImplicitWarning
+from pursuitify.solvers.differentiation.conjugate_residuals import conjugate_residuals
+from tests.support.compare_modes import assert_same, assert_same_outputs, differentiate
+from tests.support.nets import CASES, Case
 
 modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 EXACT = {"implicit_iterations": 300, "implicit_tolerance": 1e-8}

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import pursuitify as package
 from pursuitify import PursuitNetwork, load, pursuitify, save
-from pursuitify.memory.tensors import holes, put_in, take_out
 from pursuitify.models import ResidualNet
-from tests.nets import BY_NAME
+from pursuitify.solvers.differentiation.tensor_extraction import holes, put_in, take_out
+from tests.support.nets import BY_NAME
 
 MODES: dict[str, dict[str, Any]] = {
     "store": {"memory": "store"},

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pursuitify import OptionError, PursuitNetwork, pursuitify
-from pursuitify.activations import Activation
-from pursuitify.maps import LinearMap
+from pursuitify.operators import LinearMap
+from pursuitify.operators.activations import Activation
 from pursuitify.rules import activation, linear
-from tests.memory.compare import assert_same, assert_same_outputs, differentiate
-from tests.nets import BY_NAME, CASES, Case, random_net
-from tests.randomnets import general_net
+from tests.support.compare_modes import assert_same, assert_same_outputs, differentiate
+from tests.support.nets import BY_NAME, CASES, Case, random_net
+from tests.support.randomnets import general_net
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])

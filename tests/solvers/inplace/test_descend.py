@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify import extrapolated, inplace, pursuitify
-from pursuitify.maps import LinearMap
+from pursuitify import pursuitify
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
+from pursuitify.operators import LinearMap
 from pursuitify.rules import linear
-from tests.nets import CASES, LAYOUTS, Case
-from tests.oracle import Oracle
+from pursuitify.solvers.inplace import descend as inplace
+from pursuitify.solvers.inplace import descend_extrapolated
+from tests.support.nets import CASES, LAYOUTS, Case
+from tests.support.oracle import Oracle
 
 Descents = list[tuple[str, int]]
 alphas = pytest.mark.parametrize("alpha", [0.0, 0.3])
@@ -38,7 +40,7 @@ def descents(monkeypatch: pytest.MonkeyPatch) -> Descents:
         monkeypatch.setattr(module, "descend", watched)
 
     watch(inplace)
-    watch(extrapolated)
+    watch(descend_extrapolated)
     return asked
 
 
@@ -101,7 +103,7 @@ def test_memory_does_not_grow_with_the_sweeps(
             super().__init__()
             made.append(self)
 
-    for module in (inplace, extrapolated):
+    for module in (inplace, descend_extrapolated):
         monkeypatch.setattr(module, "Spares", Watched)
     net = pursuitify(ChainNet(in_channels=3, num_classes=5, width=4).eval())
     x = torch.rand(2, 3, 8, 8)

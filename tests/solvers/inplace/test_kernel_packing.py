@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pursuitify import PursuitNetwork, packing, pursuitify
-from pursuitify.maps import packed
+from pursuitify import PursuitNetwork, pursuitify
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
+from pursuitify.operators import onednn_conv
+from pursuitify.solvers.inplace import kernel_packing
 
-pytestmark = pytest.mark.skipif(not packed.available(), reason="this torch has no such operators")
+pytestmark = pytest.mark.skipif(
+    not onednn_conv.available(), reason="this torch has no such operators"
+)
 
 
 def made(build: type[nn.Module] = ResidualNet, **options: Any) -> tuple[PursuitNetwork, Tensor]:
@@ -29,14 +32,14 @@ def made(build: type[nn.Module] = ResidualNet, **options: Any) -> tuple[PursuitN
 def packings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """The factors that kernels were packed with."""
     factors: list[float] = []
-    pack = packed._pack
+    pack = onednn_conv._pack
 
-    def watched(weight: Tensor, conv: Any, factor: float, *rest: Any) -> packed.Kernel:
+    def watched(weight: Tensor, conv: Any, factor: float, *rest: Any) -> onednn_conv.Kernel:
         factors.append(factor)
         return pack(weight, conv, factor, *rest)
 
-    packed.available()
-    monkeypatch.setattr(packed, "_pack", watched)
+    onednn_conv.available()
+    monkeypatch.setattr(onednn_conv, "_pack", watched)
     return factors
 
 
@@ -101,7 +104,7 @@ def test_copies_pack_their_own() -> None:
     for twin in (copy.deepcopy(net), net):
         agrees(twin, x)
     kept = pickle.loads(pickle.dumps(net._kernels))
-    assert isinstance(kept, packing.Kernels)
+    assert isinstance(kept, kernel_packing.Kernels)
     assert not kept._kept
 
 
@@ -128,12 +131,12 @@ def test_other_devices_are_not_asked_for_their_steps() -> None:
     net, x = made()
     bound = net.dictionary(x)
     steps = [torch.empty((), device="meta") for _ in bound.rows]
-    assert packing.Kernels().pack(bound, steps, False, b"known") is bound
+    assert kernel_packing.Kernels().pack(bound, steps, False, b"known") is bound
 
 
 def test_without_the_operators_the_answer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = made()
     with torch.no_grad():
         found = net(x)
-        monkeypatch.setattr(packed, "available", lambda: False)
+        monkeypatch.setattr(onednn_conv, "available", lambda: False)
         torch.testing.assert_close(copy.deepcopy(net)(x), found, rtol=1e-5, atol=1e-6)

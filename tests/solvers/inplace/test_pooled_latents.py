@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pursuitify import PursuitNetwork, pursuitify
-from pursuitify.visits import Visit, visits_of
-from tests.agreement import assert_fast_path
-from tests.test_cost import sweep_cost
+from pursuitify.solvers.inplace.visits import Visit, visits_of
+from tests.solvers.test_cost import sweep_cost
+from tests.support.agreement import assert_fast_path
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda v: F.max_pool2d(v, 2),
@@ -153,5 +153,5 @@ def test_nothing_of_its_size_is_written(monkeypatch: pytest.MonkeyPatch) -> None
     model, x = Pools("max", "max", residual=False).double(), images()[:, :, :12]
     sizes = [value.numel() for value in pursued(model).latents(x).values()]
     less = sweep_cost(model, x)[1]
-    monkeypatch.setattr("pursuitify.visits.pools_alone", lambda _: False)
+    monkeypatch.setattr("pursuitify.solvers.inplace.visits.pools_alone", lambda _: False)
     assert sweep_cost(model, x)[1] - less == (2 - 1 / 4) * (sizes[0] + sizes[2])

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify import PursuitNetwork, inplace, pursuitify
-from pursuitify.concats import Concats, shared
-from tests.agreement import assert_fast_path
+from pursuitify import PursuitNetwork, pursuitify
+from pursuitify.solvers.inplace import descend
+from pursuitify.solvers.inplace.shared_concats import Concats, shared
+from tests.support.agreement import assert_fast_path
 
 #: A unit: the values that it joins (-1 is the pooled stem), and how it scales and activates them.
 Unit = tuple[tuple[int, ...], str, str]
@@ -117,7 +118,7 @@ def test_it_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = converted(FORWARD)
     with torch.no_grad():
         first = net.latents(x)
-        monkeypatch.setattr(inplace, "shared", lambda *_: Concats((), {}))
+        monkeypatch.setattr(descend, "shared", lambda *_: Concats((), {}))
         second = net.latents(x)
     torch.testing.assert_close(first, second, rtol=1e-11, atol=1e-12)
     assert any(not torch.equal(first[name], second[name]) for name in first)
@@ -204,7 +205,7 @@ def sweeps_of(net: PursuitNetwork, x: Tensor) -> list[dict[str, Tensor]]:
         net.iterations = iterations
 
         def kept() -> Iterator[dict[str, Tensor]]:
-            for w in inplace.descend(dictionary, start, steps, iterations, observed=True):
+            for w in descend.descend(dictionary, start, steps, iterations, observed=True):
                 yield dict(zip(dictionary.names, w, strict=True))
 
         return list(kept())

@@ -1,0 +1,1 @@
+"""What coherence and the objective prove about a minimiser."""

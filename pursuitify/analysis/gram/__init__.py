@@ -1,0 +1,1 @@
+"""Blocks of the Gram matrix of the dictionary, from kernels alone."""

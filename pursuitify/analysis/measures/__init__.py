@@ -1,0 +1,1 @@
+"""Coherence, frame potential, bounds and their pictures."""

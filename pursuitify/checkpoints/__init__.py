@@ -1,0 +1,1 @@
+"""Files of a pursuit network: weights, options, and the identity of the network."""

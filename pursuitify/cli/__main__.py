@@ -1,0 +1,5 @@
+"""``python -m pursuitify.cli``."""
+
+from pursuitify.cli import main
+
+main()

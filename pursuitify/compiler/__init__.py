@@ -1,0 +1,1 @@
+"""Compile time: from a module to a program; no tensors, no batch."""

@@ -1,0 +1,1 @@
+"""Cross-layer equalization: weights are rescaled and the function stays."""

@@ -1,0 +1,1 @@
+"""From a module to a functional torch.fx graph, or a refusal."""

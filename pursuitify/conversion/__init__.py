@@ -1,0 +1,1 @@
+"""From a model to a pursuit network, and the dry run that explains it."""

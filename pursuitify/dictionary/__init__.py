@@ -1,0 +1,1 @@
+"""The structured dictionary, bound to parameters and to one batch."""

@@ -1,0 +1,218 @@
+"""Bounds of the norms of blocks, rows and columns of the dictionary (MATH section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.operators import (
+    Adjoint,
+    Conv,
+    Dense,
+    LinearMap,
+    conv_norm_bound,
+    conv_norm_estimate,
+    kernel_contents,
+)
+from pursuitify.utils import func_transforms
+
+
+def operator_bound(dictionary: StructuredDictionary, norms: Norms) -> Tensor:
+    """Return an upper bound of ||B||: the norm of the matrix of its blocks' norm bounds.
+
+    It is one number, or one per sample where frozen values differ between samples. Computed in
+    float64 and raised by more than the rounding of a singular value.
+    """
+    blocks, _ = block_norms(dictionary, norms)
+    slack = 1.0 + 16 * blocks.shape[-1] * torch.finfo(blocks.dtype).eps
+    norm: Tensor = torch.linalg.matrix_norm(blocks, 2)
+    return slack * norm
+
+
+def block_norms(dictionary: StructuredDictionary, norms: Norms) -> tuple[Tensor, Tensor]:
+    """Return bounds of the blocks' norms, rows by latents (l, l), and of P's, rows (l,).
+
+    Both have the batch in front where frozen values differ between samples. The paths of one slot
+    add up; the slots of a row are orthogonal.
+    """
+    norm_of = norms.recall(dictionary)
+    like = dictionary.inputs[0]
+    count, samples = len(dictionary.rows), dictionary.samples
+    squares: dict[tuple[int, int], Tensor | float] = {}
+    for i, row in enumerate(dictionary.rows):
+        for s, paths in enumerate(row.slots):
+            sums: dict[int, Tensor | float] = {}
+            for p, path in enumerate(paths):
+                norm = chain_norm(norm_of, f"{row.name}.{s}.{p}", path.maps, samples)
+                column = path.leaf if path.leaf >= 0 else count - 1 - path.leaf
+                sums[column] = sums.get(column, 0.0) + norm
+            for column, norm in sums.items():
+                squares[i, column] = squares.get((i, column), 0.0) + norm * norm
+        own: Tensor | float = 1.0
+        if row.diagonal is not None:
+            own = chain_norm(norm_of, f"{row.name}.diagonal", row.diagonal.maps, samples)
+        squares[i, i] = own * own
+    values = [torch.as_tensor(v, device=like.device).double() for v in squares.values()]
+    batched = next((v for v in values if v.dim() > 0), values[0])
+    stacked = torch.stack([v.expand_as(batched) for v in values], -1)
+    # The root has no derivative at zero: keep it away from blocks that vanish.
+    stacked = torch.where(stacked > 0, torch.where(stacked > 0, stacked, 1.0).sqrt(), 0.0)
+    rows, columns = zip(*squares, strict=True)
+    whole = stacked.new_zeros(*batched.shape, count, count + len(dictionary.inputs))
+    whole[..., rows, columns] = stacked
+    return whole[..., :count], torch.linalg.vector_norm(whole[..., count:], dim=-1)
+
+
+#: Power steps per training step, from a warm state.
+_WARM_STEPS = 2
+
+
+#: Bound of a map; the name of its place in the dictionary comes first.
+NormOf = Callable[[str, LinearMap], "Tensor | float"]
+
+
+class Norms:
+    """Norm bounds of a network's weighted maps.
+
+    In evaluation mode every bound is certified, once per parameter version: what was found is kept
+    as long as the kernels' contents stay what they were, and its derivative is evaluated afresh
+    wherever one is wanted. In training mode, where the weights move at every step, a warm-started
+    power iteration with a stated margin (``maps.ESTIMATE_MARGIN``) stands in; its state is kept
+    from step to step.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[str, Tensor] = {}
+        self._found: dict[str, Tensor] = {}
+        self._contents = b""
+        self.training = False
+
+    @property
+    def contents(self) -> bytes:
+        """What the kernels were when the bounds were last looked up; empty in training mode."""
+        return b"" if self.training else self._contents
+
+    def clear(self) -> None:
+        """Forget the states of the power iterations: the next ones start cold."""
+        self._states.clear()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the states of the power iterations by place: training's next step reads them."""
+        return dict(self._states)
+
+    def restore(self, states: Mapping[str, Tensor]) -> None:
+        """Go on from states that ``state`` returned."""
+        self._states = dict(states)
+
+    def recall(self, dictionary: StructuredDictionary) -> NormOf:
+        """Return the bounds for a dictionary; those found before only if its kernels are the same.
+
+        One transfer for all kernels: on an accelerator nothing else here waits for the device.
+        """
+        if func_transforms.active():  # nothing of such a call may be kept for the next one
+            func_transforms.refuse_tracing()
+            return _certify
+        if self.training:
+            return self._estimate
+        if torch.compiler.is_compiling():
+            return _certify
+        kernels = [kernel[0] for m in dictionary.maps() if (kernel := _kernel(m)) is not None]
+        contents = kernel_contents(kernels)
+        if contents != self._contents:
+            self._found.clear()
+            self._contents = contents
+        return self._remembered
+
+    def _estimate(self, key: str, linear: LinearMap) -> Tensor | float:
+        kernel = _kernel(linear)
+        if kernel is None:
+            return linear.norm_bound()
+        weight, form = kernel
+        value, state = conv_norm_estimate(weight, *form, self._states.get(key), _WARM_STEPS)
+        self._states[key] = state.detach()
+        return value
+
+    def _remembered(self, key: str, linear: LinearMap) -> Tensor | float:
+        kernel = _kernel(linear)
+        if kernel is None or (torch.is_grad_enabled() and kernel[0].requires_grad):
+            return _certify(key, linear)
+        if key not in self._found:
+            self._found[key] = conv_norm_bound(kernel[0], *kernel[1])
+        return self._found[key].clone()
+
+
+def _certify(key: str, linear: LinearMap) -> Tensor | float:
+    kernel = _kernel(linear)
+    return linear.norm_bound() if kernel is None else conv_norm_bound(kernel[0], *kernel[1])
+
+
+def _kernel(
+    linear: LinearMap,
+) -> tuple[Tensor, tuple[tuple[int, ...], tuple[int, ...], int]] | None:
+    """Return the weight of a weighted map and its (stride, dilation, groups), or None."""
+    inner = linear.inner if isinstance(linear, Adjoint) else linear
+    if isinstance(inner, Conv):
+        return inner.weight, (inner.stride, inner.dilation, inner.groups)
+    return (inner.weight, ((), (), 1)) if isinstance(inner, Dense) else None
+
+
+def lipschitz(
+    dictionary: StructuredDictionary, norms: Norms, layered: bool = False
+) -> list[Tensor]:
+    """Return L_j >= ||B_j^T B_j + sum_j' B_j'j B_j'j^T|| per latent.
+
+    Args:
+        dictionary: The bound dictionary.
+        norms: Norm bounds.
+        layered: Count the row's own operator alone, as Algorithm 1 needs.
+    """
+    like = dictionary.inputs[0]
+    samples = dictionary.samples
+    norm_of = norms.recall(dictionary)
+    constants = []
+    for j, row in enumerate(dictionary.rows):
+        own: Tensor | float = 1.0
+        if row.diagonal is not None:
+            own = chain_norm(norm_of, f"{row.name}.diagonal", row.diagonal.maps, samples)
+        total = own * own
+        for i, s, paths in () if layered else dictionary.readers[j]:
+            reader = dictionary.rows[i]
+            norm: Tensor | float = 0.0
+            for p in paths:
+                key = f"{reader.name}.{s}.{p}"
+                norm = norm + chain_norm(norm_of, key, reader.slots[s][p].maps, samples)
+            total = total + norm * norm
+        constant = torch.as_tensor(total, dtype=like.dtype, device=like.device)
+        constants.append(fit(constant, dictionary.shapes[j]))
+    return constants
+
+
+def chain_norm(
+    norm_of: NormOf, key: str, maps: Iterable[LinearMap], samples: int | None
+) -> Tensor | float:
+    """Return the product of the maps' bounds: a number, or a vector (samples,).
+
+    Args:
+        norm_of: Bound of a map.
+        key: The chain's place in the dictionary.
+        maps: The chain.
+        samples: ``StructuredDictionary.samples``; None for bounds that hold for the whole batch.
+    """
+    bound: Tensor | float = 1.0
+    for position, item in enumerate(maps):
+        factor = norm_of(f"{key}.{position}", item)
+        if isinstance(factor, Tensor) and factor.dim() > 0:
+            factor = factor.amax() if samples is None else factor.reshape(samples, -1).amax(1)
+        bound = bound * factor
+    return bound
+
+
+def fit(constant: Tensor, shape: torch.Size) -> Tensor:
+    """Let a bound per sample broadcast against a latent, whose samples lie along dimension 0."""
+    if constant.dim() == 0:
+        return constant
+    repeated = constant.repeat_interleave(shape[0] // constant.shape[0])
+    return repeated.reshape(-1, *[1] * (len(shape) - 1))

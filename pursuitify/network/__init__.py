@@ -1,0 +1,1 @@
+"""The pursuit network: one module, its checks, its diagnosis."""

@@ -1,0 +1,1 @@
+"""Norms of operators: certified bounds, estimates, and what they are remembered by."""

@@ -1,0 +1,1 @@
+"""Attacks: what changes an input within a threat model."""

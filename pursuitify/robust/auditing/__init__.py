@@ -1,0 +1,1 @@
+"""The audit: protocols, red flags, records and reports."""

@@ -1,0 +1,1 @@
+"""Networks that an attacker differentiates instead of the attacked one."""

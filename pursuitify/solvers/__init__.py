@@ -1,0 +1,1 @@
+"""Pursuit: feed-forward, layered, global and synchronous solvers."""

@@ -1,0 +1,1 @@
+"""The global solver where no derivative is recorded: elementwise work in place."""

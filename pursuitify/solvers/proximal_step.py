@@ -1,0 +1,23 @@
+"""One proximal-gradient step on one latent, in place where nothing records it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pursuitify.dictionary.bound_rows import BoundRow
+from pursuitify.utils import func_transforms
+
+
+def may_overwrite() -> bool:
+    """Whether nothing needs what is overwritten; under autocast dtypes differ, too."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or func_transforms.active():
+        return False
+    return not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"))
+
+
+def _proximal_step(row: BoundRow, v: Tensor, slope: Tensor, step: Tensor, inplace: bool) -> Tensor:
+    """Return prox(v - step slope); ``slope`` holds the result where it may be overwritten."""
+    if not inplace:
+        return row.activation.prox(torch.addcmul(v, slope, step, value=-1.0), step)
+    return row.activation.prox_(torch.addcmul(v, slope, step, value=-1.0, out=slope), step)

@@ -1,0 +1,1 @@
+"""Small things the field has no library for."""
