@@ -1,7 +1,7 @@
 """From a small residual network to its pursuit network, on scikit-learn's handwritten digits.
 
-Trains, converts, fine-tunes and attacks (`pursuitify.cli.demo`, which `pursuitify demo` runs too), then
-converts two torchvision models. Prints tables, writes two pictures. Run `make demo`.
+Trains, converts, fine-tunes and attacks (`pursuitify.cli.demo`, which `pursuitify demo` runs too),
+then converts two torchvision models. Prints tables, writes two pictures. Run `make demo`.
 """
 
 from __future__ import annotations

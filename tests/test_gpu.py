@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pursuitify import PursuitNetwork, pursuitify
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
-from pursuitify.solvers.global_pursuit import global_pursuit
+from pursuitify.solvers.global_pursuit import GlobalPursuit
+from pursuitify.solvers.solver import SolverInput
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 cuda = [pytest.mark.gpu, needs_cuda]
@@ -46,7 +47,8 @@ def sweeper(net: PursuitNetwork, x: Tensor) -> Callable[[], list[Tensor]]:
     sweeps, net.iterations = net.iterations, 0
     start = list(net.latents(x).values())
     net.iterations = sweeps
-    return lambda: list(global_pursuit(bound, start, steps, alphas, sweeps, observed=False))[-1]
+    given = SolverInput(bound, start, steps, alphas, sweeps)
+    return lambda: list(GlobalPursuit().sweeps(given, observed=False))[-1]
 
 
 def error(value: Tensor, expected: Tensor) -> float:

@@ -72,21 +72,11 @@ class StructuredDictionary:
 
     @property
     def signal(self) -> dict[str, Tensor]:
-        """What the rows read of the input, y by row, zero in rows that do not (16).
+        """The signal y by row: what a row reads of the network's inputs, zero if nothing (16).
 
         Shape (batch, ...), as ``apply`` returns it; not that of the latent in decoder rows.
         """
-        rows = {}
-        for row, like in zip(self.rows, self._row_shapes(), strict=True):
-            parts = []
-            for paths, part in zip(row.slots, like, strict=True):
-                total = torch.zeros_like(part)
-                for path in paths:
-                    if path.leaf < 0:
-                        total = total + path.apply(self.inputs[-1 - path.leaf])
-                parts.append(total)
-            rows[row.name] = row.join(tuple(parts))
-        return rows
+        return self._joined(self.signal_slots())
 
     @property
     def thresholds(self) -> dict[str, Tensor]:
@@ -102,8 +92,55 @@ class StructuredDictionary:
             for row, shape in zip(self.rows, self.shapes, strict=True)
         }
 
-    def _row_shapes(self) -> tuple[Parts, ...]:
-        return tuple(row.signal for row in self.rows)
+    # -- B, B^T and y in slots: the one form that the public methods and every solver use ---------
+
+    def signal_slots(self) -> list[Parts]:
+        """Return y = P x per row, in slots."""
+        rows = []
+        for row in self.rows:
+            parts = []
+            for paths, like in zip(row.slots, row.signal, strict=True):
+                total = torch.zeros_like(like)
+                for path in paths:
+                    if path.leaf < 0:
+                        total = total + path.apply(self.inputs[-1 - path.leaf])
+                parts.append(total)
+            rows.append(tuple(parts))
+        return rows
+
+    def apply_slots(self, w: Sequence[Tensor]) -> list[Parts]:
+        """Return B w per row, in slots, of latents in graph order."""
+        rows = [list(row.decode(latent)) for row, latent in zip(self.rows, w, strict=True)]
+        return self._subtract_products(rows, w)
+
+    def residual_slots(self, w: Sequence[Tensor], signal: Sequence[Parts]) -> list[Parts]:
+        """Return B w - y per row, in slots; ``signal`` is what ``signal_slots`` gives."""
+        rows = [
+            [own - part for own, part in zip(row.decode(latent), parts, strict=True)]
+            for row, latent, parts in zip(self.rows, w, signal, strict=True)
+        ]
+        return self._subtract_products(rows, w)
+
+    def adjoint_slots(self, r: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Return B^T r by latent, of rows in slots."""
+        found = []
+        for j, row in enumerate(self.rows):
+            total = row.encode(tuple(r[j]))
+            for term in self.branches[j].terms(lambda at: r[at[0]][at[1]]):
+                total = total - term
+            found.append(total)
+        return found
+
+    def _subtract_products(self, rows: list[list[Tensor]], w: Sequence[Tensor]) -> list[Parts]:
+        for branch, latent in zip(self.branches, w, strict=True):
+            for (i, s), product in branch.products(latent):
+                rows[i][s] = rows[i][s] - product
+        return [tuple(parts) for parts in rows]
+
+    def _joined(self, rows: Sequence[Parts]) -> dict[str, Tensor]:
+        return {row.name: row.join(parts) for row, parts in zip(self.rows, rows, strict=True)}
+
+    # -- the same by name -------------------------------------------------------------------------
 
     def apply(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return B w by row, each of shape (batch, ...): B_j w_j - u_j without the input (16).
@@ -115,16 +152,7 @@ class StructuredDictionary:
             InputError: If a latent is missing or has another shape.
         """
         w = _ordered("latent", latents, self.names, self.shapes)
-        rows = {}
-        for j, row in enumerate(self.rows):
-            parts = []
-            for part, paths in zip(row.decode(w[j]), row.slots, strict=True):
-                for path in paths:
-                    if path.leaf >= 0:
-                        part = part - path.apply(w[path.leaf])
-                parts.append(part)
-            rows[row.name] = row.join(tuple(parts))
-        return rows
+        return self._joined(self.apply_slots(w))
 
     def adjoint(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return B^T r by latent.
@@ -138,13 +166,7 @@ class StructuredDictionary:
         shapes = [row.join(row.signal).shape for row in self.rows]
         ordered = _ordered("row", rows, self.names, shapes)
         parts = [row.split(r) for row, r in zip(self.rows, ordered, strict=True)]
-        latents = {}
-        for j, row in enumerate(self.rows):
-            total = row.encode(parts[j])
-            for term in self.branches[j].terms(lambda target: parts[target[0]][target[1]]):
-                total = total - term
-            latents[row.name] = total
-        return latents
+        return dict(zip(self.names, self.adjoint_slots(parts), strict=True))
 
     def residual(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return r = B w - y by row (16), shaped as ``apply`` gives it.
@@ -257,18 +279,3 @@ def bind(
         for readers in program.readers
     )
     return StructuredDictionary(rows, tuple(inputs), shapes, program.readers, branches)
-
-
-def signal_of(dictionary: StructuredDictionary) -> list[Parts]:
-    """Return y = P x, in slots."""
-    rows = []
-    for row in dictionary.rows:
-        parts = []
-        for paths, like in zip(row.slots, row.signal, strict=True):
-            total = torch.zeros_like(like)
-            for path in paths:
-                if path.leaf < 0:
-                    total = total + path.apply(dictionary.inputs[-1 - path.leaf])
-            parts.append(total)
-        rows.append(tuple(parts))
-    return rows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import networkx as nx
@@ -17,12 +18,14 @@ from pursuitify.compiler.lowering.emit import revive
 from pursuitify.compiler.lowering.program import Pass, Program
 from pursuitify.dictionary import norm_bounds, structured
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.network import arguments, diagnosis, run_solver, slope_checks
+from pursuitify.errors import InputError, OptionError
+from pursuitify.network import arguments, diagnosis, slope_checks
 from pursuitify.network.diagnosis import PursuitTrace
-from pursuitify.solvers import step_sizes as steps
-from pursuitify.solvers import step_sizes as synchronous
+from pursuitify.solvers.differentiation.implicit import Solves
 from pursuitify.solvers.inplace import kernel_packing
 from pursuitify.solvers.settings import HELD, Settings
+from pursuitify.solvers.solver import Pack, SolverInput
+from pursuitify.solvers.step_sizes import Schedule
 from pursuitify.utils import func_transforms, memory_format
 from pursuitify.utils.autocast import full_precision
 from pursuitify.utils.running_statistics import untouched
@@ -66,7 +69,7 @@ class PursuitNetwork(Settings):
     Made by :func:`pursuitify.pursuitify`.
     """
 
-    pursuit: steps.Schedule
+    pursuit: Schedule
     #: What ``balance=True`` did at conversion, or None.
     balanced: Balance | None = None
 
@@ -100,7 +103,7 @@ class PursuitNetwork(Settings):
         names = {mode: [row.name for row in p.rows] for mode, p in programs.items()}
         trained, evaluated, count = slots(names[True], names[False])
         self._places = {True: trained, False: evaluated}
-        self.pursuit = steps.Schedule(count, beta_range, like.dtype).to(like.device)
+        self.pursuit = Schedule(count, beta_range, like.dtype).to(like.device)
         self._still = True
 
     def extra_repr(self) -> str:
@@ -148,7 +151,7 @@ class PursuitNetwork(Settings):
             values = (*args, *program.defaults[len(args) :])
         else:
             values = arguments.arguments(program, args, kwargs, self)
-        if not self._pursues and not program.nonnegative:
+        if not self.pursues and not program.nonnegative:
             with arguments.input_errors():
                 return program.plain(self, *values)
         return self._inferred(values)[0]
@@ -168,9 +171,37 @@ class PursuitNetwork(Settings):
         self, values: Sequence[Any]
     ) -> tuple[Any, tuple[Tensor, ...], StructuredDictionary]:
         first, bound = self._bind(self._program, values)
-        latents = tuple(self._last(bound, first)) if self._pursues else first.latents
+        latents = tuple(self._last(bound, first)) if self.pursues else first.latents
         with arguments.input_errors():
             return self._program.head(self, latents, first, values), latents, bound
+
+    def outputs_at(self, counts: Collection[int], *args: Any, **kwargs: Any) -> dict[int, Any]:
+        """Return the outputs after each of these numbers of sweeps, from one pursuit.
+
+        Args:
+            counts: Numbers of sweeps, in any order; ``iterations`` is not looked at.
+            args: What ``forward`` takes.
+            kwargs: Likewise.
+
+        Raises:
+            OptionError: If the solver does not pass through smaller numbers of sweeps on the way to
+                a larger one, or the memory mode keeps too little of them for derivatives.
+        """
+        solver, program = self.pursuit_solver, self._program
+        if not (solver.passes_through and self.derivative_mode.records_sweeps):
+            raise OptionError(
+                f"solver={self.solver!r} with memory={self.memory!r} does not give the outputs of "
+                "several numbers of sweeps in one pass: run it once for each"
+            )
+        values = arguments.arguments(program, args, kwargs, self)
+        first, bound = self._bind(program, values)
+        given = replace(self._given(bound, first, self._steps(bound)), count=max(counts))
+        reached = solver.sweeps(given) if given.count else ()
+        return {
+            count: program.head(self, tuple(latents), first, values)
+            for count, latents in enumerate((first.latents, *reached))
+            if count in counts
+        }
 
     def latents(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return the latents w_j after T sweeps by name, in graph order, shape (batch, ...).
@@ -179,7 +210,7 @@ class PursuitNetwork(Settings):
         """
         with untouched(self):
             first, bound = self._bound(args, kwargs)
-            w = self._last(bound, first) if self._pursues else list(first.latents)
+            w = self._last(bound, first) if self.pursues else list(first.latents)
         return dict(zip(bound.names, w, strict=True))
 
     def dictionary(self, *args: Any, **kwargs: Any) -> StructuredDictionary:
@@ -226,10 +257,8 @@ class PursuitNetwork(Settings):
         with untouched(self):
             first, bound = self._bound(args, kwargs)
             gammas = self._steps(bound)
-            states = run_solver.states(self, bound, first.latents, gammas, self._alphas())
-            return diagnosis.record(
-                bound, run_solver.start(self, bound, first.latents), states, gammas
-            )
+            solver, given = self.pursuit_solver, self._given(bound, first, gammas)
+            return diagnosis.record(bound, solver.start(given), solver.sweeps(given), gammas)
 
     def _bound(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -238,7 +267,7 @@ class PursuitNetwork(Settings):
         return self._bind(program, arguments.arguments(program, args, kwargs, self))
 
     def _bind(self, program: Program, values: Sequence[Any]) -> tuple[Pass, StructuredDictionary]:
-        if self._pursues and not self.training:
+        if self.pursues and not self.training:
             values = [memory_format.preferred(value) for value in values]
         with arguments.input_errors():
             first = program.forward(self, *values)
@@ -250,20 +279,44 @@ class PursuitNetwork(Settings):
 
     def _steps(self, bound: StructuredDictionary) -> list[Tensor]:
         self._norms.training = self.training
-        layered = self.solver == "layered"
+        betas = self._of_mode(self.pursuit.betas())
         with full_precision(bound.inputs[0].device):
-            if self.solver == "synchronous":
-                gammas = synchronous.synchronous_step_sizes(bound, self._norms)
-            else:
-                constants = norm_bounds.lipschitz(bound, self._norms, layered)
-                gammas = steps.step_sizes(constants, self._of_mode(self.pursuit.betas()))
+            gammas = self.pursuit_solver.step_sizes(bound, self._norms, betas)
         scale = self.step_scale
         return gammas if scale == 1 else [gamma * scale for gamma in gammas]
 
+    def _given(
+        self,
+        bound: StructuredDictionary,
+        first: Pass,
+        gammas: Sequence[Tensor],
+        pack: Pack | None = None,
+    ) -> SolverInput:
+        return SolverInput(bound, first.latents, gammas, self._alphas(), self.iterations, pack)
+
     def _last(self, bound: StructuredDictionary, first: Pass) -> list[Tensor]:
+        """Return the latents after the last sweep, with the derivatives of the memory mode.
+
+        Raises:
+            InputError: If torch.func would have to see through a mode that works with autograd
+                alone.
+        """
         gammas = self._steps(bound)
-        packed = functools.partial(self._kernels.pack, contents=self._norms.contents)
-        return run_solver.solve(self, bound, first.latents, gammas, self._alphas(), packed)
+        pack = functools.partial(self._kernels.pack, contents=self._norms.contents)
+        given, mode = self._given(bound, first, gammas, pack), self.derivative_mode
+        recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if mode.records_sweeps or not recorded:
+            return self.pursuit_solver.last(given)
+        if func_transforms.active():
+            raise InputError(
+                f"memory={self.memory!r} works with autograd alone, not under torch.func or "
+                "forward-mode derivatives: set net.memory = 'store'"
+            )
+
+        def report(outcome: Solves) -> None:
+            self.solves = outcome
+
+        return mode.solve(self.pursuit_solver, given, report)
 
     def _alphas(self) -> list[Tensor] | None:
         """Extrapolation weights, or None where all are zero and no derivative is asked for."""

@@ -10,6 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from pursuitify.utils.compiling import compiling
+
 #: A factor of a sum: a number, or a tensor that broadcasts against the sum.
 Factor: TypeAlias = "Tensor | float"
 
@@ -28,8 +30,7 @@ def piece(value: Tensor, dim: int, start: int, length: int) -> Tensor:
     share memory.
     """
     found = value.narrow(dim, start, length)
-    traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    return found.clone() if traced else found
+    return found.clone() if compiling() else found
 
 
 class LinearMap(ABC):

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from pursuitify.operators.base import Identity, LinearMap, channels_inside
 from pursuitify.operators.block_mean import BlockMean
 from pursuitify.operators.reshape import ZeroPad
+from pursuitify.utils.compiling import compiling
 
 _LINEAR = {"linear", "bilinear", "trilinear"}
 _MODES = ("nearest", "nearest-exact", "area", "linear", "bilinear", "trilinear")
@@ -113,7 +114,7 @@ def _matrix(
     A compiled graph makes it afresh: torch 2.14's compiler takes one tensor at most from a function
     whose results are constants.
     """
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if compiling():
         eye = torch.eye(size, dtype=torch.float64, device=device)[:, None, :]
         return _OPS[name](eye, *args)[:, 0, :].T.contiguous().to(dtype)
     return _known_matrix(dtype, device, name, size, *args)

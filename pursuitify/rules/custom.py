@@ -34,8 +34,8 @@ def linear(
     """Return the rule of a linear (or affine) operation on one tensor.
 
     Args:
-        make: ``make(op, x, *arguments)`` returns the :class:`~pursuitify.operators.LinearMap` for an
-            input like ``x``; ``op`` is the module, or for a function ``op(x)`` is its value, and
+        make: ``make(op, x, *arguments)`` returns the :class:`~pursuitify.operators.LinearMap` for
+            an input like ``x``; ``op`` is the module, or for a function ``op(x)`` is its value, and
             ``arguments`` is what the call passes beyond ``x``. Or the map, if it never changes.
         weighted: Whether it mixes entries by weights, as a convolution does, so that it may stand
             on the diagonal of a row. Free of parameters otherwise.
@@ -60,12 +60,12 @@ def linear(
 
 
 def activation(make: Activation | Made) -> Rule:
-    """Return the rule of an activation: a proximal operator, see :mod:`pursuitify.operators.activations`.
+    """Return the rule of an activation, a proximal operator.
 
     Args:
-        make: ``make(op, z, *arguments)`` returns the :class:`~pursuitify.operators.activations.Activation`,
-            or the activation itself if it is always the same. At step 1 its ``prox`` must be what
-            the module or function computes.
+        make: ``make(op, z, *arguments)`` returns the activation, or it is the activation itself if
+            that is always the same. At step 1 its ``prox`` must be what the module or function
+            computes.
     """
     made: Made = (
         (lambda *_: make) if isinstance(make, Activation) else _callable(make, "activation")

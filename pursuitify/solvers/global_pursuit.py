@@ -1,162 +1,93 @@
-"""The solvers: layered pursuit (Algorithm 1) and global pursuit (Algorithm 2).
+"""Global pursuit, deep pursuit (Algorithm 2): all latents together, in Gauss-Seidel order.
 
-Both are plain functions on a bound dictionary. Global pursuit keeps every residual up to date by
-the change of each latent, so that a sweep applies each weighted operator once forward and once
-adjoint; with extrapolation the last change's products are kept and reused, because they are
-linear. What only a next sweep would read is not computed in the last one.
-
-Where no derivative is recorded the elementwise work is done in place (``inplace``, and
-``extrapolated`` where a step starts ahead of its latent); the values are the same, to rounding.
+Where no derivative is recorded the elementwise work is done in place (``solvers/inplace``); the
+values are the same, to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from pursuitify.dictionary.bound_rows import Parts
-from pursuitify.dictionary.readers import PartOf, Target
 from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.solvers.differentiation.recompute import recomputed
+from pursuitify.solvers.differentiation.truncated import through_last
+from pursuitify.solvers.global_sweep import State, begin, sweep
 from pursuitify.solvers.inplace import descend, descend_extrapolated
-from pursuitify.solvers.proximal_step import _proximal_step, may_overwrite
-
-Latents = list[Tensor]
-
-
-def global_pursuit(
-    dictionary: StructuredDictionary,
-    start: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    extrapolation: Sequence[Tensor] | None,
-    count: int,
-    observed: bool = True,
-) -> Iterator[Latents]:
-    """Yield the latents after each sweep of Algorithm 2, with the gradient of (18).
-
-    Args:
-        dictionary: The bound dictionary.
-        start: The feed-forward latents.
-        steps: gamma_j per latent.
-        extrapolation: alpha_j per latent, or None for none.
-        count: T, the number of sweeps.
-        observed: Whether the caller keeps what a sweep yields after the next one; otherwise its
-            memory is used again where no derivative is recorded.
-    """
-    if may_overwrite():
-        rest = count, observed
-        if extrapolation is None:
-            yield from descend.descend(dictionary, start, steps, *rest)
-        else:
-            yield from descend_extrapolated.descend(dictionary, start, steps, extrapolation, *rest)
-        return
-    state = begin(dictionary, start, keep=extrapolation is not None)
-    if _compiles_once(extrapolation):
-        w, r = state.w, state.r
-        for _ in range(count - 1):
-            w, r = _middle_sweep(dictionary, w, r, steps)
-            yield list(w)
-        yield list(_last_sweep(dictionary, w, r, steps))
-        return
-    for t in range(count):
-        weights = extrapolation if t > 0 else None
-        state = sweep(dictionary, state, steps, weights, last=t == count - 1)
-        yield list(state.w)
+from pursuitify.solvers.proximal_step import may_overwrite
+from pursuitify.solvers.solver import Latents, Solver, SolverInput
+from pursuitify.utils.compiling import compiling
 
 
-@dataclass(eq=False)
-class State:
-    """What one sweep hands to the next.
+class GlobalPursuit(Solver):
+    """Deep pursuit: T sweeps over all latents with feedback along every edge (18)."""
 
-    Attributes:
-        w: The latents.
-        r: Per row its residual, in slots, at ``w``.
-        keep: Whether a later sweep extrapolates; only then the rest is filled.
-        change: Per latent its last change.
-        own: Per latent the product of its row's diagonal block with the last change, in slots.
-        read: Per latent, by slot, the product of the last change in the slots that read it.
-    """
+    name: ClassVar[str] = "global"
+    pursues: ClassVar[bool] = True
+    minimises: ClassVar[bool] = True
+    extrapolates: ClassVar[bool] = True
 
-    w: list[Tensor]
-    r: list[list[Tensor]]
-    keep: bool
-    change: list[Tensor]
-    own: list[Parts]
-    read: list[dict[Target, Tensor]]
+    def sweeps(self, given: SolverInput, observed: bool = True) -> Iterator[Latents]:
+        """Yield the latents after each sweep of Algorithm 2, with the gradient of (18)."""
+        dictionary, start, steps, alphas = (
+            given.dictionary,
+            given.feedforward,
+            given.steps,
+            given.extrapolation,
+        )
+        if may_overwrite():
+            rest = given.count, observed
+            if alphas is None:
+                yield from descend.descend(dictionary, start, steps, *rest)
+            else:
+                yield from descend_extrapolated.descend(dictionary, start, steps, alphas, *rest)
+            return
+        state = begin(dictionary, start, keep=alphas is not None)
+        if compiling() and alphas is None:
+            # torch.compile then compiles one sweep, not T copies of it.
+            w, r = state.w, state.r
+            for _ in range(given.count - 1):
+                w, r = _middle_sweep(dictionary, w, r, steps)
+                yield list(w)
+            yield list(_last_sweep(dictionary, w, r, steps))
+            return
+        for t in range(given.count):
+            weights = alphas if t > 0 else None
+            state = sweep(dictionary, state, steps, weights, last=t == given.count - 1)
+            yield list(state.w)
 
+    def last(self, given: SolverInput) -> Latents:
+        """Return the latents after the last sweep, by packed kernels where nothing is recorded."""
+        if given.pack is not None and may_overwrite():
+            packed = given.pack(given.dictionary, given.steps, given.extrapolation is not None)
+            given = replace(given, dictionary=packed)
+        return super().last(given)
 
-def begin(dictionary: StructuredDictionary, start: Sequence[Tensor], keep: bool) -> State:
-    """Return the state at the feed-forward latents."""
-    r = [
-        [b - u for b, u in zip(row.decode(w), row.signal, strict=True)]
-        for row, w in zip(dictionary.rows, start, strict=True)
-    ]
-    return State(list(start), r, keep, [], [], [])
+    def recomputed(self, given: SolverInput, levels: int) -> Latents:
+        """Return the latents; the sweeps between those kept are run again for derivatives."""
+        return recomputed(
+            given.dictionary,
+            given.feedforward,
+            given.steps,
+            given.extrapolation,
+            given.count,
+            levels,
+        )
 
-
-def sweep(
-    dictionary: StructuredDictionary,
-    state: State,
-    steps: Sequence[Tensor],
-    extrapolation: Sequence[Tensor] | None,
-    *,
-    last: bool,
-    inplace: bool = False,
-) -> State:
-    """Update every latent once, in order (Gauss-Seidel).
-
-    Args:
-        dictionary: The bound dictionary.
-        state: The state before; overwritten if ``inplace``.
-        steps: gamma_j per latent.
-        extrapolation: alpha_j per latent; None in the first sweep, or for none.
-        last: Whether no sweep follows: what only it would read is not computed.
-        inplace: Do the elementwise work in place.
-    """
-    w, r = list(state.w), [list(parts) for parts in state.r]
-    after = State(w, r, state.keep, [], [], [])
-    for j, row in enumerate(dictionary.rows):
-        branch = dictionary.branches[j]
-        v, parts, part = w[j], tuple(r[j]), _reader(r)
-        if extrapolation is not None:
-            alpha = extrapolation[j]
-            v = v + alpha * state.change[j]
-            parts = tuple(p + alpha * q for p, q in zip(parts, state.own[j], strict=True))
-            part = _reader(r, alpha, state.read[j])
-        slope = row.slope(parts)
-        slope = branch.add_terms(slope, part, -1.0) if inplace else branch.minus_terms(slope, part)
-        new = _proximal_step(row, v, slope, steps[j], inplace)
-        delta = new - w[j]
-        w[j] = new
-        products: dict[Target, Tensor] = {}
-        for target, product in branch.products(delta):
-            i, s = target
-            r[i][s] = r[i][s].sub_(product) if inplace else r[i][s] - product
-            if state.keep:
-                products[target] = product + products[target] if target in products else product
-        if last:
-            continue
-        own = row.decode(delta)
-        r[j] = [p.add_(q) if inplace else p + q for p, q in zip(r[j], own, strict=True)]
-        if state.keep:
-            after.change.append(delta)
-            after.own.append(own)
-            after.read.append(products)
-    return after
-
-
-def _reader(
-    r: list[list[Tensor]], alpha: Tensor | None = None, read: Mapping[Target, Tensor] | None = None
-) -> PartOf:
-    """Return how to look a residual up, at the extrapolated latent where ``alpha`` is given."""
-
-    def part(target: Target) -> Tensor:
-        value = r[target[0]][target[1]]
-        return value if alpha is None or read is None else value - alpha * read[target]
-
-    return part
+    def through_last(self, given: SolverInput, kept: int) -> Latents:
+        """Return the latents with derivatives through the last ``kept`` sweeps alone."""
+        return through_last(
+            given.dictionary,
+            given.feedforward,
+            given.steps,
+            given.extrapolation,
+            given.count,
+            kept,
+        )
 
 
 @torch.compiler.nested_compile_region
@@ -172,9 +103,3 @@ def _last_sweep(
     dictionary: StructuredDictionary, w: Latents, r: list[list[Tensor]], steps: Sequence[Tensor]
 ) -> Latents:
     return sweep(dictionary, State(w, r, False, [], [], []), steps, None, last=True).w
-
-
-def _compiles_once(extrapolation: Sequence[Tensor] | None) -> bool:
-    """Whether torch.compile traces: one sweep is compiled then, not T copies of it."""
-    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    return compiling and extrapolation is None

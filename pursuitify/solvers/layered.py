@@ -3,33 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pursuitify.dictionary.bound_rows import BoundRow
+from pursuitify.dictionary.norm_bounds import Norms, lipschitz
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.solvers.global_pursuit import Latents
-from pursuitify.solvers.proximal_step import _proximal_step, may_overwrite
+from pursuitify.solvers.proximal_step import may_overwrite, proximal_step
+from pursuitify.solvers.solver import Latents, Solver, SolverInput
+from pursuitify.solvers.step_sizes import step_sizes
 
 
-def layered(
-    dictionary: StructuredDictionary, start: Sequence[Tensor], steps: Sequence[Tensor], count: int
-) -> Iterator[Latents]:
-    """Yield the latents after Algorithm 1: each row solved by ``count`` steps, in order.
+class LayeredPursuit(Solver):
+    """Layered basis pursuit: row after row by T proximal-gradient steps, u_j fixed meanwhile.
 
-    u_j is fixed from finished latents. On an encoder row a step of size 1 is the layer itself.
-
-    Args:
-        dictionary: The bound dictionary.
-        start: The feed-forward latents, where each row starts (9).
-        steps: gamma_j per latent.
-        count: T, the number of proximal-gradient steps per row.
+    On an encoder row a step of size 1 is the layer itself. Its latents minimise no common
+    objective, and are known at the end alone.
     """
-    w = list(start)
-    for j in range(len(w)):
-        w[j] = solve_row(dictionary, j, w, steps[j], count)
-    yield w
+
+    name: ClassVar[str] = "layered"
+    pursues: ClassVar[bool] = True
+    passes_through: ClassVar[bool] = False
+
+    def step_sizes(
+        self, dictionary: StructuredDictionary, norms: Norms, betas: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return gamma_j from the row's own operator alone, as Algorithm 1 needs."""
+        return step_sizes(lipschitz(dictionary, norms, layered=True), betas)
+
+    def sweeps(self, given: SolverInput, observed: bool = True) -> Iterator[Latents]:
+        """Yield the latents once, after T steps on every row."""
+        w = list(given.feedforward)
+        for j in range(len(w)):
+            w[j] = solve_row(given.dictionary, j, w, given.steps[j], given.count)
+        yield w
+
+    def recomputed(self, given: SolverInput, levels: int) -> Latents:
+        """Return the latents; a row's steps are run once more for its derivatives."""
+        w = list(given.feedforward)
+        for j in range(len(w)):
+            w[j] = checkpoint(
+                solve_row,
+                given.dictionary,
+                j,
+                list(w),
+                given.steps[j],
+                given.count,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        return w
 
 
 def solve_row(
@@ -40,7 +66,7 @@ def solve_row(
     signal = tuple(_read(dictionary, row, s, w, like) for s, like in enumerate(row.signal))
     for _ in range(count):
         parts = tuple(b - u for b, u in zip(row.decode(latent), signal, strict=True))
-        latent = _proximal_step(row, latent, row.slope(parts), step, inplace)
+        latent = proximal_step(row, latent, row.slope(parts), step, inplace)
     return latent
 
 

@@ -5,18 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pursuitify.backends import inplace_enabled
 from pursuitify.dictionary.bound_rows import BoundRow
 from pursuitify.utils import func_transforms
 
 
 def may_overwrite() -> bool:
-    """Whether nothing needs what is overwritten; under autocast dtypes differ, too."""
+    """Return whether elementwise work may be done in place.
+
+    It may not where a derivative, a compiler or a transform needs what would be overwritten, under
+    autocast, where dtypes differ, and where ``backends.inplace(False)`` asks for the plain path.
+    """
+    if not inplace_enabled():
+        return False
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or func_transforms.active():
         return False
     return not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"))
 
 
-def _proximal_step(row: BoundRow, v: Tensor, slope: Tensor, step: Tensor, inplace: bool) -> Tensor:
+def proximal_step(row: BoundRow, v: Tensor, slope: Tensor, step: Tensor, inplace: bool) -> Tensor:
     """Return prox(v - step slope); ``slope`` holds the result where it may be overwritten."""
     if not inplace:
         return row.activation.prox(torch.addcmul(v, slope, step, value=-1.0), step)

@@ -1,24 +1,28 @@
-"""What a user may set on a pursuit network at any time: one checked property each.
+"""The options that a user may set on a pursuit network at any time: one checked property each.
 
 ``OPTIONS`` is the one list: ``pursuitify()`` takes each by keyword, a checkpoint keeps each.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from pursuitify.solvers.differentiation.implicit import Solves
+from pursuitify.solvers.differentiation.modes import MODES, Mode, Store, mode_of
+from pursuitify.solvers.global_pursuit import GlobalPursuit
+from pursuitify.solvers.registry import SOLVERS
+from pursuitify.solvers.solver import Solver
 from pursuitify.utils import option_checks
 
 #: Option -> the value it has unless it is set.
 OPTIONS: dict[str, Any] = {
     "iterations": 10,
-    "solver": "global",
+    "solver": GlobalPursuit.name,
     "step_scale": 1.0,
     "threshold_scale": 1.0,
-    "memory": "store",
+    "memory": Store.name,
     "recompute_levels": 1,
     "implicit_last": None,
     "implicit_iterations": 50,
@@ -51,7 +55,7 @@ class Settings(nn.Module):
 
     @solver.setter
     def solver(self, value: str) -> None:
-        self._solver = option_checks.one_of("solver", value, option_checks.SOLVERS)
+        self._solver = option_checks.one_of("solver", value, tuple(SOLVERS))
 
     @property
     def step_scale(self) -> float:
@@ -89,7 +93,7 @@ class Settings(nn.Module):
 
     @memory.setter
     def memory(self, value: str) -> None:
-        self._memory = option_checks.one_of("memory", value, option_checks.MEMORY)
+        self._memory = option_checks.one_of("memory", value, tuple(MODES))
 
     @property
     def recompute_levels(self) -> int:
@@ -146,26 +150,20 @@ class Settings(nn.Module):
         return {name: getattr(self, name) for name in OPTIONS}
 
     @property
-    def _pursues(self) -> bool:
+    def pursues(self) -> bool:
         """Whether the latents differ from those of the feed-forward pass."""
-        return self.iterations > 0 and self.solver != "feedforward" and self.step_scale > 0
+        return self.iterations > 0 and self.pursuit_solver.pursues and self.step_scale > 0
+
+    @property
+    def pursuit_solver(self) -> Solver:
+        """The solver that ``solver`` names."""
+        return SOLVERS[self._solver]
+
+    @property
+    def derivative_mode(self) -> Mode:
+        """The derivative mode that ``memory`` names, with its options."""
+        return mode_of(self._memory, self.settings())
 
 
 #: Attributes that hold the options, and what a backward pass reports.
 HELD = (*(f"_{name}" for name in OPTIONS), "_solves")
-
-
-@dataclass(frozen=True)
-class Solves:
-    """How well the two equations behind implicit derivatives were solved.
-
-    Attributes:
-        forward: How far the latents are from a fixed point: |w - S(w)| / |w|, S one synchronous
-            proximal step with the same step sizes, over all latents and samples.
-        adjoint: The relative residual of the adjoint solve, in the norm that the step sizes weight.
-        iterations: The number of its iterations.
-    """
-
-    forward: float
-    adjoint: float
-    iterations: int

@@ -26,15 +26,66 @@ The first s sweeps may be bounded by the first, the rest by the second: see ``li
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pursuitify.dictionary.bound_rows import Parts
-from pursuitify.dictionary.readers import PartOf
-from pursuitify.dictionary.structured import StructuredDictionary, signal_of
+from pursuitify.dictionary.norm_bounds import Norms
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.solvers.solver import Latents, Solver, SolverInput
+from pursuitify.solvers.step_sizes import synchronous_step_sizes
 
-Latents = list[Tensor]
+
+class SynchronousPursuit(Solver):
+    """Proximal gradient descent on the whole F: every latent at once, from zero."""
+
+    name: ClassVar[str] = "synchronous"
+    pursues: ClassVar[bool] = True
+    minimises: ClassVar[bool] = True
+
+    def start(self, given: SolverInput) -> Latents:
+        """Return w^0 = 0."""
+        return zero(given.dictionary)
+
+    def step_sizes(
+        self, dictionary: StructuredDictionary, norms: Norms, betas: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return g = 1 / L once per latent, L >= ||B||^2; the trained beta_j are not used."""
+        return synchronous_step_sizes(dictionary, norms)
+
+    def sweeps(self, given: SolverInput, observed: bool = True) -> Iterator[Latents]:
+        """Yield the latents after each of T synchronous sweeps."""
+        for before in moves(given.dictionary, given.steps, given.count):
+            w = close(given.dictionary, before, given.steps)
+            yield w
+
+    def recomputed(self, given: SolverInput, levels: int) -> Latents:
+        """Return the latents; each sweep is run once more for its derivatives."""
+        dictionary, steps = given.dictionary, given.steps
+        signal = dictionary.signal_slots()
+
+        def sweep(w: Latents, first: bool) -> Latents:
+            return close(dictionary, move(dictionary, w, signal, steps, first), steps)
+
+        w = zero(dictionary)
+        for t in range(given.count):
+            w = checkpoint(sweep, w, t == 0, use_reentrant=False, preserve_rng_state=False)
+        return w
+
+    def through_last(self, given: SolverInput, kept: int) -> Latents:
+        """Return the latents with derivatives through the last ``kept`` sweeps alone."""
+        dictionary, steps = given.dictionary, given.steps
+        with torch.no_grad():
+            w = zero(dictionary)
+            for before in moves(dictionary, steps, given.count - kept):
+                w = close(dictionary, before, steps)
+        signal = dictionary.signal_slots()
+        for _ in range(kept):
+            w = close(dictionary, move(dictionary, w, signal, steps, first=False), steps)
+        return w
 
 
 def zero(dictionary: StructuredDictionary) -> Latents:
@@ -43,27 +94,12 @@ def zero(dictionary: StructuredDictionary) -> Latents:
     return [like.new_zeros(shape) for shape in dictionary.shapes]
 
 
-def synchronous(
-    dictionary: StructuredDictionary, steps: Sequence[Tensor], count: int
-) -> Iterator[Latents]:
-    """Yield the latents after each of ``count`` synchronous sweeps from zero.
-
-    Args:
-        dictionary: The bound dictionary.
-        steps: The step size, once per latent; see ``step_sizes``.
-        count: T, the number of sweeps.
-    """
-    for before in moves(dictionary, steps, count):
-        w = close(dictionary, before, steps)
-        yield w
-
-
 def moves(
     dictionary: StructuredDictionary, steps: Sequence[Tensor], count: int
 ) -> Iterator[Latents]:
-    """Yield w - g (B^T (B w - y) + lam) of each sweep: what the proximal operators are given."""
+    """Yield w - g (B^T (B w - y) + lam) of each sweep: the arguments of the proximal operators."""
     w = zero(dictionary)
-    signal = signal_of(dictionary)
+    signal = dictionary.signal_slots()
     for t in range(count):
         before = move(dictionary, w, signal, steps, first=t == 0)
         yield before
@@ -78,11 +114,14 @@ def move(
     first: bool,
 ) -> Latents:
     """Return w - g (B^T (B w - y) + lam); ``first`` says that w is zero."""
-    residual = _residual(dictionary, None if first else w, signal)
+    if first:
+        residual = [tuple(-part for part in parts) for parts in signal]
+    else:
+        residual = dictionary.residual_slots(w, signal)
     moved = []
     for j, row in enumerate(dictionary.rows):
         slope = row.slope(residual[j])
-        for term in dictionary.branches[j].terms(_reader(residual)):
+        for term in dictionary.branches[j].terms(lambda at: residual[at[0]][at[1]]):
             slope = slope - term
         moved.append(torch.addcmul(w[j], slope, steps[j], value=-1.0))
     return moved
@@ -94,23 +133,3 @@ def close(dictionary: StructuredDictionary, moved: Latents, steps: Sequence[Tens
         row.activation.prox(v, step)
         for row, v, step in zip(dictionary.rows, moved, steps, strict=True)
     ]
-
-
-def _reader(residual: Sequence[Parts]) -> PartOf:
-    return lambda at: residual[at[0]][at[1]]
-
-
-def _residual(
-    dictionary: StructuredDictionary, w: Latents | None, signal: Sequence[Parts]
-) -> list[Parts]:
-    """Return B w - y, in slots; ``w=None`` is zero."""
-    if w is None:
-        return [tuple(-part for part in parts) for parts in signal]
-    rows = [
-        [own - part for own, part in zip(row.decode(w[j]), signal[j], strict=True)]
-        for j, row in enumerate(dictionary.rows)
-    ]
-    for j, branch in enumerate(dictionary.branches):
-        for (i, s), product in branch.products(w[j]):
-            rows[i][s] = rows[i][s] - product
-    return [tuple(parts) for parts in rows]

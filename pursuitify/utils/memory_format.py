@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pursuitify.utils.compiling import compiling
+
 _FAST = (torch.float32, torch.bfloat16)
 
 
@@ -31,8 +33,7 @@ def kernel(weight: Tensor, image: Tensor) -> Tensor:
     Compiled code would copy it into that format for every convolution of every sweep; so it does
     once. Without a compiler the sweeps pack their kernels (``packing``).
     """
-    traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if not traced or weight.dim() != 4 or image.is_contiguous():
+    if not compiling() or weight.dim() != 4 or image.is_contiguous():
         return weight
     if not image.is_contiguous(memory_format=torch.channels_last):
         return weight

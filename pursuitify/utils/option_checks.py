@@ -11,12 +11,6 @@ from torch import Tensor
 
 from pursuitify.errors import OptionError
 
-SOLVERS = ("global", "layered", "synchronous", "feedforward")
-
-
-MEMORY = ("store", "recompute", "implicit")
-
-
 LAYOUTS = ("auto", "decoder", "encoder")
 
 

@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import pursuitify as package
 from pursuitify import OptionError, PursuitNetwork, pursuitify
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
-from pursuitify.solvers.global_pursuit import global_pursuit
-from pursuitify.solvers.layered import layered
+from pursuitify.solvers.registry import SOLVERS
+from pursuitify.solvers.solver import SolverInput
 from tests.support.nets import BY_NAME, CASES, LAYOUTS, Case, random_net, randomise
 
 quick = settings(
@@ -205,7 +205,8 @@ def objectives(net: PursuitNetwork, x: Tensor, sweeps: int) -> list[Tensor]:
         net.iterations = 0
         start = list(net.latents(x).values())
         bound, steps = net.dictionary(x), list(net.step_sizes(x).values())
-        states = itertools.chain([start], global_pursuit(bound, start, steps, None, sweeps))
+        given = SolverInput(bound, start, steps, None, sweeps)
+        states = itertools.chain([start], SOLVERS["global"].sweeps(given))
         return [bound.objective(dict(zip(bound.names, w, strict=True))) for w in states]
 
 
@@ -259,7 +260,7 @@ def test_layered_pursuit_is_finite_and_lowers_each_row(drawn: tuple[nn.Module, T
         start = list(net.latents(x).values())
         name, values = bound.names[0], []
         for count in range(4):
-            *_, w = layered(bound, start, steps, count)
+            w = SOLVERS["layered"].last(SolverInput(bound, start, steps, None, count))
             named = dict(zip(bound.names, w, strict=True))
             residual = bound.residual(named)[name].flatten(1).square().sum(1) / 2
             linear = (bound.thresholds[name] * named[name]).flatten(1).sum(1)
@@ -877,7 +878,9 @@ def test_nothing_on_the_way_is_called_like_a_derivative() -> None:
         net(x)
     finally:
         sys.setprofile(None)
-    assert any(file.startswith(home) and name == "global_pursuit" for file, name in seen)
+    assert any(
+        (file.startswith(home) and name == "descend") or name == "sweep" for file, name in seen
+    )
     own = [name for file, name in seen if file.startswith((home, "<eval_with_key>"))]
     assert not [n for n in own if "grad" in n.lower() or "backward" in n.lower()]
     assert not [n for _, n in seen if n in ("grad", "backward", "_make_grads")]

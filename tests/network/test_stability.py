@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import saved_bytes
 from pursuitify import PursuitNetwork, pursuitify
-from pursuitify.utils.option_checks import MEMORY
+from pursuitify.solvers.differentiation.modes import MODES
 from tests.support.nets import BY_NAME
 
 CASE = "linear_residual"
@@ -24,7 +24,7 @@ BATCH = 256  # what a step keeps is then far above the noise of the resident set
 
 #: Every way to keep what derivatives need.
 WAYS: list[dict[str, Any]] = [
-    *({"memory": mode} for mode in MEMORY),
+    *({"memory": mode} for mode in MODES),
     {"memory": "recompute", "recompute_levels": 2},
 ]
 ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pursuitify import pursuitify
-from pursuitify.solvers.global_pursuit import global_pursuit
+from pursuitify.solvers.global_pursuit import GlobalPursuit
+from pursuitify.solvers.solver import SolverInput
 from tests.support.nets import BY_NAME, CASES, Case
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -67,7 +68,8 @@ def test_the_start_is_left_as_it_was(case: Case, alpha: float) -> None:
         start = list(net.latents(x).values())
         kept = [value.clone() for value in start]
         alphas = [torch.tensor(alpha, dtype=x.dtype)] * len(start) if alpha else None
-        for _ in global_pursuit(bound, start, steps, alphas, 3, observed=False):
+        given = SolverInput(bound, start, steps, alphas, 3)
+        for _ in GlobalPursuit().sweeps(given, observed=False):
             pass
         assert all(torch.equal(a, b) for a, b in zip(start, kept, strict=True))
 

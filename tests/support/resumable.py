@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pursuitify.training import Result, adversarial_inputs, finetune
+from pursuitify.utils import atomic_files
 from tests.support.toy import network, rows
 
 STEPS = 24
@@ -55,7 +56,7 @@ def arm(count: int, where: str) -> None:
     if where == "step":
         adversarial_inputs.attack = deadly(adversarial_inputs.attack)
     else:
-        files.os.replace = deadly(os.replace)
+        atomic_files.os.replace = deadly(os.replace)
 
 
 def run(folder: Path, optimizer: str, **options: Any) -> Result:

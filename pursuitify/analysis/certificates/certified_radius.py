@@ -1,9 +1,9 @@
 """Certified l2 radii of a network with ``solver="synchronous"``: no attack can be stronger.
 
 From zero, T synchronous sweeps are Lipschitz in the input whatever the depth (the two bounds are
-derived in :mod:`pursuitify.solvers.synchronous`). If the latents that the head reads move by d, a lead of
-class a over class b moves by <h_a - h_b, d>, h_a being the exact slope of logit a, so no input
-closer than lead / (K ||h_a - h_b||) changes the decision.
+derived in :mod:`pursuitify.solvers.synchronous`). If the latents that the head reads move by d, a
+lead of class a over class b moves by <h_a - h_b, d>, h_a being the exact slope of logit a, so no
+input closer than lead / (K ||h_a - h_b||) changes the decision.
 
 *Local tightening.* A latent entry that is zero in all sweeps at x stays zero as long as what its
 ReLU is given stays below zero. By induction over the sweeps its own change is nought until then,

@@ -1,4 +1,4 @@
-"""Questions about one node of a traced graph: its module, its name, whether it is a shape or random."""
+"""Questions about one node of a traced graph: its module, its name, whether it is a shape."""
 
 from __future__ import annotations
 

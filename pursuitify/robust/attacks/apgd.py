@@ -50,7 +50,8 @@ def apgd(
         seed: Makes the random starts repeat and leaves the global random state alone.
         norm: ``"linf"`` or ``"l2"``.
         loss: ``"ce"``, ``"margin"``, ``"dlr"`` or ``"scaled"``; not read where targeted.
-        guide: Differentiate this in the model's place; see :mod:`pursuitify.robust.surrogates.pursuit_losses`.
+        guide: Differentiate this in the model's place; see
+            :mod:`pursuitify.robust.surrogates.pursuit_losses`.
         early_stop: Leave an example alone once it is fooled.
         batch_size: How many inputs to attack at a time; all at once by default.
         progress: Show a progress bar.

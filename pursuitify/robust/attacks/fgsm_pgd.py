@@ -49,7 +49,8 @@ def fgsm(
         y: Class labels, one per input.
         eps: Largest change of a pixel.
         loss: ``"ce"``, ``"margin"``, ``"dlr"`` or ``"scaled"``.
-        guide: Differentiate this in the model's place; see :mod:`pursuitify.robust.surrogates.pursuit_losses`.
+        guide: Differentiate this in the model's place; see
+            :mod:`pursuitify.robust.surrogates.pursuit_losses`.
         batch_size: How many inputs to attack at a time; all at once by default.
 
     Returns:
@@ -102,7 +103,8 @@ def pgd(
         seed: Makes the random starts repeat and leaves the global random state alone.
         norm: ``"linf"`` or ``"l2"``.
         loss: ``"ce"``, ``"margin"``, ``"dlr"`` or ``"scaled"``.
-        guide: Differentiate this in the model's place; see :mod:`pursuitify.robust.surrogates.pursuit_losses`.
+        guide: Differentiate this in the model's place; see
+            :mod:`pursuitify.robust.surrogates.pursuit_losses`.
         early_stop: Leave an example alone once it is fooled. Otherwise go on and keep the fooling
             point of highest loss, as adversarial training wants.
         batch_size: How many inputs to attack at a time; all at once by default.

@@ -129,7 +129,7 @@ def gather(data: Data) -> tuple[Tensor, Tensor]:
 def _subjects(net: nn.Module, twins: dict[str, nn.Module]) -> dict[str, nn.Module]:
     subjects = {"network": net}
     pursuit = find_pursuit(net)
-    if pursuit is not None and pursuit.iterations and pursuit.solver != "feedforward":
+    if pursuit is not None and pursuit.iterations and pursuit.pursuit_solver.pursues:
         subjects[TWIN] = AtIterations(net, 0)
     for name, twin in twins.items():
         if name in subjects or not isinstance(twin, nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pursuitify.robust.surrogates.sweep_counts import pursuit_of
+from pursuitify.solvers.differentiation import modes
 
 
 class Implicit(nn.Module):
@@ -33,9 +34,9 @@ class Implicit(nn.Module):
         """Return the network's output."""
         pursuit = pursuit_of(self.net)
         before = pursuit.memory, pursuit.implicit_last
-        if pursuit.solver == "layered":
+        if not pursuit.pursuit_solver.minimises:
             return self.net(x)
-        pursuit.memory, pursuit.implicit_last = "implicit", self.last
+        pursuit.memory, pursuit.implicit_last = modes.Implicit.name, self.last
         try:
             return self.net(x)
         finally:

@@ -9,8 +9,8 @@ from typing import Any, TypeGuard
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
-from pursuitify.network import arguments, run_solver
 from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.solvers.differentiation.modes import Recompute
 
 
 def find_pursuit(model: object) -> PursuitNetwork | None:
@@ -55,14 +55,14 @@ def iterations(net: nn.Module, count: int) -> Iterator[nn.Module]:
 def exact_derivatives(net: nn.Module) -> Iterator[None]:
     """Differentiate a pursuit network's sweeps themselves, though it is set to approximate."""
     pursuit = find_pursuit(net)
-    if pursuit is None or pursuit.memory != "implicit":
+    if pursuit is None or pursuit.derivative_mode.exact:
         yield
         return
-    pursuit.memory = "recompute"
+    before, pursuit.memory = pursuit.memory, Recompute.name
     try:
         yield
     finally:
-        pursuit.memory = "implicit"
+        pursuit.memory = before
 
 
 class AtIterations(nn.Module):
@@ -96,19 +96,8 @@ def at_each(net: nn.Module, points: Tensor, counts: Sequence[int]) -> list[Any]:
     """
     if not _in_one_pass(net):
         return [AtIterations(net, count)(points) for count in counts]
-    program = net._program
-    values = arguments.arguments(program, (points,), {}, net)
     with iterations(net, max(counts)):
-        first, bound = net._bind(program, values)
-        start, steps = run_solver.start(net, bound, first.latents), net._steps(bound)
-        reached = (
-            run_solver.states(net, bound, start, steps, net._alphas()) if net.iterations else ()
-        )
-        found = {
-            count: program.head(net, tuple(latents), first, values)
-            for count, latents in enumerate((first.latents, *reached))
-            if count in counts
-        }
+        found = net.outputs_at(counts, points)
     return [found[count] for count in counts]
 
 
@@ -116,6 +105,4 @@ def _in_one_pass(net: nn.Module) -> TypeGuard[PursuitNetwork]:
     # In training mode a pass writes statistics; a pass that recomputes must not keep all states.
     if not isinstance(net, PursuitNetwork) or net.training:
         return False
-    if net.solver not in ("global", "synchronous"):
-        return False
-    return net.memory == "store"
+    return net.pursuit_solver.passes_through and net.derivative_mode.records_sweeps

@@ -3,18 +3,15 @@
 ``store``
     Plain unrolling: autograd keeps what it needs of every sweep.
 ``recompute``
-    The same derivatives, to rounding, from the latents of the sweeps (``recompute.py``); of the
-    layered and the synchronous solver by checkpoints (``checkpoints.py``).
+    The same derivatives, to rounding, from the latents of the sweeps (``recompute.py``); layered
+    and synchronous pursuit use torch's own checkpoints.
 ``implicit``
-    Derivatives at the last iterate (``implicit.py``), or through the last k sweeps (``last.py``).
-    Approximate: read there when they are biased.
+    Derivatives at the last iterate (``implicit.py``), or through the last k sweeps
+    (``truncated.py``). Approximate: the modules say when they are biased.
 
-Outputs are the same in every mode. Where no derivative is recorded, and under torch.compile (whose
-own partitioner decides what is kept), every mode is plain unrolling.
+The modes themselves are in ``modes.py``.
 """
 
-from pursuitify.solvers.differentiation.dispatch import solve
-from pursuitify.solvers.differentiation.implicit import ImplicitWarning
-from pursuitify.solvers.settings import Solves
+from pursuitify.solvers.differentiation.implicit import ImplicitWarning, Solves
 
-__all__ = ["ImplicitWarning", "Solves", "solve"]
+__all__ = ["ImplicitWarning", "Solves"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.solvers import global_pursuit
+from pursuitify.solvers import global_sweep
 from pursuitify.solvers.differentiation.column_products import Residuals, image
 from pursuitify.solvers.differentiation.reverse_sweep import Reverse
 from pursuitify.solvers.differentiation.tensor_extraction import put_in
@@ -149,7 +149,7 @@ class Record:
     latents: dict[int, Latents]
     r: Residuals
 
-    def note(self, plan: Plan, t: int, state: global_pursuit.State) -> None:
+    def note(self, plan: Plan, t: int, state: global_sweep.State) -> None:
         """Keep what is needed of the state after ``t`` sweeps."""
         starts = {first for first, _ in plan.stretches()}
         starts |= {first - 1 for first in starts} if plan.extrapolates else set()
@@ -173,10 +173,10 @@ def run_on(
     plan: Plan,
     dictionary: StructuredDictionary,
     given: Arguments[Tensor],
-    state: global_pursuit.State,
+    state: global_sweep.State,
     first: int,
     stop: int,
-) -> Iterator[global_pursuit.State]:
+) -> Iterator[global_sweep.State]:
     """Yield the states after the sweeps ``first`` to ``stop - 1``.
 
     Raises:
@@ -186,7 +186,7 @@ def run_on(
     starts = {start for start, _ in plan.stretches()}
     for t in range(first, stop):
         with torch.enable_grad() if t == 0 else contextlib.nullcontext():
-            state = global_pursuit.sweep(
+            state = global_sweep.sweep(
                 dictionary,
                 state,
                 given.steps,
@@ -217,7 +217,7 @@ def begin_again(
     if not end:
         for j in range(len(r)):
             image(dictionary, j, latents[stop][j] - latents[first][j]).take_back(r, j)
-    state = global_pursuit.State(latents[first], r, plan.extrapolates, [], [], [])
+    state = global_sweep.State(latents[first], r, plan.extrapolates, [], [], [])
     if plan.extrapolates and first > 0:
         for j, w in enumerate(latents[first]):
             state.change.append(w - latents[first - 1][j])

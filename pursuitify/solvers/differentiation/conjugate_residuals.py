@@ -1,4 +1,4 @@
-"""B, B^T and the linear system of the adjoint solve, on lists of tensors.
+"""The linear system of the adjoint solve, by conjugate residuals, on lists of tensors.
 
 With H = B^T B, the derivative of a minimiser w of F answers to (H + kappa) v = g on the entries
 where the proximal operator has a slope d > 0, kappa = (1 / d - 1) / gamma being the curvature of
@@ -14,31 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.solvers.differentiation.column_products import Residuals, image
-
 Vectors = list[Tensor]
-
-
-def apply(dictionary: StructuredDictionary, w: Sequence[Tensor]) -> Residuals:
-    """Return B w, in slots."""
-    images = [image(dictionary, j, value) for j, value in enumerate(w)]
-    rows = [list(moved.own) for moved in images]
-    for moved in images:
-        for (i, s), value in moved.read.items():
-            rows[i][s] = rows[i][s] - value
-    return rows
-
-
-def adjoint(dictionary: StructuredDictionary, r: Residuals) -> Vectors:
-    """Return B^T r."""
-    found = []
-    for j, row in enumerate(dictionary.rows):
-        total = row.encode(tuple(r[j]))
-        for term in dictionary.branches[j].terms(lambda at: r[at[0]][at[1]]):
-            total = total - term
-        found.append(total)
-    return found
 
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

@@ -5,9 +5,9 @@ F(w) = 1/2 |B w - y|^2 + <lam, w> + f(w), which answers to a change of y, lam an
 
     (H + kappa) dw = -d( B^T (B w - y) + lam )   on the entries where prox has a slope,
 
-and by nothing elsewhere (``normal.py``). So with v the solution of (H + kappa) v = w_bar, the
-derivatives are those of  -<B v, B w - y> - <v, lam>  at fixed v and w, and of f likewise. Step
-sizes and extrapolation do not move a minimiser: their derivatives are zero.
+and by nothing elsewhere (``conjugate_residuals.py``). So with v the solution of
+(H + kappa) v = w_bar, the derivatives are those of  -<B v, B w - y> - <v, lam>  at fixed v and w,
+and of f likewise. Step sizes and extrapolation do not move a minimiser: their derivatives are zero.
 
 **When this is biased.** The latents after T sweeps are not a minimiser: where they are far from one
 (``Solves.forward``), the result belongs to another point than the output does. Where the minimiser
@@ -31,13 +31,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pursuitify.dictionary import structured
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.solvers.differentiation.column_products import Residuals, derivatives, image, plus
 from pursuitify.solvers.differentiation.conjugate_residuals import (
     Vectors,
-    adjoint,
-    apply,
     conjugate_residuals,
     dot,
 )
@@ -48,7 +45,6 @@ from pursuitify.solvers.differentiation.tensor_uses import (
     read_by_sweeps,
     refuse_hidden,
 )
-from pursuitify.solvers.settings import Solves
 from pursuitify.utils.autocast import full_precision
 
 
@@ -56,19 +52,20 @@ class ImplicitWarning(UserWarning):
     """Implicit derivatives were taken where one of the two equations is not solved."""
 
 
-@dataclass(frozen=True, eq=False)
-class Request:
-    """How the derivatives are to be computed.
+@dataclass(frozen=True)
+class Solves:
+    """How well the two equations behind implicit derivatives were solved.
 
     Attributes:
-        iterations: Most iterations of the adjoint solve.
-        tolerance: Where it stops; a residual above it is warned of.
-        report: Receives the outcome after each backward pass.
+        forward: How far the latents are from a fixed point: |w - S(w)| / |w|, S one synchronous
+            proximal step with the same step sizes, over all latents and samples.
+        adjoint: The relative residual of the adjoint solve, in the norm that the step sizes weight.
+        iterations: The number of its iterations.
     """
 
+    forward: float
+    adjoint: float
     iterations: int
-    tolerance: float
-    report: Callable[[Solves], None]
 
 
 def implicit(
@@ -76,7 +73,9 @@ def implicit(
     sweeps: Callable[[], Iterable[Sequence[Tensor]]],
     steps: Sequence[Tensor],
     extrapolation: Sequence[Tensor] | None,
-    request: Request,
+    iterations: int,
+    tolerance: float,
+    report: Callable[[Solves], None],
 ) -> list[Tensor]:
     """Return the latents after the last sweep, with implicit derivatives.
 
@@ -85,7 +84,9 @@ def implicit(
         sweeps: Yields the latents after each sweep; run without a graph.
         steps: gamma_j per latent.
         extrapolation: alpha_j per latent, or None for none.
-        request: How the derivatives are to be computed.
+        iterations: Most iterations of the adjoint solve.
+        tolerance: The relative residual where it stops; one above it is warned of.
+        report: Receives the outcome after each backward pass.
 
     Raises:
         OptionError: If an operation holds a tensor where it cannot be found.
@@ -94,9 +95,10 @@ def implicit(
         last: Sequence[Tensor] = ()
         for latents in sweeps():
             last = latents
-    signal = [list(parts) for parts in structured.signal_of(dictionary)]
+    signal = [list(parts) for parts in dictionary.signal_slots()]
     skeleton, held = take_out(read_by_sweeps(dictionary))
-    call = _Call(skeleton, tuple(len(parts) for parts in signal), len(held), request)
+    slots = tuple(len(parts) for parts in signal)
+    call = _Call(skeleton, slots, len(held), iterations, tolerance, report)
     flat = itertools.chain(*signal)
     return list(_Implicit.apply(call, *last, *flat, *steps, *held, *(extrapolation or ())))
 
@@ -108,7 +110,9 @@ class _Call:
     skeleton: StructuredDictionary
     slots: tuple[int, ...]
     held: int
-    request: Request
+    iterations: int
+    tolerance: float
+    report: Callable[[Solves], None]
 
     def sort(self, flat: Sequence[Any]) -> tuple[list[Any], list[list[Any]], list[Any], list[Any]]:
         """Return what is said of latents, of slots (by row), of steps and of held tensors."""
@@ -128,7 +132,7 @@ class _Implicit(torch.autograd.Function):
         w = [t.to(step.dtype) for t, step in zip(latents, steps, strict=True)]
         dictionary = put_in(call.skeleton, [t.detach() for t in held])
         with torch.enable_grad(), full_precision(w[0].device):
-            product = apply(dictionary, w)
+            product = dictionary.apply_slots(w)
             refuse_hidden((part for parts in product for part in parts), "implicit")
         r = [
             b - y
@@ -150,8 +154,8 @@ class _Implicit(torch.autograd.Function):
         dictionary = put_in(call.skeleton, held)
         with full_precision(w[0].device):
             point = _stand_at(dictionary, w, r, steps)
-            v = _solve(point, call.request, w_bar)
-            moved = apply(dictionary, v)
+            v = _solve(point, call, w_bar)
+            moved = [list(parts) for parts in dictionary.apply_slots(v)]
             bars = _pull(point, v, moved, held_by(call.skeleton, wanted), held)
         still = [torch.zeros_like(step) for step in steps]
         rest = len(ctx.needs_input_grad) - 1 - len(call.slots) * 2 - sum(call.slots) - call.held
@@ -185,7 +189,7 @@ class _Point:
 def _stand_at(dictionary: StructuredDictionary, w: Vectors, r: Residuals, steps: Vectors) -> _Point:
     z, slopes, gaps = [], [], []
     for row, value, slope, step in zip(
-        dictionary.rows, w, adjoint(dictionary, r), steps, strict=True
+        dictionary.rows, w, dictionary.adjoint_slots(r), steps, strict=True
     ):
         if row.threshold is not None:
             slope = slope + row.threshold
@@ -202,7 +206,7 @@ def _stand_at(dictionary: StructuredDictionary, w: Vectors, r: Residuals, steps:
     return _Point(dictionary, w, r, steps, z, slopes, distance)
 
 
-def _solve(point: _Point, request: Request, w_bar: Sequence[Tensor | None]) -> Vectors:
+def _solve(point: _Point, call: _Call, w_bar: Sequence[Tensor | None]) -> Vectors:
     """Return v, and report."""
     kappa = [
         torch.where(d > 0, (1 / d - 1) / step, 0.0)
@@ -210,7 +214,7 @@ def _solve(point: _Point, request: Request, w_bar: Sequence[Tensor | None]) -> V
     ]
 
     def matrix(v: Vectors) -> Vectors:
-        product = adjoint(point.dictionary, apply(point.dictionary, v))
+        product = point.dictionary.adjoint_slots(point.dictionary.apply_slots(v))
         return [
             torch.where(d > 0, h + k * x, 0.0)
             for d, h, k, x in zip(point.slopes, product, kappa, v, strict=True)
@@ -220,18 +224,16 @@ def _solve(point: _Point, request: Request, w_bar: Sequence[Tensor | None]) -> V
         torch.zeros_like(d) if bar is None else torch.where(d > 0, bar.to(d.dtype), 0.0)
         for d, bar in zip(point.slopes, w_bar, strict=True)
     ]
-    v, left, count = conjugate_residuals(
-        matrix, point.steps, g, request.iterations, request.tolerance
-    )
+    v, left, count = conjugate_residuals(matrix, point.steps, g, call.iterations, call.tolerance)
     outcome = Solves(point.distance, left, count)
-    request.report(outcome)
-    if not max(outcome.forward, outcome.adjoint) <= request.tolerance:
+    call.report(outcome)
+    if not max(outcome.forward, outcome.adjoint) <= call.tolerance:
         # In orders of magnitude, so that Python shows what stays the same once, not at every step.
         warnings.warn(
             f"memory='implicit': the derivatives are approximate. The latents are up to "
             f"{_magnitude(outcome.forward)} from a fixed point (relative), and the adjoint solve "
-            f"left up to {_magnitude(outcome.adjoint)} within {request.iterations} iterations; "
-            f"implicit_tolerance={request.tolerance:g}. See 'solves' of the network",
+            f"left up to {_magnitude(outcome.adjoint)} within {call.iterations} iterations; "
+            f"implicit_tolerance={call.tolerance:g}. See 'solves' of the network",
             ImplicitWarning,
             stacklevel=2,
         )

@@ -1,13 +1,13 @@
 """Exact derivatives of the sweeps from their latents alone (``memory="recompute"``).
 
 The sweeps run without a graph; of each only the latents are kept. The residuals are not: their
-updates are linear, so that the reverse pass (``reverse.py``) takes them back one by one, latent by
-latent, and only one update's intermediate values are alive at a time. With two levels only every
-ceil(sqrt(T))-th sweep's latents are kept (``stretches.py``).
+updates are linear, so that the reverse pass (``reverse_sweep.py``) takes them back one by one,
+latent by latent, and only one update's intermediate values are alive at a time. With two levels
+only every ceil(sqrt(T))-th sweep's latents are kept (``checkpoint_schedule.py``).
 
 What the sweeps read (weights, scales, gates, thresholds, steps) is taken out of the bound
-dictionary and passed to autograd tensor by tensor (``tensors.py``). A tensor hidden where it cannot
-be found is met with an error at the first sweep, never with a lost derivative.
+dictionary and passed to autograd tensor by tensor (``tensor_extraction.py``). A tensor hidden where
+it cannot be found is met with an error at the first sweep, never with a lost derivative.
 
 The operations of a sweep and their order are those of plain unrolling, so outputs are the same;
 derivatives agree to rounding. Derivatives of derivatives are refused with an error.
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.solvers import global_pursuit
+from pursuitify.solvers import global_sweep
 from pursuitify.solvers.differentiation.checkpoint_schedule import (
     Arguments,
     Plan,
@@ -61,7 +61,7 @@ def recomputed(
         OptionError: If an operation holds a tensor where it cannot be found.
     """
     # The residuals at the start are plain autograd's: no more of it is alive than in one layer.
-    r = global_pursuit.begin(dictionary, start, keep=False).r
+    r = global_sweep.begin(dictionary, start, keep=False).r
     skeleton, held = take_out(read_by_sweeps(dictionary))
     plan = Plan.of(skeleton, r, extrapolation is not None, count, levels, start[0].device.type)
     given = Arguments(list(start), r, list(steps), list(extrapolation or ()), held)
@@ -77,7 +77,7 @@ class _Recomputed(torch.autograd.Function):
         plain = Arguments.sorted(plan, [t.detach() for t in tensors])
         dictionary = put_in(plan.skeleton, plain.held)
         record = Record({0: given.start}, given.r)
-        state = global_pursuit.State(plain.start, plain.r, plan.extrapolates, [], [], [])
+        state = global_sweep.State(plain.start, plain.r, plan.extrapolates, [], [], [])
         for t, after in enumerate(run_on(plan, dictionary, plain, state, 0, plan.count), 1):
             record.note(plan, t, after)
             state = after

@@ -14,11 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pursuitify.dictionary import structured
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.solvers import global_pursuit, synchronous
+from pursuitify.solvers import global_sweep
 from pursuitify.solvers.differentiation.column_products import image
-from pursuitify.solvers.differentiation.conjugate_residuals import apply
 
 Latents = list[Tensor]
 
@@ -43,29 +41,29 @@ def through_last(
     """
     before: Sequence[Tensor] = start
     with torch.no_grad():
-        state = global_pursuit.begin(dictionary, start, keep=extrapolation is not None)
+        state = global_sweep.begin(dictionary, start, keep=extrapolation is not None)
         for t in range(count - kept):
             before = state.w
-            state = global_pursuit.sweep(
+            state = global_sweep.sweep(
                 dictionary, state, steps, extrapolation if t else None, last=False, inplace=t > 0
             )
     state = _attached(dictionary, state, before)
     for t in range(count - kept, count):
-        state = global_pursuit.sweep(dictionary, state, steps, extrapolation, last=t == count - 1)
+        state = global_sweep.sweep(dictionary, state, steps, extrapolation, last=t == count - 1)
     return state.w
 
 
 def _attached(
-    dictionary: StructuredDictionary, state: global_pursuit.State, before: Sequence[Tensor]
-) -> global_pursuit.State:
+    dictionary: StructuredDictionary, state: global_sweep.State, before: Sequence[Tensor]
+) -> global_sweep.State:
     """Return the state with residuals that depend on what the dictionary holds."""
-    signal = structured.signal_of(dictionary)
+    signal = dictionary.signal_slots()
     r = [
         # The value is the sweeps' own, to the last bit; the derivative is that of B w - y.
         [value + ((b - y) - (b - y).detach()) for value, b, y in zip(*parts, strict=True)]
-        for parts in zip(state.r, apply(dictionary, state.w), signal, strict=True)
+        for parts in zip(state.r, dictionary.apply_slots(state.w), signal, strict=True)
     ]
-    after = global_pursuit.State(state.w, r, state.keep, [], [], [])
+    after = global_sweep.State(state.w, r, state.keep, [], [], [])
     if state.keep:
         for j, (w, last) in enumerate(zip(state.w, before, strict=True)):
             after.change.append((w - last).detach())
@@ -73,23 +71,3 @@ def _attached(
             after.own.append(moved.own)
             after.read.append(moved.read)
     return after
-
-
-def synchronous_through_last(
-    dictionary: StructuredDictionary, steps: Sequence[Tensor], count: int, kept: int
-) -> Latents:
-    """Return the latents after ``count`` synchronous sweeps, the last ``kept`` recorded.
-
-    Args:
-        dictionary: The bound dictionary.
-        steps: The step size, once per latent.
-        count: T, the number of sweeps.
-        kept: k, at least 1 and less than T.
-    """
-    with torch.no_grad():
-        *_, w = synchronous.synchronous(dictionary, steps, count - kept)
-    signal = structured.signal_of(dictionary)
-    for _ in range(kept):
-        moved = synchronous.move(dictionary, w, signal, steps, first=False)
-        w = synchronous.close(dictionary, moved, steps)
-    return w

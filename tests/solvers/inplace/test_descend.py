@@ -16,8 +16,7 @@ from pursuitify import pursuitify
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
 from pursuitify.operators import LinearMap
 from pursuitify.rules import linear
-from pursuitify.solvers.inplace import descend as inplace
-from pursuitify.solvers.inplace import descend_extrapolated
+from pursuitify.solvers.inplace import descend, descend_extrapolated
 from tests.support.nets import CASES, LAYOUTS, Case
 from tests.support.oracle import Oracle
 
@@ -39,13 +38,13 @@ def descents(monkeypatch: pytest.MonkeyPatch) -> Descents:
 
         monkeypatch.setattr(module, "descend", watched)
 
-    watch(inplace)
+    watch(descend)
     watch(descend_extrapolated)
     return asked
 
 
 def path_of(alpha: float) -> str:
-    return "extrapolated" if alpha else "inplace"
+    return "descend_extrapolated" if alpha else "descend"
 
 
 @alphas
@@ -96,14 +95,14 @@ def test_memory_does_not_grow_with_the_sweeps(
     alpha: float, double: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float32 kernels are packed, in float64 they are not; no tensor may be left over."""
-    made: list[inplace.Spares] = []
+    made: list[descend.Spares] = []
 
-    class Watched(inplace.Spares):
+    class Watched(descend.Spares):
         def __init__(self) -> None:
             super().__init__()
             made.append(self)
 
-    for module in (inplace, descend_extrapolated):
+    for module in (descend, descend_extrapolated):
         monkeypatch.setattr(module, "Spares", Watched)
     net = pursuitify(ChainNet(in_channels=3, num_classes=5, width=4).eval())
     x = torch.rand(2, 3, 8, 8)
