@@ -6,9 +6,9 @@ result to what the output holds, with a bias and a ReLU: no reordering per call,
 own, no pass over memory for the sum. The factor of the sum is in the kernel. The adjoint of a
 convolution of stride 1 is one with the kernel turned around, so it profits alike.
 
-torch reaches these operators through ``torch.ops.mkldnn`` alone, which its compiler uses and no
-public function wraps. ``available`` therefore tries them once against the public ones; where they
-are missing or differ, nothing is packed.
+torch has these operators for its compiler, and no public function wraps them
+(``utils/torch_internals.py``). ``available`` therefore tries them once against the public ones;
+where they are missing or differ, nothing is packed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pursuitify.operators.base import LinearMap
 from pursuitify.operators.conv import Conv
+from pursuitify.utils import torch_internals
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,21 +53,18 @@ class Kernel:
 
     def apply(self, x: Tensor) -> Tensor:
         """Return factor A x."""
-        value: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, None, self.padding, self.stride, self.dilation, self.groups,
-            "none", [], "",
-        )  # fmt: skip
-        return value
+        return torch_internals.packed_convolution(
+            x, self.weight, self.padding, self.stride, self.dilation, self.groups
+        )
 
     def add(
         self, total: Tensor, x: Tensor, bias: Tensor | None = None, relu: bool = False
     ) -> Tensor:
         """Return ``total + factor A x + bias``, its positive part if ``relu``; into ``total``."""
         into = total if max(self.spread) == 1 else total[:, :, :: self.spread[0], :: self.spread[1]]
-        torch.ops.mkldnn._convolution_pointwise_.binary(
-            into, x, self.weight, bias, self.padding, self.stride, self.dilation, self.groups,
-            "add", None, "relu" if relu else None, [], "",
-        )  # fmt: skip
+        torch_internals.add_packed_convolution(
+            into, x, self.weight, bias, self.padding, self.stride, self.dilation, self.groups, relu
+        )
         return total
 
 
@@ -165,7 +163,7 @@ def _pack(
     scaled = (weight.detach() * factor).contiguous()
     channels = weight.shape[1] * conv.groups
     full = [shape[0], channels, *shape[1:]]
-    packed = torch.ops.mkldnn._reorder_convolution_weight(scaled, *rest, full)
+    packed = torch_internals.pack_kernel(scaled, *rest, full)
     return Kernel(packed, factor, tuple(shape), *rest)
 
 

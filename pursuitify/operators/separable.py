@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from pursuitify.operators.base import Identity, LinearMap, channels_inside
 from pursuitify.operators.block_mean import BlockMean
 from pursuitify.operators.reshape import ZeroPad
+from pursuitify.utils import torch_internals
 from pursuitify.utils.compiling import compiling
 
 _LINEAR = {"linear", "bilinear", "trilinear"}
@@ -100,7 +100,7 @@ _OPS: dict[str, Callable[..., Tensor]] = {
 @functools.lru_cache(maxsize=512)
 def _probe(name: str, size: int, *args: object) -> tuple[NDArray[np.float64], float]:
     """Return the matrix (out, size) of a native one-dimensional operator, and its norm."""
-    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+    with torch_internals.without_dispatch_modes(), torch.inference_mode(False), torch.no_grad():
         eye = torch.eye(size, dtype=torch.float64, device="cpu")[:, None, :]
         matrix = _OPS[name](eye, *args)[:, 0, :].T.contiguous()
         return matrix.numpy(), float(torch.linalg.matrix_norm(matrix, 2))

@@ -1,24 +1,22 @@
-"""Whether torch.func transforms the code that runs: vmap, grad, jvp and what is built of them."""
+"""Questions about torch.func: whether vmap, grad or jvp transform the code that runs."""
 
 from __future__ import annotations
 
 import torch
-from torch.autograd import forward_ad
 
 from pursuitify.errors import InputError
+from pursuitify.utils import torch_internals
 
 
 def active() -> bool:
     """Whether values may be wrapped by a transform, or carry tangents of forward-mode AD.
 
     Such a value has no memory to read, so nothing may depend on its numbers, be kept for a later
-    call, or be written in place. torch has no public question for this; ``_functorch`` answers what
-    torch's own modules ask. A compiler traces the transforms itself, so there it is False.
+    call, or be written in place. A compiler traces the transforms itself, so there it is False.
     """
     if torch.compiler.is_compiling():
         return False
-    wrapped = torch._C._functorch.maybe_current_level() is not None
-    return wrapped or forward_ad._current_level >= 0
+    return torch_internals.transform_is_active()
 
 
 def refuse_tracing() -> None:
@@ -27,9 +25,7 @@ def refuse_tracing() -> None:
     Raises:
         InputError: Under ``torch.func.linearize``, for one.
     """
-    from torch.fx.experimental.proxy_tensor import get_proxy_mode
-
-    if get_proxy_mode() is not None:
+    if torch_internals.make_fx_is_tracing():
         raise InputError(
             "pursuit (iterations > 0) cannot be traced by make_fx under torch.func, as "
             "torch.func.linearize does: call torch.func.jvp with each tangent instead"

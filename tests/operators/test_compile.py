@@ -21,7 +21,7 @@ from pursuitify.operators import (
     interpolate,
     pad,
 )
-from tests.support.operator_tests import randn
+from pursuitify.testing import randn
 
 
 class Everything(torch.nn.Module):

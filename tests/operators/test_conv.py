@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pursuitify.operators import Adjoint, Conv, Place, Scale, compose, conv_transpose_map, dottest
-from tests.support.operator_tests import Case, MapTests, matrix_of, randn
+from pursuitify.testing import Case, MapTests, matrix_of, randn
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

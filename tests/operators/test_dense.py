@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from pursuitify.operators import Conv, Dense, Place, Scale, compose
-from tests.support.operator_tests import Case, MapTests, randn
+from pursuitify.testing import Case, MapTests, randn
 
 
 class TestDense(MapTests):

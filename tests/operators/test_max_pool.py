@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pursuitify.operators import Select, cover
-from tests.support.operator_tests import Case, MapTests, randn
+from pursuitify.testing import Case, MapTests, randn
 
 POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 

@@ -19,7 +19,7 @@ from pursuitify.operators import (
     ZeroPad,
     compose,
 )
-from tests.support.operator_tests import Case, MapTests, randn
+from pursuitify.testing import Case, MapTests, randn
 
 SHAPE = (2, 4, 3, 5)
 

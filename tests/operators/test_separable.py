@@ -15,7 +15,7 @@ from pursuitify.operators import (
     interpolate,
     pad,
 )
-from tests.support.operator_tests import Case, MapTests, randn
+from pursuitify.testing import Case, MapTests, randn
 
 AVG = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 ADAPTIVE = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}

@@ -17,8 +17,8 @@ from pursuitify import ConversionError, OptionError, explain, pursuitify
 from pursuitify.operators import Dense, Scale
 from pursuitify.operators.activations import ReLU
 from pursuitify.rules import activation, default, frozen, linear
+from pursuitify.testing import Case, MapTests, matrix_of
 from tests.support.agreement import assert_adjoint, assert_descends, compare
-from tests.support.operator_tests import Case, MapTests, matrix_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

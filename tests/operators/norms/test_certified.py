@@ -14,7 +14,7 @@ from pursuitify.operators import (
 )
 from pursuitify.operators.norms import certified
 from pursuitify.operators.norms.symbol import polyphase, sampling, symbol_at
-from tests.support.operator_tests import randn
+from pursuitify.testing import randn
 
 KERNELS = {
     "tall": ((20, 12, 3, 3), 1, 1, 1),

@@ -1,4 +1,15 @@
-"""What every linear map must satisfy, as a test base class that each family inherits."""
+"""Tests that every linear map must pass, as a base class to inherit; needs pytest.
+
+    from pursuitify.testing import Case, MapTests
+
+    class TestLowPass(MapTests):
+        cases = {"three channels": Case(lambda _: LowPass(3), (2, 3, 8, 8), native=low_pass)}
+
+Each test runs on every case: the dot test, the matrix against torch's own operator, the certified
+norm bound, derivatives, memory formats, and sums in place.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +25,7 @@ FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return the same normal numbers at every call with this seed, whatever the dtype."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(shape or (1,), generator=generator, dtype=torch.float64)
     return values.reshape(shape).to(dtype)
@@ -21,7 +33,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 @dataclass
 class Case:
-    """A map under test.
+    """One map under test.
 
     Attributes:
         build: Makes the map from its parameter (or from a tensor that only gives the dtype).
@@ -40,11 +52,12 @@ class Case:
     matrix: Callable[[], Tensor] | None = None
 
     def bound(self, dtype: torch.dtype) -> tuple[LinearMap, Tensor]:
+        """Return the map and its parameter in a dtype."""
         value = randn(1) if self.parameter is None else self.parameter
         return self.build(value.to(dtype)), value.to(dtype)
 
     def native_matrix(self) -> Tensor:
-        """The native operator's matrix, column by column."""
+        """Return the native operator's matrix, column by column."""
         if self.matrix is not None:
             return self.matrix()
         assert self.native is not None
@@ -54,7 +67,7 @@ class Case:
 
 
 def matrix_of(linear: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
-    """The matrix of a linear function, by vmapping it over the basis of its input."""
+    """Return the matrix of a linear function, by vmap over the basis of its input."""
     basis = torch.eye(torch.Size(shape).numel(), dtype=torch.float64).view(-1, *shape)
     return torch.func.vmap(linear)(basis).flatten(1).T
 
@@ -65,11 +78,13 @@ class MapTests:
     cases: ClassVar[dict[str, Case]] = {}
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run every test that takes a case on each of them."""
         if "case" in metafunc.fixturenames:
             metafunc.parametrize("case", self.cases.values(), ids=self.cases.keys())
 
     @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
     def test_dottest(self, case: Case, dtype: torch.dtype, limit: float) -> None:
+        """<A x, y> = <x, A^T y>, in both precisions."""
         linear = case.bound(dtype)[0]
         x = randn(*case.shape, seed=1, dtype=dtype)
         assert dottest(linear, x) <= limit
@@ -77,6 +92,7 @@ class MapTests:
         assert linear.adjoint(linear.apply(x)).shape == x.shape
 
     def test_matrix_matches_native_and_bound_holds(self, case: Case) -> None:
+        """The matrix is that of torch's operator, and the bound is above its norm."""
         linear = case.bound(torch.float64)[0]
         native = case.native_matrix()
         out_shape = tuple(linear.apply(randn(*case.shape)).shape)
@@ -89,6 +105,7 @@ class MapTests:
             assert bound <= norm * (1 + case.tight)
 
     def test_derivatives(self, case: Case) -> None:
+        """Derivatives of apply and adjoint are those of finite differences."""
         x = randn(*case.shape, seed=2).requires_grad_()
         if case.parameter is None:
             linear = case.bound(torch.float64)[0]
@@ -112,6 +129,7 @@ class MapTests:
         )
 
     def test_channels_last(self, case: Case) -> None:
+        """The memory format of the input changes nothing."""
         linear = case.bound(torch.float64)[0]
         x = randn(*case.shape, seed=3)
         y = linear.apply(x)
@@ -123,11 +141,13 @@ class MapTests:
             torch.testing.assert_close(linear.adjoint(last), linear.adjoint(y))
 
     def test_in_place_sums(self, case: Case) -> None:
+        """Sums in place are the sums, and write where they should."""
         linear = case.bound(torch.float64)[0]
         x = randn(*case.shape, seed=4)
         y = linear.apply(x)
-        for format_of in (lambda _: torch.contiguous_format, lambda t: FORMATS.get(t.dim())):
-            formats = [format_of(t) or torch.contiguous_format for t in (x, y)]
+        plain = torch.contiguous_format
+        for known in ({}, FORMATS):
+            formats = [known.get(t.dim(), plain) for t in (x, y)]
             into_x = randn(*x.shape, seed=5).contiguous(memory_format=formats[0])
             into_y = randn(*y.shape, seed=6).contiguous(memory_format=formats[1])
             wanted_x, wanted_y = into_x - linear.adjoint(y), into_y - y

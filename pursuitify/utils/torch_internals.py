@@ -1,0 +1,106 @@
+"""Every use of torch's private interface: one function each, with what happens without it.
+
+Nothing else in the package names ``torch._C``, ``torch.ops.mkldnn`` and the like (``make test``
+checks that). A torch release may drop any of them; each function therefore says which public
+behaviour stands in, and a test takes each away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def transform_is_active() -> bool:
+    """Return whether torch.func or forward-mode derivatives wrap values at this moment.
+
+    torch has no public question for it; its own modules ask ``_functorch``. Where the question is
+    gone, the answer is True: nothing is kept or written in place then, which is slower and right.
+    """
+    try:
+        wrapped = torch._C._functorch.maybe_current_level() is not None
+        return wrapped or forward_ad._current_level >= 0
+    except AttributeError:
+        return True
+
+
+def make_fx_is_tracing() -> bool:
+    """Return whether ``make_fx`` traces at this moment; False where torch cannot say."""
+    try:
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode
+    except ImportError:
+        return False
+    return get_proxy_mode() is not None
+
+
+def without_dispatch_modes() -> AbstractContextManager[Any]:
+    """Return a context in which no TorchDispatchMode sees the operations.
+
+    It is for constants that are kept for later calls: a mode of this call must not be recorded in
+    them. Where torch has it no more, the context does nothing, and a mode sees these operations.
+    """
+    try:
+        from torch.utils._python_dispatch import _disable_current_modes
+    except ImportError:
+        return contextlib.nullcontext()
+    found: AbstractContextManager[Any] = _disable_current_modes()
+    return found
+
+
+# -- oneDNN's convolutions, which torch's compiler uses and no public function wraps. Where they are
+# -- missing, AttributeError, RuntimeError or TypeError is raised, and onednn_conv.available() is
+# -- False: nothing is packed, and sweeps use the public convolutions.
+
+
+def packed_convolution(
+    x: Tensor,
+    weight: Tensor,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Return the convolution of ``x`` with a packed kernel."""
+    value: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, weight, None, padding, stride, dilation, groups, "none", [], ""
+    )
+    return value
+
+
+def add_packed_convolution(
+    total: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+) -> None:
+    """Add a convolution with a packed kernel and a bias to ``total``; keep the positive part."""
+    torch.ops.mkldnn._convolution_pointwise_.binary(
+        total, x, weight, bias, padding, stride, dilation, groups,
+        "add", None, "relu" if relu else None, [], "",
+    )  # fmt: skip
+
+
+def pack_kernel(
+    weight: Tensor,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    shape: Sequence[int],
+) -> Tensor:
+    """Return a kernel in the order that oneDNN's loops want for inputs of ``shape``."""
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        weight, padding, stride, dilation, groups, list(shape)
+    )
+    return packed
