@@ -58,14 +58,14 @@ def _as_json(part: Any) -> Any:
 
 def _rows(program: Program, _net: PursuitNetwork) -> list[list[Any]]:
     names = {-1 - i: node.name for i, node in enumerate(program.inputs)}
-    names |= {i: plan.name for i, plan in enumerate(program.plans)}
+    names |= {row.index: row.name for row in program.rows}
     rows = []
-    for row, plan in zip(program.rows, program.plans, strict=True):
+    for row in program.rows:
         reads = [
             [[names[path.leaf], [list(use) for use in path.uses]] for path in slot.paths]
-            for slot in plan.slots
+            for slot in row.slots
         ]
-        rows.append([plan.name, row.layout, row.source, [n for n, _ in plan.diagonal], reads])
+        rows.append([row.name, row.layout, row.source, [n for n, _ in row.diagonal], reads])
     return rows
 
 

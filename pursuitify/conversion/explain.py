@@ -113,8 +113,9 @@ def _problems_of(error: PursuitifyError, name: str) -> tuple[Problem, ...]:
 
 def _gated(sites: Sites, rows: Sequence[Row]) -> list[fx.Node]:
     """Products with a gate that stand in the rows."""
-    found = []
-    for node in needed_operations(rows):
+    nodes, found = {node.name: node for node in sites}, []
+    for name in needed_operations(rows):
+        node = nodes[name]
         site = sites[node]
         if site.rule is None or site.rule.kind != "product" or site.call is None:
             continue
@@ -125,7 +126,9 @@ def _gated(sites: Sites, rows: Sequence[Row]) -> list[fx.Node]:
 
 
 def _weighted(sites: Sites, rows: Sequence[Row]) -> int:
-    return sum(rule.kind == "weighted" for n in needed_operations(rows) if (rule := sites[n].rule))
+    nodes = {node.name: node for node in sites}
+    rules = (sites[nodes[name]].rule for name in needed_operations(rows))
+    return sum(rule.kind == "weighted" for rule in rules if rule is not None)
 
 
 _ROLES = {
@@ -143,9 +146,9 @@ def _entries(
     rows: Sequence[Row],
     refused: Mapping[str, Problem],
 ) -> tuple[Entry, ...]:
-    latents = {row.node: row for row in rows}
+    latents = {row.name: row for row in rows}
     edges = needed_operations(rows)
-    diagonal = {n: row for row in rows for n in row.diagonal}
+    diagonal = {name: row for row in rows for name, _ in row.diagonal}
     gated = set(_gated(sites, rows))
     useful: set[fx.Node] = set()
     for node in reversed(graph.nodes):
@@ -159,15 +162,15 @@ def _entries(
         role = _ROLES.get(sites[node].value, "")
         if node.name in refused:
             role, note = "refused", f"{refused[node.name].reason}. {refused[node.name].hint}"
-        elif node in latents:
-            row = latents[node]
+        elif node.name in latents:
+            row = latents[node.name]
             role = "identity latent" if row.identity else "latent"
             note = f"{row.layout} row {row.index}"
-        elif node in diagonal:
-            role, note = "diagonal operator", f"B of {diagonal[node].name}"
+        elif node.name in diagonal:
+            role, note = "diagonal operator", f"B of {diagonal[node.name].name}"
         elif node in gated:
             role, note = "frozen gate", "a diagonal scale, fixed at the feed-forward pass"
-        elif node in edges:
+        elif node.name in edges:
             role = "edge"
         elif not role:
             role = "head" if node in useful else "unused"
@@ -180,7 +183,7 @@ def _runaways(root: nn.Module, program: Program) -> list[str]:
     """Name the latents along which the objective may be unbounded below (MATH section 2)."""
     found = []
     for row, readers in zip(program.rows, program.readers, strict=True):
-        node = row.diagonal[0] if row.diagonal else None
+        node = program.nodes[row.diagonal[0][0]] if row.diagonal else None
         if readers or node is None or node.op != "call_module":
             continue
         module = root.get_submodule(str(node.target))

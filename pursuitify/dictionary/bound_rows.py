@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pursuitify.compiler.graph.rows import Row, Use
 from pursuitify.compiler.lowering.offsets import offset_of
-from pursuitify.compiler.lowering.plan import RowPlan, Use
 from pursuitify.compiler.lowering.program import Bound
 from pursuitify.operators import (
     Chain,
@@ -63,7 +63,7 @@ class BoundRow:
         sizes: Lengths of the slots along ``dim``; empty where there is one slot.
         dim: The dimension the row is split along.
         threshold: lam_j, broadcasts against the latent; None for zero.
-        signal: u_j at the feed-forward pass, in slots.
+        u: u_j at the feed-forward pass, in slots.
     """
 
     name: str
@@ -73,7 +73,7 @@ class BoundRow:
     sizes: tuple[int, ...]
     dim: int
     threshold: Tensor | None
-    signal: Parts
+    u: Parts
 
     @property
     def link(self) -> int | None:
@@ -126,9 +126,9 @@ class BoundRow:
 
 
 def bind_row(
-    plan: RowPlan,
+    row: Row,
     bound: Mapping[str, Bound],
-    signal: Tensor,
+    u: Tensor,
     activation: Activation,
     nonnegative: bool,
     threshold_scale: float = 1.0,
@@ -136,17 +136,17 @@ def bind_row(
     """Bind one row to the operations and values of a feed-forward pass.
 
     Args:
-        plan: The row.
+        row: The row.
         bound: The bound operations by name.
-        signal: Value of the node whose linear part is u_j.
+        u: The value whose linear part is u_j.
         activation: The latent's activation.
         nonnegative: Hold the threshold to >= 0 where the latent is sparse.
         threshold_scale: Factor on what is positive in the threshold of a sparse latent.
     """
-    dim, extents = _extents(plan, bound)
-    post = [_map(use, bound) for use in plan.post]
+    dim, extents = _extents(row, bound)
+    post = [_map(use, bound) for use in row.post]
     slots = []
-    for slot, extent in zip(plan.slots, extents, strict=True):
+    for slot, extent in zip(row.slots, extents, strict=True):
         after = [m.narrow(dim, *extent) for m in post] if len(extents) > 1 else post
         slots.append(
             tuple(
@@ -154,9 +154,9 @@ def bind_row(
                 for path in slot.paths
             )
         )
-    outer = offset_of(plan.top, bound)
-    inner = outer if plan.encoder else offset_of(plan.signal, bound)
-    linear = signal if inner is None else signal - inner
+    outer = offset_of(row.preactivation_tree, bound)
+    inner = outer if row.encoder else offset_of(row.u_tree, bound)
+    linear = u if inner is None else u - inner
     threshold = None if outer is None else -outer
     if nonnegative and threshold is not None and activation.sparse:
         threshold = threshold.clamp_min(0)
@@ -164,16 +164,16 @@ def bind_row(
         # A negative threshold is no penalty but a bias: scaling it would make w run away.
         threshold = torch.where(threshold > 0, threshold_scale * threshold, threshold)
     sizes = tuple(length for _, length in extents) if len(extents) > 1 else ()
-    diagonal = Chain(compose([_map(u, bound) for u in plan.diagonal])) if plan.diagonal else None
+    diagonal = Chain(compose([_map(u, bound) for u in row.diagonal])) if row.diagonal else None
     return BoundRow(
-        name=plan.name,
+        name=row.name,
         activation=activation,
         diagonal=diagonal,
         slots=tuple(slots),
         sizes=sizes,
         dim=dim,
         threshold=threshold,
-        signal=split(linear, sizes, dim),
+        u=split(linear, sizes, dim),
     )
 
 
@@ -187,12 +187,12 @@ def _map(use: Use, bound: Mapping[str, Bound]) -> LinearMap:
     return bound[name].maps[operand]
 
 
-def _extents(plan: RowPlan, bound: Mapping[str, Bound]) -> tuple[int, list[tuple[int, int]]]:
+def _extents(row: Row, bound: Mapping[str, Bound]) -> tuple[int, list[tuple[int, int]]]:
     """Return the split dimension and (start, length) per slot."""
-    if not plan.slots[0].places:
+    if not row.slots[0].places:
         return 0, [(0, 0)]
     extents, dim = [], 0
-    for slot in plan.slots:
+    for slot in row.slots:
         places = [place for use in slot.places if isinstance(place := _map(use, bound), Place)]
         assert len(places) == len(slot.places), "a slot is placed by concats alone"
         dim = places[0].dim

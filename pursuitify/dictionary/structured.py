@@ -99,7 +99,7 @@ class StructuredDictionary:
         rows = []
         for row in self.rows:
             parts = []
-            for paths, like in zip(row.slots, row.signal, strict=True):
+            for paths, like in zip(row.slots, row.u, strict=True):
                 total = torch.zeros_like(like)
                 for path in paths:
                     if path.leaf < 0:
@@ -163,7 +163,7 @@ class StructuredDictionary:
         Raises:
             InputError: If a row is missing or has another shape.
         """
-        shapes = [row.join(row.signal).shape for row in self.rows]
+        shapes = [row.join(row.u).shape for row in self.rows]
         ordered = _ordered("row", rows, self.names, shapes)
         parts = [row.split(r) for row, r in zip(self.rows, ordered, strict=True)]
         return dict(zip(self.names, self.adjoint_slots(parts), strict=True))
@@ -268,10 +268,8 @@ def bind(
 ) -> StructuredDictionary:
     """Bind a program's rows to the operations and values of one feed-forward pass."""
     rows = tuple(
-        bind_row(plan, first.bound, signal, activation, program.nonnegative, threshold_scale)
-        for plan, signal, activation in zip(
-            program.plans, first.signals, first.activations, strict=True
-        )
+        bind_row(row, first.bound, u, activation, program.nonnegative, threshold_scale)
+        for row, u, activation in zip(program.rows, first.u, first.activations, strict=True)
     )
     shapes = tuple(w.shape for w in first.latents)
     branches = tuple(

@@ -122,7 +122,7 @@ def runaways(dictionary: StructuredDictionary) -> list[str]:
         if row.diagonal is None or dictionary.readers[j] or row.threshold is None:
             continue
         width = dictionary.shapes[j][1:].numel()
-        signal = sum(part[0].numel() for part in row.signal)
+        signal = sum(part[0].numel() for part in row.u)
         if width > signal and bool(torch.any(row.threshold < 0)):
             found.append(
                 f"latent {row.name!r} is terminal and overcomplete ({width} atoms for {signal} "

@@ -43,7 +43,7 @@ class State:
 def begin(dictionary: StructuredDictionary, start: Sequence[Tensor], keep: bool) -> State:
     """Return the state at the feed-forward latents."""
     r = [
-        [b - u for b, u in zip(row.decode(w), row.signal, strict=True)]
+        [b - u for b, u in zip(row.decode(w), row.u, strict=True)]
         for row, w in zip(dictionary.rows, start, strict=True)
     ]
     return State(list(start), r, keep, [], [], [])

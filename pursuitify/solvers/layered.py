@@ -63,9 +63,9 @@ def solve_row(
 ) -> Tensor:
     """Return latent j after ``count`` proximal-gradient steps on its own row, from ``w[j]``."""
     row, latent, inplace = dictionary.rows[j], w[j], may_overwrite()
-    signal = tuple(_read(dictionary, row, s, w, like) for s, like in enumerate(row.signal))
+    u = tuple(_read(dictionary, row, s, w, like) for s, like in enumerate(row.u))
     for _ in range(count):
-        parts = tuple(b - u for b, u in zip(row.decode(latent), signal, strict=True))
+        parts = tuple(b - part for b, part in zip(row.decode(latent), u, strict=True))
         latent = proximal_step(row, latent, row.slope(parts), step, inplace)
     return latent
 

@@ -53,13 +53,13 @@ def rows_error(first: Pass, bound: StructuredDictionary) -> float:
     worst = 0.0
     for j, row in enumerate(bound.rows):
         for s, paths in enumerate(row.slots):
-            like = row.signal[s]
+            like = row.u[s]
             total = torch.zeros_like(like)
             for path in paths:
                 leaf = bound.inputs[-1 - path.leaf] if path.leaf < 0 else first.latents[path.leaf]
                 total = total + path.apply(leaf)
             worst = max(worst, float((total - like).abs().max() / like.abs().max().clamp_min(1)))
-        z = row.encode(row.signal)
+        z = row.encode(row.u)
         z = z if row.threshold is None else z - row.threshold
         w = first.latents[j]
         difference = (row.activation.prox(z, 1.0) - w).abs().max()

@@ -96,7 +96,7 @@ def _factor(node: fx.Node, net: PursuitNetwork) -> str:
 def _bypasses(net: PursuitNetwork) -> list[fx.Node]:
     """Return the inputs that the head reads past the latents."""
     program = net._program
-    latents = {row.node for row in program.rows}
+    latents = {program.nodes[row.name] for row in program.rows}
     output = next(n for n in program.graph.nodes if n.op == "output")
     seen: set[fx.Node] = set()
     stack, found = list(output.all_input_nodes), []

@@ -75,7 +75,7 @@ def blocks_of(dictionary: StructuredDictionary, border: bool, worst: bool = Fals
     for i, row in enumerate(dictionary.rows):
         start = 0
         for s, paths in enumerate(row.slots):
-            extent = row.signal[s].shape[row.dim] if row.sizes else 0
+            extent = row.u[s].shape[row.dim] if row.sizes else 0
             landed = [
                 (p, *block_of(p.maps, sites[p.leaf], like, border, worst))
                 for p in paths
@@ -87,7 +87,7 @@ def blocks_of(dictionary: StructuredDictionary, border: bool, worst: bool = Fals
             own = _diagonal(row, target, sites[i], start, extent, like, border)
             uses[i].append(Use((i, s), i, own))
             start += extent
-    heights = tuple(sum(part.numel() for part in row.signal) for row in dictionary.rows)
+    heights = tuple(sum(part.numel() for part in row.u) for row in dictionary.rows)
     return Blocks(dictionary.names, sites, heights, tuple(tuple(u) for u in uses))
 
 
@@ -98,7 +98,7 @@ def _target(
     sites = {site for _, _, site in landed}
     if len(sites) > 1:
         raise UnsupportedError(f"the paths of row {row.name!r} end in different forms")
-    shape = row.signal[slot].shape
+    shape = row.u[slot].shape
     target = next(iter(sites), None) or site_of(shape, dims)
     if target.channels * torch.Size(target.sizes).numel() != shape.numel():
         raise UnsupportedError(f"row {row.name!r} is reshaped")
@@ -115,7 +115,7 @@ def _diagonal(
     border: bool,
 ) -> Symbol:
     """Return the slot's block of the latent of its own row."""
-    if row.sizes and row.dim % max(2, len(row.signal[0].shape)) != 1:
+    if row.sizes and row.dim % max(2, len(row.u[0].shape)) != 1:
         raise UnsupportedError(f"row {row.name!r} is a concatenation of positions")
     if row.diagonal is None:
         if target.flat:

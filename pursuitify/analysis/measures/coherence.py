@@ -88,7 +88,7 @@ def coherence(
         given = "the given input" if x is not None else "a seeded standard normal input"
         notes.append(f"gates and masks as frozen by {given}")
     columns = [shape.numel() for shape in dictionary.shapes]
-    heights = [sum(part.numel() for part in row.signal) for row in dictionary.rows]
+    heights = [sum(part.numel() for part in row.u) for row in dictionary.rows]
     return CoherenceReport(
         model=net.source_name,
         layout=layouts(dictionary),
@@ -145,7 +145,7 @@ def _measured(
             notes.append(f"entry by entry, as {error}")
     found, norms = dense_gram.measure(dictionary, advance)
     columns = _alive([float(shape.numel()) for shape in dictionary.shapes], norms)
-    heights = [float(sum(part.numel() for part in row.signal)) for row in dictionary.rows]
+    heights = [float(sum(part.numel() for part in row.u)) for row in dictionary.rows]
     return found, norms, welch_bounds.frame_excess(columns, rows_of, heights), notes
 
 

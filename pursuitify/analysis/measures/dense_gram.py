@@ -24,7 +24,7 @@ def fits(dictionary: StructuredDictionary) -> bool:
 
 
 def _size(dictionary: StructuredDictionary) -> tuple[int, int]:
-    rows = sum(part.numel() for row in dictionary.rows for part in row.signal)
+    rows = sum(part.numel() for row in dictionary.rows for part in row.u)
     return rows, sum(shape.numel() for shape in dictionary.shapes)
 
 

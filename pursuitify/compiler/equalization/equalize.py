@@ -93,11 +93,11 @@ def balance(model: nn.Module, programs: Mapping[bool, Program]) -> Balance:
     _absorb(model, programs, scale)
     moved = [(name, g + scale[False, b] - scale[False, a]) for a, b, name, g in edges]
     return Balance(
-        {row.name: math.exp(scale[False, row.node]) for row in program.rows},
+        {row.name: math.exp(scale[False, program.nodes[row.name]]) for row in program.rows},
         {
-            row.name: reason(ties, (False, row.node))
+            row.name: reason(ties, (False, program.nodes[row.name]))
             for row in program.rows
-            if group[False, row.node] == group[ONE]
+            if group[False, program.nodes[row.name]] == group[ONE]
         },
         _mean([(name, g) for _, _, name, g in edges]),
         _mean(moved),

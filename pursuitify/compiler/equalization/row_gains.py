@@ -10,29 +10,33 @@ from torch import Tensor, fx, nn
 
 from pursuitify.compiler.equalization.scale_groups import ABSORBING
 from pursuitify.compiler.graph.classify import Site
+from pursuitify.compiler.graph.rows import Use
 from pursuitify.compiler.lowering.program import Program
 from pursuitify.rules import weighted
 
 
 def gains_of(model: nn.Module, program: Program) -> Iterator[tuple[fx.Node, fx.Node, str, float]]:
     """Yield (leaf, latent, the row's name, logarithm of the gain) for every weighted path."""
+    leaves = {-1 - i: node for i, node in enumerate(program.inputs)}
+    leaves |= {row.index: program.nodes[row.name] for row in program.rows}
     for row in program.rows:
         tail = _log_gain(row.diagonal, model, program)
         for _, _, path in row.paths:
-            own = _log_gain(tuple(node for node, _ in path.steps), model, program)
+            own = _log_gain(path.uses, model, program)
             if tail is not None or own is not None:
                 gain = (tail or 0.0) + (own or 0.0)
                 if math.isfinite(gain):
-                    yield path.leaf, row.node, row.name, gain
+                    yield leaves[path.leaf], leaves[row.index], row.name, gain
 
 
-def _log_gain(nodes: tuple[fx.Node, ...], model: nn.Module, program: Program) -> float | None:
+def _log_gain(uses: tuple[Use, ...], model: nn.Module, program: Program) -> float | None:
     """Return the logarithm of a chain's gain: the root mean square norm of its filters.
 
     A diagonal scale after the operator counts with its filters. None where nothing has weights.
     """
     rows: Tensor | None = None
-    for node in nodes:
+    for name, _ in uses:
+        node = program.nodes[name]
         site = program.sites[node]
         if node.op != "call_module" or site.rule is None:
             continue

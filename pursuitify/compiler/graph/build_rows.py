@@ -7,41 +7,18 @@ global dictionary, as sums of *paths* (chains of one-operand maps from a latent)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import fx, nn
 
 from pursuitify.compiler.graph.classify import Site, Sites, Value
-from pursuitify.compiler.graph.completeness import check_complete
-from pursuitify.compiler.graph.dependency_graph import edge_kind, to_networkx
 from pursuitify.compiler.graph.identity_latents import find_cuts, is_weighted
-from pursuitify.compiler.graph.rows import (
-    Layout,
-    Path,
-    Readers,
-    Row,
-    Slot,
-    Step,
-    needed_operations,
-    readers_of,
-)
+from pursuitify.compiler.graph.rows import Layout, Path, Row, Slot, Tree, Use
 from pursuitify.compiler.tracing.nodes import describe, module_path
 from pursuitify.errors import ConversionError, InternalError, Problem
 
-__all__ = [
-    "Layout",
-    "Path",
-    "Readers",
-    "Row",
-    "Slot",
-    "build",
-    "check_complete",
-    "edge_kind",
-    "find_cuts",
-    "needed_operations",
-    "readers_of",
-    "to_networkx",
-]
+#: Index of every latent, and -1 - i for the i-th input.
+Leaves = Mapping[fx.Node, int]
 
 
 def build(graph: fx.Graph, root: nn.Module, sites: Sites, layout: Layout) -> tuple[Row, ...]:
@@ -52,13 +29,15 @@ def build(graph: fx.Graph, root: nn.Module, sites: Sites, layout: Layout) -> tup
     """
     cuts = find_cuts(graph, sites)
     latents = [n for n, s in sites.items() if s.value is Value.LATENT or n in cuts]
-    leaves = set(latents) | {n for n, s in sites.items() if s.value is Value.INPUT}
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    known = {n: -1 - i for i, n in enumerate(inputs) if sites[n].value is Value.INPUT}
+    leaves = known | {n: i for i, n in enumerate(latents)}
     rows = tuple(_row(i, n, sites, leaves, cuts, layout) for i, n in enumerate(latents))
     if layout == "decoder":
         refused = [
             Problem(
                 r.name,
-                describe(r.node, root),
+                describe(latents[r.index], root),
                 r.source,
                 "its row does not end in its weighted operator, so it has no decoder form",
                 "Use layout='auto'",
@@ -75,46 +54,60 @@ def _row(
     index: int,
     node: fx.Node,
     sites: Sites,
-    leaves: set[fx.Node],
+    leaves: Leaves,
     cuts: set[fx.Node],
     layout: Layout,
 ) -> Row:
     identity = node in cuts
-    top = node if identity else sites[node].unary
-    if top is None:
+    # The activation's operand; an identity latent is its own pre-activation.
+    before = node if identity else sites[node].unary
+    if before is None:
         raise InternalError(f"the activation {node} has no operand")
-    inner = leaves - {node} if identity else leaves
+    inner = {n: i for n, i in leaves.items() if not (identity and n is node)}
     diagonal: list[fx.Node] = []
-    signal = top
-    while signal not in inner and sites[signal].unary is not None:
-        site = sites[signal]
+    u = before
+    while u not in inner and sites[u].unary is not None:
+        site = sites[u]
         assert site.rule is not None
-        diagonal.insert(0, signal)
-        signal = _operand(site)
+        diagonal.insert(0, u)
+        u = _operand(site)
         if site.rule.kind == "weighted":
             break
         if not (site.rule.elementwise or site.rule.kind in {"diagonal", "join"}):
             break
     decodable = bool(diagonal) and is_weighted(sites[diagonal[0]])
     if decodable and layout == "encoder":
-        slots, _ = _slots(signal, sites, inner)
-        decodable = any(sites[p.leaf].value is Value.INPUT for s in slots for p in s.paths)
+        slots, _ = _slots(u, sites, inner)
+        decodable = any(path.leaf < 0 for slot in slots for path in slot.paths)
     if not decodable:
-        diagonal, signal = [], top
-    slots, post = _slots(signal, sites, inner)
+        diagonal, u = [], before
+    slots, post = _slots(u, sites, inner)
     return Row(
         index=index,
         name=node.name,
-        node=node,
-        top=top,
-        signal=signal,
         layout="decoder" if decodable else "encoder",
-        diagonal=tuple(diagonal),
+        diagonal=tuple(_use(n, sites) for n in diagonal),
         slots=slots,
-        post=post,
+        post=tuple(_use(n, sites) for n in post),
+        preactivation=before.name,
+        u=u.name,
+        preactivation_tree=_tree(before, sites, inner),
+        u_tree=_tree(u, sites, inner),
         identity=identity,
         source=module_path(node),
     )
+
+
+def _use(node: fx.Node, sites: Sites) -> Use:
+    """Return the use of a node with one affine operand."""
+    return node.name, next(i for i, o in enumerate(sites[node].operands) if o is not None)
+
+
+def _tree(node: fx.Node, sites: Sites, leaves: Leaves) -> Tree | None:
+    if node in leaves:
+        return None
+    below = ((k, _tree(o, sites, leaves)) for k, o in enumerate(sites[node].operands) if o)
+    return Tree(node.name, tuple((k, o) for k, o in below if o is not None))
 
 
 def _operand(site: Site) -> fx.Node:
@@ -125,11 +118,11 @@ def _operand(site: Site) -> fx.Node:
 
 
 def _slots(
-    signal: fx.Node, sites: Sites, leaves: set[fx.Node]
+    u: fx.Node, sites: Sites, leaves: Leaves
 ) -> tuple[tuple[Slot, ...], tuple[fx.Node, ...]]:
     """Split u_j at the concat it ends in, if channelwise maps alone come after."""
     post: list[fx.Node] = []
-    node = signal
+    node = u
     while node not in leaves:
         site = sites[node]
         assert site.rule is not None
@@ -140,7 +133,7 @@ def _slots(
             break
         post.insert(0, node)
         node = site.unary
-    return (Slot(tuple(_paths(signal, (), sites, leaves))),), ()
+    return (Slot(tuple(_paths(u, (), sites, leaves))),), ()
 
 
 def _concat_dim(site: Site) -> int | None:
@@ -152,10 +145,10 @@ def _concat_dim(site: Site) -> int | None:
 
 
 def _cat_slots(
-    node: fx.Node, dim: int, outer: tuple[Step, ...], sites: Sites, leaves: set[fx.Node]
+    node: fx.Node, dim: int, outer: tuple[Use, ...], sites: Sites, leaves: Leaves
 ) -> Iterator[Slot]:
     for k, operand in enumerate(sites[node].operands):
-        places = ((node, k), *outer)
+        places = ((node.name, k), *outer)
         if operand is None:
             yield Slot((), places)
         elif operand not in leaves and _concat_dim(sites[operand]) == dim:
@@ -164,12 +157,10 @@ def _cat_slots(
             yield Slot(tuple(_paths(operand, (), sites, leaves)), places)
 
 
-def _paths(
-    node: fx.Node, steps: tuple[Step, ...], sites: Sites, leaves: set[fx.Node]
-) -> Iterator[Path]:
+def _paths(node: fx.Node, uses: tuple[Use, ...], sites: Sites, leaves: Leaves) -> Iterator[Path]:
     if node in leaves:
-        yield Path(node, steps)
+        yield Path(leaves[node], uses)
         return
     for k, operand in enumerate(sites[node].operands):
         if operand is not None:
-            yield from _paths(operand, ((node, k), *steps), sites, leaves)
+            yield from _paths(operand, ((node.name, k), *uses), sites, leaves)

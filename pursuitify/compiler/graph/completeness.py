@@ -5,12 +5,12 @@ Independent of how rows are built: it walks the classified graph on its own and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import fx
 
 from pursuitify.compiler.graph.classify import Sites, Value
-from pursuitify.compiler.graph.rows import Row
+from pursuitify.compiler.graph.rows import Row, needed_operations
 from pursuitify.errors import InternalError
 
 #: Places whose nodes are computed once per forward, as the source does.
@@ -31,13 +31,14 @@ def check_complete(graph: fx.Graph, sites: Sites, rows: Sequence[Row]) -> None:
     Raises:
         InternalError: If a node was dropped, or a row holds one that is not its own.
     """
-    latents = {row.node for row in rows}
+    nodes = {node.name: node for node in graph.nodes}
+    latents = {nodes[row.name] for row in rows}
     leaves = latents | {n for n, s in sites.items() if s.value is Value.INPUT}
     missing = [n.name for n, s in sites.items() if s.value is Value.LATENT and n not in latents]
     if missing:
         raise InternalError(f"these activations have no row: {missing}")
     for row in rows:
-        _check_row(row, sites, leaves)
+        _check_row(row, nodes, sites, leaves)
     places = account(graph, sites, rows)
     lost = [n.name for n in graph.nodes if n not in places]
     if lost:
@@ -46,9 +47,9 @@ def check_complete(graph: fx.Graph, sites: Sites, rows: Sequence[Row]) -> None:
         )
 
 
-def _check_row(row: Row, sites: Sites, leaves: set[fx.Node]) -> None:
+def _check_row(row: Row, nodes: Mapping[str, fx.Node], sites: Sites, leaves: set[fx.Node]) -> None:
     """Compare a row with its expression tree, walked anew."""
-    inner = leaves - {row.node} if row.identity else leaves
+    inner = leaves - {nodes[row.name]} if row.identity else leaves
     expected: set[fx.Node] = set()
     count: dict[fx.Node, int] = {}
 
@@ -60,10 +61,8 @@ def _check_row(row: Row, sites: Sites, leaves: set[fx.Node]) -> None:
             count[node] = sum(walk(o) for o in sites[node].operands if o is not None)
         return count[node]
 
-    paths = walk(row.top)
-    held = {n for _, _, path in row.paths for n, _ in path.steps}
-    held |= {n for slot in row.slots for n, _ in slot.places}
-    held |= {*row.post, *row.diagonal}
+    paths = walk(nodes[row.preactivation])
+    held = {nodes[name] for name in row.operations}
     total = sum(1 for _ in row.paths)
     if held != expected or total != paths:
         names = sorted(n.name for n in held ^ expected)
@@ -80,11 +79,9 @@ def account(graph: fx.Graph, sites: Sites, rows: Sequence[Row]) -> dict[fx.Node,
     (leads to the output or to nothing at all, and to no latent but through frozen values) or
     ``output``.
     """
-    latents = {row.node for row in rows}
-    rowwise: set[fx.Node] = set()
-    for row in rows:
-        rowwise |= {n for _, _, path in row.paths for n, _ in path.steps}
-        rowwise |= {n for slot in row.slots for n, _ in slot.places} | {*row.post, *row.diagonal}
+    nodes = {node.name: node for node in graph.nodes}
+    latents = {nodes[row.name] for row in rows}
+    rowwise = {nodes[name] for name in needed_operations(rows)}
     places: dict[fx.Node, str] = {}
     leads: set[fx.Node] = set()
     for node in reversed(graph.nodes):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import networkx as nx
-from torch import nn
+from torch import fx, nn
 
 from pursuitify.compiler.graph.classify import Sites, Value
 from pursuitify.compiler.graph.rows import Path, Row
 from pursuitify.compiler.tracing.nodes import describe
 
 
-def edge_kind(path: Path, sites: Sites) -> str:
+def edge_kind(path: Path, nodes: Mapping[str, fx.Node], sites: Sites) -> str:
     """Return ``weighted``, ``diagonal``, ``linear`` or ``identity``: the strongest on the path."""
-    kinds = {rule.kind for n, _ in path.steps if (rule := sites[n].rule) is not None}
+    kinds = {rule.kind for name, _ in path.uses if (rule := sites[nodes[name]].rule) is not None}
     if "weighted" in kinds:
         return "weighted"
     if kinds & {"diagonal", "product"}:
@@ -26,20 +26,26 @@ def edge_kind(path: Path, sites: Sites) -> str:
 def to_networkx(rows: Sequence[Row], sites: Sites, root: nn.Module) -> nx.DiGraph[str]:
     """Return the dependency graph; the input is the node ``input``."""
     graph: nx.DiGraph[str] = nx.DiGraph()
-    inputs = [n for n, s in sites.items() if s.value is Value.INPUT]
-    names = {n: "input" if len(inputs) == 1 else n.name for n in inputs}
-    for node in inputs:
-        graph.add_node(names[node], index=-1, activation="input", layout=None, source="")
+    nodes = {node.name: node for node in sites}
+    placeholders = [n for n in sites if n.op == "placeholder"]
+    inputs = [n for n in placeholders if sites[n].value is Value.INPUT]
+    names = {
+        -1 - i: "input" if len(inputs) == 1 else n.name
+        for i, n in enumerate(placeholders)
+        if n in inputs
+    }
+    for name in names.values():
+        graph.add_node(name, index=-1, activation="input", layout=None, source="")
     for row in rows:
-        names[row.node] = row.name
-        activation = "identity" if row.identity else describe(row.node, root)
+        names[row.index] = row.name
+        activation = "identity" if row.identity else describe(nodes[row.name], root)
         graph.add_node(
             row.name, index=row.index, activation=activation, layout=row.layout, source=row.source
         )
     for row in rows:
         for _, _, path in row.paths:
             ends = (names[path.leaf], row.name)
-            kind = edge_kind(path, sites)
+            kind = edge_kind(path, nodes, sites)
             if graph.has_edge(*ends):
                 graph.edges[ends]["paths"] += 1
                 graph.edges[ends]["kind"] = f"{graph.edges[ends]['kind']}+{kind}"

@@ -1,4 +1,9 @@
-"""The records of the dependency graph: paths, slots and rows (MATH section 1)."""
+"""The rows of the dictionary as compile time describes them (:doc:`mathematics`, section 1).
+
+A row holds names and positions, no nodes of torch.fx: code that runs at every call reads nothing
+but tuples of strings and numbers, which torch.compile takes as constants. ``Program.nodes`` leads
+from a name back to its node.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +11,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import fx
-
 Layout = Literal["auto", "decoder", "encoder"]
-Step = tuple[fx.Node, int]
+#: The name of an operation and the position of one of its operands.
+Use = tuple[str, int]
 #: Per latent the (row, slot, paths) that read it.
 Readers = tuple[tuple[tuple[int, int, tuple[int, ...]], ...], ...]
 
 
 @dataclass(frozen=True)
 class Path:
-    """One path of an expression tree: a chain of maps from a leaf.
+    """One path of an expression tree: a chain of operations from a leaf.
 
     Attributes:
-        leaf: The latent's node, or the input's placeholder.
-        steps: (node, operand) pairs, the one next to the leaf first.
+        leaf: Index of the latent, or -1 - i for the i-th input.
+        uses: The operations, the one next to the leaf first.
     """
 
-    leaf: fx.Node
-    steps: tuple[Step, ...]
+    leaf: int
+    uses: tuple[Use, ...]
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,20 @@ class Slot:
     """
 
     paths: tuple[Path, ...]
-    places: tuple[Step, ...] = ()
+    places: tuple[Use, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tree:
+    """An expression tree without its leaves: it is walked for the offset of its value.
+
+    Attributes:
+        name: The operation at the root.
+        operands: By position, the trees of the operands that are no leaves.
+    """
+
+    name: str
+    operands: tuple[tuple[int, Tree], ...]
 
 
 @dataclass(frozen=True)
@@ -47,29 +64,36 @@ class Row:
     Attributes:
         index: Position in topological order.
         name: The latent's name: that of its node.
-        node: The node whose value the latent is.
-        top: The node of the pre-activation.
-        signal: The node whose linear part is u_j: the weighted operator's operand in a decoder
-            row, the pre-activation in an encoder row.
         layout: ``decoder`` (B_j is the adjoint of the weighted operator) or ``encoder`` (B_j = I).
-        diagonal: Nodes of the operator on the diagonal, the weighted one first; empty if encoder.
+        diagonal: The operations of the diagonal operator, the weighted one first; empty if encoder.
         slots: The parts of u_j, in order.
-        post: Channelwise nodes between the concat and the signal, the one next to it first.
-        identity: Whether it is an identity latent (MATH section 1, cases 2 and 3).
+        post: Channelwise operations between the concat and u_j, the one next to it first.
+        preactivation: Name of the value that the activation takes.
+        u: Name of the value whose linear part is u_j: the weighted operator's operand in a decoder
+            row, the pre-activation in an encoder row.
+        preactivation_tree: The tree of the pre-activation; None where it is a leaf.
+        u_tree: The tree of u_j likewise.
+        identity: Whether it is an identity latent (section 1, cases 2 and 3).
         source: Path of the module the latent comes from.
     """
 
     index: int
     name: str
-    node: fx.Node
-    top: fx.Node
-    signal: fx.Node
     layout: Literal["decoder", "encoder"]
-    diagonal: tuple[fx.Node, ...]
+    diagonal: tuple[Use, ...]
     slots: tuple[Slot, ...]
-    post: tuple[fx.Node, ...]
+    post: tuple[Use, ...]
+    preactivation: str
+    u: str
+    preactivation_tree: Tree | None
+    u_tree: Tree | None
     identity: bool
     source: str
+
+    @property
+    def encoder(self) -> bool:
+        """Whether B_j is the identity."""
+        return self.layout == "encoder"
 
     @property
     def paths(self) -> Iterator[tuple[int, int, Path]]:
@@ -78,24 +102,26 @@ class Row:
             for p, path in enumerate(slot.paths):
                 yield s, p, path
 
+    @property
+    def operations(self) -> Iterator[str]:
+        """Yield the names of the row's operations; one may come several times."""
+        for slot in self.slots:
+            for path in slot.paths:
+                yield from (name for name, _ in path.uses)
+            yield from (name for name, _ in slot.places)
+        yield from (name for name, _ in (*self.post, *self.diagonal))
 
-def needed_operations(rows: Iterable[Row]) -> dict[fx.Node, None]:
-    """Return every node of the rows that must be bound, each once."""
-    nodes: dict[fx.Node, None] = {}
-    for row in rows:
-        for slot in row.slots:
-            nodes |= dict.fromkeys(n for path in slot.paths for n, _ in path.steps)
-            nodes |= dict.fromkeys(n for n, _ in slot.places)
-        nodes |= dict.fromkeys((*row.post, *row.diagonal))
-    return nodes
+
+def needed_operations(rows: Iterable[Row]) -> dict[str, None]:
+    """Return the name of every operation of the rows, each once."""
+    return dict.fromkeys(name for row in rows for name in row.operations)
 
 
 def readers_of(rows: Sequence[Row]) -> Readers:
     """Return per latent the (row, slot, paths) that read it."""
-    index = {row.node: row.index for row in rows}
     found: list[dict[tuple[int, int], list[int]]] = [{} for _ in rows]
     for row in rows:
         for s, p, path in row.paths:
-            if path.leaf in index:
-                found[index[path.leaf]].setdefault((row.index, s), []).append(p)
+            if path.leaf >= 0:
+                found[path.leaf].setdefault((row.index, s), []).append(p)
     return tuple(tuple((i, s, tuple(p)) for (i, s), p in d.items()) for d in found)

@@ -16,7 +16,6 @@ from pursuitify.compiler.graph.classify import Sites, Value
 from pursuitify.compiler.graph.rows import Row, needed_operations, readers_of
 from pursuitify.compiler.lowering.node_binder import activate, apply, binder, holder
 from pursuitify.compiler.lowering.pickling import Stored
-from pursuitify.compiler.lowering.plan import RowPlan, plan_row
 from pursuitify.compiler.lowering.program import Program
 from pursuitify.compiler.tracing import nodes as pieces
 from pursuitify.compiler.tracing.nodes import is_effect
@@ -43,13 +42,10 @@ def lower(
         nonnegative: Hold the thresholds of sparse latents to >= 0, in the forward pass too.
     """
     inputs = tuple(n for n in graph.nodes if n.op == "placeholder")
-    leaves = {row.node: row.index for row in rows} | {n: -1 - i for i, n in enumerate(inputs)}
-    plans = tuple(plan_row(row, sites, leaves) for row in rows)
-    builder = _Builder(graph, root, sites, rows, plans if nonnegative else None)
+    builder = _Builder(graph, root, sites, rows, nonnegative)
     forward, names = builder.forward()
     return Program(
         rows=rows,
-        plans=plans,
         layout=layout,
         nonnegative=nonnegative,
         sites=sites,
@@ -92,13 +88,14 @@ class _Builder:
         root: nn.Module,
         sites: Sites,
         rows: tuple[Row, ...],
-        nonnegative: tuple[RowPlan, ...] | None,
+        nonnegative: bool,
     ) -> None:
         self.nonnegative = nonnegative
         self.graph, self.root, self.sites, self.rows = graph, root, sites, rows
-        self.row_of = {row.node: row for row in rows}
-        self.operations = needed_operations(rows)
-        rows_need = [*self.row_of, *(r.signal for r in rows), *self.operations]
+        self.nodes = {node.name: node for node in graph.nodes}
+        self.row_of = {self.nodes[row.name]: row for row in rows}
+        self.operations = dict.fromkeys(self.nodes[name] for name in needed_operations(rows))
+        rows_need = [*self.row_of, *(self.nodes[row.u] for row in rows), *self.operations]
         self.run = _ancestors([*rows_need, *(n for n in graph.nodes if is_effect(n, root))])
         self.output = next(n for n in graph.nodes if n.op == "output")
         self.captured: dict[fx.Node, None] = {}
@@ -175,9 +172,9 @@ class _Builder:
             elif node in self.row_of and not self.row_of[node].identity:
                 pair = self._call(new, node, env)
                 activations[node] = new.call_function(operator.getitem, (pair, 0))
-                z = env[self.row_of[node].top]
-                if self.nonnegative is not None:
-                    hold = holder(self.nonnegative[self.row_of[node].index])
+                z = env[self.nodes[self.row_of[node].preactivation]]
+                if self.nonnegative:
+                    hold = holder(self.row_of[node])
                     z = new.call_function(hold, (activations[node], z, dict(bound)))
                 env[node] = new.call_function(activate, (activations[node], z))
             elif node in self.bound:
@@ -187,10 +184,10 @@ class _Builder:
         linear = new.call_function(Linear, ())
         new.output(
             (
-                tuple(env[row.node] for row in self.rows),
-                tuple(env[row.signal] for row in self.rows),
+                tuple(env[node] for node in self.row_of),
+                tuple(env[self.nodes[row.u]] for row in self.rows),
                 tuple(bound.values()),
-                tuple(activations.get(row.node, linear) for row in self.rows),
+                tuple(activations.get(node, linear) for node in self.row_of),
                 tuple(env[node] for node in self.captured),
             )
         )

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pursuitify.compiler.graph.classify import Site, gate_operands
+from pursuitify.compiler.graph.rows import Row
 from pursuitify.compiler.lowering.offsets import offset_of
-from pursuitify.compiler.lowering.plan import RowPlan
 from pursuitify.compiler.lowering.program import Bound
 from pursuitify.compiler.tracing import nodes
 from pursuitify.operators.activations import Activation
@@ -80,11 +80,11 @@ def binder(rule: Rule, site: Site) -> Callable[..., Any]:
     return run_module if node.op == "call_module" else run
 
 
-def holder(plan: RowPlan) -> Callable[[Activation, Tensor, Mapping[str, Bound]], Tensor]:
+def holder(row: Row) -> Callable[[Activation, Tensor, Mapping[str, Bound]], Tensor]:
     """Return the function that drops a negative threshold from a pre-activation."""
 
     def hold(activation: Activation, z: Tensor, bound: Mapping[str, Bound]) -> Tensor:
-        offset = offset_of(plan.top, bound)
+        offset = offset_of(row.preactivation_tree, bound)
         return z if offset is None or not activation.sparse else z - offset.clamp_min(0)
 
     return hold

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pursuitify.compiler.lowering.plan import OffsetPlan
+from pursuitify.compiler.graph.rows import Tree
 from pursuitify.compiler.lowering.program import Bound
 from pursuitify.operators import (
     Identity,
@@ -16,7 +16,7 @@ from pursuitify.operators import (
 )
 
 
-def offset_of(tree: OffsetPlan | None, bound: Mapping[str, Bound]) -> Tensor | None:
+def offset_of(tree: Tree | None, bound: Mapping[str, Bound]) -> Tensor | None:
     """Return the value of an expression tree at all-zero leaves; None for zero."""
     if tree is None:
         return None

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,6 @@ from torch import Tensor, fx, nn
 from pursuitify.compiler.graph.classify import Sites
 from pursuitify.compiler.graph.rows import Readers, Row
 from pursuitify.compiler.lowering.pickling import Stored, dump
-from pursuitify.compiler.lowering.plan import RowPlan
 from pursuitify.operators import LinearMap
 from pursuitify.operators.activations import Activation
 
@@ -48,14 +48,14 @@ class Pass:
 
     Attributes:
         latents: The latents' values, in graph order.
-        signals: Per row the value whose linear part is u_j.
+        u: Per row the value whose linear part is u_j.
         bound: The operations of the rows, by node name.
         activations: Per row its activation.
         captured: Frozen values and sizes the head reads, in the program's order.
     """
 
     latents: tuple[Tensor, ...]
-    signals: tuple[Tensor, ...]
+    u: tuple[Tensor, ...]
     bound: dict[str, Bound]
     activations: tuple[Activation, ...]
     captured: tuple[Any, ...]
@@ -67,7 +67,6 @@ class Program:
 
     Attributes:
         rows: The rows of the dictionary.
-        plans: The same without the graph, for run time.
         layout: The layout that was asked for.
         nonnegative: Whether thresholds of sparse latents are held to >= 0.
         sites: The classified nodes.
@@ -80,7 +79,6 @@ class Program:
     """
 
     rows: tuple[Row, ...]
-    plans: tuple[RowPlan, ...]
     layout: str
     nonnegative: bool
     sites: Sites
@@ -93,6 +91,11 @@ class Program:
     _forward: Callable[..., Any]
     _head: Callable[..., Any]
 
+    @functools.cached_property
+    def nodes(self) -> dict[str, fx.Node]:
+        """The nodes of the source graph by name; rows refer to them so."""
+        return {node.name: node for node in self.graph.nodes}
+
     def __deepcopy__(self, memo: Any) -> Program:
         """Return itself."""
         return self
@@ -104,9 +107,9 @@ class Program:
 
     def forward(self, network: nn.Module, *args: Any) -> Pass:
         """Run the feed-forward pass and bind the rows to this batch."""
-        latents, signals, bound, activations, captured = self._forward(network, *args)
+        latents, u, bound, activations, captured = self._forward(network, *args)
         named = dict(zip(self.names, bound, strict=True))
-        return Pass(latents, signals, named, activations, captured)
+        return Pass(latents, u, named, activations, captured)
 
     def head(self, network: nn.Module, latents: tuple[Tensor, ...], first: Pass, args: Any) -> Any:
         """Run what follows the last latents."""

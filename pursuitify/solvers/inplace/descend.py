@@ -106,7 +106,7 @@ def descend(
                 slots[j] = [product_into(visit.row, full[j], w[j])]
                 full[j] = slots[j][0]
             elif pool is not None:
-                full[j] = torch.sub(visit.row.product(w[j]), visit.row.signal[0], out=full[j])
+                full[j] = torch.sub(visit.row.product(w[j]), visit.row.u[0], out=full[j])
         yield list(w)
 
 
@@ -128,7 +128,7 @@ def held_at(
         if visit.link is not None:
             value = _product(visit.row, latent)
         else:
-            value = visit.row.product(latent) - visit.row.join(visit.row.signal)
+            value = visit.row.product(latent) - visit.row.join(visit.row.u)
         full.append(value)
         slots.append(list(visit.row.split(value)))
     return full, slots

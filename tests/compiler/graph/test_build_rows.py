@@ -45,7 +45,7 @@ def test_a_lost_row_or_path_is_noticed(name: str) -> None:
     graph, sites, rows = parts(ARCHITECTURES[name][0]())
     read = {path.leaf for row in rows for _, _, path in row.paths}
     for j, row in enumerate(rows):
-        if row.identity and row.node not in read:
+        if row.identity and row.index not in read:
             continue  # what only the head reads may as well be in the head
         with pytest.raises(InternalError):
             check_complete(graph, sites, (*rows[:j], *rows[j + 1 :]))
@@ -54,9 +54,9 @@ def test_a_lost_row_or_path_is_noticed(name: str) -> None:
         for s, slot in enumerate(row.slots):
             for p, path in enumerate(slot.paths):
                 left = (*slot.paths[:p], *slot.paths[p + 1 :])
-                shorter = dataclasses.replace(path, steps=path.steps[:-1])
+                shorter = dataclasses.replace(path, uses=path.uses[:-1])
                 bent = (*slot.paths[:p], shorter, *slot.paths[p + 1 :])
-                for paths in (left, bent) if path.steps else (left,):
+                for paths in (left, bent) if path.uses else (left,):
                     new = dataclasses.replace(slot, paths=paths)
                     slots = (*row.slots[:s], new, *row.slots[s + 1 :])
                     changed.append(dataclasses.replace(row, slots=slots))
@@ -68,9 +68,8 @@ def test_a_lost_row_or_path_is_noticed(name: str) -> None:
                 check_complete(graph, sites, (*rows[:j], broken, *rows[j + 1 :]))
 
 
-def needed(row: Any) -> set[fx.Node]:
-    inner = {n for _, _, path in row.paths for n, _ in path.steps}
-    return inner | {n for slot in row.slots for n, _ in slot.places} | {*row.post, *row.diagonal}
+def needed(row: Any) -> set[str]:
+    return set(row.operations)
 
 
 def paths_of(row: Any) -> int:
@@ -94,7 +93,7 @@ def objective(net: PursuitNetwork, x: list[Tensor], drop: str | None) -> Tensor:
     bound = dict(first.bound)
     if drop is not None:
         old = bound[drop]
-        places = any(n.name == drop for r in program.rows for s in r.slots for n, _ in s.places)
+        places = any(n == drop for r in program.rows for s in r.slots for n, _ in s.places)
         if places:
             return torch.full((), torch.nan)
         offset = None if old.offset is None else torch.zeros_like(old.offset)
@@ -110,7 +109,7 @@ def test_zero_for_any_operation_of_a_row_changes_the_objective(name: str) -> Non
     net = pursuitify(build_net().eval())
     x = [torch.randn(2, *shape) for shape in shapes]
     whole = objective(net, x, None)
-    rows = {n.name for row in net._program.rows for n in needed(row)}
+    rows = {n for row in net._program.rows for n in needed(row)}
     assert rows
     for operation in rows:
         assert not torch.allclose(objective(net, x, operation), whole, rtol=1e-7), operation
