@@ -32,10 +32,11 @@ test: $(STAMP) ## Run the tests that are not marked slow.
 test-slow: $(STAMP) ## Run the tests marked slow.
 	$(BIN)/python -m pytest -m slow
 
-lint: $(STAMP) ## Check style, format and types.
+lint: $(STAMP) ## Check style, format, types and the order of imports.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## Format, and fix what can be fixed.
 	$(BIN)/ruff format .
@@ -52,6 +53,7 @@ bench: $(STAMP) ## Run every benchmark but coverage.py, then write docs/performa
 
 clean: ## Remove caches and outputs.
 	rm -rf demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the virtual environment too.

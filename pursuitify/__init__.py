@@ -1,5 +1,10 @@
 """Turn an existing ReLU network into a deep pursuit network."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 from pursuitify.analysis import coherence
 from pursuitify.calibration import calibrate
 from pursuitify.checkpoints.save_load import load, save
@@ -38,3 +43,21 @@ __all__ = [
     "save",
 ]
 __version__ = VERSION
+
+#: Public modules that are imported when they are first used.
+_MODULES = (
+    "analysis", "backends", "data", "errors", "export", "models", "plots", "robust", "rules",
+    "testing", "training",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public module at its first use: ``pursuitify.training`` needs no import line."""
+    if name in _MODULES:
+        return importlib.import_module(f"pursuitify.{name}")
+    raise AttributeError(f"module 'pursuitify' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names; modules are found by their own names."""
+    return [*__all__, "__version__"]

@@ -1,4 +1,7 @@
-"""What each torch op and module is: one rule each, found in one place."""
+"""Rules: each torch op and module has one, which says what kind of operation it is.
+
+The classes that rules of one's own need, linear maps and activations, are exported too.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,29 @@ from typing import Any
 
 from torch import nn
 
+from pursuitify.operators import Chain, Identity, LinearMap, Scale, dottest
+from pursuitify.operators.activations import Activation, Clip, LeakyReLU, ReLU
 from pursuitify.rules import activations, elementwise, pooling, reshape, weighted
 from pursuitify.rules.custom import activation, frozen, linear
 from pursuitify.rules.registry import Affine, Call, Key, Registry, Rule, match, static_parameters
 
 __all__ = [
+    "Activation",
     "Affine",
     "Call",
+    "Chain",
+    "Clip",
+    "Identity",
     "Key",
+    "LeakyReLU",
+    "LinearMap",
+    "ReLU",
     "Registry",
     "Rule",
+    "Scale",
     "activation",
     "default",
+    "dottest",
     "frozen",
     "leaves_of",
     "linear",

@@ -77,7 +77,11 @@ def binder(rule: Rule, site: Site) -> Callable[..., Any]:
         more, named = passed(rest, kwargs)
         return finish(bind(op, *arguments(operands), *more, **{**named, **parameters}), operands)
 
-    return run_module if node.op == "call_module" else run
+    chosen = run_module if node.op == "call_module" else run
+    chosen.__name__ = "bind_" + "".join(
+        c if c.isalnum() else "_" for c in rule.name
+    )  # what the generated code calls it
+    return chosen
 
 
 def holder(row: Row) -> Callable[[Activation, Tensor, Mapping[str, Bound]], Tensor]:
