@@ -12,13 +12,15 @@ from torch.nn import functional as F
 from pursuitify.operators.activations import Activation, Clip, LeakyReLU, ReLU
 from pursuitify.rules.registry import Registry
 
-registry = Registry()
+#: An activation is given by its parameters alone.
+registry = Registry(input_dependent=False)
 Op = Callable[..., Tensor]
 
 
 @registry.register(
-    nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_", kind="activation"
-)
+    nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_", kind="activation",
+    homogeneous=True,
+)  # fmt: skip
 def relu(_op: Op, input: Tensor, inplace: bool = False) -> Activation:
     """max(z, 0)."""
     return ReLU()
@@ -30,7 +32,7 @@ def _threshold_check(threshold: float = 0.0, value: float = 0.0, **_: Any) -> st
 
 @registry.register(
     nn.Threshold, F.threshold, torch.threshold, torch.threshold_, kind="activation",
-    check=_threshold_check,
+    check=_threshold_check, homogeneous=True,
 )  # fmt: skip
 def threshold(
     _op: Op, input: Tensor, threshold: float, value: float, inplace: bool = False
@@ -73,7 +75,7 @@ def _clamp_check(min: Any = None, max: Any = None, **_: Any) -> str | None:
 
 @registry.register(
     torch.clamp, torch.clip, "clamp", "clamp_", "clip", "clip_", kind="activation",
-    check=_clamp_check,
+    check=_clamp_check, homogeneous=lambda max=None, **_: max is None,
 )  # fmt: skip
 def clamp(_op: Op, input: Tensor, min: float | None = None, max: float | None = None) -> Activation:
     """With min=0 alone it is ReLU; with both bounds Hardtanh."""
@@ -83,7 +85,9 @@ def clamp(_op: Op, input: Tensor, min: float | None = None, max: float | None = 
     return Clip(float(min), float(max))
 
 
-@registry.register("clamp_min", torch.clamp_min, kind="activation", check=_clamp_check)
+@registry.register(
+    "clamp_min", torch.clamp_min, kind="activation", check=_clamp_check, homogeneous=True
+)
 def clamp_min(_op: Op, input: Tensor, min: float) -> Activation:
     """With min=0 it is ReLU."""
     return ReLU()
@@ -95,7 +99,10 @@ def _slope_check(negative_slope: float = 0.01, **_: Any) -> str | None:
     return f"its slope {negative_slope} is not in (0, 1]: not the prox of a convex penalty"
 
 
-@registry.register(nn.LeakyReLU, F.leaky_relu, F.leaky_relu_, kind="activation", check=_slope_check)
+@registry.register(
+    nn.LeakyReLU, F.leaky_relu, F.leaky_relu_, kind="activation", check=_slope_check,
+    homogeneous=True,
+)  # fmt: skip
 def leaky_relu(
     _op: Op, input: Tensor, negative_slope: float = 0.01, inplace: bool = False
 ) -> Activation:
@@ -111,7 +118,10 @@ def _prelu_check(weight: Any = None, **_: Any) -> str | None:
     return None
 
 
-@registry.register(nn.PReLU, F.prelu, torch.prelu, "prelu", kind="activation", check=_prelu_check)
+@registry.register(
+    nn.PReLU, F.prelu, torch.prelu, "prelu", kind="activation", check=_prelu_check,
+    homogeneous=True,
+)  # fmt: skip
 def prelu(_op: Op, input: Tensor, weight: Tensor) -> Activation:
     """LeakyReLU with one learned slope, or one per channel."""
     slope = weight if weight.numel() == 1 else weight.reshape(1, -1, *[1] * (input.dim() - 2))

@@ -30,6 +30,7 @@ def linear(
     offset: Callable[..., Tensor | None] | None = None,
     channelwise: bool = False,
     elementwise: bool = False,
+    input_dependent: bool = True,
 ) -> Rule:
     """Return the rule of a linear (or affine) operation on one tensor.
 
@@ -44,6 +45,9 @@ def linear(
         channelwise: Whether it treats the slots of dimension 1 independently (and its map can
             ``narrow``).
         elementwise: Whether it scales each entry on its own.
+        input_dependent: Whether the map or the offset may differ between inputs of one shape, or
+            the value of a sample with what else is in the batch. Say False only if neither can be:
+            ``pursuitify.robust.certified_radius`` covers no other rule.
     """
     made: Made = (lambda *_: make) if isinstance(make, LinearMap) else _callable(make, "linear")
 
@@ -55,17 +59,26 @@ def linear(
         called = op(input, *_arguments, **_named) if isinstance(op, nn.Module) else op(input)
         return Affine(called, (built,), rest)
 
-    kind = "weighted" if weighted else "linear"
-    return Rule(_name(make), kind, bind, channelwise=channelwise, elementwise=elementwise)  # type: ignore[arg-type]
+    return Rule(
+        _name(make),
+        "weighted" if weighted else "linear",
+        bind,
+        channelwise=channelwise,
+        elementwise=elementwise,
+        input_dependent=input_dependent,
+    )
 
 
-def activation(make: Activation | Made) -> Rule:
+def activation(make: Activation | Made, *, input_dependent: bool = True) -> Rule:
     """Return the rule of an activation, a proximal operator.
 
     Args:
         make: ``make(op, z, *arguments)`` returns the activation, or it is the activation itself if
             that is always the same. At step 1 its ``prox`` must be what the module or function
             computes.
+        input_dependent: Whether the activation may be another one at another input. Say False
+            only if it cannot, and if ``prox`` is the proximal operator of a convex penalty that
+            acts on each sample alone: ``pursuitify.robust.certified_radius`` covers no other.
     """
     made: Made = (
         (lambda *_: make) if isinstance(make, Activation) else _callable(make, "activation")
@@ -77,7 +90,7 @@ def activation(make: Activation | Made) -> Rule:
             raise OptionError(f"an activation rule made a {type(built).__name__}, no Activation")
         return built
 
-    return Rule(_name(make), "activation", bind)
+    return Rule(_name(make), "activation", bind, input_dependent=input_dependent)
 
 
 def frozen() -> Rule:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from pursuitify.operators import Chain, Expand, Identity, LinearMap, Place, Reshape, Scale
 from pursuitify.rules.registry import Affine, Registry
 
-registry = Registry()
+#: A factor or an operand that depends on the input is seen in the graph: the rules depend on none.
+registry = Registry(input_dependent=False, homogeneous=True)
 Op = Callable[..., Tensor]
 Value = Tensor | float
 
@@ -63,7 +64,9 @@ def sub(_op: Op, input: Value, other: Value, alpha: float = 1) -> Affine:
     return _sum(input, other, 1, -alpha)
 
 
-@registry.register(torch.cat, torch.concat, torch.concatenate, kind="join", operands=("tensors*",))
+@registry.register(
+    torch.cat, torch.concat, torch.concatenate, kind="join", operands=("tensors*",), concat=True
+)
 def cat(_op: Op, tensors: Sequence[Tensor], dim: int = 0) -> Affine:
     """Concatenation: each operand has a slot of its own."""
     value = torch.cat(list(tensors), dim)
@@ -116,6 +119,7 @@ def mul(_op: Op, input: Value, other: Value, _affine: int = 0, _per_sample: bool
 @registry.register(
     operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_",
     kind="product", operands=("input", "other"), channelwise=True, elementwise=True,
+    linear_in=(0,), otherwise="it divides by a value of the network",
     check=lambda rounding_mode=None, **_: None if rounding_mode is None else "it rounds",
 )  # fmt: skip
 def div(
@@ -149,10 +153,14 @@ def _mask(op: Op, input: Tensor, active: bool) -> Affine:
     return Affine(input * mask, (Scale(mask, per_sample=True),))
 
 
+def _drawn(training: bool = True, **_: Any) -> str | None:
+    return "it draws a mask" if training else None
+
+
 @registry.register(
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout,
-    kind="linear", channelwise=True, elementwise=True, stateful=True,
+    kind="linear", channelwise=True, elementwise=True, stateful=True, input_dependent=_drawn,
 )  # fmt: skip
 def dropout(
     op: Op, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
@@ -180,7 +188,7 @@ def torchvision_rules() -> Registry:
     """Rules for torchvision's own functions; imports it, so call it only where it is in use."""
     from torchvision.ops import stochastic_depth
 
-    extra = Registry()
+    extra = Registry(input_dependent=_drawn, homogeneous=True)
 
     @extra.register(
         stochastic_depth, kind="linear", channelwise=True, elementwise=True, stateful=True

@@ -22,7 +22,8 @@ from pursuitify.operators import (
 )
 from pursuitify.rules.registry import Affine, Registry
 
-registry = Registry()
+#: Where entries are averaged or padded depends on sizes alone; max pooling says that it chooses.
+registry = Registry(input_dependent=False, homogeneous=True)
 Op = Callable[..., Tensor]
 Ints = int | Sequence[int]
 
@@ -38,6 +39,10 @@ def _each(value: Ints, dims: int) -> tuple[int, ...]:
     return (value,) * dims if isinstance(value, int) else tuple(value) * (dims // len(value) or 1)
 
 
+def _switches(**_: Any) -> str:
+    return "it chooses the greatest of its inputs (max_pool): its switches depend on the input"
+
+
 def _indices_check(return_indices: bool = False, **_: Any) -> str | None:
     return "it returns indices" if return_indices else None
 
@@ -46,7 +51,7 @@ def _indices_check(return_indices: bool = False, **_: Any) -> str | None:
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
     F.max_pool1d, F.max_pool2d, F.max_pool3d,
     torch.max_pool1d, torch.max_pool2d, torch.max_pool3d,
-    kind="linear", fresh=True, channelwise=True, check=_indices_check,
+    kind="linear", fresh=True, channelwise=True, check=_indices_check, input_dependent=_switches,
 )  # fmt: skip
 def max_pool(
     _op: Op,
@@ -73,7 +78,7 @@ def max_pool(
 @registry.register(
     nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
     F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
-    kind="linear", fresh=True, channelwise=True, check=_indices_check,
+    kind="linear", fresh=True, channelwise=True, check=_indices_check, input_dependent=_switches,
 )  # fmt: skip
 def adaptive_max_pool(
     _op: Op, input: Tensor, output_size: Ints, return_indices: bool = False

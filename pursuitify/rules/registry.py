@@ -19,6 +19,9 @@ from pursuitify.operators import LinearMap
 
 Kind = Literal["weighted", "linear", "diagonal", "join", "product", "activation", "frozen"]
 Key = Callable[..., Any] | str
+#: Returns, from an operation's static parameters, how its result depends on the input beyond what
+#: is affine in it, or None where it does not.
+Dependence = Callable[..., str | None]
 #: Kinds whose built-in rules compute every entry anew; a ``linear`` one may hand its operand on.
 _FRESH = {"weighted", "diagonal", "join", "product", "activation"}
 
@@ -57,6 +60,21 @@ class Rule:
         stateful: Whether a second run would differ (random masks, running statistics).
         fresh: Whether its value always has memory of its own, none of an operand's.
         check: Returns why these static parameters cannot be converted, or None.
+        input_dependent: Whether the map, offset or activation that ``bind`` returns may differ
+            between inputs of one shape (switches of a max pooling, a drawn mask, statistics of the
+            batch). True unless the author of the rule knows better: a certificate covers no such
+            rule. Or a function of the static parameters, see ``Dependence``. Gates are not meant:
+            that an operand depends on the input is seen in the graph.
+        concat: Whether it places its operands side by side along its parameter ``dim``, each in a
+            slot of its own, so that a row that ends in it is cut into slots.
+        linear_in: Positions of the operands in which it is linear; None for all of them.
+        otherwise: Why it cannot be converted where another operand is a value of the network.
+        homogeneous: Whether scaling all its operands by s > 0 scales its value by s, constants and
+            offsets aside. Or a function of the call's parameters that says so.
+        absorbs_scale: Whether a module's own ``weight`` and ``bias`` can take up a factor on its
+            value, and ``weight`` the inverse of one on its operand.
+        channel_gains: Returns by output channel how much a module enlarges what it reads: the norms
+            of its filters, or the size of its factors. None where it has no channels of its own.
     """
 
     name: str
@@ -68,6 +86,31 @@ class Rule:
     stateful: bool = False
     fresh: bool = False
     check: Callable[..., str | None] | None = None
+    input_dependent: bool | Dependence = True
+    concat: bool = False
+    linear_in: tuple[int, ...] | None = None
+    otherwise: str = "it is not linear in every operand that depends on the input"
+    homogeneous: bool | Callable[..., bool] = False
+    absorbs_scale: bool = False
+    channel_gains: Callable[[nn.Module], Tensor] | None = None
+
+    def dependence(self, parameters: Mapping[str, Any]) -> str | None:
+        """Return how the result depends on the input beyond what is affine in it, or None.
+
+        Args:
+            parameters: The operation's static parameters, as ``static_parameters`` gives them.
+        """
+        if callable(self.input_dependent):
+            return self.input_dependent(**parameters)
+        if self.input_dependent:
+            return f"its rule ({self.name}) does not say that its map is the same at every input"
+        return None
+
+    def is_homogeneous(self, parameters: Mapping[str, Any]) -> bool:
+        """Return whether the operation is positively homogeneous with a call's parameters."""
+        if callable(self.homogeneous):
+            return self.homogeneous(**parameters)
+        return self.homogeneous
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -79,10 +122,16 @@ class Rule:
 
 
 class Registry(Mapping[Key, Rule]):
-    """Rules by module type, function, or method name."""
+    """Rules by module type, function, or method name.
 
-    def __init__(self, rules: Mapping[Key, Rule] | None = None) -> None:
+    Args:
+        rules: Rules to start from.
+        common: Attributes of the rules that ``register`` makes, where it is not told otherwise.
+    """
+
+    def __init__(self, rules: Mapping[Key, Rule] | None = None, **common: Any) -> None:
         self._rules: dict[Key, Rule] = dict(rules or {})
+        self._common = common
 
     def __getitem__(self, key: Key) -> Rule:
         return self._rules[key]
@@ -99,7 +148,8 @@ class Registry(Mapping[Key, Rule]):
         """Return a decorator that registers ``bind`` for module types, functions, methods."""
 
         def decorate(bind: Callable[..., Any]) -> Callable[..., Any]:
-            rule = Rule(bind.__name__, kind, bind, **{"fresh": kind in _FRESH, **options})
+            fresh = {"fresh": kind in _FRESH}
+            rule = Rule(bind.__name__, kind, bind, **{**fresh, **self._common, **options})
             for key in keys:
                 if self._rules.get(key, rule) is not rule:
                     raise ValueError(f"{key} already has the rule {self._rules[key].name}")

@@ -15,7 +15,8 @@ from pursuitify.operators import Chain, Expand, Index, Narrow, Permute, Reduce, 
 from pursuitify.rules import split_ops
 from pursuitify.rules.registry import Affine, Registry
 
-registry = Registry()
+#: Which entry goes where depends on sizes alone.
+registry = Registry(input_dependent=False, homogeneous=True)
 Op = Callable[..., Tensor]
 
 

@@ -15,7 +15,8 @@ from pursuitify.operators import Chain, Conv, Dense, Scale, conv_transpose_map, 
 from pursuitify.rules.registry import Affine, Registry
 from pursuitify.utils import memory_format
 
-registry = Registry()
+#: A convolution or a dense layer is given by its weights alone.
+registry = Registry(input_dependent=False)
 Op = Callable[..., Tensor]
 Ints = int | Sequence[int]
 
@@ -38,9 +39,21 @@ def _conv_check(padding_mode: str = "zeros", **_: Any) -> str | None:
     return None if padding_mode in modes else f"padding_mode={padding_mode!r} is unknown"
 
 
+def filter_norms(module: nn.Module) -> Tensor:
+    """Return the norm of each output channel's filter, in float64."""
+    norms: Tensor = _kernel(module).flatten(1).norm(dim=1)
+    return norms
+
+
+def _kernel(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().double()
+
+
 @registry.register(
     nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d, kind="weighted",
-    check=_conv_check,
+    check=_conv_check, absorbs_scale=True, channel_gains=filter_norms,
 )  # fmt: skip
 def conv(
     op: Op,
@@ -68,9 +81,18 @@ def conv(
     return Affine(op(input), (linear,), offset)
 
 
+def transposed_filter_norms(module: nn.Module) -> Tensor:
+    """Return the norm of each output channel's filter; the kernel is (c_in, c_out / groups, *k)."""
+    kernel, groups = _kernel(module), getattr(module, "groups", 1)
+    kernel = kernel.reshape(groups, -1, *kernel.shape[1:]).transpose(1, 2).flatten(0, 1)
+    norms: Tensor = kernel.flatten(1).norm(dim=1)
+    return norms
+
+
 @registry.register(
     nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, kind="weighted",
+    absorbs_scale=True, channel_gains=transposed_filter_norms,
 )  # fmt: skip
 def conv_transpose(
     op: Op,
@@ -92,7 +114,9 @@ def conv_transpose(
     return Affine(op(input), (linear,), None if bias is None else channel(bias, input.dim()))
 
 
-@registry.register(nn.Linear, F.linear, kind="weighted")
+@registry.register(
+    nn.Linear, F.linear, kind="weighted", absorbs_scale=True, channel_gains=filter_norms
+)
 def linear(op: Op, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Affine:
     """Dense layer on the last dimension."""
     return Affine(op(input), (Dense(weight, input.dim()),), bias)
@@ -108,9 +132,31 @@ def matmul(op: Op, input: Tensor, other: Tensor) -> Affine:
     return Affine(op(input), (Dense(other.mT, input.dim()),))
 
 
+def _statistics(
+    training: bool = False,
+    running_mean: object = ...,  # a node of the graph is no static parameter, and a tensor there
+    running_var: object = ...,
+    **_: Any,
+) -> str | None:
+    if training or running_mean is None or running_var is None:
+        return "its statistics are those of the batch"
+    return None
+
+
+def batch_norm_factors(module: nn.Module) -> Tensor:
+    """Return the size of each channel's factor, in float64; without running statistics at var 1."""
+    weight, var = getattr(module, "weight", None), getattr(module, "running_var", None)
+    like = weight if var is None else var
+    scale = torch.ones(()) if like is None else torch.ones_like(like)
+    if var is not None:
+        scale = torch.rsqrt(var + getattr(module, "eps", 1e-5))
+    return (scale if weight is None else scale * weight).detach().double().abs()
+
+
 @registry.register(
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, F.batch_norm, torch.batch_norm,
     kind="diagonal", channelwise=True, elementwise=True, stateful=True,
+    input_dependent=_statistics, absorbs_scale=True, channel_gains=batch_norm_factors,
 )  # fmt: skip
 def batch_norm(
     op: Op,

@@ -15,20 +15,10 @@ from torch import Tensor, fx, nn
 
 from pursuitify.compiler.graph.classify import AFFINE_LIKE, Site, Value
 from pursuitify.compiler.lowering.program import Program
-from pursuitify.rules import Rule, activations, elementwise, pooling, reshape, weighted
 
 #: A value: the mode's program (True in training) and the node.
 Point = tuple[bool, fx.Node]
 ONE = "one"
-ABSORBING = {weighted.conv, weighted.conv_transpose, weighted.linear}
-_HOMOGENEOUS = {
-    activations.relu,
-    activations.threshold,
-    activations.clamp_min,
-    activations.leaky_relu,
-    activations.prelu,
-}
-_BUILT_IN = {m.__name__ for m in (elementwise, pooling, activations, reshape, weighted)}
 
 
 def ties_of(model: nn.Module, programs: Mapping[bool, Program]) -> nx.Graph[Point | str]:
@@ -85,9 +75,7 @@ def _tie_operands(
                 ties.add_edge((mode, point), ONE, why=why)
 
     absorbs = node.op == "call_module" and str(node.target) in able
-    if not _built_in(rule):
-        pin(f"{node.name} has a rule of the user's own", node, *operands)
-    elif rule.kind == "diagonal":
+    if rule.kind == "diagonal":
         pin(f"{node.name} reads it, whose eps is not scaled", *operands)
         if not absorbs:
             pin(f"{node.name} has no parameters that are its alone", node)
@@ -95,8 +83,9 @@ def _tie_operands(
         pin(f"{node.name} has no parameters that are its alone", node, *operands)
     elif rule.kind == "join" and None in site.operands:
         pin(f"{node.name} adds a constant", node, *operands)
-    elif rule.kind == "activation" and not _homogeneous(site):
-        pin(f"{node.name} is no positively homogeneous activation", node, *operands)
+    elif rule.kind != "weighted" and not _homogeneous(site):
+        why = "is not positively homogeneous, or by a rule of the user's own that does not say so"
+        pin(f"{node.name} {why}", node, *operands)
     elif rule.kind != "weighted":
         ties.add_edges_from(((mode, node), (mode, operand)) for operand in operands)
 
@@ -104,8 +93,7 @@ def _tie_operands(
 def _homogeneous(site: Site) -> bool:
     assert site.rule is not None
     assert site.call is not None
-    unbounded = site.rule.bind is activations.clamp and site.call.parameters.get("max") is None
-    return site.rule.bind in _HOMOGENEOUS or unbounded
+    return site.rule.is_homogeneous(site.call.parameters)
 
 
 def _tie_modes(
@@ -146,8 +134,7 @@ def absorbers(model: nn.Module, programs: Mapping[bool, Program]) -> dict[str, n
 
 
 def _takes_up(site: Site) -> bool:
-    known = site.rule is not None and site.rule.bind in {*ABSORBING, weighted.batch_norm}
-    return known and site.value is Value.AFFINE
+    return site.rule is not None and site.rule.absorbs_scale and site.value is Value.AFFINE
 
 
 def _parameters(node: fx.Node, model: nn.Module) -> list[Tensor]:
@@ -165,8 +152,3 @@ def reason(ties: nx.Graph[Point | str], point: Point) -> str:
     """Return why a value's scale is 1: what holds the nearest value of its group."""
     path = nx.shortest_path(ties, point, ONE)
     return str(ties.edges[path[-2], ONE]["why"])
-
-
-def _built_in(rule: Rule) -> bool:
-    """Whether a rule is one of ours, known to be homogeneous where it is linear."""
-    return rule.bind is not None and rule.bind.__module__ in _BUILT_IN

@@ -138,7 +138,7 @@ def _slots(
 
 def _concat_dim(site: Site) -> int | None:
     """The dimension a node concatenates along, where it is a concat along a known one."""
-    if site.rule is None or site.call is None or site.rule.name != "cat":
+    if site.rule is None or site.call is None or not site.rule.concat:
         return None
     dim = site.call.parameters.get("dim", 0)
     return dim if isinstance(dim, int) else None

@@ -169,8 +169,8 @@ def _operands(
         return Site(node, Value.OTHER, rule, call)
     if not affine:
         return Site(node, Value.FROZEN, rule, call)
-    if rule.name == "div" and affine != [0]:
-        return Site(node, Value.OTHER, rule, call, reason="it divides by a value of the network")
+    if rule.linear_in is not None and not set(affine) <= set(rule.linear_in):
+        return Site(node, Value.OTHER, rule, call, reason=rule.otherwise)
     operands = tuple(o if i in affine else None for i, o in enumerate(call.operands))
     value = Value.LATENT if rule.kind == "activation" else Value.AFFINE
     return Site(node, value, rule, call, operands)
