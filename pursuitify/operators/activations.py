@@ -20,6 +20,11 @@ class Activation(ABC):
     #: Whether F needs <lam, w> with w >= 0 for the thresholds to be an l1 penalty.
     sparse: bool = True
 
+    @property
+    def nonnegative(self) -> bool:
+        """Whether f keeps w >= 0, and ``prox`` is zero wherever what it is given is below zero."""
+        return False
+
     @abstractmethod
     def __call__(self, z: Tensor) -> Tensor:
         """Return the activation of the pre-activation ``z`` (never in place)."""
@@ -75,6 +80,11 @@ class Linear(Activation):
 class ReLU(Activation):
     """f is the indicator of w >= 0."""
 
+    @property
+    def nonnegative(self) -> bool:
+        """True; not for a subclass that brings a ``prox`` of its own and does not say so."""
+        return type(self).prox is ReLU.prox
+
     def __call__(self, z: Tensor) -> Tensor:
         """Return max(z, 0)."""
         return F.relu(z)
@@ -102,6 +112,11 @@ class Clip(Activation):
 
     low: float
     high: float
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether it clips at zero from below; as for ReLU, of this ``prox`` alone."""
+        return self.low == 0 and type(self).prox is Clip.prox
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return ``z`` clipped to [low, high]."""

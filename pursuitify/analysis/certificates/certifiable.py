@@ -1,28 +1,22 @@
-"""Which networks can be certified: nothing in them may be frozen from data, the head is affine."""
+"""Which networks can be certified: nothing in them may be frozen from data, the head is affine.
+
+What is known is what the rules of the graph say of themselves, ``Rule.input_dependent`` first of
+all; a rule that says nothing is refused, for a certificate must not rest on a promise nobody made.
+``independence`` then tries, at other inputs and batches, whether the promises are kept.
+"""
 
 from __future__ import annotations
 
-from torch import fx, nn
+from torch import fx
 
-from pursuitify.compiler.graph.classify import Value
+from pursuitify.compiler.graph.classify import Site, Value
 from pursuitify.compiler.tracing import nodes
 from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.rules import default, static_parameters
 
-#: Rules whose map is the same at every input. What is not listed, a user's own rule included, is
-#: refused: the certificate must not depend on a promise nobody made.
-FIXED = frozenset(
-    {
-        "add", "adaptive_average_pool", "average_pool", "cat", "channel_shuffle", "chunk_piece",
-        "conv", "conv_transpose", "expand", "fixed_padding", "getitem", "identity", "linear",
-        "matmul", "mean", "narrow", "neg", "padding", "permute", "permute_method",
-        "pixel_shuffle", "pixel_unshuffle", "reshape", "resample", "select", "split_piece",
-        "stack", "sub", "sum_", "transpose", "matrix_transpose", "unbind_piece",
-    }
-)  # fmt: skip
-ACTIVATIONS = frozenset(
-    {"relu", "threshold", "relu6", "hardtanh", "clamp", "clamp_min", "leaky_relu", "prelu"}
-)
+#: Values that are the same at every input of one shape.
+_SAME = {Value.CONSTANT, Value.SHAPE}
 
 
 def check_certifiable(net: object) -> None:
@@ -43,54 +37,51 @@ def check_certifiable(net: object) -> None:
     program = net._program
     if len(program.inputs) != 1:
         reasons.append(f"it takes {len(program.inputs)} arguments; one input can be certified")
-    for node, site in program.sites.items():
-        reason = _reason(node, site.value, net)
+    for site in program.sites.values():
+        reason = _reason(site, net)
         if reason:
-            reasons.append(f"{node.name}: {reason}")
+            reasons.append(f"{site.node.name}: {reason}")
     reasons += [f"{node.name}: it leaves the network unpursued" for node in _bypasses(net)]
     if reasons:
-        lines = "\n".join(f"  - {reason}" for reason in reasons)
-        raise OptionError(f"this network cannot be certified:\n{lines}")
+        raise refusal(reasons)
 
 
-def _reason(node: fx.Node, value: Value, net: PursuitNetwork) -> str:
-    """Say why a node's map may differ between inputs, or that it is not affine."""
-    site = net._program.sites[node]
-    if value in {Value.INPUT, Value.CONSTANT, Value.SHAPE}:
-        return "it draws at random" if nodes.is_random(node) else ""
+def refusal(reasons: list[str]) -> OptionError:
+    """Return the error that lists why a network cannot be certified."""
+    lines = "\n".join(f"  - {reason}" for reason in reasons)
+    return OptionError(f"this network cannot be certified:\n{lines}")
+
+
+def has_own_rules(net: PursuitNetwork) -> bool:
+    """Return whether an operation has a rule that is not one of the library's own objects."""
+    known = {id(rule) for rule in default().values()}
+    rules = (site.rule for site in net._program.sites.values())
+    return any(rule is not None and id(rule) not in known for rule in rules)
+
+
+def _reason(site: Site, net: PursuitNetwork) -> str | None:
+    """Return why a node's map may differ between inputs, or that it is not affine."""
+    node, value = site.node, site.value
+    if value is Value.INPUT or value in _SAME:
+        return "it draws at random" if nodes.is_random(node) else None
     if value is Value.FROZEN:
         return "its value is frozen from the input"
     if value is Value.OTHER or site.rule is None or site.call is None:
         return "it is not affine"
-    name = site.rule.name
-    if value is Value.LATENT and name in ACTIVATIONS:
-        return ""
-    if name in FIXED:
-        return ""
-    if name in {"mul", "div"}:
-        return _factor(node, net)
     module = net.get_submodule(str(node.target)) if node.op == "call_module" else None
-    if name == "batch_norm":
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            fixed = module.running_mean is not None and not module.training
-            return "" if fixed else "its statistics are those of the batch"
-        return "a functional batch_norm: use the module, in evaluation mode"
-    if name == "dropout":
-        training = site.call.parameters.get("training", True)
-        training = module.training if module is not None else training
-        return "it draws a mask" if training else ""
-    return f"the rule {name} may depend on the input"
+    reason = site.rule.dependence(static_parameters(site.rule, site.call, module))
+    return reason or _factor(site, net)
 
 
-def _factor(node: fx.Node, net: PursuitNetwork) -> str:
-    site = net._program.sites[node]
+def _factor(site: Site, net: PursuitNetwork) -> str | None:
+    """Return that an operand which counts as fixed is computed from the input, if one is."""
     assert site.call is not None
     for operand, affine in zip(site.call.operands, site.operands, strict=False):
-        if affine is None and isinstance(operand, fx.Node):
-            value = net._program.sites[operand].value
-            if value not in {Value.CONSTANT, Value.SHAPE}:
-                return "it multiplies by a value that depends on the input"
-    return ""
+        if affine is not None or not isinstance(operand, fx.Node):
+            continue
+        if net._program.sites[operand].value not in _SAME:
+            return f"it multiplies by a value that depends on the input ({operand.name})"
+    return None
 
 
 def _bypasses(net: PursuitNetwork) -> list[fx.Node]:

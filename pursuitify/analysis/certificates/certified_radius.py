@@ -12,6 +12,10 @@ and what the ReLU is given moves by at most g |b_i| (|B d^t| + |P e|) <= g |b_i|
 before, while K_{T-1} + g |b_i| ||P|| times |e| is below its distance from zero. Within a radius,
 entries that are certainly zero drop out of h_a - h_b.
 
+A radius is one input's own: the network must give an input the same logits in every batch. Rules
+that do not promise to be independent of the input, heads that mix samples or read the size of the
+batch, and promises that do not hold where they are tried (``independence``) are refused.
+
 Everything holds in exact arithmetic. The radii are computed in the network's own precision: use
 float64 where the last digits matter.
 """
@@ -25,12 +29,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pursuitify.analysis.certificates.certifiable import check_certifiable
+from pursuitify.analysis.certificates.certifiable import check_certifiable, has_own_rules, refusal
 from pursuitify.analysis.certificates.head_slopes import slopes
+from pursuitify.analysis.certificates.input_independence import (
+    check_dictionary,
+    check_head,
+    check_promises,
+)
 from pursuitify.dictionary.norm_bounds import Norms, block_norms
 from pursuitify.errors import InputError
 from pursuitify.network.pursuit_network import PursuitNetwork
-from pursuitify.operators.activations import ReLU
 from pursuitify.solvers.step_sizes import synchronous_step_sizes
 from pursuitify.solvers.synchronous import moves
 
@@ -89,8 +97,9 @@ def certified_radius(net: PursuitNetwork, x: Tensor, *, local: bool = True) -> C
 
     Args:
         net: A pursuit network with ``solver="synchronous"`` in evaluation mode whose head is
-            affine. BatchNorm on running statistics is fine; max pooling, gates and whatever else
-            is frozen from data is not: the certificate would not hold.
+            affine and treats each sample alone. BatchNorm on running statistics is fine; max
+            pooling, gates and whatever else is frozen from data is not: the certificate would not
+            hold. Rules of your own have to say ``input_dependent=False``.
         x: A batch of inputs.
         local: Use which entries are certainly zero near each input.
 
@@ -100,25 +109,31 @@ def certified_radius(net: PursuitNetwork, x: Tensor, *, local: bool = True) -> C
     """
     check_certifiable(net)
     logits, _, dictionary = net.infer(x)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
-        raise InputError("certified_radius needs a network that returns logits (batch, classes)")
+    head = slopes(net, x)
+    if not bool(logits.isfinite().all()):
+        raise InputError("the network's logits are not finite: no decision can be certified")
+    check_dictionary(net, x)
+    check_head(net, x, logits, head)
     norms = Norms()
     blocks, direct = block_norms(dictionary, norms)
     steps = synchronous_step_sizes(dictionary, norms)
     if net.step_scale != 1:
         steps = [step * net.step_scale for step in steps]
+    if direct.dim() > 1:
+        raise refusal(["its norm bounds differ between samples: it scales them differently"])
     g, p = float(steps[0]), float(direct.norm())
+    if has_own_rules(net):
+        check_promises(dictionary, g, p)
     reach = float((blocks.mT @ direct).norm())
     bounds = [lipschitz_in_x(g, reach, p, t) for t in range(net.iterations + 1)]
-    head = slopes(net, x)
     certain = None
     if local:
         columns = torch.linalg.vector_norm(blocks, dim=0).tolist()
         given = list(moves(dictionary, steps, net.iterations))
         certain = {
-            name: _zero_radius([v[j] for v in given], columns[j], g, p, bounds)
+            name: _zero_radius([v[j].reshape(len(x), -1) for v in given], columns[j], g, p, bounds)
             for j, (name, row) in enumerate(zip(dictionary.names, dictionary.rows, strict=True))
-            if name in head and isinstance(row.activation, ReLU)
+            if name in head and row.activation.nonnegative
         }
     radius = _radius(logits, head, bounds[-1], certain)
     plain, forward, lengths = _feedforward(net, x, blocks, direct, head, dictionary.names)

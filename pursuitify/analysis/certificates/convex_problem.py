@@ -12,7 +12,7 @@ from torch import Tensor
 from pursuitify.analysis.measures.bind_network import bind
 from pursuitify.analysis.measures.dense_gram import normalised
 from pursuitify.network.pursuit_network import PursuitNetwork
-from pursuitify.operators.activations import Activation, Clip, ReLU
+from pursuitify.operators.activations import Activation
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class Problem:
 
 def bounded_below(parts: Sequence[tuple[int, Activation]]) -> Tensor:
     """Return which atoms have w >= 0 as their constraint, from (number, activation) per latent."""
-    held = [isinstance(f, ReLU) or (isinstance(f, Clip) and f.low == 0) for _, f in parts]
-    return torch.cat([torch.full((n,), h) for (n, _), h in zip(parts, held, strict=True)])
+    return torch.cat([torch.full((n,), f.nonnegative) for n, f in parts])
 
 
 def minimise(

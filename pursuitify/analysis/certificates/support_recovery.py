@@ -4,6 +4,10 @@ They hold for the exact minimiser of F, not for a few learned sweeps. On real co
 networks the mutual coherence is near one and the conditions that rest on it fail: then they are
 vacuous and say so, and the form by slack and smallest singular value, which needs no coherence,
 is the one that speaks.
+
+None of them says that an atom in use stays in use: below the radius no atom is *added* to the
+support, and atoms may leave it. A perturbation is one of the signal y; the dictionary, with all
+that is frozen into it at this input (switches of max pooling, gates), is taken as given.
 """
 
 from __future__ import annotations
@@ -45,8 +49,9 @@ class Verdict:
         if not self.holds:
             return f"{self.name}: vacuous ({self.reason})"
         return (
-            f"{self.name}: perturbations up to {self.radius:.4g} keep the support, error at most "
-            f"{self.gain:.4g} times the perturbation; {self.measure} ({self.reason})"
+            f"{self.name}: perturbations up to {self.radius:.4g} add no atom to the support (atoms "
+            f"may leave it), error at most {self.gain:.4g} times the perturbation; {self.measure} "
+            f"({self.reason})"
         )
 
 
@@ -81,7 +86,7 @@ def theorem_a(mu: float, k: int, lam_min: float, lam_max: float, noise: float = 
 
 
 def theorem_b(mu: float, k: int, slack: float, kkt: float = 0.0) -> Verdict:
-    """Say which perturbations keep the support of a minimiser, from the coherence.
+    """Say which perturbations add no atom to a minimiser's support, from the coherence.
 
     Args:
         mu: Mutual coherence.
@@ -105,7 +110,7 @@ def theorem_b(mu: float, k: int, slack: float, kkt: float = 0.0) -> Verdict:
 
 
 def slack_form(slack: float, sigma: float, kkt: float = 0.0) -> Verdict:
-    """Say which perturbations keep the support, from slack and smallest singular value.
+    """Say which perturbations add no atom to the support, from slack and smallest singular value.
 
     The residual of the minimiser is a nonexpansive function of the signal, so |d_j^T r| moves by
     at most ||e||: below the slack no atom enters. On the support F is sigma^2-strongly convex.
@@ -170,7 +175,8 @@ class Certificate:
                 f"  {self.by_slack}",
                 f"  layered bound, for comparison: error up to {self.layered_gain:.4g} times the "
                 f"perturbation (7.5^l times the root of the sparsities {self.sparsities})",
-                "  for the exact minimiser of F, not for a few sweeps",
+                "  for the exact minimiser of F, not for a few sweeps; for perturbations of the "
+                "signal, with what is frozen from this input (switches, gates) as it is",
             ]
         )
 

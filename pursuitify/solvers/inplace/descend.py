@@ -193,7 +193,7 @@ def _descend_own(row: BoundRow, value: Tensor, full: Tensor, step: Tensor) -> Te
     if len(maps) == 1 and isinstance(maps[0], PackedConv):
         bias = None if row.threshold is None else maps[0].inner.as_bias(row.threshold)
         if bias is not None or row.threshold is None:
-            relu = isinstance(row.activation, ReLU)
+            relu = type(row.activation) is ReLU  # a subclass may have a prox of its own
             scaled = None if bias is None else -step * bias
             value = maps[0].direct.add(value, full, scaled, relu)
             return value if relu else row.activation.prox_(value, step)
