@@ -123,7 +123,7 @@ def certified_radius(net: PursuitNetwork, x: Tensor, *, local: bool = True) -> C
         raise refusal(["its norm bounds differ between samples: it scales them differently"])
     g, p = float(steps[0]), float(direct.norm())
     if has_own_rules(net):
-        check_promises(dictionary, g, p)
+        check_promises(dictionary, g)
     reach = float((blocks.mT @ direct).norm())
     bounds = [lipschitz_in_x(g, reach, p, t) for t in range(net.iterations + 1)]
     certain = None

@@ -2,7 +2,7 @@
 
 The rules say that a network's dictionary, thresholds and activations are the same at every input
 (``certifiable``), and the derivations say that every sample stands alone. Both are tried here:
-the dictionary is bound at two unlike batches and acts on random vectors, the head runs in batches
+the dictionary is bound at unlike batches and acts on random vectors, the head runs in batches
 of other sizes and company. A rule whose author was wrong, or a size of the batch that enters the
 values, shows in some of it with probability one, up to rounding.
 """
@@ -21,6 +21,7 @@ from pursuitify.dictionary.bound_rows import BoundRow
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError
 from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.operators import LinearMap, dottest
 
 _POWER_STEPS = 30
 _DIFFERS = "differs between inputs of one shape, although its rules say that it does not"
@@ -30,15 +31,15 @@ _BATCH = (
 )
 
 
-def company(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two batches, one larger than ``x``: ``x`` and one more sample, and all others."""
+def company(x: Tensor) -> tuple[Tensor, ...]:
+    """Return batches one larger than ``x``: ``x`` and one more sample, then all other samples."""
     turned = x.flip(tuple(range(1, x.dim()))) if x.dim() > 1 else x
     if not x.is_floating_point():
         return torch.cat([x, turned[:1]]), torch.cat([turned, x[:1]])
     noise = torch.randn(len(x) + 1, *x.shape[1:], generator=_seed(), dtype=torch.float64).to(x)
     noise = noise * x.std().nan_to_num(1.0).clamp_min(1e-3)
     whole = torch.cat([x, turned[:1] + noise[:1]])
-    return whole, 0.5 * whole.flip(0) + noise
+    return whole, 0.5 * whole.flip(0) + noise, -whole
 
 
 def _seed(number: int = 0) -> torch.Generator:
@@ -57,7 +58,7 @@ def check_head(net: PursuitNetwork, x: Tensor, logits: Tensor, found: dict[str, 
     Raises:
         OptionError: With the reason.
     """
-    whole, _ = company(x)
+    whole = company(x)[0]
     for batch in (whole, x[:1]):
         number = min(len(batch), len(x))
         try:
@@ -65,7 +66,8 @@ def check_head(net: PursuitNetwork, x: Tensor, logits: Tensor, found: dict[str, 
         except InputError as error:
             reason = f"it takes no batch of {len(batch)}, so that {_BATCH}"
             raise refusal([reason]) from error
-        if not _alike(other[:number], logits[:number]):
+        shape = (len(batch), logits.shape[1])
+        if other.shape != shape or not _alike(other[:number], logits[:number]):
             raise refusal([_BATCH])
         there = slopes(net, batch)
         if there.keys() != found.keys() or not all(close(there[n], found[n]) for n in found):
@@ -93,13 +95,25 @@ def check_dictionary(net: PursuitNetwork, x: Tensor) -> None:
     Raises:
         OptionError: With the reason.
     """
-    first, second = (net.dictionary(batch) for batch in company(x))
-    if first.samples is None or second.samples is None:
+    first, *others = (net.dictionary(batch) for batch in company(x))
+    if any(dictionary.samples is None for dictionary in (first, *others)):
         raise refusal([MOVES])
-    if first.shapes != second.shapes:
-        raise refusal([f"its dictionary {_DIFFERS}"])
     generator = _seed(2)
     w = _named(first, [_random(like, generator) for like in _latents(first)])
+    reasons = [reason for other in others for reason in _differences(first, other, w)]
+    reasons += [f"the row of {name} mixes samples" for name in _mixing(first, w)]
+    if reasons:
+        raise refusal(list(dict.fromkeys(reasons)))
+
+
+def _differences(
+    first: StructuredDictionary, second: StructuredDictionary, w: dict[str, Tensor]
+) -> Iterator[str]:
+    """Yield in which rows two dictionaries of one network differ, tried at the latents ``w``."""
+    if first.shapes != second.shapes:
+        yield f"its dictionary {_DIFFERS}"
+        return
+    generator = _seed(4)
     rows = {n: _random(r, generator) for n, r in first.apply(w).items()}
     given = dataclasses.replace(first, inputs=second.inputs).signal
     pairs = [
@@ -108,19 +122,11 @@ def check_dictionary(net: PursuitNetwork, x: Tensor) -> None:
         (given, second.signal),
         (first.thresholds, second.thresholds),
     ]
-    reasons = [
-        f"the row of {name} {_DIFFERS}"
-        for name in first.names
-        if not all(close(a[name], b[name]) for a, b in pairs)
-    ]
-    reasons += [
-        f"the activation of {a.name} {_DIFFERS}"
-        for a, b, v in zip(first.rows, second.rows, w.values(), strict=True)
-        if not close(_prox(a, v), _prox(b, v))
-    ]
-    reasons += [f"the row of {name} mixes samples" for name in _mixing(first, w)]
-    if reasons:
-        raise refusal(list(dict.fromkeys(reasons)))
+    for name, own, other in zip(first.names, first.rows, second.rows, strict=True):
+        if not all(close(a[name], b[name]) for a, b in pairs):
+            yield f"the row of {name} {_DIFFERS}"
+        if not close(_prox(own, w[name]), _prox(other, w[name])):
+            yield f"the activation of {name} {_DIFFERS}"
 
 
 def _mixing(dictionary: StructuredDictionary, w: dict[str, Tensor]) -> Iterator[str]:
@@ -147,70 +153,72 @@ def _mixing(dictionary: StructuredDictionary, w: dict[str, Tensor]) -> Iterator[
                     yield n
 
 
-def check_promises(dictionary: StructuredDictionary, step: float, direct: float) -> None:
+def check_promises(dictionary: StructuredDictionary, step: float) -> None:
     """Refuse maps and activations of a user's own that are not what the certificate takes them for.
 
     Args:
         dictionary: The dictionary.
-        step: g, which has to be at most 1 / ||B||^2.
-        direct: The bound of ||P||.
+        step: g.
 
     Raises:
         OptionError: With the reason.
     """
     generator = _seed(3)
     reasons = []
-    w = _named(dictionary, [_random(like, generator) for like in _latents(dictionary)])
-    rows = {n: _random(r, generator) for n, r in dictionary.apply(w).items()}
-    left = _dot(dictionary.apply(w), rows)
-    right = _dot(w, dictionary.adjoint(rows))
-    eps = torch.finfo(dictionary.inputs[0].dtype).eps
-    if abs(left - right) > 1e3 * eps * _norm(dictionary.apply(w)) * _norm(rows):
-        reasons.append("an adjoint is not that of its map (pursuitify.operators.dottest tells)")
-    slack = 1 + 1e3 * eps
-    vector = w
-    for _ in range(_POWER_STEPS):
-        vector = dictionary.adjoint(dictionary.apply(vector))
-        size = max(_norm(vector), torch.finfo(torch.float32).tiny)
-        vector = {n: v / size for n, v in vector.items()}
-    if _norm(dictionary.apply(vector)) ** 2 * step > slack * _norm(vector) ** 2:
-        reasons.append("a map's norm_bound is less than its norm")
-    if _signal_norm(dictionary, generator) > slack * direct:
-        reasons.append("a norm_bound of a map that reads the input is less than its norm")
-    for row, like in zip(dictionary.rows, w.values(), strict=True):
-        for size in (1e-3, 1.0, 1e3):
-            a, b = (size * _random(like, generator) for _ in range(2))
-            for one, two in ((a, b), (a, a + 1e-3 * b)):
-                change = (_prox(row, one, step) - _prox(row, two, step)).double()
-                moved = (one - two).double()
-                bound = float((change * moved).sum()) + 1e3 * eps * float(moved.norm()) * float(
-                    one.norm()
-                )
-                if float(change.square().sum()) > bound:
-                    reasons.append(
-                        f"the activation of {row.name} is no proximal operator of a convex penalty"
-                    )
+    w = [_random(like, generator) for like in _latents(dictionary)]
+    for row in dictionary.rows:
+        paths = [path for slot in row.slots for path in slot]
+        chains = [
+            (w[p.leaf] if p.leaf >= 0 else dictionary.inputs[-1 - p.leaf], p.maps) for p in paths
+        ]
+        if row.diagonal is not None:
+            chains.append((row.join(row.signal), row.diagonal.maps))
+        reasons += [
+            f"the row of {row.name}: {type(item).__name__}.{fault}"
+            for start, maps in chains
+            for item, fault in _faults(start, maps, generator)
+        ]
+    reasons += [
+        f"the activation of {row.name} is no proximal operator of a convex penalty"
+        for row, like in zip(dictionary.rows, w, strict=True)
+        if not _is_proximal(row, like, step, generator)
+    ]
     if reasons:
         raise refusal(list(dict.fromkeys(reasons)))
 
 
-def _signal_norm(dictionary: StructuredDictionary, generator: torch.Generator) -> float:
-    """Return an estimate of ||P|| from below, by power steps on y = P x."""
-    e = _random(dictionary.inputs[0], generator)
-    found = 0.0
-    for _ in range(_POWER_STEPS):
-        size = float(e.norm())
-        if size == 0:
-            break
-        with torch.enable_grad():
-            leaf = (e / size).detach().requires_grad_()
-            signal = dataclasses.replace(dictionary, inputs=(leaf,)).signal
-            total = sum((s.square().sum() for s in signal.values()), leaf.new_zeros(()))
-            found = float(total.detach().sqrt())
-            if not total.requires_grad:
+def _faults(
+    start: Tensor, maps: Sequence[LinearMap], generator: torch.Generator
+) -> Iterator[tuple[LinearMap, str]]:
+    """Yield the maps of a chain whose adjoint or bound is wrong; power steps try the bound."""
+    slack = 1 + 1e3 * torch.finfo(start.dtype).eps
+    for item in maps:
+        v = _random(start, generator)
+        if dottest(item, v) > slack - 1:
+            yield item, "adjoint is not the adjoint of its apply"
+        size = 0.0
+        for _ in range(_POWER_STEPS):
+            v = item.adjoint(item.apply(v / v.norm()))
+            size = float(v.norm())  # at most ||A||^2
+            if not size > 0:
                 break
-            (e,) = torch.autograd.grad(total / 2, leaf)  # P^T P e
-    return found
+        if size**0.5 > slack * float(torch.as_tensor(item.norm_bound()).max()):
+            yield item, f"norm_bound is less than its norm, which is at least {size**0.5:.6g}"
+        start = item.apply(start)
+
+
+def _is_proximal(row: BoundRow, like: Tensor, step: float, generator: torch.Generator) -> bool:
+    """Try <p - q, v - u> >= |p - q|^2 for p = prox(v) and q = prox(u), far apart and close."""
+    eps = torch.finfo(like.dtype).eps
+    for size in (1e-3, 1.0, 1e3):
+        v, other = (size * _random(like, generator) for _ in range(2))
+        for u in (other, v + 1e-3 * other):
+            change = (_prox(row, v, step) - _prox(row, u, step)).double()
+            moved = (v - u).double()
+            rounding = 1e3 * eps * float(moved.norm()) * float(v.norm())
+            if float(change.square().sum()) > float((change * moved).sum()) + rounding:
+                return False
+    return True
 
 
 def _latents(dictionary: StructuredDictionary) -> list[Tensor]:
@@ -235,11 +243,3 @@ def _only(value: Tensor, group: Tensor) -> Tensor:
 
 def _prox(row: BoundRow, v: Tensor, step: float = 0.5) -> Tensor:
     return row.activation.prox(v.clone(), v.new_tensor(step))
-
-
-def _dot(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    return sum(float((a[n].double() * b[n].double()).sum()) for n in a)
-
-
-def _norm(a: dict[str, Tensor]) -> float:
-    return _dot(a, a) ** 0.5
