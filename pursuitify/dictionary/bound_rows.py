@@ -14,13 +14,7 @@ from torch import Tensor
 from pursuitify.compiler.graph.rows import Row, Use
 from pursuitify.compiler.lowering.offsets import offset_of
 from pursuitify.compiler.lowering.program import Bound
-from pursuitify.operators import (
-    Chain,
-    Conv,
-    LinearMap,
-    Place,
-    compose,
-)
+from pursuitify.operators import Chain, Conv, LinearMap, Place, compose
 from pursuitify.operators.activations import Activation
 
 Parts = tuple[Tensor, ...]

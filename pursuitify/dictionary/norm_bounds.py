@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.operators import (
-    Adjoint,
-    Conv,
-    Dense,
-    LinearMap,
-    conv_norm_bound,
-    conv_norm_estimate,
-    kernel_contents,
-)
+from pursuitify.operators import LinearMap, conv_norm_bound, conv_norm_estimate, kernel_contents
 from pursuitify.utils import func_transforms
 
 
@@ -119,7 +111,7 @@ class Norms:
             return self._estimate
         if torch.compiler.is_compiling():
             return _certify
-        kernels = [kernel[0] for m in dictionary.maps() if (kernel := _kernel(m)) is not None]
+        kernels = [bank.weight for m in dictionary.maps() if (bank := m.filter_bank()) is not None]
         contents = kernel_contents(kernels)
         if contents != self._contents:
             self._found.clear()
@@ -127,36 +119,25 @@ class Norms:
         return self._remembered
 
     def _estimate(self, key: str, linear: LinearMap) -> Tensor | float:
-        kernel = _kernel(linear)
-        if kernel is None:
+        bank = linear.filter_bank()
+        if bank is None:
             return linear.norm_bound()
-        weight, form = kernel
-        value, state = conv_norm_estimate(weight, *form, self._states.get(key), _WARM_STEPS)
+        value, state = conv_norm_estimate(*bank, self._states.get(key), _WARM_STEPS)
         self._states[key] = state.detach()
         return value
 
     def _remembered(self, key: str, linear: LinearMap) -> Tensor | float:
-        kernel = _kernel(linear)
-        if kernel is None or (torch.is_grad_enabled() and kernel[0].requires_grad):
+        bank = linear.filter_bank()
+        if bank is None or (torch.is_grad_enabled() and bank.weight.requires_grad):
             return _certify(key, linear)
         if key not in self._found:
-            self._found[key] = conv_norm_bound(kernel[0], *kernel[1])
+            self._found[key] = conv_norm_bound(*bank)
         return self._found[key].clone()
 
 
 def _certify(key: str, linear: LinearMap) -> Tensor | float:
-    kernel = _kernel(linear)
-    return linear.norm_bound() if kernel is None else conv_norm_bound(kernel[0], *kernel[1])
-
-
-def _kernel(
-    linear: LinearMap,
-) -> tuple[Tensor, tuple[tuple[int, ...], tuple[int, ...], int]] | None:
-    """Return the weight of a weighted map and its (stride, dilation, groups), or None."""
-    inner = linear.inner if isinstance(linear, Adjoint) else linear
-    if isinstance(inner, Conv):
-        return inner.weight, (inner.stride, inner.dilation, inner.groups)
-    return (inner.weight, ((), (), 1)) if isinstance(inner, Dense) else None
+    bank = linear.filter_bank()
+    return linear.norm_bound() if bank is None else conv_norm_bound(*bank)
 
 
 def lipschitz(

@@ -6,6 +6,7 @@ from pursuitify.operators.base import (
     Adjoint,
     Chain,
     Factor,
+    FilterBank,
     Identity,
     LinearMap,
     accumulate,
@@ -36,6 +37,7 @@ from pursuitify.operators.reshape import (
 )
 from pursuitify.operators.scale import Scale
 from pursuitify.operators.separable import Separable, adaptive_avg_pool, avg_pool, interpolate, pad
+from pursuitify.operators.symbols import Symbols
 
 __all__ = [
     "ESTIMATE_MARGIN",
@@ -46,6 +48,7 @@ __all__ = [
     "Dense",
     "Expand",
     "Factor",
+    "FilterBank",
     "Identity",
     "Index",
     "LinearMap",
@@ -58,6 +61,7 @@ __all__ = [
     "Select",
     "Separable",
     "Slice",
+    "Symbols",
     "Windows",
     "ZeroPad",
     "accumulate",
@@ -73,7 +77,6 @@ __all__ = [
     "dense_norm_estimate",
     "dottest",
     "interpolate",
-    "is_weighted",
     "kernel_contents",
     "pad",
 ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pursuitify.utils.compiling import compiling
+from pursuitify.operators.symbols import Symbols
 
 #: A factor of a sum: a number, or a tensor that broadcasts against the sum.
 Factor: TypeAlias = "Tensor | float"
@@ -33,6 +34,22 @@ def piece(value: Tensor, dim: int, start: int, length: int) -> Tensor:
     return found.clone() if compiling() else found
 
 
+class FilterBank(NamedTuple):
+    """The weights of a convolution or of a matrix, all that its norm bound depends on.
+
+    Attributes:
+        weight: Kernel (c_out, c_in / groups, *k); a matrix (out, in) has no spatial dims.
+        stride: Stride per spatial dim.
+        dilation: Dilation per spatial dim.
+        groups: Number of groups.
+    """
+
+    weight: Tensor
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
 class LinearMap(ABC):
     """A linear map between batches of tensors, bound to its parameters and shapes.
 
@@ -41,6 +58,9 @@ class LinearMap(ABC):
     compiled, exported and differentiated. They take and return whole batches: dimension 0 is the
     batch unless the map itself moves it.
     """
+
+    #: Whether ``apply`` also takes a tensor that only broadcasts against the input.
+    broadcasts: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
@@ -103,6 +123,59 @@ class LinearMap(ABC):
         """Return ``self o first`` as one cheaper map, or None where there is none."""
         return None
 
+    def filter_bank(self) -> FilterBank | None:
+        """Return the weights where the map is one convolution or matrix; None where it is none."""
+        return None
+
+    def rescaled(self, factor: Tensor) -> LinearMap | None:
+        """Return the map with its output times ``factor`` folded into its weights, or None.
+
+        Args:
+            factor: A tensor with as many dims as the output, each of its size or 1, or 0-dim.
+        """
+        return None
+
+    def rescaled_input(self, factor: Tensor) -> LinearMap | None:
+        """Return the map of ``factor`` times its input, folded into its weights, or None."""
+        return None
+
+    def narrow_input(self, start: int, length: int) -> LinearMap | None:
+        """Return the map restricted to a slot of input channels, or None where it has no such."""
+        return None
+
+    def pattern(self) -> LinearMap:
+        """Return the map with every weight set to one: what it can reach, whatever they are."""
+        return self
+
+    def symbol(self, into: Symbols) -> None:
+        """Say in the words of ``Symbols`` what the map does to channels and positions.
+
+        By default it is said to move elements; a map that does more, and says nothing, is refused.
+        """
+        into.moved(self)
+
+    def adjoint_symbol(self, into: Symbols) -> None:
+        """Say the same of the adjoint."""
+        into.refused(f"the adjoint of {type(self).__name__} has no kernel form")
+
+
+def along(factor: Tensor, dim: int, size: int, dims: int) -> Tensor | None:
+    """Return a factor as a vector (size,) along ``dim``, or None if it varies elsewhere.
+
+    Args:
+        factor: As ``LinearMap.rescaled`` takes it.
+        dim: The dimension.
+        size: Its size.
+        dims: Number of dimensions of what is scaled.
+    """
+    if factor.dim() == 0:
+        return factor.expand(size)
+    if factor.dim() != dims or factor.shape[dim] not in (1, size):
+        return None
+    if factor.numel() != factor.shape[dim]:
+        return None
+    return factor.reshape(-1).expand(size)
+
 
 def channels_inside(x: Tensor) -> bool:
     """Return whether channels lie closest in memory (channels_last), under vmap as well."""
@@ -111,6 +184,8 @@ def channels_inside(x: Tensor) -> bool:
 
 class Identity(LinearMap):
     """The identity; what an inlined no-op (Identity, contiguous, eval-mode dropout) becomes."""
+
+    broadcasts = True
 
     def apply(self, x: Tensor) -> Tensor:
         """Return ``x`` itself."""
@@ -131,6 +206,9 @@ class Identity(LinearMap):
     def after(self, first: LinearMap) -> LinearMap:
         """Return ``first``."""
         return first
+
+    def symbol(self, into: Symbols) -> None:
+        """Say nothing: nothing is done."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +265,15 @@ class Chain(LinearMap):
     def narrow(self, dim: int, start: int, length: int) -> Chain:
         """Narrow every map of the chain."""
         return Chain(tuple(item.narrow(dim, start, length) for item in self.maps))
+
+    def pattern(self) -> Chain:
+        """Return the chain of the maps' patterns."""
+        return Chain(tuple(item.pattern() for item in self.maps))
+
+    def symbol(self, into: Symbols) -> None:
+        """Let every map speak for itself."""
+        for item in self.maps:
+            into.read(item)
 
 
 def flatten(maps: Sequence[LinearMap]) -> list[LinearMap]:
@@ -254,3 +341,24 @@ class Adjoint(LinearMap):
     def narrow(self, dim: int, start: int, length: int) -> Adjoint:
         """Return the adjoint of the inner map's slot."""
         return Adjoint(self.inner.narrow(dim, start, length))
+
+    def filter_bank(self) -> FilterBank | None:
+        """Return the inner map's: the norm is the same."""
+        return self.inner.filter_bank()
+
+    def rescaled(self, factor: Tensor) -> LinearMap | None:
+        """Return the adjoint of the inner map with its input rescaled, or None."""
+        scaled = self.inner.rescaled_input(factor)
+        return None if scaled is None else Adjoint(scaled)
+
+    def pattern(self) -> Adjoint:
+        """Return the adjoint of the inner map's pattern."""
+        return Adjoint(self.inner.pattern())
+
+    def symbol(self, into: Symbols) -> None:
+        """Let the inner map speak of its adjoint."""
+        self.inner.adjoint_symbol(into)
+
+    def adjoint_symbol(self, into: Symbols) -> None:
+        """Let the inner map speak."""
+        into.read(self.inner)

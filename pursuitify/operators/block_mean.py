@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pursuitify.operators.base import Factor, LinearMap, channels_inside
+from pursuitify.operators.symbols import Symbols
 
 _POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
@@ -78,3 +79,11 @@ class BlockMean(LinearMap):
         if dim not in (0, 1):
             raise NotImplementedError(f"BlockMean mixes the slots of dimension {dim}")
         return self
+
+    def symbol(self, into: Symbols) -> None:
+        """Say: a mean over blocks, or over the whole dim."""
+        along = [
+            into.total(n, 1 / n) if k == n and n > 1 else into.window(n, n // k, k, k, mean=1 / k)
+            for n, k in zip(self.size, self.kernel, strict=True)
+        ]
+        into.channelwise(along, self.factor)

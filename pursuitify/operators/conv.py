@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pursuitify.operators.base import Adjoint, LinearMap, piece
+from pursuitify.operators.base import Adjoint, FilterBank, LinearMap, along, piece
 from pursuitify.operators.conv_phases import phase_adjoint
 from pursuitify.operators.norms.certified import conv_norm_bound
 from pursuitify.operators.reshape import Place
+from pursuitify.operators.symbols import Symbols
 
 _FEW = 4
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -161,6 +163,47 @@ class Conv(LinearMap):
         if isinstance(first, Place) and first.dim == 1:
             return self.narrow_input(first.start, first.length)
         return None
+
+    def filter_bank(self) -> FilterBank:
+        """Return the weights."""
+        return FilterBank(self.weight, self.stride, self.dilation, self.groups)
+
+    def rescaled(self, factor: Tensor) -> Conv | None:
+        """Return the map with a factor per output channel in its kernel."""
+        scale = along(factor, 1, self.weight.shape[0], self.weight.dim())
+        return None if scale is None else self.scaled(scale)
+
+    def rescaled_input(self, factor: Tensor) -> Conv | None:
+        """Return the map with a factor per input channel in its kernel."""
+        channels = self.weight.shape[1] * self.groups
+        scale = along(factor, 1, channels, self.weight.dim())
+        return None if scale is None else self.scaled_input(scale)
+
+    def pattern(self) -> Conv:
+        """Return the convolution with a kernel of ones."""
+        return dataclasses.replace(self, weight=torch.ones_like(self.weight))
+
+    def symbol(self, into: Symbols) -> None:
+        """Say: a kernel on a window per dim."""
+        self._say(into, transposed=False)
+
+    def adjoint_symbol(self, into: Symbols) -> None:
+        """Say the same, transposed."""
+        self._say(into, transposed=True)
+
+    def _say(self, into: Symbols, transposed: bool) -> None:
+        windows = [
+            into.window(n, (n + low + high - d * (k - 1) - 1) // s + 1, k, s, low, d)
+            for n, k, s, (low, high), d in zip(
+                self.size,
+                self.weight.shape[2:],
+                self.stride,
+                self.padding,
+                self.dilation,
+                strict=True,
+            )
+        ]
+        into.weighted(self.weight, self.groups, windows, transposed)
 
 
 def conv_transpose_map(

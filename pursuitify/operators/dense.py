@@ -5,24 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pursuitify.operators.base import (
-    Adjoint,
-    LinearMap,
-    piece,
-)
-from pursuitify.operators.conv import Conv
+from pursuitify.operators.base import FilterBank, LinearMap, along, piece
 from pursuitify.operators.norms.certified import dense_norm_bound
-from pursuitify.operators.reshape import (
-    Place,
-)
-
-
-def is_weighted(linear: LinearMap) -> bool:
-    """Whether a map holds weights, so that its norm is worth keeping."""
-    return isinstance(linear.inner if isinstance(linear, Adjoint) else linear, (Conv, Dense))
+from pursuitify.operators.reshape import Place
+from pursuitify.operators.symbols import Symbols
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,3 +53,20 @@ class Dense(LinearMap):
         if isinstance(first, Place) and first.dim in (-1, self.dims - 1 if self.dims else -1):
             return self.narrow_input(first.start, first.length)
         return None
+
+    def filter_bank(self) -> FilterBank:
+        """Return the matrix, which has no spatial dims."""
+        return FilterBank(self.weight, (), (), 1)
+
+    def rescaled(self, factor: Tensor) -> Dense | None:
+        """Return the map with a factor per output feature in its matrix."""
+        scale = along(factor, -1, self.weight.shape[0], factor.dim())
+        return None if scale is None else self.scaled(scale)
+
+    def pattern(self) -> Dense:
+        """Return the matrix of ones."""
+        return dataclasses.replace(self, weight=torch.ones_like(self.weight))
+
+    def symbol(self, into: Symbols) -> None:
+        """Say: a matrix."""
+        into.dense(self.weight)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pursuitify.operators.base import Factor, LinearMap, channels_inside, piece
+from pursuitify.operators.symbols import Symbols
 
 
 def cover(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> int:
@@ -137,3 +138,7 @@ class Select(LinearMap):
         if dim != 1:
             raise NotImplementedError(f"Select mixes the slots of dimension {dim}")
         return dataclasses.replace(self, indices=piece(self.indices, 1, start, length))
+
+    def symbol(self, into: Symbols) -> None:
+        """Say: a choice per window."""
+        into.selected(self)

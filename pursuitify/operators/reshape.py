@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pursuitify.operators.base import Identity, LinearMap
+from pursuitify.operators.symbols import Symbols
 
 
 def _pad_dim(x: Tensor, dim: int, low: int, high: int) -> Tensor:
@@ -265,3 +266,10 @@ class Reduce(LinearMap):
     def norm_bound(self) -> float:
         """Return sqrt(n) for a sum over n elements, 1 / sqrt(n) for their mean."""
         return math.sqrt(self._count()) ** (-1 if self.mean else 1)
+
+    def symbol(self, into: Symbols) -> None:
+        """Say: a total along each spatial dim."""
+        dims = {d % len(self.in_shape) for d in self.dims}
+        if dims != set(range(2, len(self.in_shape))):
+            into.refused("a reduction over channels or over part of the positions")
+        into.channelwise([into.total(n, 1 / n if self.mean else 1.0) for n in self.in_shape[2:]])

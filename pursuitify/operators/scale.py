@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from pursuitify.operators.base import Adjoint, Factor, LinearMap, accumulate, piece
-from pursuitify.operators.conv import Conv
-from pursuitify.operators.dense import Dense
+from pursuitify.operators.base import Factor, LinearMap, accumulate, piece
+from pursuitify.operators.symbols import Symbols
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,7 @@ class Scale(LinearMap):
 
     factor: Tensor | float
     per_sample: bool = False
+    broadcasts = True
 
     def apply(self, x: Tensor) -> Tensor:
         """Return factor * x."""
@@ -60,35 +61,20 @@ class Scale(LinearMap):
             return self
         return Scale(piece(factor, dim, start, length), self.per_sample)
 
-    def _along(self, dim: int, size: int, dims: int) -> Tensor | None:
-        """Return the factor as a vector (size,) along ``dim``, or None if it varies elsewhere."""
-        factor = self.factor
-        if not isinstance(factor, Tensor):
-            return None
-        if factor.dim() == 0:
-            return factor.expand(size)
-        if factor.dim() != dims or factor.shape[dim] not in (1, size):
-            return None
-        if factor.numel() != factor.shape[dim]:
-            return None
-        return factor.reshape(-1).expand(size)
-
     def after(self, first: LinearMap) -> LinearMap | None:
-        """Merge with a scale; fold a per-channel scale into the weight before it."""
+        """Merge with a scale; fold a scale per channel into the weights before it."""
         if isinstance(first, Scale):
             return Scale(self.factor * first.factor, self.per_sample or first.per_sample)
-        if self.per_sample:
+        if self.per_sample or not isinstance(self.factor, Tensor):
             return None
-        inner = first.inner if isinstance(first, Adjoint) else first
-        if isinstance(inner, Conv):
-            channels = inner.weight.shape[0]
-            if inner is not first:
-                channels = inner.weight.shape[1] * inner.groups
-            factor = self._along(1, channels, inner.weight.dim())
-            if factor is None:
-                return None
-            return inner.scaled(factor) if inner is first else Adjoint(inner.scaled_input(factor))
-        if isinstance(first, Dense) and isinstance(self.factor, Tensor):
-            factor = self._along(-1, first.weight.shape[0], self.factor.dim())
-            return None if factor is None else first.scaled(factor)
-        return None
+        return first.rescaled(self.factor)
+
+    def pattern(self) -> Scale:
+        """Return the scale by ones."""
+        factor = self.factor
+        ones = torch.ones_like(factor) if isinstance(factor, Tensor) else 1.0
+        return Scale(ones, self.per_sample)
+
+    def symbol(self, into: Symbols) -> None:
+        """Say: a factor."""
+        into.scaled(self.factor)

@@ -22,6 +22,7 @@ from pursuitify.operators.block_mean import BlockMean
 from pursuitify.operators.reshape import ZeroPad
 from pursuitify.utils import torch_internals
 from pursuitify.utils.compiling import compiling
+from pursuitify.operators.symbols import Symbols
 
 _LINEAR = {"linear", "bilinear", "trilinear"}
 _MODES = ("nearest", "nearest-exact", "area", "linear", "bilinear", "trilinear")
@@ -72,6 +73,15 @@ class Separable(LinearMap):
         if dim not in (0, 1):
             raise NotImplementedError(f"Separable mixes the slots of dimension {dim}")
         return self
+
+    def pattern(self) -> Separable:
+        """Return the matrices with their entries that are not zero set to one."""
+        mats = tuple(None if m is None else m.ne(0).to(m) for m in self.mats)
+        return Separable(mats, self.bound)
+
+    def symbol(self, into: Symbols) -> None:
+        """Say: a matrix along each dim."""
+        into.channelwise([None if m is None else into.matrix(m) for m in self.mats])
 
 
 def _pool_op(x: Tensor, k: int, s: int, p: int, ceil: bool, include: bool, total: bool) -> Tensor:

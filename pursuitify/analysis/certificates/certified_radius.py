@@ -109,9 +109,9 @@ def certified_radius(net: PursuitNetwork, x: Tensor, *, local: bool = True) -> C
     """
     check_certifiable(net)
     logits, _, dictionary = net.infer(x)
-    head = slopes(net, x)
-    if not bool(logits.isfinite().all()):
+    if isinstance(logits, Tensor) and not bool(logits.isfinite().all()):
         raise InputError("the network's logits are not finite: no decision can be certified")
+    head = slopes(net, x)
     check_dictionary(net, x)
     check_head(net, x, logits, head)
     norms = Norms()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,11 +64,12 @@ def head_of(net: PursuitNetwork, x: Tensor) -> Head:
 
     def run(latents: tuple[Tensor, ...]) -> Tensor:
         with arguments.input_errors():
-            logits = program.head(net, latents, first, values)
+            logits: object = program.head(net, latents, first, values)
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else ()
-        if len(shape) != 2 or shape[0] != len(x) or shape[1] < 2:
+        if not isinstance(logits, Tensor) or len(shape) != 2 or shape[0] != len(x) or shape[1] < 2:
             raise InputError(
-                "certified_radius needs a network that returns logits (batch, classes)"
+                f"certified_radius needs a network that returns logits ({len(x)}, classes), a row "
+                f"a sample and two classes at least, not {shape or type(logits).__name__}"
             )
         return logits
 
@@ -112,7 +113,9 @@ def _check_apart(head: Head, logits: Tensor, leaves: tuple[Tensor, ...]) -> None
     for group in groups(head.batch):
         ask = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
         ask[~group] = 0
-        derived = torch.autograd.grad(logits, leaves, ask, retain_graph=True, allow_unused=True)
+        derived: Sequence[Tensor | None] = torch.autograd.grad(
+            logits, leaves, ask, retain_graph=True, allow_unused=True
+        )
         for slope in derived:
             if slope is None:
                 continue

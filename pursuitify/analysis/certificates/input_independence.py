@@ -10,6 +10,7 @@ values, shows in some of it with probability one, up to rounding.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -86,7 +87,8 @@ def _copies(latents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def _alike(a: Tensor, b: Tensor) -> bool:
     """Return whether two results of all sweeps agree to what rounding adds up to."""
     scale = float(torch.maximum(a.abs().max(), b.abs().max()))
-    return float((a - b).abs().max()) <= 10 * torch.finfo(a.dtype).eps ** 0.5 * scale
+    eps = float(torch.finfo(a.dtype).eps)
+    return float((a - b).abs().max()) <= 10 * math.sqrt(eps) * scale
 
 
 def check_dictionary(net: PursuitNetwork, x: Tensor) -> None:

@@ -19,7 +19,7 @@ from pursuitify.analysis.gram.symbol import (
 )
 from pursuitify.dictionary.bound_rows import BoundPath, BoundRow
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.operators import Chain, Conv, Dense, LinearMap
+from pursuitify.operators import Chain, LinearMap
 
 #: A slot of a row: (row, slot).
 Place = tuple[int, int]
@@ -142,8 +142,6 @@ def _operator(maps: Sequence[LinearMap], site: Site, like: Tensor, border: bool)
 
 
 def _narrow(first: LinearMap, start: int, extent: int) -> LinearMap | None:
-    if isinstance(first, (Conv, Dense)):
-        return first.narrow_input(start, extent)
     if isinstance(first, Chain):
         raise UnsupportedError("a chain under a concatenation")
-    return None
+    return first.narrow_input(start, extent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -14,19 +15,7 @@ from pursuitify.analysis.gram.max_pool_switches import centre, every
 from pursuitify.analysis.gram.position_relations import Line
 from pursuitify.analysis.gram.rearrangements import moved
 from pursuitify.analysis.gram.symbol import Site, Switch, Symbol, UnsupportedError, unit
-from pursuitify.operators import (
-    Adjoint,
-    BlockMean,
-    Chain,
-    Conv,
-    Dense,
-    Identity,
-    LinearMap,
-    Reduce,
-    Scale,
-    Select,
-    Separable,
-)
+from pursuitify.operators import Identity, LinearMap, Select
 
 
 def block_of(
@@ -44,25 +33,110 @@ def block_of(
     Raises:
         UnsupportedError: If a map mixes positions and channels in another way.
     """
-    symbol = unit(site, like, border)
-    chain = _spelled(maps)
-    while chain:
-        item = chain.pop(0)
-        if isinstance(item, Identity):
-            continue
-        if _moves(item):
-            run = [item]
-            while chain and _moves(chain[0]):
-                run.append(chain.pop(0))
-            symbol, site = moved(symbol, site, run)
-        elif worst and isinstance(item, Select) and math.prod(_kernel(item)) > 1:
-            symbol, site = _switched(symbol, site, item)
-        else:
-            symbol, site = _step(symbol, site, item)
-    return symbol.spread(), site
+    reader = _Reader(unit(site, like, border), site, worst)
+    for item in maps:
+        reader.read(item)
+    return reader.finish()
 
 
-def _kernel(select: Select) -> tuple[int, ...]:
+class _Reader:
+    """The symbol of a chain as far as it was heard: each map says what it does.
+
+    Attributes:
+        symbol: The symbol so far.
+        site: Where it ends.
+        worst: Whether every choice of a max pooling is kept.
+    """
+
+    window = staticmethod(position_relations.window)
+    total = staticmethod(position_relations.summed)
+    matrix = staticmethod(position_relations.from_matrix)
+
+    def __init__(self, symbol: Symbol, site: Site, worst: bool) -> None:
+        self.symbol, self.site, self.worst = symbol, site, worst
+        self._item: LinearMap = Identity()
+        self._run: list[LinearMap] = []
+
+    def read(self, item: LinearMap) -> None:
+        """Hear one map."""
+        self._item = item
+        item.symbol(self)
+
+    def finish(self) -> tuple[Symbol, Site]:
+        """Return the symbol of all maps, and where it ends."""
+        self._follow()
+        return self.symbol.spread(), self.site
+
+    def moved(self, item: LinearMap) -> None:
+        """Remember a map that only moves elements: a run of them is followed as one."""
+        self._run.append(item)
+
+    def _follow(self) -> None:
+        if self._run:
+            self.symbol, self.site = moved(self.symbol, self.site, self._run)
+            self._run = []
+
+    def refused(self, why: str) -> NoReturn:
+        """Raise."""
+        raise UnsupportedError(why)
+
+    def _positioned(self) -> None:
+        """Catch up with the maps that move elements; refuse where positions were flattened."""
+        self._follow()
+        if self.site.flat:
+            self.refused(f"{type(self._item).__name__} after a flatten")
+
+    def scaled(self, factor: Tensor | float) -> None:
+        """Scale the symbol; by one factor per channel at most."""
+        self._follow()
+        self.symbol = _scaled(self.symbol, self.site, factor)
+
+    def dense(self, weight: Tensor) -> None:
+        """Apply a dense layer to a vector, or to a flattened image."""
+        self._follow()
+        self.symbol, self.site = _dense(self.symbol, self.site, weight)
+
+    def weighted(
+        self, weight: Tensor, groups: int, along: Sequence[Line], transposed: bool = False
+    ) -> None:
+        """Apply a convolution or its adjoint."""
+        self._positioned()
+        outputs, inputs, *taps = weight.shape
+        kernel = weight.reshape(groups, outputs // groups, inputs, -1)
+        along = (*along, *[position_relations.identity(1)] * (len(self.site.sizes) - len(taps)))
+        rows = torch.arange(outputs).reshape(groups, -1)
+        cols = torch.arange(inputs * groups).reshape(groups, -1)
+        if transposed:
+            kernel, rows, cols = kernel.transpose(1, 2), cols, rows
+            along, outputs = tuple(line.transposed() for line in along), inputs * groups
+        self.symbol, self.site = _then(self.symbol, kernel, rows, cols, along, outputs)
+
+    def channelwise(self, along: Sequence[Line | None], factor: float = 1.0) -> None:
+        """Apply a relation per dimension, the same in every channel."""
+        self._positioned()
+        sizes = self.site.sizes
+        whole = [
+            position_relations.identity(n) if line is None else line
+            for n, line in zip(sizes, (*along, *[None] * (len(sizes) - len(along))), strict=True)
+        ]
+        joined = tuple(
+            position_relations.compose(a, b) for a, b in zip(self.symbol.lines, whole, strict=True)
+        )
+        weight = self.symbol.weight if factor == 1 else self.symbol.weight * factor
+        self.symbol = replace(self.symbol, weight=weight, lines=joined)
+        self.site = replace(self.site, sizes=tuple(line.n_out for line in joined))
+
+    def selected(self, select: Select) -> None:
+        """Apply a max pooling: its centres, or all its choices."""
+        if not self.worst or math.prod(_window(select)) == 1:
+            self._positioned()
+            self.channelwise(centre(select, self.site.sizes))
+            return
+        self._follow()
+        self.symbol, self.site = _switched(self.symbol, self.site, select)
+
+
+def _window(select: Select) -> tuple[int, ...]:
     return select.windows.kernel if select.windows is not None else select.size
 
 
@@ -85,71 +159,8 @@ def _switched(symbol: Symbol, site: Site, item: Select) -> tuple[Symbol, Site]:
     return replace(symbol, lines=joined, switch=Switch(key, joined)), replace(site, sizes=sizes)
 
 
-def _spelled(maps: Sequence[LinearMap]) -> list[LinearMap]:
-    found: list[LinearMap] = []
-    for item in maps:
-        found.extend(_spelled(item.maps) if isinstance(item, Chain) else [item])
-    return found
-
-
-_WEIGHTED = (Conv, Dense, Adjoint, Scale, Select, BlockMean, Separable, Reduce)
-
-
-def _moves(item: LinearMap) -> bool:
-    """Whether a map only moves elements: reshape, permute, slice, place, pad."""
-    return not isinstance(item, (*_WEIGHTED, Identity))
-
-
-def _step(symbol: Symbol, site: Site, item: LinearMap) -> tuple[Symbol, Site]:
-    if isinstance(item, Scale):
-        return _scaled(symbol, site, item), site
-    if isinstance(item, Dense):
-        return _dense(symbol, site, item)
-    if site.flat:
-        raise UnsupportedError(f"{type(item).__name__} after a flatten")
-    if isinstance(item, Conv):
-        weight, rows, cols, along = _conv_parts(item, site)
-        return _then(symbol, weight, rows, cols, along, item.weight.shape[0])
-    if isinstance(item, Adjoint) and isinstance(item.inner, Conv):
-        inner = item.inner
-        out = Site(inner.weight.shape[1] * inner.groups, _padded(inner.size, site))
-        weight, rows, cols, along = _conv_parts(inner, out)
-        turned = tuple(line.transposed() for line in along)
-        return _then(symbol, weight.transpose(1, 2), cols, rows, turned, out.channels)
-    if isinstance(item, (BlockMean, Separable, Reduce, Select)):
-        along, factor = _pooling(item, site)
-        joined = tuple(
-            position_relations.compose(a, b) for a, b in zip(symbol.lines, along, strict=True)
-        )
-        sizes = tuple(line.n_out for line in joined)
-        weight = symbol.weight if factor == 1 else symbol.weight * factor
-        return replace(symbol, weight=weight, lines=joined), replace(site, sizes=sizes)
-    raise UnsupportedError(f"{type(item).__name__} has no kernel form")
-
-
-def _padded(sizes: Sequence[int], site: Site) -> tuple[int, ...]:
-    return tuple(sizes) + (1,) * (len(site.sizes) - len(sizes))
-
-
-def _conv_parts(conv: Conv, site: Site) -> tuple[Tensor, Tensor, Tensor, tuple[Line, ...]]:
-    """Return grouped weight, row and column channels, and lines of a convolution."""
-    outputs, inputs, *taps = conv.weight.shape
-    groups = conv.groups
-    weight = conv.weight.reshape(groups, outputs // groups, inputs, -1)
-    along: list[Line] = []
-    for n, k, s, (low, high), d in zip(
-        conv.size, taps, conv.stride, conv.padding, conv.dilation, strict=True
-    ):
-        out = (n + low + high - d * (k - 1) - 1) // s + 1
-        along.append(position_relations.window(n, out, k, s, low, d))
-    along += [position_relations.identity(1)] * (len(site.sizes) - len(taps))
-    rows = torch.arange(outputs).reshape(groups, -1)
-    cols = torch.arange(inputs * groups).reshape(groups, -1)
-    return weight, rows, cols, tuple(along)
-
-
-def _dense(symbol: Symbol, site: Site, item: Dense) -> tuple[Symbol, Site]:
-    weight, sizes = item.weight, site.sizes
+def _dense(symbol: Symbol, site: Site, weight: Tensor) -> tuple[Symbol, Site]:
+    sizes = site.sizes
     if not site.flat and math.prod(sizes) != 1:
         raise UnsupportedError("a dense layer along the last dimension of an image")
     out = weight.shape[0]
@@ -200,8 +211,7 @@ def _then(
     return result, Site(outputs, sizes)
 
 
-def _scaled(symbol: Symbol, site: Site, item: Scale) -> Symbol:
-    factor = item.factor
+def _scaled(symbol: Symbol, site: Site, factor: Tensor | float) -> Symbol:
     if not isinstance(factor, Tensor):
         return symbol.scaled(factor)
     if factor.numel() == 1:
@@ -231,33 +241,3 @@ def _per_channel(factor: Tensor, channels: int, sizes: tuple[int, ...]) -> Tenso
     if first is None or any(f is None or not torch.equal(f, first) for f in found):
         return None
     return first
-
-
-def _pooling(item: LinearMap, site: Site) -> tuple[tuple[Line, ...], float]:
-    """Return lines and constant factor of a map that treats every channel alike."""
-    sizes, factor, along = site.sizes, 1.0, []
-    if isinstance(item, Select):
-        return centre(item, sizes), 1.0
-    if isinstance(item, BlockMean):
-        factor = item.factor
-        for n, k in zip(item.size, item.kernel, strict=True):
-            along.append(
-                position_relations.summed(n, 1 / n)
-                if k == n and n > 1
-                else position_relations.window(n, n // k, k, k, 0, 1, 1 / k)
-            )
-    elif isinstance(item, Separable):
-        along = [
-            position_relations.identity(n) if m is None else position_relations.from_matrix(m)
-            for n, m in zip(sizes, item.mats, strict=False)
-        ]
-    elif isinstance(item, Reduce):
-        dims = {d % len(item.in_shape) for d in item.dims}
-        kept = [i for i in range(2, len(item.in_shape)) if i not in dims]
-        if dims & {0, 1} or kept:
-            raise UnsupportedError("a reduction over channels or over part of the positions")
-        along = [
-            position_relations.summed(n, 1 / n if item.mean else 1.0) for n in item.in_shape[2:]
-        ]
-    along += [position_relations.identity(n) for n in sizes[len(along) :]]
-    return tuple(along), factor

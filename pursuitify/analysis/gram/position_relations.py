@@ -151,13 +151,19 @@ def identity(n: int) -> Band:
 
 
 def window(
-    size: int, out: int, taps: int, stride: int, pad: int, dilation: int, mean: float | None = None
+    size: int,
+    count: int,
+    taps: int,
+    stride: int = 1,
+    start: int = 0,
+    dilation: int = 1,
+    mean: float | None = None,
 ) -> Band:
     """Return a sliding window: one tap per element, or one tap with coefficient ``mean``."""
-    offsets = [pad - t * dilation for t in range(taps)]
+    offsets = [start - t * dilation for t in range(taps)]
     if mean is None:
-        return Band(1, stride, tuple(((o, 1.0),) for o in offsets), size, out)
-    return Band(1, stride, (tuple((o, mean) for o in offsets),), size, out)
+        return Band(1, stride, tuple(((o, 1.0),) for o in offsets), size, count)
+    return Band(1, stride, (tuple((o, mean) for o in offsets),), size, count)
 
 
 def whole(n: int) -> Table:

@@ -12,7 +12,6 @@ from pursuitify.analysis.measures.block_measures import Block, Norms, Pair
 from pursuitify.dictionary.bound_rows import BoundPath
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError
-from pursuitify.operators import Adjoint, Chain, Conv, Dense, LinearMap, Scale, Separable
 
 #: Largest number of columns (and of rows) that the explicit computation accepts.
 LIMIT = 6000
@@ -52,34 +51,17 @@ def _pattern(dictionary: StructuredDictionary) -> StructuredDictionary:
     """Return the dictionary with every weight set to one: its structural non-zeros."""
 
     def path(p: BoundPath) -> BoundPath:
-        return BoundPath(p.leaf, tuple(_ones(m) for m in p.maps))
+        return BoundPath(p.leaf, tuple(m.pattern() for m in p.maps))
 
     rows = tuple(
         dataclasses.replace(
             row,
-            diagonal=None if row.diagonal is None else Chain(tuple(map(_ones, row.diagonal.maps))),
+            diagonal=None if row.diagonal is None else row.diagonal.pattern(),
             slots=tuple(tuple(path(p) for p in slot) for slot in row.slots),
         )
         for row in dictionary.rows
     )
     return dataclasses.replace(dictionary, rows=rows)
-
-
-def _ones(item: LinearMap) -> LinearMap:
-    if isinstance(item, (Conv, Dense)):
-        return dataclasses.replace(item, weight=torch.ones_like(item.weight))
-    if isinstance(item, Adjoint):
-        return Adjoint(_ones(item.inner))
-    if isinstance(item, Chain):
-        return Chain(tuple(_ones(m) for m in item.maps))
-    if isinstance(item, Scale):
-        factor = item.factor
-        return Scale(
-            torch.ones_like(factor) if isinstance(factor, Tensor) else 1.0, item.per_sample
-        )
-    if isinstance(item, Separable):
-        return Separable(tuple(None if m is None else m.ne(0).to(m) for m in item.mats), item.bound)
-    return item
 
 
 def measure(

@@ -8,12 +8,7 @@ from torch import Tensor
 
 from pursuitify.compiler.graph.rows import Tree
 from pursuitify.compiler.lowering.program import Bound
-from pursuitify.operators import (
-    Identity,
-    LinearMap,
-    Scale,
-    is_weighted,
-)
+from pursuitify.operators import LinearMap
 
 
 def offset_of(tree: Tree | None, bound: Mapping[str, Bound]) -> Tensor | None:
@@ -32,8 +27,8 @@ def offset_of(tree: Tree | None, bound: Mapping[str, Bound]) -> Tensor | None:
 
 def _push(linear: LinearMap, offset: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Apply a map to an offset that broadcasts against ``shape``."""
-    if isinstance(linear, (Scale, Identity)):
+    if linear.broadcasts:
         return linear.apply(offset)
     per_sample = offset.dim() == len(shape) and offset.shape[0] != 1
-    batch = 1 if is_weighted(linear) and not per_sample else shape[0]
+    batch = 1 if linear.filter_bank() is not None and not per_sample else shape[0]
     return linear.apply(offset.expand(batch, *shape[1:]))
