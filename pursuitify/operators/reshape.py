@@ -182,6 +182,35 @@ class Slice(LinearMap):
 
 
 @dataclass(frozen=True, eq=False)
+class Roll(LinearMap):
+    """Elements shifted along dimensions; those that leave at one end come in at the other.
+
+    Attributes:
+        shifts: How far, per entry of ``dims``.
+        dims: The dimensions.
+    """
+
+    shifts: tuple[int, ...]
+    dims: tuple[int, ...]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``x`` rolled."""
+        return torch.roll(x, self.shifts, self.dims)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` rolled back."""
+        return torch.roll(y, tuple(-s for s in self.shifts), self.dims)
+
+    def moves_batch(self, batch: int) -> bool:
+        """Whether dimension 0 is rolled."""
+        return 0 in self.dims
+
+    def norm_bound(self) -> float:
+        """Return 1."""
+        return 1.0
+
+
+@dataclass(frozen=True, eq=False)
 class ZeroPad(LinearMap):
     """Zero padding in the order ``F.pad`` takes it; negative pads crop."""
 

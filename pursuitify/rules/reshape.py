@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pursuitify.errors import InputError
 from pursuitify.operators import Chain, Expand, Index, Narrow, Permute, Reduce, Reshape
+from pursuitify.operators.reshape import Roll
 from pursuitify.rules import split_ops
 from pursuitify.rules.registry import Affine, Registry
 
@@ -70,6 +71,23 @@ def permute_method(op: Op, input: Tensor, *_dims: Any) -> Affine:
 def permute(op: Op, input: Tensor, dims: Sequence[int]) -> Affine:
     """Dimensions in a new order."""
     return _permuted(op, input, [d % input.dim() for d in dims])
+
+
+def _roll_check(dims: Any = None, **_: Any) -> str | None:
+    if dims is None or (isinstance(dims, (list, tuple)) and not dims):
+        return "it rolls the flattened tensor, the batch included"
+    return None
+
+
+@registry.register(torch.roll, "roll", kind="linear", fresh=True, check=_roll_check)
+def roll(
+    op: Op, input: Tensor, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None
+) -> Affine:
+    """A cyclic shift along dimensions."""
+    assert dims is not None
+    axes = (dims,) if isinstance(dims, int) else tuple(dims)
+    steps = (shifts,) if isinstance(shifts, int) else tuple(shifts)
+    return Affine(op(input), (Roll(steps, tuple(d % input.dim() for d in axes)),))
 
 
 def _reduced(op: Op, input: Tensor, dim: Any, keepdim: bool, mean: bool) -> Affine:

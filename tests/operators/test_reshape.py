@@ -20,6 +20,8 @@ from pursuitify.operators import (
     compose,
 )
 from pursuitify.testing import Case, MapTests, randn
+from pursuitify.operators.reshape import Roll
+from tests.support.operator_tests import Case, MapTests, randn
 
 SHAPE = (2, 4, 3, 5)
 
@@ -39,6 +41,8 @@ class TestShape(MapTests):
         "slice": case(Slice(3, 1, 5, 2, 5), lambda x: x[..., 1:5:2]),
         "slice-negative": case(Slice(2, -2, 3, 1, 3), lambda x: x[:, :, -2:3]),
         "slice-long-step": case(Slice(1, 0, 4, 3, 4), lambda x: x[:, ::3]),
+        "roll": case(Roll((2,), (3,)), lambda x: x.roll(2, 3)),
+        "roll-many": case(Roll((-1, 7, 1), (2, 3, 1)), lambda x: x.roll((-1, 7, 1), (2, 3, 1))),
         "zero-pad": case(ZeroPad((1, 0, 2, 1)), lambda x: F.pad(x, (1, 0, 2, 1))),
         "expand": case(Expand((2, 4, 1, 1), SHAPE), lambda x: x.expand(SHAPE), (2, 4, 1, 1)),
         "expand-new": case(Expand((3, 1), (2, 4, 3, 2)), lambda x: x.expand(2, 4, 3, 2), (3, 1)),
