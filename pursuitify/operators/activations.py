@@ -164,3 +164,32 @@ class LeakyReLU(Activation):
     def penalty(self, w: Tensor) -> Tensor:
         """Return (1/a - 1) w^2 / 2 where w < 0, 0 elsewhere."""
         return torch.where(w < 0, 0.5 * (1.0 / self.slope - 1.0) * w * w, torch.zeros_like(w))
+
+
+@dataclass(frozen=True)
+class SoftThreshold(Activation):
+    """Softshrink: f(w) = bound |w|, whose proximal operator moves every entry towards zero.
+
+    Attributes:
+        bound: The threshold at step 1, at least 0.
+    """
+
+    bound: float
+    sparse = False  # lam adds to a penalty that is even: it may have either sign
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return sign(z) max(|z| - bound, 0)."""
+        return F.softshrink(z, self.bound)
+
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """Return sign(v) max(|v| - step * bound, 0)."""
+        reach = step * self.bound
+        return v - v.clamp(-reach, reach)  # type: ignore[arg-type]
+
+    def preimage(self, w: Tensor, step: Tensor | float) -> Tensor:
+        """Return w + step * bound * sign(w)."""
+        return w + step * self.bound * w.sign()
+
+    def penalty(self, w: Tensor) -> Tensor:
+        """Return bound |w|."""
+        return self.bound * w.abs()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify.operators.activations import Activation, Clip, LeakyReLU, ReLU
+from pursuitify.operators.activations import Activation, Clip, LeakyReLU, ReLU, SoftThreshold
 from pursuitify.rules.registry import Registry
 
 #: An activation is given by its parameters alone.
@@ -126,3 +126,13 @@ def prelu(_op: Op, input: Tensor, weight: Tensor) -> Activation:
     """LeakyReLU with one learned slope, or one per channel."""
     slope = weight if weight.numel() == 1 else weight.reshape(1, -1, *[1] * (input.dim() - 2))
     return LeakyReLU(slope)
+
+
+def _lambd_check(lambd: float = 0.5, **_: Any) -> str | None:
+    return None if lambd >= 0 else f"its threshold {lambd} is negative: its penalty is not convex"
+
+
+@registry.register(nn.Softshrink, F.softshrink, kind="activation", check=_lambd_check)
+def softshrink(_op: Op, input: Tensor, lambd: float = 0.5) -> Activation:
+    """Soft thresholding: the proximal operator of lambd |w|."""
+    return SoftThreshold(float(lambd))

@@ -31,7 +31,7 @@ _HINTS = {
                      "glu", "RReLU", "rrelu", "Tanhshrink"), _NOT_PROXIMAL),
     **dict.fromkeys(("ELU", "elu", "CELU", "celu", "Softplus", "softplus", "Tanh", "tanh",
                      "Sigmoid", "sigmoid", "Hardsigmoid", "hardsigmoid", "LogSigmoid", "logsigmoid",
-                     "Softshrink", "softshrink", "Softsign", "softsign"), _NO_CLOSED_FORM),
+                     "Softsign", "softsign"), _NO_CLOSED_FORM),
     **dict.fromkeys(("LayerNorm", "layer_norm", "GroupNorm", "group_norm", "InstanceNorm1d",
                      "InstanceNorm2d", "InstanceNorm3d", "RMSNorm", "LocalResponseNorm",
                      "instance_norm", "local_response_norm", "LayerNorm2d",

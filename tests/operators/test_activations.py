@@ -10,13 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuitify import pursuitify
-from pursuitify.operators.activations import Activation, Clip, LeakyReLU, Linear, ReLU
+from pursuitify.operators.activations import (
+    Activation,
+    Clip,
+    LeakyReLU,
+    Linear,
+    ReLU,
+    SoftThreshold,
+)
 
 PAIRS = {
     "linear": (Linear(), lambda z: z),
     "relu": (ReLU(), F.relu),
     "relu6": (Clip(0.0, 6.0), F.relu6),
     "hardtanh": (Clip(-1.0, 0.5), lambda z: F.hardtanh(z, -1.0, 0.5)),
+    "softshrink": (SoftThreshold(0.33), lambda z: F.softshrink(z, 0.33)),
+    "softshrink 0": (SoftThreshold(0.0), lambda z: z),
     "leaky": (LeakyReLU(0.2), lambda z: F.leaky_relu(z, 0.2)),
     "leaky 1": (LeakyReLU(1.0), lambda z: z),
     "prelu": (

@@ -26,7 +26,7 @@ def assert_matches_oracle(net: PursuitNetwork, rows: Sequence[Row], x: Tensor) -
     matrix, thresholds = matrix.detach(), thresholds.detach()
     close(matrix.T @ matrix, torch.from_numpy(oracle.B.T @ oracle.B))
     close(thresholds, torch.from_numpy(oracle.lam))
-    steps = {name: float(step) for name, step in net.step_sizes(x).items()}
+    steps = {name: float(step.detach()) for name, step in net.step_sizes(x).items()}
     for count in (0, 1, 5):
         net.iterations = count
         latents = torch.cat([w.detach().flatten() for w in net.latents(x).values()])

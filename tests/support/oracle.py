@@ -48,7 +48,8 @@ class Row:
         slots: The parts of u_j, in order.
         diag: None in an encoder row (B_j = I on the concatenation of the slots); in a decoder row
             the affine function from the slots to the pre-activation, whose linear part is B_j^T.
-        activation: "relu", "identity", ("leaky", a) or ("clip", lo, hi).
+        activation: "relu", "identity", ("leaky", a), ("clip", lo, hi) or
+            ("soft", t), which the optimum and the objective do not know.
         shape: Shape of the latent without the batch; needed only in an encoder row of many slots
             joined along another dimension than 1.
     """
@@ -81,6 +82,8 @@ def prox(activation: Activation, v: Array, g: float = 1.0) -> Array:
         return v.copy()
     if kind == "leaky":
         return np.where(v >= 0, v, v / (1.0 + g * (1.0 / parameters[0] - 1.0)))
+    if kind == "soft":
+        return np.sign(v) * np.maximum(np.abs(v) - g * parameters[0], 0.0)
     if kind == "clip":
         return np.minimum(np.maximum(v, parameters[0]), parameters[1])
     raise ValueError(f"unknown activation {activation!r}")
