@@ -141,7 +141,9 @@ def _operands(
         return sites[argument].value if isinstance(argument, fx.Node) else Value.CONSTANT
 
     moving = AFFINE_LIKE | {Value.OTHER}
-    parameters = [n for n in node.all_input_nodes if n not in call.operands]
+    # One node may be both: F.linear(z, z) reads its operand as its weight, too.
+    parameters = {n: None for n in node.all_input_nodes if n not in call.operands}
+    fx.node.map_arg(call.parameters, parameters.setdefault)
     for parameter in parameters:
         if value_of(parameter) in moving:
             return Site(

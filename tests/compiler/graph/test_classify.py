@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pursuitify import explain
+from pursuitify import ConversionError, explain, pursuitify
 from pursuitify.compiler.graph.classify import Value, classify
 from pursuitify.compiler.graph.refusals import unknown_values
 from pursuitify.compiler.tracing.trace import trace
@@ -88,3 +89,29 @@ def test_problems_name_the_place() -> None:
     (problem,) = unknown_values(graph, model, classify(graph, model, default()))
     assert (problem.op, problem.module) == ("gelu", "1")
     assert "ReLU" in problem.hint
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda z: F.linear(z, z),
+        torch.mm,
+        lambda z: z @ z,
+        lambda z: F.linear(z, z.new_ones(4, 4), z),
+        lambda z: F.prelu(z, z),
+    ],
+)
+def test_an_operand_that_is_its_own_weight_is_refused(call: Any) -> None:
+    """The product of a value with itself is no linear map of it."""
+
+    class Squared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.a(x)
+            return F.relu(call(z, z) if call is torch.mm else call(z))
+
+    with pytest.raises(ConversionError, match="depends on the input"):
+        pursuitify(Squared())
