@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pursuitify.errors import InputError
-from pursuitify.operators import Chain, Conv, Dense, Scale, conv_transpose_map, pad
+from pursuitify.operators import Chain, Conv, Dense, Expand, Scale, conv_transpose_map, pad
 from pursuitify.rules.registry import Affine, Registry
 from pursuitify.utils import memory_format
 
@@ -130,6 +130,19 @@ def matmul(op: Op, input: Tensor, other: Tensor) -> Affine:
     if other.dim() != 2:
         raise InputError(f"matmul by a tensor of shape {tuple(other.shape)}: only matrices convert")
     return Affine(op(input), (Dense(other.mT, input.dim()),))
+
+
+@registry.register(torch.addmm, "addmm", kind="weighted", operands=("input", "mat1"))
+def addmm(
+    op: Op, input: Tensor, mat1: Tensor, mat2: Tensor, beta: float = 1, alpha: float = 1
+) -> Affine:
+    """Beta * input + alpha * mat1 @ mat2: a dense layer with its matrix transposed, and a sum."""
+    value = op(input, mat1)
+    weight = mat2.mT if alpha == 1 else alpha * mat2.mT
+    batch = value.shape[0] if input.dim() == 2 and input.shape[0] == value.shape[0] else 1
+    # A bias stays one row, for an offset need only broadcast; a value of the network has its own.
+    added = Chain((Expand(tuple(input.shape), (batch, *value.shape[1:])), Scale(beta)))
+    return Affine(value, (added, Dense(weight, 2)))
 
 
 def _statistics(
