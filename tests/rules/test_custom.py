@@ -230,3 +230,37 @@ def test_builtin_rules_have_names_and_kinds() -> None:
     assert len(rules) > 150
     assert all(rule.name and rule.bind for rule in set(rules.values()))
     assert matrix_of(Scale(2.0).apply, (2,)).shape == (2, 2)
+
+
+class ShiftedReLU(ReLU):
+    """A subclass of the library's activation with a prox of its own."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return F.relu(z + 0.5)
+
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        return F.relu(v + 0.5 * step)
+
+    def prox_(self, v: Tensor, step: Tensor | float) -> Tensor:
+        return self.prox(v, step)
+
+
+class _Shift(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + 0.5)
+
+
+@pytest.mark.parametrize("layout", ["auto", "encoder"])
+def test_a_subclass_of_an_activation_is_not_taken_for_it(layout: Any) -> None:
+    """Sweeps in place, which know ReLU, give what sweeps that record derivatives give."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), _Shift(), nn.Conv2d(8, 8, 3, padding=1), _Shift()
+    ).eval()
+    net = pursuitify(model, iterations=4, layout=layout, rules={_Shift: activation(ShiftedReLU())})
+    x = torch.randn(2, 2, 8, 8)
+    recorded = net(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), recorded, rtol=1e-4, atol=1e-5)
+    assert not ShiftedReLU().nonnegative
+    assert ReLU().nonnegative

@@ -231,3 +231,39 @@ def test_larger_networks_are_certified_without_a_matrix(monkeypatch):
         certify(net, case.input(), "dense")
     with pytest.raises(OptionError, match="method"):
         certify(net, case.input(), "svd")
+
+
+class Reaching(ReLU):
+    """By class a ReLU; its prox is the identity, so that a zero may be left in both directions."""
+
+    def prox(self, v, step):
+        return v
+
+
+def test_an_atom_may_leave_the_support_and_the_words_say_so():
+    layer = nn.Linear(2, 2).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(2))
+        layer.bias.copy_(torch.tensor([0.0, -2.5]))
+    net = pursuitify(nn.Sequential(layer, nn.ReLU(), nn.Linear(2, 2).double()).eval())
+    x = torch.tensor([[0.1, 0.5]], dtype=torch.float64)
+    found = certify(net, x)
+    moved = certify(net, x - torch.tensor([[0.5, 0.0]]))
+    assert found.by_slack.radius > 0.5
+    assert found.by_coherence.radius > 0.5
+    before, after = found.latents > 0, moved.latents > 0
+    assert bool(before[0])
+    assert not bool(after.any()), "the atom in use left, within the radius"
+    for verdict in (found.by_slack, found.by_coherence):
+        assert "add no atom to the support (atoms may leave it)" in str(verdict)
+        assert "keep" not in str(verdict)
+    assert "for perturbations of the signal" in str(found)
+
+
+def test_a_subclass_with_its_own_prox_is_not_taken_to_be_bounded_below():
+    given, _ = incoherent(0)
+    for activation, bounded in ((ReLU(), True), (Reaching(), False)):
+        problem_of = Problem(
+            given.matrix, given.signal, given.thresholds, given.norms, ((80, activation),)
+        )
+        assert bool(problem_of.bounded_below().all()) == bounded
