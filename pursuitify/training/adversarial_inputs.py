@@ -16,6 +16,7 @@ from pursuitify.robust.attacks.losses import Loss
 from pursuitify.robust.attacks.objective import Guide
 from pursuitify.training.config import Config
 from pursuitify.training.objectives import divergence
+from pursuitify.utils.labels import labelled
 
 
 def noisy(x: Tensor, config: Config, seed: int) -> Tensor:
@@ -45,7 +46,7 @@ def attack(net: nn.Module, x: Tensor, y: Tensor, config: Config, seed: int) -> T
     Args:
         net: The network itself, not a distributed wrapper.
         x: Inputs in [0, 1].
-        y: Labels.
+        y: Class numbers; PGD leaves samples without one as they are, TRADES needs none.
         config: Objective, radius and steps.
         seed: Seed of the random start.
     """
@@ -53,6 +54,16 @@ def attack(net: nn.Module, x: Tensor, y: Tensor, config: Config, seed: int) -> T
         return None
     if config.eps == 0:
         return x
+    chosen = labelled(y)
+    if config.objective == "trades" or bool(chosen.all()):
+        return _moved(net, x, y.clamp_min(0), config, seed)
+    points = x.clone()
+    if bool(chosen.any()):
+        points[chosen] = _moved(net, x[chosen], y[chosen], config, seed)
+    return points
+
+
+def _moved(net: nn.Module, x: Tensor, y: Tensor, config: Config, seed: int) -> Tensor:
     return pgd(
         net,
         x,

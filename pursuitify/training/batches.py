@@ -1,33 +1,41 @@
-"""From what a user has (tensors, a data set, batches) to this process's share of every batch.
+"""From what a user has (tensors, a data set, a loader, batches) to this process's share of it.
 
-A batch is the same whatever the number of processes: each takes its part of the rows. So two
-processes do what one does, and a run can be resumed at any batch.
+Tensors and data sets are put into batches here. A DataLoader, or anything else that yields
+batches, is read as it is, to its end: its sampler, collation, workers and last batch are its own
+business. A batch is the same whatever the number of processes: each takes its part of the rows. So
+two processes do what one does, and a run can be resumed at any batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
     Dataset,
-    RandomSampler,
-    SequentialSampler,
+    DistributedSampler,
+    IterableDataset,
+    Subset,
+    TensorDataset,
     default_collate,
 )
 
 from pursuitify.data import Images
-from pursuitify.errors import OptionError
+from pursuitify.errors import DataError, OptionError
 from pursuitify.training import seeding
 from pursuitify.utils import option_checks
+from pursuitify.utils.fingerprint import of_sample
 
 Batch = tuple[Any, Any]
 Rows = Any  # (x, y) tensors, a Dataset, a DataLoader, or an iterable of batches
+_PAIR = "Give pairs (x, y): a DataLoader's collate_fn may pick them out of what the samples are"
+_END = object()
 
 
 @dataclass(frozen=True)
@@ -49,16 +57,97 @@ class Share:
         return rows[self.index * size : (self.index + 1) * size]
 
 
-class Batches(Protocol):
-    """A pass over the data, repeatable and startable anywhere."""
+class _Reader(Protocol):
+    """What reads an epoch from its data."""
+
+    length: int | None
+
+    def read(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Yield this process's share of the batches of an epoch, from batch ``start`` on."""
+        ...
+
+    def digest(self, count: int) -> str | None:
+        """Return what stands for the epoch's first batches; None where seeds alone decide them."""
+        ...
+
+    def states(self, epoch: int) -> list[Tensor]:
+        """Return the states of the data's own generators, from which an epoch is read anew."""
+        ...
+
+    def set_states(self, states: Sequence[Tensor]) -> None:
+        """Set them."""
+        ...
+
+
+class Batches:
+    """Passes over the data, each repeatable and startable at any batch.
+
+    Attributes:
+        name: For errors.
+    """
+
+    def __init__(self, reader: _Reader, name: str) -> None:
+        """Take what reads the batches."""
+        self._reader = reader
+        self._opened: tuple[int, int, Iterator[Batch]] | None = None
+        self.name = name
 
     def __len__(self) -> int:
-        """Return the number of batches in a pass."""
-        ...
+        """Return the number of batches in a pass, as the data states it."""
+        if self._reader.length is None:
+            raise TypeError(f"{self.name} has no length")
+        return self._reader.length
 
     def __call__(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield this process's share of the batches of an epoch, from batch ``start`` on."""
-        ...
+        opened, self._opened = self._opened, None
+        if opened is not None and opened[:2] == (epoch, start):
+            return opened[2]
+        return self._reader.read(epoch, start)
+
+    def peek(self, epoch: int, start: int = 0) -> Batch | None:
+        """Return the batch that a pass would begin with, or None at its end.
+
+        Nothing is read twice: the pass itself then goes on with what was opened here.
+        """
+        self._opened = None
+        source = self._reader.read(epoch, start)
+        first = next(source, None)
+        whole = iter(()) if first is None else chain([first], source)
+        self._opened = (epoch, start, whole)
+        return first
+
+    def look(self, epoch: int) -> Batch | None:
+        """Return the first batch of a pass, or None, and leave the data's generators as they were.
+
+        What was opened before is closed.
+        """
+        self._opened = None
+        before = self._reader.states(epoch)
+        source = self._reader.read(epoch, 0)
+        first = next(source, None)
+        del source
+        self._reader.set_states(before)
+        return first
+
+    def digest(self, count: int) -> str | None:
+        """Return what stands for the first ``count`` batches that were read of the last pass.
+
+        None stands for data whose batches follow from seeds alone, and for batches not read.
+        """
+        return self._reader.digest(count)
+
+    def states(self, epoch: int) -> list[Tensor]:
+        """Return the states of the data's own generators, from which an epoch is read anew."""
+        return self._reader.states(epoch)
+
+    def set_states(self, states: Sequence[Tensor]) -> None:
+        """Set the data's own generators.
+
+        Raises:
+            DataError: If the data has others.
+        """
+        self._reader.set_states(states)
 
 
 def batches(
@@ -75,11 +164,13 @@ def batches(
     """Take what a user calls his data.
 
     Args:
-        rows: ``(x, y)`` tensors; a Dataset of such pairs; a DataLoader; or anything with a length
-            that yields batches ``(x, y)``, the same ones again under the same random seeds.
+        rows: ``(x, y)`` tensors; a Dataset or a list of pairs ``(x, y)``; a DataLoader; or
+            anything that yields batches ``(x, y)``, the same ones again under the same random
+            seeds. For training it needs a length.
         size: Rows per batch over all processes, where batches are made here.
         share: What this process takes of each.
-        train: Shuffle, and leave out the last batch if it is incomplete.
+        train: Shuffle, and leave out the last batch if it is incomplete, where batches are made
+            here.
         seed: Seed of the order and of every item's own random numbers.
         workers: Processes that read a Dataset.
         augment: Applied to each x on its own.
@@ -89,29 +180,123 @@ def batches(
         OptionError: If the data is of another kind, or there is too little of it.
     """
     size = option_checks.positive("batch_size", size)
-    if isinstance(rows, (tuple, list)) and len(rows) == 2 and all(map(torch.is_tensor, rows)):
-        return _Table(Images(*rows), size, share, train, seed, workers, augment, name)
-    if isinstance(rows, DataLoader):
-        made = _of_loader(rows, share, train, seed, augment, name)
-        if made is not None:
-            return made
-    elif isinstance(rows, Dataset):
-        return _Table(rows, size, share, train, seed, workers, augment, name)
+    if _is_table(rows):
+        return Batches(
+            _Table(as_data(rows), size, share, train, seed, workers, augment, name), name
+        )
+    if isinstance(rows, IterableDataset):  # as torch would read it, with this size and workers
+        rows = DataLoader(rows, size, drop_last=train, num_workers=workers)
     if isinstance(rows, Tensor) or not isinstance(rows, Iterable):
         raise OptionError(
             f"{name} is a {type(rows).__name__}; give (x, y) tensors, a Dataset, a DataLoader or "
             "an iterable of batches"
         )
-    if augment is not None:
-        raise OptionError(f"augment needs single samples, but {name} is an iterable of batches")
-    return _Stream(rows, share, train, seed, name)
+    return Batches(_Stream(rows, share, train, seed, augment, name), name)
+
+
+def makes_batches(rows: Rows) -> bool:
+    """Whether data comes in batches of its own, so that nobody asks for a size or workers."""
+    return not (_is_table(rows) or isinstance(rows, IterableDataset))
+
+
+def _is_tensors(rows: Rows) -> bool:
+    return isinstance(rows, (tuple, list)) and len(rows) == 2 and all(map(torch.is_tensor, rows))
+
+
+def _is_table(rows: Rows) -> bool:
+    """Whether rows are single samples with indices."""
+    if isinstance(rows, Dataset):
+        return not isinstance(rows, IterableDataset)
+    return _is_tensors(rows) or _is_samples(rows)
+
+
+def _is_samples(rows: Rows) -> bool:
+    """Whether a list is one of samples and not of batches: a label is one number, or of one x.
+
+    A batch has a first dimension in common with its labels. A vector of fractions can only be one
+    sample's probabilities, since class numbers of a batch are integers.
+    """
+    if not isinstance(rows, (tuple, list)) or not rows:
+        return False
+    first = rows[0]
+    if not isinstance(first, (tuple, list)) or len(first) != 2:
+        return False
+    y = first[1]
+    if isinstance(y, Tensor):
+        return y.dim() == 0 or (y.dim() == 1 and y.is_floating_point())
+    return isinstance(y, (int, float)) or hasattr(y, "__index__")
+
+
+def as_data(rows: Rows) -> Any:
+    """Return the samples of tensors, of a Dataset or of a list, by index."""
+    return Images(*rows) if _is_tensors(rows) else rows
+
+
+def all_labels(rows: Rows) -> Tensor | None:
+    """Return every label of data that holds them in memory; None of all other data.
+
+    They can be checked before any work is done; those of other data are checked batch by batch.
+    """
+    if _is_tensors(rows):
+        return rows[1] if len(rows[0]) == len(rows[1]) else None
+    if isinstance(rows, Images):
+        return rows.y
+    if isinstance(rows, TensorDataset):
+        return rows.tensors[1] if len(rows.tensors) == 2 else None
+    if isinstance(rows, Subset):
+        inner = all_labels(rows.dataset)
+        return None if inner is None else inner[torch.as_tensor(rows.indices, dtype=torch.int64)]
+    if isinstance(rows, (tuple, list)) and all(
+        isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in rows
+    ):
+        labels = [torch.as_tensor(y) for _, y in rows if isinstance(y, (int, float, Tensor))]
+        if len(labels) < len(rows) or len({(y.dim(), y.dtype, y.shape[1:]) for y in labels}) != 1:
+            return None
+        if _is_samples(rows):
+            same = len({y.shape for y in labels}) == 1
+            return torch.stack(labels) if same else None
+        return torch.cat(labels) if labels[0].dim() else None
+    return None
+
+
+def _pair(found: Any, what: str) -> Batch:
+    """Return a sample or batch as a pair.
+
+    Raises:
+        OptionError: If it is none.
+    """
+    if isinstance(found, Mapping):
+        listed = ", ".join(map(repr, found))
+        raise OptionError(f"{what} is a dict with {listed}, not a pair (x, y). {_PAIR}")
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        count = f" of {len(found)}" if isinstance(found, (tuple, list)) else ""
+        raise OptionError(f"{what} is a {type(found).__name__}{count}, not a pair (x, y). {_PAIR}")
+    return found[0], found[1]
+
+
+def tensors(pair: Batch, what: str) -> tuple[Tensor, Tensor]:
+    """Return a batch that consists of two tensors of one length.
+
+    Raises:
+        OptionError: If it does not.
+    """
+    x, y = pair
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise OptionError(f"{what} must hold tensors, not {type(x).__name__}, {type(y).__name__}")
+    if x.dim() == 0 or y.dim() == 0 or len(x) != len(y):
+        raise OptionError(
+            f"{what} has inputs of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)}: "
+            "both need the samples as their first dimension. A single sample is no batch: give "
+            "DataLoader a batch_size"
+        )
+    return x, y
 
 
 class _Seeded(Dataset[Any]):
     """A data set whose items are read under a seed of their own: (seed, epoch, index)."""
 
-    def __init__(self, inner: Any, seed: int, augment: Any, collate: Any) -> None:
-        self._inner, self._seed, self._augment, self._collate = inner, seed, augment, collate
+    def __init__(self, inner: Any, seed: int, augment: Any, name: str) -> None:
+        self._inner, self._seed, self._augment, self._name = inner, seed, augment, name
         self._plain = isinstance(inner, Images) and augment is None
         self.epoch = 0
 
@@ -120,16 +305,28 @@ class _Seeded(Dataset[Any]):
             x, y = self._inner[indices]
         else:
             with seeding.kept(cuda=False):
-                x, y = self._collate([self._item(i) for i in indices])
-        return x, y
+                items = [self[i] for i in indices]
+            try:
+                x, y = default_collate(items)
+            except (TypeError, RuntimeError) as error:
+                raise OptionError(
+                    f"the samples {list(indices)} of {self._name} cannot be put into one batch "
+                    f"({error}). Each must be a pair (x, y) of tensors or numbers, of the same "
+                    "shapes: resize or crop them, or give a DataLoader with a collate_fn"
+                ) from error
+        return tensors((x, y), f"a batch of {self._name}")
 
-    def __getitem__(self, index: int) -> Any:
-        return self._item(index)
-
-    def _item(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Batch:
+        """Return a sample; it draws from generators that are seeded here and belong to nobody."""
         seeding.seed_all(seeding.derived(self._seed, seeding.ITEM, self.epoch, index))
-        x, y = self._inner[index]
+        x, y = _pair(self._inner[index], f"sample {index} of {self._name}")
         return (x if self._augment is None else self._augment(x)), y
+
+
+def sample(rows: Rows, index: int, seed: int, augment: Any, name: str) -> Batch:
+    """Return a sample of the first epoch, as training reads it."""
+    with seeding.kept(cuda=False):
+        return _Seeded(as_data(rows), seed, augment, name)[index]
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -138,6 +335,8 @@ def _as_it_is(batch: Any) -> Any:
 
 class _Table:
     """Batches of a data set with indices."""
+
+    length: int
 
     def __init__(
         self,
@@ -149,32 +348,34 @@ class _Table:
         workers: int,
         augment: Any,
         name: str,
-        collate: Any = default_collate,
-        pin: bool = False,
     ) -> None:
-        count = len(rows)
+        try:
+            count = len(rows)
+        except TypeError as error:
+            raise OptionError(
+                f"{name} is a {type(rows).__name__} without a length: give it __len__, or make it "
+                "an IterableDataset"
+            ) from error
         if train and size % share.count:
             raise OptionError(
                 f"batch_size={size} cannot be dealt out evenly to {share.count} processes"
             )
-        if count < share.count:
+        if count < max(share.count, 1):
             raise OptionError(f"{name} has {count} samples for {share.count} processes")
-        self._data = _Seeded(rows, seed, augment, collate)
+        self._data = _Seeded(rows, seed, augment, name)
         self._size = min(size, count - count % share.count) if train else size
-        self._workers, self._pin = workers, pin
+        self._workers = workers
         self._share, self._train, self._seed, self._count = share, train, seed, count
+        self.length = count // self._size if train else -(-count // self._size)
 
-    def __len__(self) -> int:
-        return self._count // self._size if self._train else -(-self._count // self._size)
-
-    def __call__(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def read(self, epoch: int, start: int) -> Iterator[Batch]:
         self._data.epoch = epoch
         order = torch.arange(self._count)
         if self._train:
             generator = torch.Generator()
             generator.manual_seed(seeding.derived(self._seed, seeding.ORDER, epoch))
             order = torch.randperm(self._count, generator=generator)
-        whole = torch.split(order, self._size)[start : len(self)]
+        whole = torch.split(order, self._size)[start : self.length]
         parts = [self._share.of(part, self._train) for part in whole]
         sampler = [part.tolist() for part in parts if len(part)]
         # The loader draws a seed for its workers: from a generator of its own.
@@ -184,78 +385,142 @@ class _Table:
             collate_fn=_as_it_is,
             generator=torch.Generator().manual_seed(self._seed),
             num_workers=self._workers,
-            pin_memory=self._pin,
         )
         return iter(loader)
+
+    def digest(self, count: int) -> str | None:
+        del count
+        return None
+
+    def states(self, epoch: int) -> list[Tensor]:
+        del epoch
+        return []
+
+    def set_states(self, states: Sequence[Tensor]) -> None:
+        if states:
+            raise DataError("the data set has no generators of its own")
 
 
 class _Stream:
     """Batches that somebody else makes; a process reads all and takes its rows.
 
     What the source draws comes from a random stream of its own, seeded per epoch, so that batches
-    repeat when they are read again and do not depend on what the network draws meanwhile.
+    repeat when they are read again and do not depend on what the network draws meanwhile. Its own
+    generators go on from epoch to epoch, as in any loop; their states are kept for resuming.
     """
 
-    def __init__(self, rows: Any, share: Share, train: bool, seed: int, name: str) -> None:
-        if iter(rows) is rows:
+    def __init__(
+        self, rows: Any, share: Share, train: bool, seed: int, augment: Any, name: str
+    ) -> None:
+        if isinstance(rows, Iterator):
             raise OptionError(
                 f"{name} is an iterator, which can be read only once; give a list of batches, a "
                 "DataLoader, or an object whose __iter__ starts anew"
             )
-        try:
-            self._length = len(rows)
-        except TypeError as error:
-            raise OptionError(
-                f"{name} is a {type(rows).__name__} without a length, which the schedules need"
-            ) from error
-        if self._length == 0:
-            raise OptionError(f"{name} is empty")
+        self.length = self._stated(rows, train, name)
+        if self.length == 0:
+            raise OptionError(f"{name} is empty: it has no batch")
         self._rows, self._share, self._train = rows, share, train
-        self._seed, self._name = seed, name
+        self._seed, self._augment, self._name = seed, augment, name
+        self._loader = isinstance(rows, DataLoader)
+        _refuse_own_shares(rows, share, name)
+        self._generators = _generators(rows)
+        self._begun: tuple[int, list[Tensor]] | None = None
+        self._digests: list[str] = []
 
-    def __len__(self) -> int:
-        return self._length
+    @staticmethod
+    def _stated(rows: Any, train: bool, name: str) -> int | None:
+        try:
+            return len(rows)
+        except TypeError as error:
+            if not train:
+                return None
+            raise OptionError(
+                f"{name} is a {type(rows).__name__} without a length, which the schedules need: "
+                "give it, or the IterableDataset in it, __len__"
+            ) from error
 
-    def __call__(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def read(self, epoch: int, start: int) -> Iterator[Batch]:
+        self._begun = (epoch, [g.get_state() for g in self._generators])
+        self._digests = []
+        return self._read(epoch, start)
+
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
         stream = seeding.Stream(seeding.derived(self._seed, seeding.SOURCE, epoch))
         with stream:
             source = iter(self._rows)
-        for number in range(self._length):
+        seen, number = hashlib.blake2b(digest_size=16), 0
+        while True:
             with stream:
-                batch = next(source, None)
-            if batch is None:
-                raise OptionError(
-                    f"{self._name} says it has {self._length} batches but ended after {number}"
-                )
+                batch = next(source, _END)
+            if batch is _END:
+                break
+            self._check_length(number)
+            x, y = tensors(_pair(batch, f"a batch of {self._name}"), f"a batch of {self._name}")
+            of_sample(seen, x, y)
+            self._digests.append(seen.hexdigest())
             if number >= start:
-                x, y = _pair(batch, self._name)
+                if self._augment is not None:
+                    x = self._augmented(x, epoch, number)
                 x, y = self._share.of(x, self._train), self._share.of(y, self._train)
                 if len(x):
                     yield x, y
+            number += 1
+        if number == 0 or (not self._loader and self.length not in (None, number)):
+            stated = "" if self.length is None else f"says it has {self.length} batches but "
+            raise OptionError(f"{self._name} {stated}ended after {number} batches")
+
+    def _check_length(self, number: int) -> None:
+        """Refuse a batch beyond the stated length; a loader's is an estimate, as torch says."""
+        if not self._loader and self.length is not None and number >= self.length:
+            raise OptionError(
+                f"{self._name} says it has {self.length} batches but goes on after them: let its "
+                "__iter__ end there, or its __len__ count all"
+            )
+
+    def _augmented(self, x: Tensor, epoch: int, number: int) -> Tensor:
+        with seeding.kept(cuda=False):
+            keys = (self._seed, seeding.ITEM, epoch, number)
+            seeding.seed_all(seeding.derived(*keys))
+            return torch.stack([self._augment(one) for one in x])
+
+    def digest(self, count: int) -> str | None:
+        return self._digests[count - 1] if 0 < count <= len(self._digests) else None
+
+    def states(self, epoch: int) -> list[Tensor]:
+        if self._begun is not None and self._begun[0] == epoch:
+            return self._begun[1]
+        return [g.get_state() for g in self._generators]
+
+    def set_states(self, states: Sequence[Tensor]) -> None:
+        if len(states) != len(self._generators):
+            raise DataError(
+                f"{self._name} has {len(self._generators)} generators of its own, and the run "
+                f"began with {len(states)}"
+            )
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state)
 
 
-def _pair(batch: Any, name: str) -> Batch:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise OptionError(f"a batch of {name} is a {type(batch).__name__}, not a pair (x, y)")
-    return batch[0], batch[1]
+def _parts(rows: Any) -> list[Any]:
+    """Return a loader, its samplers and the samplers in these."""
+    if not isinstance(rows, DataLoader):
+        return [rows]
+    found = [rows, rows.sampler, rows.batch_sampler]
+    return [*found, *(getattr(part, "sampler", None) for part in found)]
 
 
-def _of_loader(
-    loader: Any, share: Share, train: bool, seed: int, augment: Any, name: str
-) -> Batches | None:
-    """Return the loader's data set with the loader's settings, or None if it orders by itself."""
-    usual = type(loader.batch_sampler) is BatchSampler and isinstance(loader.dataset, Sized)
-    if not usual or type(loader.sampler) not in (RandomSampler, SequentialSampler):
-        return None
-    return _Table(
-        loader.dataset,
-        loader.batch_size,
-        share,
-        train,
-        seed,
-        loader.num_workers,
-        augment,
-        name,
-        loader.collate_fn,
-        loader.pin_memory,
-    )
+def _refuse_own_shares(rows: Any, share: Share, name: str) -> None:
+    dealing = [p for p in _parts(rows) if isinstance(p, DistributedSampler) and p.num_replicas > 1]
+    if dealing:
+        raise OptionError(
+            f"{name} has a DistributedSampler, which would deal out what finetune deals out to its "
+            f"{share.count} processes once more: give the loader without it"
+        )
+
+
+def _generators(rows: Any) -> list[torch.Generator]:
+    """Return the generators that a loader and its samplers draw from, each once."""
+    found = [getattr(part, "generator", None) for part in _parts(rows)]
+    own = [generator for generator in found if isinstance(generator, torch.Generator)]
+    return [g for i, g in enumerate(own) if not any(g is other for other in own[:i])]

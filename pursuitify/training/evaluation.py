@@ -14,8 +14,16 @@ from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.robust import pgd
 from pursuitify.robust.attacks.input_checks import evaluation_mode
-from pursuitify.training.batches import Batch, Rows, Share, batches
-from pursuitify.training.objectives import checked
+from pursuitify.training.batches import (
+    Batch,
+    Rows,
+    Share,
+    all_labels,
+    batches,
+    makes_batches,
+    tensors,
+)
+from pursuitify.utils.labels import IGNORED, check_labels, check_logits, labelled, right
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Score:
     Attributes:
         accuracy: Share of samples it gets right.
         loss: Mean cross entropy.
-        count: Number of samples.
+        count: Number of samples that have a label (-100 stands for none).
     """
 
     accuracy: float
@@ -33,30 +41,63 @@ class Score:
     count: int
 
 
-def evaluate(net: nn.Module, data: Rows, *, batch_size: int = 256, workers: int = 0) -> Score:
+def evaluate(
+    net: nn.Module, data: Rows, *, batch_size: int | None = None, workers: int = 0
+) -> Score:
     """Evaluate a network, in evaluation mode, as it is set.
 
     Args:
         net: Returns logits; its modes are as before afterwards.
-        data: ``(x, y)`` tensors, a Dataset, a DataLoader, or batches.
-        batch_size: Rows at a time, where batches are made here.
+        data: ``(x, y)`` tensors, a Dataset, a list of pairs, a DataLoader, or batches. Labels are
+            class numbers, -100 for a sample that is not to be counted, or probabilities.
+        batch_size: Rows at a time, where batches are made here; 256 by default.
         workers: Processes that read a Dataset.
+
+    Raises:
+        OptionError: If data or output are of another kind, or an option would have no effect.
+        InputError: If labels do not fit the network.
     """
-    rows = batches(data, batch_size, Share(), train=False, workers=workers, name="data")
-    return score(sums(net, rows(0)))
+    if makes_batches(data):
+        ignored = {"batch_size": batch_size, "workers": workers or None}
+        given = [f"{name}={value!r}" for name, value in ignored.items() if value is not None]
+        if given:
+            raise OptionError(
+                f"{' and '.join(given)} would have no effect: data is a {type(data).__name__}, "
+                "which makes batches of its own. Leave them out, or set them there"
+            )
+    size = 256 if batch_size is None else batch_size
+    rows = batches(data, size, Share(), train=False, workers=workers, name="data")
+    return score(sums(net, rows(0), known=all_labels(data), name="data"))
 
 
-def sums(net: nn.Module, parts: Iterable[Batch]) -> list[float]:
-    """Return summed loss, number right, and number of samples."""
+def sums(
+    net: nn.Module, parts: Iterable[Batch], *, known: Tensor | None = None, name: str = "val"
+) -> list[float]:
+    """Return summed loss, number right, and number of samples that have a label.
+
+    Args:
+        net: Returns logits.
+        parts: The batches.
+        known: All labels, where they are in memory: checked after the first batch, when the number
+            of classes is known.
+        name: Of the data, for errors.
+    """
     place = next((p.device for p in net.parameters()), torch.device("cpu"))
     total = [0.0, 0.0, 0.0]
     with evaluation_mode(net), torch.no_grad():
-        for x, y in parts:
-            x, y = moved(x, y, place)
-            logits = checked(net(x), len(x))
-            total[0] += float(F.cross_entropy(logits.float(), y, reduction="sum"))
-            total[1] += int((logits.argmax(1) == y).sum())
-            total[2] += len(y)
+        for batch in parts:
+            x, y = tensors(batch, f"a batch of {name}")
+            logits = check_logits(net(x.to(place, non_blocking=True)), len(x))
+            if known is not None:
+                check_labels(known, len(known), logits.shape[1], name=name)
+                known = None
+            y = check_labels(y, len(x), logits.shape[1], name=name).to(logits.device)
+            soft = y.float() if y.is_floating_point() else y
+            total[0] += float(
+                F.cross_entropy(logits.float(), soft, reduction="sum", ignore_index=IGNORED)
+            )
+            total[1] += int(right(logits, y).sum())
+            total[2] += int(labelled(y).sum())
     return total
 
 
@@ -64,23 +105,12 @@ def score(total: list[float]) -> Score:
     """Turn sums into means.
 
     Raises:
-        OptionError: If there was no sample.
+        OptionError: If there was no sample with a label.
     """
-    loss, right, count = total
+    loss, correct, count = total
     if not count:
-        raise OptionError("there is no sample to evaluate on")
-    return Score(right / count, loss / count, int(count))
-
-
-def moved(x: Any, y: Any, place: torch.device) -> Batch:
-    """Return a batch on a device, its labels as int64.
-
-    Raises:
-        OptionError: If it holds no tensors.
-    """
-    if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
-        raise OptionError(f"a batch must hold tensors, not {type(x).__name__}, {type(y).__name__}")
-    return x.to(place, non_blocking=True), y.to(place, non_blocking=True).long()
+        raise OptionError("there is no sample to evaluate on, or none has a label")
+    return Score(correct / count, loss / count, int(count))
 
 
 def against_sweeps(
@@ -141,6 +171,7 @@ def _first(data: Rows, limit: int | None, batch_size: int) -> list[tuple[Tensor,
         left = len(x) if limit is None else limit - count
         if left <= 0:
             break
-        found.append((x[:left], torch.as_tensor(y)[:left].long()))
+        labels = check_labels(y, len(x), name="data")
+        found.append((x[:left], labels[:left]))
         count += len(found[-1][0])
     return found

@@ -12,15 +12,25 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pursuitify.errors import MissingExtraError, OptionError
+from pursuitify.errors import CheckpointError, MissingExtraError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
-from pursuitify.training import loop, seeding
-from pursuitify.training.batches import Rows, Share, batches
+from pursuitify.training import loop, run_identity, seeding
+from pursuitify.training.batches import (
+    Batches,
+    Rows,
+    Share,
+    all_labels,
+    batches,
+    makes_batches,
+    tensors,
+)
 from pursuitify.training.config import Config
 from pursuitify.training.objectives import Objective
 from pursuitify.training.optimizer import Schedule, make_optimizer
 from pursuitify.training.run_folder import Output
-from pursuitify.training.state import Progress, State
+from pursuitify.training.state import Generators, Progress, State
+from pursuitify.utils import fingerprint
+from pursuitify.utils.labels import check_labels
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,14 +57,17 @@ def finetune(
         net: A pursuit network, or any module that returns logits: it is trained alike. It ends
             with the best weights by validation (``keep="last"``: the last), in its own mode, on
             accelerate's device.
-        train: ``(x, y)`` tensors; a Dataset of pairs; a DataLoader; or an iterable of batches with
-            a length. Shuffled, but for iterables.
-        val: Likewise; the only data that anything is chosen by.
+        train: ``(x, y)`` tensors, a Dataset or a list of pairs: shuffled, and put into batches of
+            ``batch_size`` by ``workers``. Or a DataLoader, or an iterable of batches with a
+            length: read as it is, every epoch to its end. Labels are class numbers, -100 for a
+            sample that the loss passes over, or probabilities (objective ``standard``).
+        val: Likewise, in order; the only data that anything is chosen by. It needs no length.
         config: The configuration.
         output: Folder for the state, the best and the last weights and the log; without one,
             nothing is written and nothing can be resumed.
         resume: Go on from the state in the folder, if there is one: to the same numbers as if the
-            run had never stopped.
+            run had never stopped. Another network, other data, options or augmentation than the
+            run began with are refused.
         augment: Applied to each training sample: one x in, one x out.
         accelerator: An Accelerator of your own. Make it with
             ``DistributedDataParallelKwargs(find_unused_parameters=True)``.
@@ -62,6 +75,8 @@ def finetune(
 
     Raises:
         OptionError: If an argument is unknown or invalid, or would have no effect.
+        InputError: If labels do not fit the network: before the first step, as far as they are
+            in memory, else at their batch, with the state before it saved.
         MissingExtraError: If accelerate is not installed.
         CheckpointError: If the folder holds another run, or cannot be written.
         TrainingError: If the loss is not finite.
@@ -69,6 +84,7 @@ def finetune(
     """
     config = (config or Config()).with_options(options)
     _check(net, config, resume, output)
+    _check_data_options(train, val, config)
     if accelerator is None:
         accelerator = make_accelerator(config, None if output is None else str(output))
     share = Share(accelerator.process_index, accelerator.num_processes)
@@ -85,7 +101,10 @@ def finetune(
     was_training = net.training
     with seeding.kept():
         place = Output.at(output, resume)
-        run = _prepared(net, rows, held, config, accelerator, place, resume)
+        facts = _facts(net, train, val, config, augment) if place.folder is not None else {}
+        known = {"train": all_labels(train), "val": all_labels(val)}
+        first = _First(net, rows, held, config, known, augment)
+        run = _prepared(net, rows, held, config, accelerator, place, facts, first, resume)
         try:
             stopped = loop.train(run)
         finally:
@@ -128,13 +147,109 @@ def _check(net: object, config: Config, resume: bool, output: object) -> None:
         )
 
 
+def _check_data_options(train: Rows, val: Rows, config: Config) -> None:
+    """Refuse options about batches where all data comes in batches of its own."""
+    if not (makes_batches(train) and makes_batches(val)):
+        return
+    own = Config()
+    sizes = {getattr(rows, "batch_size", None) for rows in (train, val)}
+    given = []
+    if config.batch_size != own.batch_size and config.batch_size not in sizes:
+        given.append(f"batch_size={config.batch_size}")
+    if config.workers != own.workers:
+        given.append(f"workers={config.workers}")
+    if given:
+        raise OptionError(
+            f"{' and '.join(given)} would have no effect: train and val make batches of their own. "
+            "Leave them out, or set them there"
+        )
+
+
+def _facts(net: nn.Module, train: Rows, val: Rows, config: Config, augment: Any) -> dict[str, Any]:
+    """Return what tells this run from another one."""
+    return {
+        **run_identity.data_facts(train, "train", config.seed, augment),
+        **run_identity.data_facts(val, "val", 0, None),
+        **run_identity.callable_facts(augment),
+        **run_identity.module_facts(net),
+    }
+
+
+@dataclass
+class _First:
+    """What is looked at before the first step, new or resumed.
+
+    Attributes:
+        net: The network.
+        train: The training data.
+        val: The validation data.
+        config: The configuration.
+        known: By name of the data its labels, where they are in memory.
+        augment: The augmentation.
+        state: The state whose ``probe`` is set.
+        classes: How many classes the network tells apart; 0 where nothing is left to train.
+    """
+
+    net: nn.Module
+    train: Batches
+    val: Batches
+    config: Config
+    known: dict[str, Tensor | None]
+    augment: Any
+    state: State | None = None
+    classes: int = 0
+
+    def check(self, progress: Progress, generators: Generators) -> None:
+        """Open the data where training goes on, and refuse what does not fit.
+
+        Raises:
+            CheckpointError: If it is other data than the run began with.
+            InputError: If labels do not fit the network.
+            OptionError: If batches or the network's output are none to train on.
+        """
+        if progress.epoch >= self.config.epochs:
+            return
+        if progress.step and fingerprint.holds_generator(self.augment):
+            raise CheckpointError(
+                "this run cannot be resumed: augment draws from a random generator of its own, "
+                "whose state is in no file. Let it draw from torch's, NumPy's or Python's own "
+                "functions, which are seeded for every sample, and start another run"
+            )
+        if generators:
+            self.train.set_states(generators["train"])
+            self.val.set_states(generators["val"])
+        first = self.train.peek(progress.epoch, progress.batch)
+        found = self.train.digest(max(progress.batch, 1))
+        if progress.read is not None and found != progress.read:
+            raise CheckpointError(
+                "this run cannot be resumed with this data: train yields other batches than the "
+                "run read. It must yield the same ones when it is read again under the same seeds "
+                "of torch, NumPy and Python; a sampler with a random state of its own does not"
+            )
+        soft = self.config.objective == "standard"
+        looked = {"train": first or self.train.look(progress.epoch), "val": self.val.look(0)}
+        for name, batch in looked.items():
+            if batch is None:
+                raise OptionError(f"{name} has no batch")
+            x, y = tensors(batch, f"a batch of {name}")
+            if self.state is not None and name == "train":
+                self.state.probe = run_identity.probe(x)
+                self.classes = run_identity.answers(self.net, self.state.probe).shape[1]
+            for labels in (y, self.known[name]):
+                if labels is not None:
+                    allowed = soft or name == "val"
+                    check_labels(labels, len(labels), self.classes, name=name, soft=allowed)
+
+
 def _prepared(
     net: nn.Module,
-    rows: Any,
-    held: Any,
+    rows: Batches,
+    held: Batches,
     config: Config,
     accelerator: Accelerator,
     output: Output,
+    identity: dict[str, Any],
+    first: _First,
     resume: bool,
 ) -> loop.Run:
     net.to(accelerator.device)
@@ -147,12 +262,16 @@ def _prepared(
     facts = {
         "batches per epoch": len(rows),
         "gradient accumulation": accelerator.gradient_accumulation_steps,
+        "mixed precision": accelerator.mixed_precision,
         "settings": net.settings() if isinstance(net, PursuitNetwork) else None,
+        **identity,
     }
-    state = State(net, optimizer, ema, config, facts, accelerator.scaler)
+    first.state = state = State(net, optimizer, ema, config, facts, accelerator.scaler)
     progress = Progress()
     if resume and output.state.is_file():
-        progress = state.restore(output.state)
+        progress = state.restore(output.state, first.check)
+    else:
+        first.check(progress, {})
     objective, prepared = accelerator.prepare(Objective(net, config), optimizer)
     if accelerator.log_with:
         accelerator.init_trackers(TRACKED)
@@ -167,7 +286,17 @@ def _prepared(
         scale=net.step_scale if isinstance(net, PursuitNetwork) else 1.0,
     )
     return loop.Run(
-        accelerator, state, objective, prepared, schedule, rows, held, output, progress, dict(mine)
+        accelerator,
+        state,
+        objective,
+        prepared,
+        schedule,
+        rows,
+        held,
+        output,
+        progress,
+        dict(mine),
+        first.classes,
     )
 
 

@@ -15,12 +15,13 @@ from pursuitify.errors import TrainingError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.training import progress_log, seeding
 from pursuitify.training.adversarial_inputs import attack, noisy
-from pursuitify.training.batches import Batch, Batches
-from pursuitify.training.evaluation import Score, moved, score, sums
+from pursuitify.training.batches import Batch, Batches, tensors
+from pursuitify.training.evaluation import Score, score, sums
 from pursuitify.training.interrupt import Guard, Interrupted
 from pursuitify.training.optimizer import Schedule, set_rate
 from pursuitify.training.run_folder import Output
 from pursuitify.training.state import Progress, State
+from pursuitify.utils.labels import check_labels, labelled
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,6 +42,7 @@ class Run:
         output: Where results go.
         progress: How far the run is.
         own_sums: This process's running sums of the epoch.
+        classes: Number of classes that the network tells apart.
     """
 
     accelerator: Accelerator
@@ -53,6 +55,7 @@ class Run:
     output: Output
     progress: Progress
     own_sums: dict[str, float]
+    classes: int
 
     @property
     def net(self) -> nn.Module:
@@ -95,7 +98,8 @@ def _epoch(run: Run, bar: progress_log.Bar, guard: Guard) -> None:
     config, progress = run.state.config, run.progress
     run.net.train()
     batches = run.train(progress.epoch, progress.batch)
-    for group in _groups(batches, run.accelerator.gradient_accumulation_steps):
+    size = run.accelerator.gradient_accumulation_steps
+    while group := _group(run, batches, size):
         _step(run, group)
         progress.batch += len(group)
         progress.step += 1
@@ -111,9 +115,31 @@ def _epoch(run: Run, bar: progress_log.Bar, guard: Guard) -> None:
             _save(run)
 
 
-def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    while group := list(islice(batches, size)):
-        yield group
+def _group(run: Run, batches: Iterator[Batch], size: int) -> list[Batch]:
+    """Return the batches of the next step."""
+    soft = run.state.config.objective == "standard"
+    with _saved_before(run):
+        group = list(islice(batches, size))
+        pairs = [tensors(batch, f"a batch of {run.train.name}") for batch in group]
+        return [
+            (x, check_labels(y, len(x), run.classes, name=run.train.name, soft=soft))
+            for x, y in pairs
+        ]
+
+
+@contextlib.contextmanager
+def _saved_before(run: Run) -> Iterator[None]:
+    """Save the state as it is where what follows fails: a file that cannot be read, a bad label.
+
+    Not with several processes: the others go on and would not take part in saving.
+    """
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if not done and run.accelerator.num_processes == 1:
+            _save(run)
 
 
 def _step(run: Run, group: list[Batch]) -> None:
@@ -125,7 +151,7 @@ def _step(run: Run, group: list[Batch]) -> None:
     for number, batch in enumerate(group):
         keys = (config.seed, step, number, process)
         seeding.seed_all(seeding.derived(seeding.STEP, *keys))
-        x, y = moved(*batch, run.accelerator.device)
+        x, y = (part.to(run.accelerator.device, non_blocking=True) for part in batch)
         x = noisy(x, config, seeding.derived(seeding.NOISE, *keys))
         with run.accelerator.autocast():
             seed = seeding.derived(seeding.ATTACK, *keys)
@@ -134,13 +160,23 @@ def _step(run: Run, group: list[Batch]) -> None:
         last = number == len(group) - 1
         with _synchronised(run, last):
             parts = run.objective(x, y, attacked, measure, step)
-            run.accelerator.backward(parts["loss"])
-        _note(run, parts, len(y))
+            run.accelerator.backward(_of_group(run, parts["loss"], len(group)))
+        _note(run, parts, int(labelled(y).sum()))
     if config.clip is not None:
         run.accelerator.clip_grad_norm_(run.objective.parameters(), config.clip)
     run.optimizer.step()
     if run.state.ema is not None:
         run.state.ema.update_parameters(run.net)
+
+
+def _of_group(run: Run, loss: torch.Tensor, count: int) -> torch.Tensor:
+    """Return a batch's loss so that a step follows the mean over its own ``count`` batches.
+
+    accelerate divides by the number of batches that it was told; an epoch's last step may have
+    fewer.
+    """
+    told = run.accelerator.gradient_accumulation_steps
+    return loss if count == told else loss * (told / count)
 
 
 def _synchronised(run: Run, last: bool) -> Any:
@@ -215,9 +251,12 @@ def _gathered(run: Run) -> list[dict[str, float]]:
 def _save(run: Run) -> None:
     if run.output.folder is None:
         return
-    run.progress.sums = _gathered(run)
+    progress = run.progress
+    progress.sums = _gathered(run)
+    progress.read = run.train.digest(max(progress.batch, 1))
     if run.accelerator.is_main_process:
-        run.state.save(run.output.state, run.progress)
+        generators = {"train": run.train.states(progress.epoch), "val": run.val.states(-1)}
+        run.state.save(run.output.state, progress, generators)
     run.accelerator.wait_for_everyone()
 
 
@@ -246,7 +285,8 @@ def _finish_epoch(run: Run) -> None:
     progress.sums = _gathered(run)
     totals = added(progress.sums)
     settle(run)
-    found = _validate(run)
+    with _saved_before(run):
+        found = _validate(run)
     entry = {
         "epoch": progress.epoch + 1,
         "step": progress.step,
@@ -267,7 +307,12 @@ def _finish_epoch(run: Run) -> None:
     if run.accelerator.is_main_process:
         run.output.keep(run.kept, better)
         run.output.write_log(progress_log.table(progress.history))
-    _save(run)
+    try:
+        # What comes next is part of what tells this data from another when the run is resumed.
+        if progress.epoch < config.epochs and not _out_of_patience(run):
+            run.train.peek(progress.epoch)
+    finally:
+        _save(run)
     run.accelerator.log(
         {k: v for k, v in entry.items() if k not in ("epoch", "step")}, step=progress.step
     )

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from pursuitify.analysis.measures.frame_potential_penalty import FramePotentialPenalty
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.training import seeding
 from pursuitify.training.config import Config
+from pursuitify.utils.labels import check_logits, cross_entropy, right
 
 
 def reconstruction(dictionary: StructuredDictionary, latents: Mapping[str, Tensor]) -> Tensor:
@@ -58,7 +58,7 @@ class Objective(nn.Module):
 
         Args:
             x: Inputs.
-            y: Labels.
+            y: Labels, as ``check_labels`` returns them.
             attacked: Adversarial inputs, for the adversarial objectives.
             measure: Whether to measure the objective F.
             step: Number of the step, which seeds the frame potential's estimate.
@@ -70,10 +70,10 @@ class Objective(nn.Module):
         config = self.config
         first = attacked if config.objective == "pgd" and attacked is not None else x
         logits, parts = self._run(first, measure)
-        loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+        loss = cross_entropy(logits, y, config.label_smoothing)
         shown = {
             "cross_entropy": loss.detach(),
-            "correct": (logits.detach().argmax(1) == y).sum(),
+            "correct": right(logits.detach(), y).sum(),
             **{name: value.detach() for name, value in parts.items()},
         }
         if config.objective == "trades" and attacked is not None:
@@ -99,7 +99,7 @@ class Objective(nn.Module):
                     parts["objective"] = dictionary.mean_objective(latents)
         else:
             logits = self.net(x)
-        return checked(logits, len(x)), parts
+        return check_logits(logits, len(x)), parts
 
     def _frame_potential(self, x: Tensor, step: int) -> Tensor:
         assert isinstance(self.net, PursuitNetwork)
@@ -108,22 +108,6 @@ class Objective(nn.Module):
         seed = seeding.derived(self.config.seed, seeding.PENALTY, step)
         self._penalty.reseed(seed)
         return self._penalty()
-
-
-def checked(logits: object, batch: int) -> Tensor:
-    """Refuse an output that is not a row of logits per sample.
-
-    Raises:
-        OptionError: If it is none.
-    """
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != batch:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise OptionError(
-            f"fine-tuning needs logits ({batch}, classes) from the network, not {got}. Where it "
-            "returns more (auxiliary heads, dictionaries), write the loop yourself: a "
-            "PursuitNetwork trains like any other module"
-        )
-    return logits
 
 
 def divergence(logits: Tensor, target: Tensor) -> Tensor:

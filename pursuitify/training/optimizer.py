@@ -129,7 +129,7 @@ class Schedule:
         warm = round(self.config.warmup * self.steps)
         if step < warm:
             return (step + 1) / (warm + 1)
-        part = (step - warm) / max(self.steps - warm, 1)
+        part = min((step - warm) / max(self.steps - warm, 1), 1.0)
         low = self.config.final_lr
         return low + (1 - low) * (1 + math.cos(math.pi * part)) / 2
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -41,7 +42,7 @@ def table(history: Sequence[dict[str, Any]]) -> str:
 
 
 class Bar:
-    """A progress bar over all steps, with the running numbers of the epoch."""
+    """A progress bar over all steps, on stderr, with the running numbers of the epoch."""
 
     def __init__(self, shown: bool, title: str, total: int, done: int) -> None:
         """Start at ``done`` of ``total`` steps."""
@@ -51,6 +52,7 @@ class Bar:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[numbers]}"),
+            console=Console(stderr=True),
             disable=not shown,
         )
         self._task = self._progress.add_task(title, total=total, completed=done, numbers="")

@@ -6,6 +6,8 @@ functions of seed, epoch and step, so no generator's state is among it.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from pursuitify.checkpoints.network_identity import compare_operations, compare_
 from pursuitify.checkpoints.save_load import compare_tensors
 from pursuitify.errors import CheckpointError
 from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.training import run_identity
 from pursuitify.training.config import FREE, Config
 from pursuitify.training.optimizer import restore_state, state_tensors
 from pursuitify.utils.atomic_files import read_tensors, write_tensors
@@ -25,7 +28,9 @@ from pursuitify.version import VERSION
 
 FORMAT = 1
 _KEY = "pursuitify.training"
-_PARTS = ("net", "optimizer", "ema", "norms")
+_PARTS = ("net", "optimizer", "ema", "norms", "train", "val")
+#: By name of the data, the states of the generators that its loader and samplers draw from.
+Generators = Mapping[str, Sequence[Tensor]]
 
 
 @dataclass
@@ -40,6 +45,7 @@ class Progress:
         sums: Per process the running sums of the epoch.
         history: One entry per epoch.
         best: The best of them.
+        read: What stands for the batches read of the next epoch, where the data makes them.
     """
 
     epoch: int = 0
@@ -49,9 +55,10 @@ class Progress:
     sums: list[dict[str, float]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
+    read: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class State:
     """What is saved and restored together.
 
@@ -60,8 +67,9 @@ class State:
         optimizer: Its optimizer.
         ema: The average of its weights, if there is one.
         config: The configuration.
-        facts: What else must be the same: settings of the network, size of the data.
+        facts: What else must be the same: settings of the network, the data, the augmentation.
         scaler: The gradient scaler of float16 training, if there is one.
+        probe: A batch of the data's shape that the network answers, to tell it from others.
     """
 
     net: nn.Module
@@ -70,9 +78,15 @@ class State:
     config: Config
     facts: dict[str, Any]
     scaler: torch.amp.GradScaler | None = None
+    probe: Tensor | None = None
 
-    def save(self, path: Path, progress: Progress) -> None:
+    def save(self, path: Path, progress: Progress, generators: Generators) -> None:
         """Write the state; the file before it stays until the new one is complete.
+
+        Args:
+            path: The file.
+            progress: How far the run is.
+            generators: The states of the generators that ``train`` and ``val`` draw from.
 
         Raises:
             CheckpointError: If it cannot be written.
@@ -83,6 +97,8 @@ class State:
             "ema": {} if self.ema is None else self.ema.state_dict(),
             "norms": self.net._norms.state() if isinstance(self.net, PursuitNetwork) else {},
         }
+        for name, states in generators.items():
+            parts[name] = {str(number): state for number, state in enumerate(states)}
         tensors = {f"{p}/{name}": value for p, own in parts.items() for name, value in own.items()}
         header = {
             "format": FORMAT,
@@ -92,11 +108,24 @@ class State:
             **(identity(self.net) if isinstance(self.net, PursuitNetwork) else {"graph": None}),
             "progress": asdict(progress),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "answers": None if self.probe is None else self._answers(),
         }
         write_tensors(path, tensors, _KEY, header)
 
-    def restore(self, path: Path) -> Progress:
+    def _answers(self) -> dict[str, Any]:
+        assert self.probe is not None
+        return run_identity.answer_facts(run_identity.answers(self.net, self.probe))
+
+    def restore(self, path: Path, check: Callable[[Progress, Generators], Any]) -> Progress:
         """Read a state back into network, optimizer and average.
+
+        Args:
+            path: The file.
+            check: Called with how far the run is and with its data's generators, to refuse other
+                data and to set ``probe``.
+
+        Returns:
+            How far the run is.
 
         Raises:
             CheckpointError: If the file is damaged, or is of another network, configuration or
@@ -125,6 +154,12 @@ class State:
             progress = Progress(**header["progress"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"the header of {path} is incomplete or altered") from error
+        generators = {
+            name: [parts[name][key] for key in sorted(parts[name], key=int)]
+            for name in ("train", "val")
+        }
+        check(progress, generators)
+        self._compare_answers(header.get("answers"), parts["net"], path)
         restore_state(self.net, self.optimizer, parts["optimizer"], path)
         self.net.load_state_dict(parts["net"])
         if self.ema is not None:
@@ -136,19 +171,37 @@ class State:
             self.scaler.load_state_dict(header["scaler"])
         return progress
 
+    def _compare_answers(self, saved: Any, weights: dict[str, Tensor], path: Path) -> None:
+        """Refuse a network that answers otherwise with the saved weights; its own come back."""
+        if self.probe is None or saved is None:
+            return
+        before = {name: value.clone() for name, value in self.net.state_dict().items()}
+        self.net.load_state_dict(weights)
+        try:
+            same = run_identity.same_answers(saved, self._answers())
+        finally:
+            self.net.load_state_dict(before)
+        if not same:
+            raise CheckpointError(
+                f"{path} belongs to another run: with the weights in it, this network answers "
+                "otherwise than the one that was trained. Something that is no weight differs, "
+                "for instance a constant in its forward. Resume with the network that the run "
+                "began with"
+            )
+
     def _compare(self, header: dict[str, Any], path: Path) -> None:
         own = {**asdict(self.config), **self.facts}
         # A state from before an option existed ran with what is its default now.
         config = {**asdict(Config()), **_mapping(header, "config", path)}
         saved = {**config, **_mapping(header, "facts", path)}
-        differences = [
-            f"{name} was {saved.get(name)!r} and is {own.get(name)!r}"
-            for name in sorted({*own, *saved} - FREE)
-            if saved.get(name) != own.get(name)
-        ]
-        if differences:
+        own = json.loads(json.dumps(own))  # tuples are lists in a file
+        differing = run_identity.differences(
+            {name: value for name, value in saved.items() if name not in FREE},
+            {name: value for name, value in own.items() if name not in FREE},
+        )
+        if differing:
             raise CheckpointError(
-                f"{path} belongs to another run: {'; '.join(differences)}. Resume with what the "
+                f"{path} belongs to another run: {'; '.join(differing)}. Resume with what the "
                 "run began with, or start another one in another folder"
             )
         if isinstance(self.net, PursuitNetwork):

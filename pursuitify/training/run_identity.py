@@ -1,0 +1,226 @@
+"""What makes a run the run it is, so that only that one is resumed.
+
+That is what it learns from, what it validates on, how samples are changed, what the network's
+modules are set to and what the network answers. Options and rows are compared elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from pursuitify.data import Images
+from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.robust.attacks.input_checks import evaluation_mode
+from pursuitify.training import seeding
+from pursuitify.training.batches import Rows, all_labels, as_data, makes_batches, sample
+from pursuitify.utils import fingerprint
+from pursuitify.utils.labels import check_logits
+
+#: Samples of a data set that are compared where it does not lie in memory.
+_SAMPLES = 64
+_PLAIN = (bool, int, float, str, type(None), torch.dtype)
+
+
+def data_facts(rows: Rows, name: str, seed: int, augment: Any) -> dict[str, Any]:
+    """Return what tells one data set from another, by what it is called in a message.
+
+    Every entry of tensors is covered. Of a data set that is read sample by sample 64 are, spread
+    evenly, and all labels where they are in memory; of batches their loader's settings, and the
+    batches themselves as the run reads them (``Batches.digest``).
+    """
+    facts: dict[str, Any] = {}
+    if not makes_batches(rows) and not isinstance(rows, IterableDataset):
+        facts["kind"] = "samples"
+        facts |= _samples(as_data(rows), seed, augment, name)
+    else:
+        facts["kind"] = "batches"
+        facts |= _loader(rows, seed, name)
+    return {f"{name}: {what}": value for what, value in facts.items()}
+
+
+def _samples(data: Any, seed: int, augment: Any, name: str) -> dict[str, Any]:
+    count = len(data)
+    places = range(0, count, max(1, -(-count // _SAMPLES)))
+    read = [sample(data, index, seed, augment, name) for index in places]
+    inputs = [torch.as_tensor(x) for x, _ in read]
+    known = all_labels(data)
+    labels = [torch.as_tensor(y) for _, y in read] if known is None else [known]
+    facts = {
+        "number of samples": count,
+        "the inputs": fingerprint.of_tensors(*inputs),
+        "the labels": fingerprint.of_tensors(*[y.double() for y in labels]),
+    }
+    held = [data.x] if isinstance(data, Images) else []
+    held = [data.tensors[0]] if isinstance(data, TensorDataset) else held
+    if isinstance(data, (list, tuple)) and all(isinstance(x, Tensor) for x, _ in data):
+        held = [torch.stack([x for x, _ in data])] if len({x.shape for x, _ in data}) == 1 else []
+    if held:
+        facts["all inputs"] = fingerprint.of_tensors(*held)
+    if hasattr(data, "identity"):
+        facts["files"] = data.identity()
+    return facts
+
+
+def _loader(rows: Rows, seed: int, name: str) -> dict[str, Any]:
+    if isinstance(rows, (list, tuple)):
+        held = [part for pair in rows for part in pair if isinstance(part, Tensor)]
+        return {"number of batches": len(rows), "the batches": fingerprint.of_tensors(*held)}
+    facts: dict[str, Any] = {"number of batches": len(rows) if hasattr(rows, "__len__") else None}
+    loader = isinstance(rows, torch.utils.data.DataLoader)
+    if loader:
+        try:
+            facts["number of batches"] = len(rows)
+        except TypeError:  # over an IterableDataset without a length
+            facts["number of batches"] = None
+        for what in ("batch_size", "drop_last"):
+            facts[what] = getattr(rows, what)
+        facts["number of workers"] = rows.num_workers
+        functions = (rows.collate_fn, rows.worker_init_fn)
+        facts["collate_fn or worker_init_fn"] = fingerprint.of_values(*functions)
+        facts["samplers"] = fingerprint.of_values(_settings(rows.sampler), type(rows.batch_sampler))
+        inner = rows.dataset
+        if isinstance(inner, Dataset) and not isinstance(inner, IterableDataset):
+            facts |= _inner(inner, seed, name)
+    return facts
+
+
+def _inner(data: Any, seed: int, name: str) -> dict[str, Any]:
+    """Return the facts of a loader's data set, whose samples need not be pairs."""
+    del seed, name
+    held = data.tensors if isinstance(data, TensorDataset) else ()
+    held = (data.x, data.y) if isinstance(data, Images) else held
+    facts: dict[str, Any] = {"number of samples": len(data) if hasattr(data, "__len__") else None}
+    if held:
+        facts["the samples"] = fingerprint.of_tensors(*held)
+    if hasattr(data, "identity"):
+        facts["files"] = data.identity()
+    return facts
+
+
+def _settings(sampler: Any) -> list[Any]:
+    """Return a sampler's kind and plain settings, among them weights; not the data it orders."""
+    kept = (*_PLAIN, Tensor, list, tuple, range)
+    own = {k: v for k, v in vars(sampler).items() if isinstance(v, kept)}
+    return [type(sampler), own]
+
+
+def callable_facts(augment: Any) -> dict[str, Any]:
+    """Return what tells one augmentation from another."""
+    return {"augment": None if augment is None else fingerprint.of_values(augment)}
+
+
+def module_facts(net: nn.Module) -> dict[str, Any]:
+    """Return the plain attributes of all modules, and which parameters are not trained.
+
+    Among them are those that training alone reads: dropout's p, BatchNorm's momentum.
+    """
+    facts = {f"{path}.{name}".lstrip("."): value for path, name, value in _attributes(net)}
+    frozen = sorted(name for name, p in net.named_parameters() if not p.requires_grad)
+    return {"attributes": facts, "frozen parameters": frozen}
+
+
+def _attributes(net: nn.Module) -> Iterator[tuple[str, str, str]]:
+    for path, module in net.named_modules():
+        if path:
+            yield path, "class", type(module).__qualname__
+        if isinstance(module, PursuitNetwork):
+            continue  # its settings and rows are compared as such
+        for name, value in vars(module).items():
+            if not name.startswith("_") and name != "training" and _is_plain(value):
+                yield path, name, repr(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
+
+
+@torch.no_grad()
+def answers(net: nn.Module, x: Tensor) -> Tensor:
+    """Return a network's logits on a batch in evaluation mode, a pursuit network's at T = 0.
+
+    Its source's answer needs no step size, so nothing is estimated or changed by asking.
+    """
+    place = next((p.device for p in net.parameters()), x.device)
+    with seeding.kept(), evaluation_mode(net):
+        seeding.seed_all(0)
+        before = net.iterations if isinstance(net, PursuitNetwork) else None
+        try:
+            if isinstance(net, PursuitNetwork):
+                net.iterations = 0
+            return check_logits(net(x.to(place)), len(x))
+        finally:
+            if before is not None:
+                net.iterations = before  # type: ignore[assignment]
+
+
+def probe(x: Tensor) -> Tensor:
+    """Return a batch that depends on the shape and type of one like it alone, not on its values."""
+    shape = tuple(x.shape)
+    if not x.is_floating_point():
+        return torch.zeros(shape, dtype=x.dtype)
+    generator = torch.Generator().manual_seed(0)
+    one = torch.rand(shape[1:], generator=generator, dtype=torch.float64)
+    return one.to(x.dtype).expand(shape).clone()
+
+
+def answer_facts(logits: Tensor) -> dict[str, Any]:
+    """Return a network's answer to one sample as plain numbers, and how it was computed."""
+    precision = torch.finfo(logits.dtype).eps
+    numbers = logits[0].double().tolist()
+    return {"logits": numbers, "precision": precision, "device": logits.device.type}
+
+
+def same_answers(saved: Any, own: Mapping[str, Any]) -> bool:
+    """Whether two answers agree to rounding; another device rounds in other places."""
+    if not isinstance(saved, dict) or not isinstance(saved.get("logits"), list):
+        return False
+    theirs, mine = saved["logits"], own["logits"]
+    if len(theirs) != len(mine) or not all(isinstance(n, float) for n in theirs):
+        return False
+    alike = saved.get("device") == own["device"]
+    bound = max(1e-5 if alike else 1e-2, 64 * own["precision"])
+    size = max(map(abs, mine))
+    return all(abs(a - b) <= bound * size for a, b in zip(theirs, mine, strict=True))
+
+
+def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two runs, in words.
+
+    Facts that the saved run's version did not record are passed over.
+    """
+    found = []
+    recorded = any(name.startswith("train: ") for name in saved)
+    for name in sorted({*saved, *own}):
+        was, now = saved.get(name), own.get(name)
+        if was == now or (name not in saved and not recorded and _is_new(name)):
+            continue
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += differences({"train: ": 0, **was}, {"train: ": 0, **now})
+        elif _is_mark(was) or _is_mark(now):
+            if fingerprint.comparable(was, now):
+                found.append(f"{name} {_changed(was, now)}")
+        else:
+            found.append(f"{name} was {was!r} and is {now!r}")
+    return found
+
+
+def _is_new(name: str) -> bool:
+    new = ("attributes", "frozen parameters", "augment", "mixed precision")
+    return name in new or name.startswith(("train: ", "val: "))
+
+
+def _is_mark(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(fingerprint.MARK)
+
+
+def _changed(was: Any, now: Any) -> str:
+    if was is None:
+        return "was not there and is now"
+    return "was there and is not now" if now is None else "changed"
