@@ -1,98 +1,286 @@
-"""A folder of image files, one subfolder per class, through torchvision's ImageFolder."""
+"""A folder of image files, one subfolder per class, perhaps in parts for training and testing."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
+from pursuitify.data.image_files import fitted, read_picture
 from pursuitify.data.images import Data, augmentation, split
 from pursuitify.errors import DataError
 
-#: The usual statistics of natural images (ImageNet's), since a folder is not read through first.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: The usual statistics of natural images (ImageNet's), since a folder is not read through first;
+#: by channels. Grey is the luma of the colours.
+_MOMENTS = {
+    1: ((0.459,), (0.226,)),
+    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+#: Names of a folder's parts, as people write them.
+_PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+)
+_SHOWN = 10
 
 
-def image_folder(path: Path, validation: float, size: int, seed: int) -> Data:
+def image_folder(
+    path: Path,
+    *,
+    validation: float,
+    size: int,
+    channels: int,
+    seed: int,
+    skip_bad: bool = False,
+) -> Data:
     """Load a folder of images.
 
+    Files and folders whose name begins with a dot are hidden and passed over; so are files that are
+    no images by their extension.
+
     Args:
-        path: Holds ``train`` and perhaps ``val`` and ``test``, each with a subfolder per class;
-            or the subfolders themselves.
-        validation: Share of the training images split off where there is no ``val``; a share as
-            large is split off for testing where there is no ``test``.
+        path: Holds a part for training (``train`` or ``training``) and perhaps ones for validation
+            (``val``, ``valid``, ``validation``) and testing (``test``, ``testing``), each with a
+            subfolder per class; or the subfolders themselves.
+        validation: Share of the training images split off where there is no part for validation;
+            a share as large is split off for testing likewise.
         size: Side to which images are resized and cropped.
+        channels: 3 for colour, 1 for grey.
         seed: Seed of the splits.
+        skip_bad: Read every file now, and leave out those that cannot be read.
 
     Raises:
-        DataError: If there are no images, or the parts have different classes.
+        DataError: If there are no images, a class has none, or the parts have different classes.
     """
-    train = _folder(path / "train" if (path / "train").is_dir() else path, size)
-    classes = tuple(train.classes)
-    parts: dict[str, Dataset[Any]] = {"train": train}
+    found = _parts_of(path)
+    parts = {name: _files(folder, size, channels) for name, folder in found.items()}
+    classes = parts["train"].classes
+    for name, part in parts.items():
+        if part.classes != classes:
+            differing = sorted(set(part.classes) ^ set(classes))
+            raise DataError(f"{found[name]} and {found['train']} differ in classes: {differing}")
+    if len(classes) < 2:
+        raise DataError(
+            f"{found['train']} has one class, {classes[0]!r}, and nothing can be told apart: name "
+            f"the folder that holds the classes' folders{_nested(found['train'] / classes[0])}"
+        )
+    problems = [p for part in parts.values() for p in part.check()]
+    if problems:
+        raise DataError("\n".join([f"{path} is incomplete:", *_some(problems)]))
+    bad: list[str] = []
+    if skip_bad:
+        for name, part in parts.items():
+            parts[name], more = part.readable()
+            bad += more
+        lost = [p for part in parts.values() for p in part.check()]
+        if lost:
+            raise DataError(
+                "\n".join([f"{path}: no readable image is left there:", *_some(lost)])
+                + "\n".join(["\nSuch files:", *_some(bad)])
+            )
     for name in ("test", "val"):
-        folder = path / name
-        if folder.is_dir() and (path / "train").is_dir():
-            parts[name] = part = _folder(folder, size)
-            if tuple(part.classes) != classes:
-                differing = sorted(set(part.classes) ^ set(classes))
-                raise DataError(f"{folder} and {path / 'train'} differ in classes: {differing}")
-        else:
-            rest = parts["train"]
-            kept, held = split(len(rest), validation, seed)  # type: ignore[arg-type]
-            parts[name] = Subset(rest, held.tolist())
-            parts["train"] = Subset(rest, kept.tolist())
-    short = [name for name, part in parts.items() if len(part) == 0]  # type: ignore[arg-type]
+        if name not in parts:
+            kept, held = split(len(parts["train"]), validation, seed)
+            parts[name] = parts["train"].part(held.tolist())
+            parts["train"] = parts["train"].part(kept.tolist())
+    short = [name for name, part in parts.items() if len(part) == 0]
     if short:
         raise DataError(f"{path} has too few images: nothing is left for {', '.join(short)}")
+    mean, std = _MOMENTS[channels]
     return Data(
         name=str(path),
         train=parts["train"],
         val=parts["val"],
         test=parts["test"],
-        shape=(3, size, size),
+        shape=(channels, size, size),
         classes=classes,
-        mean=_MEAN,
-        std=_STD,
+        mean=mean,
+        std=std,
         augment=augmentation((size, size), padding=max(size // 8, 1)),
+        skipped=tuple(bad),
     )
 
 
-class _Labelled(Dataset[tuple[Tensor, int]]):
-    """torchvision's ImageFolder, with a clear error for a file that is no image."""
+@dataclass(frozen=True, eq=False)
+class Folder(Dataset[tuple[Tensor, int]]):
+    """Image files with their classes; read when they are asked for.
 
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self.classes: list[str] = inner.classes
+    Attributes:
+        root: The folder.
+        classes: Names of the classes.
+        files: Each file, relative to the folder, and the number of its class.
+        size: Side of the images.
+        channels: Their channels.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[tuple[str, int], ...]
+    size: int
+    channels: int
 
     def __len__(self) -> int:
-        return len(self._inner)
+        """Return the number of files."""
+        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return an image (channels, size, size) in [0, 1] and its class.
+
+        Raises:
+            DataError: If the file cannot be read; the message has its name.
+        """
+        name, label = self.files[index]
+        image = read_picture(self.root / name, self.channels)
         try:
-            x, y = self._inner[index]
-        except OSError as error:
-            raise DataError(f"{self._inner.samples[index][0]} cannot be read: {error}") from error
-        return x, y
+            return fitted(image, self.size), label
+        except DataError as error:
+            raise DataError(f"{self.root / name} cannot be used: {error}") from error
 
+    @property
+    def labels(self) -> Tensor:
+        """The class of every file."""
+        return torch.tensor([label for _, label in self.files], dtype=torch.int64)
 
-def _folder(path: Path, size: int) -> _Labelled:
-    from torchvision import datasets
-    from torchvision.transforms import v2
+    def part(self, indices: Iterable[int]) -> Folder:
+        """Return the files at ``indices`` as a data set."""
+        return replace(self, files=tuple(self.files[i] for i in indices))
 
-    transform = v2.Compose(
-        [
-            v2.ToImage(),
-            v2.Resize(size, antialias=True),
-            v2.CenterCrop(size),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.ToPureTensor(),
+    def identity(self) -> str:
+        """Return what stands for the files' names, classes and size; not for what is in them."""
+        seen = hashlib.blake2b(
+            repr((self.classes, self.size, self.channels)).encode("utf-8", "replace")
+        )
+        for name, label in self.files:
+            seen.update(os.fsencode(name) + b"\0" + str(label).encode())
+        return "#" + seen.hexdigest()[:32]
+
+    def check(self) -> list[str]:
+        """Return the classes that have no image, in words."""
+        held = {label for _, label in self.files}
+        return [
+            f"{self.root / name} has no image{_others(self.root / name)}"
+            for label, name in enumerate(self.classes)
+            if label not in held
         ]
-    )
+
+    def readable(self) -> tuple[Folder, list[str]]:
+        """Return the files that can be read, and those that cannot, with the reason."""
+        good, bad = [], []
+        for index in range(len(self)):
+            try:
+                self[index]
+                good.append(index)
+            except DataError as error:
+                bad.append(str(error))
+        return self.part(good), bad
+
+
+def _some(lines: list[str]) -> list[str]:
+    more = [f"  ... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return [*(f"  - {line}" for line in lines[:_SHOWN]), *more]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _folders(path: Path) -> list[Path]:
+    """Return the subfolders that are not hidden, in order."""
     try:
-        return _Labelled(datasets.ImageFolder(str(path), transform))
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path} is no folder with one subfolder of images per class") from error
+        inside = sorted(path.iterdir())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    return [p for p in inside if p.is_dir() and not _is_hidden(p.name)]
+
+
+def _walk(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the files below a folder that are not hidden, in order; links that lead back end."""
+    real = path.resolve()
+    if real in above:
+        return
+    try:
+        inside = sorted(path.iterdir())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    for entry in inside:
+        if _is_hidden(entry.name):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry, above | {real})
+        elif entry.is_file():
+            yield entry
+
+
+def _images(path: Path) -> Iterator[Path]:
+    return (file for file in _walk(path) if file.suffix.lower() in EXTENSIONS)
+
+
+def _others(path: Path) -> str:
+    """Return which files lie in a folder without images, for a message."""
+    found = sorted({file.suffix.lower() or file.name for file in _walk(path)})
+    return f": only {', '.join(found[:5])}" if found else ""
+
+
+def _part_of(name: str) -> str | None:
+    return next((part for part, names in _PARTS.items() if name.lower() in names), None)
+
+
+def _parts_of(path: Path) -> dict[str, Path]:
+    """Return the folder of each part; of ``train`` alone the path itself where it has no parts.
+
+    Raises:
+        DataError: If it cannot be told which folders are parts and which are classes.
+    """
+    folders = _folders(path)
+    named = [(part, folder) for folder in folders if (part := _part_of(folder.name)) is not None]
+    parts = dict(named)
+    if "train" not in parts:
+        # A class may be called "test"; a part holds folders of classes and no images itself.
+        split_off = [folder for _, folder in named if _folders(folder)]
+        if split_off:
+            listed = ", ".join(repr(folder.name) for folder in split_off)
+            raise DataError(
+                f"{path} has {listed} but no part for training: name it 'train' or 'training'"
+            )
+        return {"train": path}
+    twice = sorted(folder.name for part, folder in named if parts[part] != folder)
+    if twice:
+        raise DataError(f"{path} has two parts of one kind: {twice[0]!r} and another one")
+    others = [f.name for f in folders if f not in parts.values() and any(_images(f))]
+    if others:
+        raise DataError(
+            f"{path} has the part {parts['train'].name!r} and, beside it, images in "
+            f"{', '.join(map(repr, others[:5]))}: classes and parts do not go together. Move them "
+            "into the parts, or elsewhere"
+        )
+    return parts
+
+
+def _nested(path: Path) -> str:
+    return f"; {path} looks like it" if len(_folders(path)) > 1 else ""
+
+
+def _files(path: Path, size: int, channels: int) -> Folder:
+    folders = _folders(path)
+    if not folders:
+        raise DataError(f"{path} is no folder with one subfolder of images per class")
+    files = []
+    for label, folder in enumerate(folders):
+        nested = [f.name for f in _folders(folder) if _part_of(f.name) is not None]
+        if nested:
+            raise DataError(
+                f"{folder}, a class by its place, holds {', '.join(map(repr, nested))}: the parts "
+                f"come first, then the classes, as in {nested[0]}/{folder.name}"
+            )
+        files += [(str(file.relative_to(path)), label) for file in _images(folder)]
+    return Folder(path, tuple(f.name for f in folders), tuple(files), size, channels)

@@ -70,6 +70,7 @@ class Data:
         mean: Mean per channel of the training part, for images in [0, 1].
         std: Standard deviation likewise.
         augment: Random crop and flip as the data set is usually trained, or None.
+        skipped: The files that ``skip_bad`` left out, each with the reason.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: Augment | None
+    skipped: tuple[str, ...] = ()
 
     def normalise(self, model: nn.Module) -> Normalised:
         """Put this data's normalisation in front of a model, so that inputs stay in [0, 1]."""

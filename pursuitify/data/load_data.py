@@ -13,6 +13,7 @@ from pursuitify.data.idx_files import read_idx
 from pursuitify.data.image_folder import image_folder
 from pursuitify.data.images import Data, Images, augmentation, moments, split
 from pursuitify.errors import DataError, MissingExtraError, OptionError
+from pursuitify.utils import option_checks
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _GARMENTS = (
@@ -39,24 +40,30 @@ def load_data(
     size: int | None = None,
     channels: int | None = None,
     seed: int = 0,
+    skip_bad: bool = False,
 ) -> Data:
     """Load a data set, inputs in [0, 1].
 
     Args:
         name: ``digits`` (scikit-learn's, 8x8), ``fashion-mnist``, ``cifar10``, ``cifar100``, or
-            the path of a folder of images, one subfolder per class, perhaps below ``train`` and
-            ``test``.
+            the path of a folder of images, one subfolder per class, perhaps below ``train``,
+            ``val`` and ``test`` (or ``training``, ``validation``, ``testing``).
         root: Folder in which torchvision's data sets lie or are put. A Fashion-MNIST installed by
             Debian's package dataset-fashion-mnist is found without it.
         download: Let torchvision download what is not there. Its CIFAR files are pickles, which
             torchvision opens after checking their MD5 sums.
-        validation: Share of the training data split off for validation.
+        validation: Share of the training data split off for validation, where a folder has no part
+            for it.
         size: Side to which images are resized; a folder's are cropped to it too (224 by default).
-        channels: 3 repeats a grey channel, for models that read colour.
+        channels: 3 repeats a grey channel, for models that read colour. A folder's images are read
+            as colour, with 1 as grey.
         seed: Seed of the split.
+        skip_bad: Of a folder: read every file first, and leave out those that cannot be read;
+            ``skipped`` of the result lists them. Else such a file is an error when it is read.
 
     Raises:
-        OptionError: If an argument is out of range or there is no such data set.
+        OptionError: If an argument is out of range or would have no effect, or there is no such
+            data set.
         DataError: If files are missing or damaged.
         MissingExtraError: If scikit-learn is not installed, for digits.
     """
@@ -64,15 +71,29 @@ def load_data(
         raise OptionError(f"validation={validation!r} is not a share between 0 and 1")
     if channels not in (None, 1, 3):
         raise OptionError(f"channels={channels!r} is neither 1 nor 3")
-    if size is not None and size < 1:
+    if size is not None and (option_checks.whole(size) or 0) < 1:
         raise OptionError(f"size={size!r} is not a number of pixels")
-    make = NAMES.get(str(name).lower().replace("_", "-"))
+    option_checks.switch("download", download)
+    option_checks.switch("skip_bad", skip_bad)
+    key = str(name).lower().replace("_", "-")
+    make = NAMES.get(key)
     if make is None:
         if not Path(name).is_dir():
             raise OptionError(
                 f"{str(name)!r} is neither a data set ({', '.join(NAMES)}) nor a folder"
             )
-        return image_folder(Path(name), validation, 224 if size is None else size, seed)
+        _without_effect(str(name), root=(root, "data"), download=(download, False))
+        return image_folder(
+            Path(name),
+            validation=validation,
+            size=224 if size is None else size,
+            channels=3 if channels is None else channels,
+            seed=seed,
+            skip_bad=skip_bad,
+        )
+    _without_effect(key, skip_bad=(skip_bad, False))
+    if make is _digits:
+        _without_effect(key, root=(root, "data"), download=(download, False))
     train, test, classes, augmented = make(Path(root), download)
     train, test = (_fitted(part, size, channels) for part in (train, test))
     kept, held = split(len(train), validation, seed)
@@ -89,6 +110,17 @@ def load_data(
         std=std,
         augment=augmentation(shape[1:]) if augmented else None,
     )
+
+
+def _without_effect(data: str, **options: tuple[object, object]) -> None:
+    """Refuse options, given with their defaults, that loading this data does not read."""
+    given = [
+        f"{name}={value!r}"
+        for name, (value, default) in options.items()
+        if (str(value) if isinstance(value, os.PathLike) else value) != default
+    ]
+    if given:
+        raise OptionError(f"{', '.join(given)} would have no effect on {data!r}: leave it out")
 
 
 def _fitted(images: Images, size: int | None, channels: int | None) -> Images:

@@ -27,6 +27,7 @@ from torch.utils.data import (
 )
 
 from pursuitify.data import Images
+from pursuitify.data.image_folder import Folder
 from pursuitify.errors import DataError, OptionError
 from pursuitify.training import seeding
 from pursuitify.utils import option_checks
@@ -173,7 +174,7 @@ def batches(
             here.
         seed: Seed of the order and of every item's own random numbers.
         workers: Processes that read a Dataset.
-        augment: Applied to each x on its own.
+        augment: Applied to each x on its own; a DataLoader's batches are taken apart for it.
         name: For errors.
 
     Raises:
@@ -185,11 +186,17 @@ def batches(
             _Table(as_data(rows), size, share, train, seed, workers, augment, name), name
         )
     if isinstance(rows, IterableDataset):  # as torch would read it, with this size and workers
+        _Stream.stated(rows, train, name)
         rows = DataLoader(rows, size, drop_last=train, num_workers=workers)
     if isinstance(rows, Tensor) or not isinstance(rows, Iterable):
         raise OptionError(
             f"{name} is a {type(rows).__name__}; give (x, y) tensors, a Dataset, a DataLoader or "
             "an iterable of batches"
+        )
+    if augment is not None and not isinstance(rows, DataLoader):
+        raise OptionError(
+            f"augment needs single samples, but {name} is an iterable of batches: augment there, "
+            "or give a Dataset or a DataLoader"
         )
     return Batches(_Stream(rows, share, train, seed, augment, name), name)
 
@@ -241,6 +248,8 @@ def all_labels(rows: Rows) -> Tensor | None:
         return rows[1] if len(rows[0]) == len(rows[1]) else None
     if isinstance(rows, Images):
         return rows.y
+    if isinstance(rows, Folder):
+        return rows.labels
     if isinstance(rows, TensorDataset):
         return rows.tensors[1] if len(rows.tensors) == 2 else None
     if isinstance(rows, Subset):
@@ -417,7 +426,7 @@ class _Stream:
                 f"{name} is an iterator, which can be read only once; give a list of batches, a "
                 "DataLoader, or an object whose __iter__ starts anew"
             )
-        self.length = self._stated(rows, train, name)
+        self.length = self.stated(rows, train, name)
         if self.length == 0:
             raise OptionError(f"{name} is empty: it has no batch")
         self._rows, self._share, self._train = rows, share, train
@@ -429,7 +438,8 @@ class _Stream:
         self._digests: list[str] = []
 
     @staticmethod
-    def _stated(rows: Any, train: bool, name: str) -> int | None:
+    def stated(rows: Any, train: bool, name: str) -> int | None:
+        """Return the length that data states; None where it states none and needs none."""
         try:
             return len(rows)
         except TypeError as error:
@@ -437,7 +447,7 @@ class _Stream:
                 return None
             raise OptionError(
                 f"{name} is a {type(rows).__name__} without a length, which the schedules need: "
-                "give it, or the IterableDataset in it, __len__"
+                "give it, or the IterableDataset in it, a __len__"
             ) from error
 
     def read(self, epoch: int, start: int) -> Iterator[Batch]:

@@ -68,7 +68,8 @@ def finetune(
         resume: Go on from the state in the folder, if there is one: to the same numbers as if the
             run had never stopped. Another network, other data, options or augmentation than the
             run began with are refused.
-        augment: Applied to each training sample: one x in, one x out.
+        augment: Applied to each training sample: one x in, one x out. Random numbers that it draws
+            from torch, NumPy or Python are seeded.
         accelerator: An Accelerator of your own. Make it with
             ``DistributedDataParallelKwargs(find_unused_parameters=True)``.
         **options: Fields of the configuration, by name.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pursuitify.data import Images
 from pursuitify.network.pursuit_network import PursuitNetwork
@@ -39,7 +39,7 @@ def data_facts(rows: Rows, name: str, seed: int, augment: Any) -> dict[str, Any]
         facts |= _samples(as_data(rows), seed, augment, name)
     else:
         facts["kind"] = "batches"
-        facts |= _loader(rows, seed, name)
+        facts |= _loader(rows)
     return {f"{name}: {what}": value for what, value in facts.items()}
 
 
@@ -47,14 +47,14 @@ def _samples(data: Any, seed: int, augment: Any, name: str) -> dict[str, Any]:
     count = len(data)
     places = range(0, count, max(1, -(-count // _SAMPLES)))
     read = [sample(data, index, seed, augment, name) for index in places]
-    inputs = [torch.as_tensor(x) for x, _ in read]
-    known = all_labels(data)
-    labels = [torch.as_tensor(y) for _, y in read] if known is None else [known]
     facts = {
         "number of samples": count,
-        "the inputs": fingerprint.of_tensors(*inputs),
-        "the labels": fingerprint.of_tensors(*[y.double() for y in labels]),
+        "the inputs": fingerprint.of_tensors(*(torch.as_tensor(x) for x, _ in read)),
+        "the labels": fingerprint.of_tensors(*(torch.as_tensor(y).double() for _, y in read)),
     }
+    known = all_labels(data)
+    if known is not None:
+        facts["all labels"] = fingerprint.of_tensors(known.double())
     held = [data.x] if isinstance(data, Images) else []
     held = [data.tensors[0]] if isinstance(data, TensorDataset) else held
     if isinstance(data, (list, tuple)) and all(isinstance(x, Tensor) for x, _ in data):
@@ -66,35 +66,28 @@ def _samples(data: Any, seed: int, augment: Any, name: str) -> dict[str, Any]:
     return facts
 
 
-def _loader(rows: Rows, seed: int, name: str) -> dict[str, Any]:
+def _loader(rows: Rows) -> dict[str, Any]:
     if isinstance(rows, (list, tuple)):
         held = [part for pair in rows for part in pair if isinstance(part, Tensor)]
         return {"number of batches": len(rows), "the batches": fingerprint.of_tensors(*held)}
-    facts: dict[str, Any] = {"number of batches": len(rows) if hasattr(rows, "__len__") else None}
-    loader = isinstance(rows, torch.utils.data.DataLoader)
-    if loader:
-        try:
-            facts["number of batches"] = len(rows)
-        except TypeError:  # over an IterableDataset without a length
-            facts["number of batches"] = None
-        for what in ("batch_size", "drop_last"):
-            facts[what] = getattr(rows, what)
+    facts: dict[str, Any] = {"number of batches": _length(rows)}
+    if isinstance(rows, DataLoader):
+        facts |= {what: getattr(rows, what) for what in ("batch_size", "drop_last")}
         facts["number of workers"] = rows.num_workers
         functions = (rows.collate_fn, rows.worker_init_fn)
         facts["collate_fn or worker_init_fn"] = fingerprint.of_values(*functions)
         facts["samplers"] = fingerprint.of_values(_settings(rows.sampler), type(rows.batch_sampler))
         inner = rows.dataset
         if isinstance(inner, Dataset) and not isinstance(inner, IterableDataset):
-            facts |= _inner(inner, seed, name)
+            facts |= _inner(inner)
     return facts
 
 
-def _inner(data: Any, seed: int, name: str) -> dict[str, Any]:
+def _inner(data: Any) -> dict[str, Any]:
     """Return the facts of a loader's data set, whose samples need not be pairs."""
-    del seed, name
     held = data.tensors if isinstance(data, TensorDataset) else ()
     held = (data.x, data.y) if isinstance(data, Images) else held
-    facts: dict[str, Any] = {"number of samples": len(data) if hasattr(data, "__len__") else None}
+    facts: dict[str, Any] = {"number of samples": _length(data)}
     if held:
         facts["the samples"] = fingerprint.of_tensors(*held)
     if hasattr(data, "identity"):
@@ -102,10 +95,19 @@ def _inner(data: Any, seed: int, name: str) -> dict[str, Any]:
     return facts
 
 
+def _length(rows: Any) -> int | None:
+    try:
+        return len(rows)
+    except TypeError:  # for instance a loader over an IterableDataset without a length
+        return None
+
+
 def _settings(sampler: Any) -> list[Any]:
     """Return a sampler's kind and plain settings, among them weights; not the data it orders."""
     kept = (*_PLAIN, Tensor, list, tuple, range)
-    own = {k: v for k, v in vars(sampler).items() if isinstance(v, kept)}
+    if isinstance(sampler, kept):
+        return [sampler]
+    own = {k: v for k, v in getattr(sampler, "__dict__", {}).items() if isinstance(v, kept)}
     return [type(sampler), own]
 
 
@@ -201,7 +203,9 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
         was, now = saved.get(name), own.get(name)
         if was == now or (name not in saved and not recorded and _is_new(name)):
             continue
-        if isinstance(was, dict) and isinstance(now, dict):
+        if ": all " in name and (was is None or now is None):
+            continue  # the same samples may lie in memory now, or no longer
+        if name == "attributes" and isinstance(was, dict) and isinstance(now, dict):
             found += differences({"train: ": 0, **was}, {"train: ": 0, **now})
         elif _is_mark(was) or _is_mark(now):
             if fingerprint.comparable(was, now):

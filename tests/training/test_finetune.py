@@ -131,13 +131,13 @@ def test_the_network_follows_its_schedules(monkeypatch: pytest.MonkeyPatch) -> N
     assert [scale for _, scale in seen] == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1])
 
 
-def test_every_way_to_give_data_is_the_same() -> None:
+def test_every_way_to_give_samples_is_the_same() -> None:
     x, y = rows(20)
     ways = {
         "tensors": (x, y),
         "dataset": TensorDataset(x, y),
-        "loader": DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True),
-        "workers": DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True, num_workers=1),
+        "pairs": list(zip(x, y, strict=True)),
+        "pairs with numbers": [(image, int(label)) for image, label in zip(x, y, strict=True)],
     }
     histories = {}
     for name, way in ways.items():
@@ -146,6 +146,17 @@ def test_every_way_to_give_data_is_the_same() -> None:
     for name, history in histories.items():
         assert history == histories["tensors"], name
     assert histories["tensors"][-1]["step"] == 4, "20 rows in batches of 8 are 2 batches a pass"
+
+
+def test_a_loader_is_read_as_it_is_and_repeats() -> None:
+    x, y = rows(20)
+    histories = []
+    for workers in (0, 0, 1):
+        loader = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True, num_workers=workers)
+        torch.manual_seed(workers)  # the run's own seed decides, not what was drawn before
+        histories.append(finetune(network(1), loader, (x, y), epochs=2, **QUIET).history)
+    assert histories[0] == histories[1] == histories[2]
+    assert histories[0][-1]["step"] == 6, "the loader has 3 batches a pass, the last of 4 rows"
 
 
 def test_augmentation_repeats() -> None:
