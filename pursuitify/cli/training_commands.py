@@ -192,7 +192,7 @@ def evaluate(
         sorted(counts | {net.iterations}),
         limit=limit,
         eps=eps,
-        attack_steps=attack_steps,
+        attack_steps=attack_steps if eps else None,
         batch_size=batch_size,
         seed=seed,
     )

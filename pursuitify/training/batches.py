@@ -61,7 +61,10 @@ class Share:
 class _Reader(Protocol):
     """What reads an epoch from its data."""
 
-    length: int | None
+    @property
+    def length(self) -> int | None:
+        """How many batches a pass has; None where nobody says."""
+        ...
 
     def read(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yield this process's share of the batches of an epoch, from batch ``start`` on."""
@@ -204,6 +207,20 @@ def batches(
 def makes_batches(rows: Rows) -> bool:
     """Whether data comes in batches of its own, so that nobody asks for a size or workers."""
     return not (_is_table(rows) or isinstance(rows, IterableDataset))
+
+
+def refuse_void(rows: Rows, **options: int | None) -> None:
+    """Refuse options about batches, None where not given, for data with batches of its own.
+
+    Raises:
+        OptionError: Naming those that are given.
+    """
+    given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+    if given and makes_batches(rows):
+        raise OptionError(
+            f"{' and '.join(given)} would have no effect: data is a {type(rows).__name__}, which "
+            "makes batches of its own. Leave them out, or set them there"
+        )
 
 
 def _is_tensors(rows: Rows) -> bool:

@@ -20,7 +20,7 @@ from pursuitify.training.batches import (
     Share,
     all_labels,
     batches,
-    makes_batches,
+    refuse_void,
     tensors,
 )
 from pursuitify.utils.labels import IGNORED, check_labels, check_logits, labelled, right
@@ -57,14 +57,7 @@ def evaluate(
         OptionError: If data or output are of another kind, or an option would have no effect.
         InputError: If labels do not fit the network.
     """
-    if makes_batches(data):
-        ignored = {"batch_size": batch_size, "workers": workers or None}
-        given = [f"{name}={value!r}" for name, value in ignored.items() if value is not None]
-        if given:
-            raise OptionError(
-                f"{' and '.join(given)} would have no effect: data is a {type(data).__name__}, "
-                "which makes batches of its own. Leave them out, or set them there"
-            )
+    refuse_void(data, batch_size=batch_size, workers=workers or None)
     size = 256 if batch_size is None else batch_size
     rows = batches(data, size, Share(), train=False, workers=workers, name="data")
     return score(sums(net, rows(0), known=all_labels(data), name="data"))
@@ -120,8 +113,8 @@ def against_sweeps(
     *,
     limit: int | None = None,
     eps: float = 0.0,
-    attack_steps: int = 20,
-    batch_size: int = 256,
+    attack_steps: int | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Evaluate a network at several numbers of sweeps.
@@ -132,8 +125,8 @@ def against_sweeps(
         sweeps: The values of T.
         limit: Take only the first so many samples.
         eps: Radius of PGD, through all sweeps; 0 for no attack.
-        attack_steps: Its steps.
-        batch_size: Samples at a time.
+        attack_steps: Its steps; 20 by default.
+        batch_size: Samples at a time, where batches are made here; 256 by default.
         seed: Seed of the attack.
 
     Returns:
@@ -141,7 +134,11 @@ def against_sweeps(
     """
     if limit is not None and limit < 1:
         raise OptionError(f"limit={limit!r} is not a number of samples")
-    parts = _first(data, limit, batch_size)
+    if attack_steps is not None and not eps:
+        raise OptionError(f"attack_steps={attack_steps!r} would have no effect without eps")
+    refuse_void(data, batch_size=batch_size)
+    parts = _first(data, limit, 256 if batch_size is None else batch_size)
+    steps = 20 if attack_steps is None else attack_steps
     before = net.iterations
     rows = []
     try:
@@ -155,9 +152,7 @@ def against_sweeps(
                 "loss": clean.loss,
             }
             if eps:
-                moved = [
-                    (pgd(net, x, y, eps=eps, steps=attack_steps, seed=seed), y) for x, y in parts
-                ]
+                moved = [(pgd(net, x, y, eps=eps, steps=steps, seed=seed), y) for x, y in parts]
                 row["attacked"] = evaluate(net, moved).accuracy
             rows.append(row)
     finally:

@@ -23,6 +23,8 @@ from pursuitify.utils.labels import check_logits
 
 #: Samples of a data set that are compared where it does not lie in memory.
 _SAMPLES = 64
+#: The facts that ``module_facts`` returns.
+OF_MODULES = frozenset({"attributes", "frozen parameters"})
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
 
@@ -198,15 +200,19 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     Facts that the saved run's version did not record are passed over.
     """
     found = []
-    recorded = any(name.startswith("train: ") for name in saved)
     for name in sorted({*saved, *own}):
         was, now = saved.get(name), own.get(name)
-        if was == now or (name not in saved and not recorded and _is_new(name)):
+        if was == now or (name not in saved and not _was_recorded(name, saved)):
             continue
         if ": all " in name and (was is None or now is None):
             continue  # the same samples may lie in memory now, or no longer
         if name == "attributes" and isinstance(was, dict) and isinstance(now, dict):
-            found += differences({"train: ": 0, **was}, {"train: ": 0, **now})
+            parts = sorted({*was, *now})
+            found += [
+                f"{part} was {was.get(part)} and is {now.get(part)}"
+                for part in parts
+                if was.get(part) != now.get(part)
+            ]
         elif _is_mark(was) or _is_mark(now):
             if fingerprint.comparable(was, now):
                 found.append(f"{name} {_changed(was, now)}")
@@ -215,9 +221,11 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _is_new(name: str) -> bool:
-    new = ("attributes", "frozen parameters", "augment", "mixed precision")
-    return name in new or name.startswith(("train: ", "val: "))
+def _was_recorded(name: str, saved: Mapping[str, Any]) -> bool:
+    """Whether the version that saved a run recorded a fact, if the run had it."""
+    if name.startswith(("train: ", "val: ")):
+        return "train: kind" in saved
+    return name not in {*OF_MODULES, "augment", "mixed precision"}
 
 
 def _is_mark(value: Any) -> bool:

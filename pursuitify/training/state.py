@@ -7,7 +7,7 @@ functions of seed, epoch and step, so no generator's state is among it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from pursuitify.version import VERSION
 
 FORMAT = 1
 _KEY = "pursuitify.training"
+#: Differences that a message lists.
+_SHOWN = 12
 _PARTS = ("net", "optimizer", "ema", "norms", "train", "val")
 #: By name of the data, the states of the generators that its loader and samplers draw from.
 Generators = Mapping[str, Sequence[Tensor]]
@@ -150,6 +152,9 @@ class State:
             compare_operations(header, self.net, path)
         elif parts["norms"]:
             raise CheckpointError(f"{path} belongs to a pursuit network")
+        # Last, since rows and operations say more clearly what other network this is.
+        facts = _mapping(header, "facts", path)
+        _refuse(path, facts, self.facts, run_identity.OF_MODULES)
         try:
             progress = Progress(**header["progress"])
         except (KeyError, TypeError) as error:
@@ -194,20 +199,32 @@ class State:
         # A state from before an option existed ran with what is its default now.
         config = {**asdict(Config()), **_mapping(header, "config", path)}
         saved = {**config, **_mapping(header, "facts", path)}
-        own = json.loads(json.dumps(own))  # tuples are lists in a file
-        differing = run_identity.differences(
-            {name: value for name, value in saved.items() if name not in FREE},
-            {name: value for name, value in own.items() if name not in FREE},
-        )
-        if differing:
-            raise CheckpointError(
-                f"{path} belongs to another run: {'; '.join(differing)}. Resume with what the "
-                "run began with, or start another one in another folder"
-            )
+        _refuse(path, saved, own, {*own, *saved} - FREE - run_identity.OF_MODULES)
         if isinstance(self.net, PursuitNetwork):
             compare_rows(header, self.net, path)
         elif header.get("graph") is not None:
             raise CheckpointError(f"{path} belongs to a pursuit network, and this is none")
+
+
+def _refuse(
+    path: Path, saved: Mapping[str, Any], own: Mapping[str, Any], names: Collection[str]
+) -> None:
+    """Refuse a state that differs from this run in what is named.
+
+    Raises:
+        CheckpointError: Naming all of it.
+    """
+    known = json.loads(json.dumps(own))  # tuples are lists in a file
+    differing = run_identity.differences(
+        {name: value for name, value in saved.items() if name in names},
+        {name: value for name, value in known.items() if name in names},
+    )
+    if differing:
+        more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        raise CheckpointError(
+            f"{path} belongs to another run: {'; '.join(differing[:_SHOWN])}{more}. Resume with "
+            "what the run began with, or start another one in another folder"
+        )
 
 
 def _mapping(header: dict[str, Any], name: str, path: Path) -> dict[str, Any]:

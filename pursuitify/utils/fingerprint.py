@@ -76,13 +76,13 @@ def holds_generator(value: Any) -> bool:
     return walk.generator
 
 
-def _add_tensor(update: Callable[[bytes], Any], tensor: Tensor) -> None:
+def _add_tensor(update: Callable[[Any], Any], tensor: Tensor) -> None:
     update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if flat.numel():
         if flat.is_quantized:
             flat = flat.int_repr()
-        update(memoryview(flat.view(torch.uint8).numpy()))
+        update(flat.view(torch.uint8).numpy())
 
 
 class _Walk:

@@ -29,7 +29,7 @@ pytest.importorskip("accelerate")
 
 from pursuitify import CheckpointError, pursuitify
 from pursuitify.data import Images
-from pursuitify.training import finetune, loop, run_identity
+from pursuitify.training import finetune, loop
 from pursuitify.utils import fingerprint
 from pursuitify.utils.atomic_files import read_tensors, write_tensors
 from tests.support.toy import rows
@@ -152,20 +152,22 @@ CHANGES: dict[str, tuple[Callable[[], dict[str, Any]], str | None]] = {
     "fewer validated": (lambda: {"val": rows(11, 1)}, "val: number of samples was 12 and is 11"),
     "augmentation": (lambda: {"augment": blank}, "augment changed"),
     "no augmentation": (lambda: {"augment": None}, "augment was there and is not now"),
-    "an attribute": (lambda: {"net": altered(lambda n: setattr(n, "mean", 0.3))}, "mean was '0"),
+    "an attribute": (
+        lambda: {"net": altered(lambda n: setattr(n, "mean", 0.3))}, r"mean was 0\.25 and is 0\.3"
+    ),
     "an attribute that is no number": (
         lambda: {"net": altered(lambda n: setattr(n, "hidden", (torch.tensor(2.0),)))},
         "answers otherwise",
     ),
     "dropout": (
-        lambda: {"net": altered(lambda n: setattr(n.dropout, "p", 0.3))}, r"dropout\.p was '0\.2'"
+        lambda: {"net": altered(lambda n: setattr(n.dropout, "p", 0.3))}, r"dropout\.p was 0\.2"
     ),
     "momentum": (
         lambda: {"net": altered(lambda n: setattr(n.norm, "momentum", 0.2))}, r"norm\.momentum was"
     ),
     "a module": (
         lambda: {"net": altered(lambda n: setattr(n, "dropout", nn.Identity()))},
-        "class was 'Dropout' and is 'Identity'",
+        "class was Dropout and is Identity",
     ),
     "a frozen parameter": (
         lambda: {"net": altered(lambda n: n.features.requires_grad_(False))},
@@ -198,7 +200,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -337,8 +339,8 @@ def test_a_state_from_before_data_was_recorded(tmp_path: Path, whole: list[Any])
     half(tmp_path, 7)
     path = tmp_path / "state.safetensors"
     header, tensors = read_tensors(path, "pursuitify.training", "this run")
-    for name in [n for n in header["facts"] if run_identity._is_new(n)]:
-        del header["facts"][name]
+    old = {"batches per epoch", "gradient accumulation", "settings"}
+    header["facts"] = {name: value for name, value in header["facts"].items() if name in old}
     del header["progress"]["read"], header["answers"]
     write_tensors(path, tensors, "pursuitify.training", json.dumps(header))
     assert train(tmp_path, resume=True).history == whole
