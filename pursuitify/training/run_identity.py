@@ -59,10 +59,12 @@ def _samples(data: Any, seed: int, augment: Any, name: str) -> dict[str, Any]:
         facts["all labels"] = fingerprint.of_tensors(known.double())
     held = [data.x] if isinstance(data, Images) else []
     held = [data.tensors[0]] if isinstance(data, TensorDataset) else held
-    if isinstance(data, (list, tuple)) and all(isinstance(x, Tensor) for x, _ in data):
-        held = [torch.stack([x for x, _ in data])] if len({x.shape for x, _ in data}) == 1 else []
     if held:
         facts["all inputs"] = fingerprint.of_tensors(*held)
+    elif isinstance(data, (list, tuple)):
+        images = [x for x, _ in data if isinstance(x, Tensor)]
+        if len(images) == count and len({(x.shape, x.dtype) for x in images}) == 1:
+            facts["all inputs"] = fingerprint.of_stacked(images)
     if hasattr(data, "identity"):
         facts["files"] = data.identity()
     return facts

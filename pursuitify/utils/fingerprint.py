@@ -12,7 +12,7 @@ import hashlib
 import random
 import sys
 import types
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,15 @@ def of_tensors(*tensors: Tensor) -> str:
     seen = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         _add_tensor(seen.update, tensor)
+    return MARK + seen.hexdigest()
+
+
+def of_stacked(rows: Sequence[Tensor]) -> str:
+    """Return what ``of_tensors`` returns of rows of one shape and type put into one tensor."""
+    seen = hashlib.blake2b(digest_size=16)
+    seen.update(f"{rows[0].dtype}{(len(rows), *rows[0].shape)}".encode())
+    for row in rows:
+        _add_entries(seen.update, row)
     return MARK + seen.hexdigest()
 
 
@@ -78,6 +87,10 @@ def holds_generator(value: Any) -> bool:
 
 def _add_tensor(update: Callable[[Any], Any], tensor: Tensor) -> None:
     update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    _add_entries(update, tensor)
+
+
+def _add_entries(update: Callable[[Any], Any], tensor: Tensor) -> None:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if flat.numel():
         if flat.is_quantized:

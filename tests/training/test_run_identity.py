@@ -96,6 +96,21 @@ def half(folder: Path, at: int, **call: Any) -> Any:
             train(folder, **call)
 
 
+def between(folder: Path, **call: Any) -> Any:
+    """Train one epoch and stop before the second one begins."""
+    inner = loop._epoch
+
+    def epoch(run: Any, *rest: Any) -> None:
+        if run.progress.epoch == 1:
+            raise StopError
+        inner(run, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_epoch", epoch)
+        with pytest.raises(StopError):
+            train(folder, **call)
+
+
 def train(
     folder: Path,
     *,
@@ -264,15 +279,18 @@ LOADERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("at", [3, 5])
+@pytest.mark.parametrize("at", [3, None, 7])
 @pytest.mark.parametrize("how", LOADERS)
-def test_runs_on_loaders_go_on_bit_by_bit(how: str, at: int, tmp_path: Path) -> None:
-    """In the middle of the first epoch, and between both."""
+def test_runs_on_loaders_go_on_bit_by_bit(how: str, at: int | None, tmp_path: Path) -> None:
+    """From the middle of either epoch, and from between both."""
     call: dict[str, Any] = {"augment": None}
     if how != "list":
         call["val"] = DataLoader(Images(*rows(12, 1)), 5)
     whole = train(tmp_path / "whole", data=loader(how), **call).history
-    half(tmp_path / "half", at, data=loader(how), **call)
+    if at is None:
+        between(tmp_path / "half", data=loader(how), **call)
+    else:
+        half(tmp_path / "half", at, data=loader(how), **call)
     assert train(tmp_path / "half", data=loader(how), resume=True, **call).history == whole
 
 
@@ -313,8 +331,11 @@ def test_a_sampler_with_a_hidden_state(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", data=data(), augment=None).history
     half(tmp_path / "first", 3, data=data(), augment=None)
     assert train(tmp_path / "first", data=data(), augment=None, resume=True).history == whole
-    for at in (5, 7):  # in the second epoch its state is another one
-        half(tmp_path / str(at), at, data=data(), augment=None)
+    for at in (None, 5, 7):  # in the second epoch its state is another one
+        if at is None:
+            between(tmp_path / str(at), data=data(), augment=None)
+        else:
+            half(tmp_path / str(at), at, data=data(), augment=None)
         with pytest.raises(CheckpointError, match="other batches than the run read"):
             train(tmp_path / str(at), data=data(), augment=None, resume=True)
 
@@ -382,6 +403,12 @@ def test_fingerprints_of_callables(make: Callable[[float], Any]) -> None:
     assert one == again
     assert one != other
     assert not fingerprint.holds_generator(make(0.5))
+
+
+def test_fingerprints_of_rows_are_those_of_the_whole() -> None:
+    assert fingerprint.of_stacked(list(X)) == fingerprint.of_tensors(X)
+    assert fingerprint.of_stacked(list(X.flip(0))) != fingerprint.of_tensors(X)
+    assert fingerprint.of_tensors(X.reshape(1, -1)) != fingerprint.of_tensors(X)
 
 
 def test_fingerprints_of_code_and_of_what_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
