@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -163,7 +164,7 @@ def _renamed(traced: Traced) -> Traced:
         if node.op == "get_attr":
             node.target = names.get(node.target, node.target)
     constants = {names.get(name, name): value for name, value in traced.constants.items()}
-    return Traced(traced.graph, constants, traced.training)
+    return replace(traced, constants=constants)
 
 
 def _with(constants: Mapping[str, Tensor], model: nn.Module) -> nn.Module:
@@ -190,7 +191,11 @@ def compile_program(
         ConversionError: If it cannot be converted.
     """
     sites = classify(traced.graph, model, registry)
-    found = [*refusals.container_inputs(sites), *unknown_values(traced.graph, model, sites)]
+    found = [
+        *traced.problems,
+        *refusals.container_inputs(sites),
+        *unknown_values(traced.graph, model, sites),
+    ]
     if not any(site.value is Value.LATENT for site in sites.values()):
         cuts = refusals.cutting_freezes(traced.graph, model, sites)
         if cuts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pursuitify.operators.base import (
     Adjoint,
     Chain,
+    Detached,
     Factor,
     FilterBank,
     Identity,
@@ -46,6 +47,7 @@ __all__ = [
     "Chain",
     "Conv",
     "Dense",
+    "Detached",
     "Expand",
     "Factor",
     "FilterBank",

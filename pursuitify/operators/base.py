@@ -211,6 +211,29 @@ class Identity(LinearMap):
         """Say nothing: nothing is done."""
 
 
+class Detached(LinearMap):
+    """The identity, but that no derivative goes through its value: where ``no_grad`` ends.
+
+    Its adjoint is the identity's, so feedback goes through, with the derivatives of what it reads.
+    """
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``x`` without its derivative."""
+        return x.detach()
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` itself."""
+        return y
+
+    def norm_bound(self) -> float:
+        """Return 1."""
+        return 1.0
+
+    def narrow(self, dim: int, start: int, length: int) -> Detached:
+        """Return the same map: it treats every entry alike."""
+        return self
+
+
 @dataclass(frozen=True, eq=False)
 class Chain(LinearMap):
     """Several maps as one; the first is applied first.

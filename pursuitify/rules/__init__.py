@@ -15,6 +15,7 @@ from pursuitify.operators import Chain, Identity, LinearMap, Scale, dottest
 from pursuitify.operators.activations import Activation, Clip, LeakyReLU, ReLU
 from pursuitify.rules import activations, elementwise, pooling, reshape, weighted
 from pursuitify.rules.custom import activation, frozen, linear
+from pursuitify.rules.functions import applied
 from pursuitify.rules.registry import Affine, Call, Key, Registry, Rule, match, static_parameters
 
 __all__ = [
@@ -56,4 +57,4 @@ def default() -> Registry:
 
 def leaves_of(rules: Mapping[Key, Rule] | None) -> tuple[type[nn.Module] | Callable[..., Any], ...]:
     """Return what a user's rules keep tracing out of: their module types and functions."""
-    return tuple(key for key in rules or {} if callable(key))
+    return tuple(applied(key) for key in rules or {} if callable(key))

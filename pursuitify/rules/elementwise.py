@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify.operators import Chain, Expand, Identity, LinearMap, Place, Reshape, Scale
+from pursuitify.operators import Chain, Detached, Expand, Identity, LinearMap, Place, Reshape, Scale
+from pursuitify.rules import split_ops
 from pursuitify.rules.registry import Affine, Registry
 
 #: A factor or an operand that depends on the input is seen in the graph: the rules depend on none.
@@ -181,6 +182,12 @@ def identity(op: Op, input: Tensor, *_args: Any, **_kwargs: Any) -> Affine:
 def clone(op: Op, input: Tensor, **_kwargs: Any) -> Affine:
     """A copy, in memory of its own."""
     return Affine(op(input), (Identity(),))
+
+
+@registry.register(split_ops.detached, kind="linear", channelwise=True, elementwise=True)
+def detached(op: Op, input: Tensor) -> Affine:
+    """Return the identity; where derivatives are recorded, none goes through."""
+    return Affine(op(input), (Detached() if torch.is_grad_enabled() else Identity(),))
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, fx, nn
 
 from pursuitify.operators import LinearMap
+from pursuitify.rules.functions import applied
 
 Kind = Literal["weighted", "linear", "diagonal", "join", "product", "activation", "frozen"]
 Key = Callable[..., Any] | str
@@ -160,7 +161,7 @@ class Registry(Mapping[Key, Rule]):
 
     def extended(self, extra: Mapping[Key, Rule]) -> Registry:
         """Return a registry in which ``extra`` comes before these rules."""
-        return Registry({**self._rules, **extra})
+        return Registry({**self._rules, **{applied(key): rule for key, rule in extra.items()}})
 
     def find(self, node: fx.Node, root: nn.Module) -> Rule | None:
         """Return the rule of a node, or None."""

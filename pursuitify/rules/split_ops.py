@@ -28,6 +28,18 @@ def unbind_piece(input: Tensor, index: int, dim: int = 0) -> Tensor:
     return torch.unbind(input, dim)[index]
 
 
+def detached(value: Any) -> Any:
+    """Return a value through which no derivative goes: where the forward leaves ``no_grad``.
+
+    A tensor shares its memory; of a tuple every tensor is detached.
+    """
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, (tuple, list)):
+        return tuple(detached(item) for item in value)
+    return value
+
+
 SPLITTERS: dict[str, Callable[..., Tensor]] = {
     "chunk": chunk_piece,
     "split": split_piece,

@@ -20,7 +20,7 @@ from pursuitify.compiler.lowering.program import Program
 from pursuitify.compiler.tracing import nodes as pieces
 from pursuitify.compiler.tracing.nodes import is_effect
 from pursuitify.operators.activations import Linear
-from pursuitify.rules import Rule
+from pursuitify.rules import Rule, split_ops
 
 
 def lower(
@@ -79,6 +79,20 @@ def _function(graph: fx.Graph, root: nn.Module) -> Callable[..., Any]:
     return code
 
 
+def _without_derivatives(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes all of whose readers end where ``no_grad`` does: no derivative gets there.
+
+    Their parameters are bound without derivatives, so that the sweeps, which read them as well,
+    give them none either.
+    """
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        users = [user for user in node.users if not pieces.is_shape(user)]
+        if users and all(user.target is split_ops.detached or user in found for user in users):
+            found.add(node)
+    return found
+
+
 class _Builder:
     """Writes the forward and head graphs."""
 
@@ -102,6 +116,7 @@ class _Builder:
         self.tail = self._walk_tail()
         self.stateful = {n: None for n in self.tail if self._is_stateful(n)}
         self.bound = {**self.operations, **self.stateful}
+        self.still = _without_derivatives(graph)
         self.run |= _ancestors([*self.stateful, *self.captured])
         self.run |= _ancestors(n for n in graph.nodes if self._is_idle(n))
 
@@ -211,7 +226,7 @@ class _Builder:
             mapped(tuple(node.args[count:])),
             mapped(dict(kwargs)),
         )
-        run = binder(site.rule, site)
+        run = binder(site.rule, site, node in self.still)
         if node.op == "call_module":
             module = new.get_attr(str(node.target))
             return new.call_function(run, (module, *arguments))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pursuitify.compiler.graph.classify import Site, gate_operands
@@ -13,7 +14,7 @@ from pursuitify.compiler.lowering.offsets import offset_of
 from pursuitify.compiler.lowering.program import Bound
 from pursuitify.compiler.tracing import nodes
 from pursuitify.operators.activations import Activation
-from pursuitify.rules import Affine, Rule
+from pursuitify.rules import Affine, Rule, split_ops
 
 
 def apply(bound: Bound, x: Tensor) -> Tensor:
@@ -21,8 +22,14 @@ def apply(bound: Bound, x: Tensor) -> Tensor:
     return bound(x)
 
 
-def binder(rule: Rule, site: Site) -> Callable[..., Any]:
-    """Return the function that runs and binds one node."""
+def binder(rule: Rule, site: Site, still: bool = False) -> Callable[..., Any]:
+    """Return the function that runs and binds one node.
+
+    Args:
+        rule: Its rule.
+        site: The node, classified.
+        still: Whether it is bound without derivatives, as the source runs it under ``no_grad``.
+    """
     assert rule.bind is not None
     bind, names = rule.bind, rule.parameters
     constant = [i for i, o in enumerate(site.operands) if o is None]
@@ -56,6 +63,7 @@ def binder(rule: Rule, site: Site) -> Callable[..., Any]:
         module: nn.Module, operands: Any, parameters: Any, rest: Any, kwargs: Any
     ) -> Any:
         own = {n: getattr(module, n) for n in names if hasattr(module, n)}
+        own = _plain(own) if still else own
         more, named = passed(rest, kwargs)
         named = {**named, **own, **parameters}
         return finish(bind(module, *arguments(operands), *more, **named), operands)
@@ -77,11 +85,28 @@ def binder(rule: Rule, site: Site) -> Callable[..., Any]:
         more, named = passed(rest, kwargs)
         return finish(bind(op, *arguments(operands), *more, **{**named, **parameters}), operands)
 
-    chosen = run_module if node.op == "call_module" else run
-    chosen.__name__ = "bind_" + "".join(
-        c if c.isalnum() else "_" for c in rule.name
-    )  # what the generated code calls it
+    made = run_module if node.op == "call_module" else run
+    chosen = _run_still(made) if still else made
+    # torch.fx calls it by this name in the generated code.
+    chosen.__name__ = "bind_" + "".join(c if c.isalnum() else "_" for c in rule.name)
     return chosen
+
+
+def _run_still(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function without derivatives, those of what it binds included."""
+
+    def still(*arguments: Any) -> Any:
+        with torch.no_grad():
+            return run(*map(_plain, arguments))
+
+    return still
+
+
+def _plain(argument: Any) -> Any:
+    """Return operands and parameters without their derivatives; a module is left as it is."""
+    if isinstance(argument, dict):
+        return {name: _plain(value) for name, value in argument.items()}
+    return argument if isinstance(argument, nn.Module) else split_ops.detached(argument)
 
 
 def holder(row: Row) -> Callable[[Activation, Tensor, Mapping[str, Bound]], Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.fx.node import has_side_effect
 
@@ -36,4 +37,19 @@ def same_mode(module: nn.Module, training: bool, path: str) -> None:
             f"module '{path}' is in {mine} mode and the network in {whole} mode; what '{path}' "
             "does in either mode was fixed when the network was converted. Put both in one mode, "
             "or give the module a rule and name it in leaf_modules"
+        )
+
+
+@has_side_effect
+def no_autocast(path: str) -> None:
+    """Raise under autocast: the source switches it off for a part, which the network cannot.
+
+    Raises:
+        InputError: If autocast is enabled.
+    """
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        where = f"the forward of '{path}'" if path else "the forward"
+        raise InputError(
+            f"{where} sets autocast for a part of it, which the conversion cannot keep: run this "
+            "network without autocast, or take that context out of the model"
         )

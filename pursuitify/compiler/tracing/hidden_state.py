@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,24 +15,53 @@ from torch import fx, nn
 from pursuitify import errors
 from pursuitify.compiler.tracing.nodes import is_inplace
 
+#: The code by which a module looks for what is no plain attribute of it.
+_LOOKS_UP = nn.Module.__getattr__.__code__
+
+
+class _Watched(dict[str, Any]):
+    """The buffers of a copied module, which also answer for ``training`` and note the question.
+
+    ``training`` is taken out of the copy's plain attributes, so that a read of it ends in
+    ``nn.Module.__getattr__``, which asks here. Nothing else sees an entry: neither iteration nor
+    ``nn.Module.__setattr__``, so that a write makes a plain attribute of it again.
+    """
+
+    def __init__(self, buffers: dict[str, Any], training: bool, path: str, asked: set[str]) -> None:
+        super().__init__(buffers)
+        self._training, self._path, self._asked = training, path, asked
+
+    def __contains__(self, name: object) -> bool:
+        if name == "training" and sys._getframe(1).f_code is _LOOKS_UP:
+            return True
+        return super().__contains__(name)
+
+    def __missing__(self, name: str) -> Any:
+        if name != "training":
+            raise KeyError(name)
+        self._asked.add(self._path)
+        return self._training
+
 
 @contextlib.contextmanager
-def watch_modes(paths: dict[int, str], asked: set[str]) -> Iterator[None]:
-    """Note which modules' ``training`` the traced code reads."""
-
-    def read(module: nn.Module) -> Any:
-        if id(module) in paths:
-            asked.add(paths[id(module)])
-        return module.__dict__["training"]
-
-    def write(module: nn.Module, value: bool) -> None:
-        module.__dict__["training"] = value
-
-    nn.Module.training = property(read, write)  # type: ignore[assignment]
+def watch_modes(root: nn.Module, asked: set[str]) -> Iterator[None]:
+    """Note the paths of the modules in a copied model whose ``training`` the code inside reads."""
+    held = []
+    for path, module in root.named_modules():
+        own = vars(module)
+        buffers, training = own.get("_buffers"), own.get("training")
+        if isinstance(training, bool) and type(buffers) is dict:
+            own["_buffers"] = watched = _Watched(buffers, training, path, asked)
+            del own["training"]
+            held.append((own, buffers, watched, training))
     try:
         yield
     finally:
-        del nn.Module.training
+        for own, buffers, watched, training in held:
+            buffers.clear()
+            buffers.update(watched)
+            own["_buffers"] = buffers
+            own.setdefault("training", training)
 
 
 def random_state() -> tuple[Any, Any, Any]:
@@ -68,7 +98,7 @@ def check_buffers(root: nn.Module, model: nn.Module) -> None:
     """Refuse buffers that the forward replaces; writing into them in place is recorded."""
     for path, module in root.named_modules():
         for name, value in module._buffers.items():
-            if value is None or not issubclass(type(value), fx.Proxy):
+            if not isinstance(value, fx.Proxy):
                 continue
             node: fx.Node = value.node
             target = f"{path}.{name}".lstrip(".")

@@ -66,7 +66,11 @@ def is_shape(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     if node.target is getattr:
-        return node.args[1] in _SIZE_ATTRIBUTES
+        owner, name = node.args[:2]
+        device = (
+            isinstance(owner, fx.Node) and owner.target is getattr and owner.args[1] == "device"
+        )
+        return name in _SIZE_ATTRIBUTES or (device and name in {"type", "index"})
     module = getattr(node.target, "__module__", None)
     arithmetic = node.target in _ARITHMETIC or module == "math"
     return arithmetic and bool(node.all_input_nodes) and all(map(is_shape, node.all_input_nodes))

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pursuitify import errors
-from pursuitify.compiler.tracing import guards, hidden_state, size_branches
+from pursuitify.compiler.tracing import contexts, guards, hidden_state, size_branches
+from pursuitify.compiler.tracing.contexts import Watch
 from pursuitify.compiler.tracing.functionalise import functionalise, split_pieces
 from pursuitify.compiler.tracing.match_modes import align, same_graph
 from pursuitify.compiler.tracing.nodes import describe, module_path
@@ -38,12 +39,14 @@ class Traced:
         constants: Tensors the forward made while it was traced, by the name the graph reads.
         training: The mode the model was traced in.
         modes: Paths of the modules whose mode the traced code asked for.
+        problems: What the forward does around its operations that no graph can hold.
     """
 
     graph: fx.Graph
     constants: dict[str, Tensor]
     training: bool
     modes: tuple[str, ...] = ()
+    problems: tuple[errors.Problem, ...] = ()
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -101,9 +104,10 @@ def trace_modes(model: nn.Module, leaf_modules: Iterable[Leaf] = ()) -> dict[boo
     """
     traces = {m: trace(model, training=m, leaf_modules=leaf_modules) for m in (True, False)}
     constants = (traces[False].constants, traces[True].constants)
-    if same_graph(traces[False].graph, traces[True].graph) and all(
+    same = same_graph(traces[False].graph, traces[True].graph) and all(
         torch.equal(value, constants[1][name]) for name, value in constants[0].items()
-    ):
+    )
+    if same and traces[False].problems == traces[True].problems:
         return {True: traces[False], False: traces[False]}
     for traced in traces.values():
         _guard_modes(traced)
@@ -124,20 +128,22 @@ def _guard_modes(traced: Traced) -> None:
 def _trace(model: nn.Module, training: bool, leaves: tuple[Leaf, ...], choices: Choices) -> Traced:
     root = _skeleton(model).train(training)
     state = hidden_state.python_state(root)
-    graph, modes = _run(root, model, leaves, choices)
+    graph, modes, watch = _run(root, model, leaves, choices)
     constants = _constants(graph, root, model)
     hidden_state.check_buffers(root, model)
     if hidden_state.python_state(root) != state:
-        again, _ = _run(root, model, leaves, Choices(tuple(v for v, _ in choices.taken.values())))
+        again, *_ = _run(root, model, leaves, Choices(tuple(v for v, _ in choices.taken.values())))
         if not same_graph(graph, again):
             raise errors.TraceError(
                 f"{type(model).__name__}.forward does something else when it is called again: it "
                 "depends on Python attributes that it changes. Keep such state in buffers"
             )
+    lost = watch.problems(graph, root)
     split_pieces(graph)
     functionalise(graph, root)
+    contexts.keep(graph)
     graph.lint()
-    return Traced(graph, constants, training, modes)
+    return Traced(graph, constants, training, modes, tuple(lost))
 
 
 def _skeleton(model: nn.Module) -> nn.Module:
@@ -153,20 +159,20 @@ def _skeleton(model: nn.Module) -> nn.Module:
 
 def _run(
     root: nn.Module, model: nn.Module, leaves: tuple[Leaf, ...], choices: Choices
-) -> tuple[fx.Graph, tuple[str, ...]]:
+) -> tuple[fx.Graph, tuple[str, ...], Watch]:
     """Trace the skeleton once."""
-    tracer = Tracer(leaves, choices)
-    paths = {id(m): name for name, m in root.named_modules()}
     asked: set[str] = set()
     drawn = hidden_state.random_state()
+    tracer = Tracer(leaves, choices)
     try:
-        with hidden_state.watch_modes(paths, asked):
+        with hidden_state.watch_modes(root, asked):
             graph = tracer.trace(root, concrete_args=_defaults(model) or None)
     except Exception as error:
         raise errors.TraceError(_explain(error, model, tracer)) from error
     finally:
         unchanged = hidden_state.same_random_state(drawn)
         hidden_state.restore_random_state(drawn)
+    tracer.watch.fold(graph, tracer.functions)
     if not unchanged:
         raise errors.TraceError(
             f"{type(model).__name__}.forward draws random numbers that depend on no input; the "
@@ -174,7 +180,7 @@ def _run(
             "(torch.rand_like(x), x.new_empty(...).bernoulli_(p), F.dropout), or mark the module "
             "with leaf_modules=[...] and give it a rule"
         )
-    return graph, tuple(sorted(asked - {""}))
+    return graph, tuple(sorted(asked - {""})), tracer.watch
 
 
 def _constants(graph: fx.Graph, root: nn.Module, model: nn.Module) -> dict[str, Tensor]:
@@ -190,6 +196,9 @@ def _constants(graph: fx.Graph, root: nn.Module, model: nn.Module) -> dict[str, 
 
 def _explain(error: Exception, model: nn.Module, tracer: fx.Tracer) -> str:
     path = "".join(f" in module '{p}'" for p in list(tracer.module_stack)[-1:] if p)
+    function = contexts.function_of(error.__traceback__)
+    if function is not None:
+        path += f", in the torch.autograd.Function {function.__name__}"
     reason = str(error).strip().splitlines()
     parameters = inspect.signature(model.forward).parameters.values()
     variadic = " and ".join(str(p) for p in parameters if p.kind in _VARIADIC)

@@ -6,68 +6,26 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch import Tensor, fx, nn
-from torch.fx.proxy import Attribute
+from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from pursuitify.compiler.tracing import guards, nodes, size_branches
+from pursuitify.compiler.tracing import contexts, guards, nodes, size_branches
+from pursuitify.compiler.tracing.contexts import Watch
+from pursuitify.compiler.tracing.proxies import TracedTensor, Value
 from pursuitify.compiler.tracing.size_branches import Choices
 from pursuitify.rules import split_ops
+from pursuitify.rules.functions import Applied
 
 LeafModule = type[nn.Module] | str
 #: What is not traced into: module types, paths of modules, functions of a user's rules.
 Leaf = LeafModule | Callable[..., Any]
 
 
-class _Proxy(fx.Proxy):
-    """A proxy that records augmented assignments as in place, and says that it is a tensor.
-
-    A plain Proxy turns ``y += b`` into ``y = y + b``; where another name still refers to the old
-    ``y``, that is another function than the one the model computes. And it denies being a tensor,
-    so that ``if isinstance(x, Tensor)`` would silently take the other branch.
-    """
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        node = self.__dict__["node"]
-        tensor = not nodes.is_shape(node) and split_ops.splitter_of(node) is None
-        return Tensor if tensor else _Proxy
-
-    def __getattr__(self, k: str) -> Any:
-        if k in {"_is_param", "_is_buffer"}:
-            return False
-        return _Attribute(self, k)
-
-    def __len__(self) -> int:
-        length = self.tracer.length(self)  # type: ignore[attr-defined]
-        return super().__len__() if length is None else int(length)
-
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
-
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
-
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
-
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
-
-
-class _Attribute(Attribute):
-    """An attribute of a proxy; knows the length of a shape."""
-
-    def __len__(self) -> int:
-        length = self.tracer.length(self)  # type: ignore[attr-defined]
-        return super().__len__() if length is None else int(length)
-
-
 class Tracer(fx.Tracer):
     """fx's tracer, with these changes.
 
     Buffers are proxied, so that counters and running statistics stay in the graph instead of
-    being baked in; augmented assignment is recorded as in place (see ``_Proxy``); branches on
+    being baked in; augmented assignment is recorded as in place (see ``proxies``); branches on
     sizes are chosen and guarded; parametrised modules are entered, so that a parametrisation runs
     where and as often as in the source; the user's ``leaf_modules`` are not entered.
     """
@@ -79,7 +37,21 @@ class Tracer(fx.Tracer):
         functions = tuple(f for f in leaves if callable(f) and not isinstance(f, type))
         super().__init__(autowrap_functions=functions)
         self._leaves = tuple(m for m in leaves if isinstance(m, (str, type)))
+        self.functions = tuple(f for f in leaves if isinstance(f, Applied))
         self.choices = choices
+        self.watch = Watch()
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace as if nothing surrounded the conversion, and watch what the forward opens."""
+        with contexts.plain():
+            self.watch = Watch()
+            return super().trace(root, concrete_args)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Note what surrounds every node."""
+        node = super().create_node(*args, **kwargs)
+        self.watch.note(node)
+        return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether to keep the module as one node."""
@@ -96,7 +68,7 @@ class Tracer(fx.Tracer):
         """Trace ``*args`` and ``**kwargs`` of the forward as empty, as defaults are at theirs."""
         forward, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         for i, arg in enumerate(args):
-            if not issubclass(type(arg), fx.Proxy):
+            if not isinstance(arg, fx.Proxy):
                 continue
             name = str(arg.node.target)
             if arg.node.op == "placeholder" and name.startswith("*"):
@@ -105,12 +77,13 @@ class Tracer(fx.Tracer):
         return forward, args
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Return our own kind of proxy."""
-        return _Proxy(node, self)
+        """Return our own kind of proxy, which is a tensor where the value is one."""
+        tensor = not nodes.is_shape(node) and split_ops.splitter_of(node) is None
+        return TracedTensor(node, self) if tensor else Value(node, self)
 
     def create_arg(self, a: Any) -> Any:
-        """Know a proxy although it says that it is a tensor."""
-        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+        """Know a proxy although it is a tensor."""
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Choose a branch on sizes and guard it; values of tensors stay refused."""
@@ -142,13 +115,13 @@ class Tracer(fx.Tracer):
         """Iterate over the pieces of a split, where their number is written in the model."""
         node = obj.node
         count: Any = None
-        if split_ops.splitter_of(node) is not None:
+        splitter = split_ops.splitter_of(node)
+        if splitter is not None:
             size = [*node.args[1:], *node.kwargs.values()]
-            chunks = "chunk" in str(getattr(node.target, "__name__", node.target))
-            if size and chunks and isinstance(size[0], int):
-                count = size[0]
-            elif size and isinstance(size[0], (tuple, list)):
+            if size and isinstance(size[0], (tuple, list)):
                 count = len(size[0])
+            elif size and isinstance(size[0], int) and splitter is split_ops.chunk_piece:
+                count = size[0]
         elif nodes.is_shape(node):
             count = self.length(obj)
         if count is None:

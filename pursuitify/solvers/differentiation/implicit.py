@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pursuitify.dictionary import structured
+from pursuitify.dictionary.bound_rows import BoundPath
 from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.errors import OptionError
+from pursuitify.operators import Detached
+from pursuitify.operators.base import flatten
 from pursuitify.solvers.differentiation.column_products import Residuals, derivatives, image, plus
 from pursuitify.solvers.differentiation.conjugate_residuals import (
     Vectors,
@@ -91,6 +96,12 @@ def implicit(
     Raises:
         OptionError: If an operation holds a tensor where it cannot be found.
     """
+    if any(isinstance(m, Detached) for path in _paths(dictionary) for m in flatten(path.maps)):
+        raise OptionError(
+            "memory='implicit' differentiates a minimiser of all latents together, which knows no "
+            "part under torch.no_grad() as this network's forward has one: use memory='store', "
+            "'recompute', or 'implicit' with implicit_last"
+        )
     with torch.no_grad():
         last: Sequence[Tensor] = ()
         for latents in sweeps():
@@ -101,6 +112,13 @@ def implicit(
     call = _Call(skeleton, slots, len(held), iterations, tolerance, report)
     flat = itertools.chain(*signal)
     return list(_Implicit.apply(call, *last, *flat, *steps, *held, *(extrapolation or ())))
+
+
+def _paths(dictionary: StructuredDictionary) -> Iterator[BoundPath]:
+    """Yield every path of every row."""
+    for row in dictionary.rows:
+        for slot in row.slots:
+            yield from slot
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,149 @@
+"""What stands for values while a forward is traced: real tensors without content.
+
+``isinstance(x, Tensor)`` must say True of a traced tensor, or code that asks goes the wrong way.
+Python and C++ ask the same question, and C++ unpacks what says yes; so a traced tensor *is* a
+tensor, one of no sizes and no memory, on which every operation that torch.fx does not see raises.
+This is the one file that uses ``Tensor._make_wrapper_subclass`` (documented in "Extending
+PyTorch", though its name is private).
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, fx
+from torch.fx.proxy import Attribute
+from torch.utils import checkpoint
+
+from pursuitify.errors import TraceError
+
+#: Attributes of a tensor that are tensors.
+_TENSORS = {"T", "mT", "H", "mH", "real", "imag", "data"}
+
+
+class Value(fx.Proxy):
+    """A traced value that is no tensor: a size, a dtype, a tuple of pieces.
+
+    A plain Proxy turns ``y += b`` into ``y = y + b``; where another name still refers to the old
+    ``y``, that is another function than the one the model computes. Here it stays in place.
+    """
+
+    def __getattr__(self, k: str) -> Any:
+        if k.startswith("__"):
+            raise AttributeError(f"a traced value has no attribute {k}")
+        return _Attribute(self, k)
+
+    def __len__(self) -> int:
+        length = self.tracer.length(self)  # type: ignore[attr-defined]
+        return super().__len__() if length is None else int(length)
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
+class TracedTensor(Value, Tensor):
+    """A traced tensor."""
+
+    @staticmethod
+    def __new__(cls, node: fx.Node, tracer: fx.Tracer) -> TracedTensor:
+        made: TracedTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, (0,), dtype=torch.float32, dispatch_sizes_strides_policy="sizes"
+        )
+        return made
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> NoReturn:
+        """Refuse what reached C++ without torch.fx seeing it: it would work on no values."""
+        names = [a.node.name for a in args if isinstance(a, fx.Proxy)]
+        what = f"the traced value '{names[0]}'" if names else "a traced value"
+        raise TraceError(
+            f"the forward hands {what} to code that torch.fx does not see and that asks for its "
+            f"numbers or sizes ({func})"
+        )
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """Say ``Tensor``, which is what the model meets when it runs."""
+        return Tensor
+
+    def __getattribute__(self, name: str) -> Any:
+        """Read our own attributes; every other one is recorded, whatever Tensor has there."""
+        if name in _OWN or name.startswith("__"):
+            return object.__getattribute__(self, name)
+        if name in {"_is_param", "_is_buffer"}:  # isinstance asks it for nn.Parameter, nn.Buffer
+            return False
+        if name == "device" and sys._getframe(1).f_globals is vars(checkpoint):
+            # Checkpointing asks where random states are kept. Its value does not depend on that.
+            return torch.device("cpu")
+        if name in _TENSORS:
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return Value.__getattr__(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in {"node", "tracer"}:
+            raise TypeError(f"the forward sets the attribute {name!r} of a traced tensor")
+        object.__setattr__(self, name, value)
+
+    def __setitem__(self, key: Any, value: Any) -> NoReturn:
+        raise TypeError(
+            "the forward assigns to entries of a tensor (x[...] = y), which cannot be traced: "
+            "use torch.where, torch.cat or F.pad"
+        )
+
+    __hash__ = object.__hash__
+    __format__ = object.__format__
+    __dir__ = object.__dir__
+
+
+def _refusing(name: str) -> Any:
+    def refuse(self: Any, *_args: Any, **_kwargs: Any) -> NoReturn:
+        raise TypeError(f"{name} of the traced tensor '{self.node.name}' would need its values")
+
+    return refuse
+
+
+def _unsupported(_self: Any, _other: Any) -> Any:
+    """Let Python fall back to the operator that makes a new value, as plain torch.fx does."""
+    return NotImplemented
+
+
+# What Tensor defines and torch.fx does not record must not be inherited: it would run in C++.
+for _name in (
+    "array", "array_wrap", "complex", "contains", "delitem", "dlpack", "dlpack_device", "float",
+    "index", "int", "long", "nonzero", "reversed", "reduce_ex", "deepcopy",
+):  # fmt: skip
+    setattr(TracedTensor, f"__{_name}__", _refusing(f"__{_name}__"))
+for _name in ("and", "div", "floordiv", "lshift", "mod", "or", "pow", "rshift", "xor"):
+    setattr(TracedTensor, f"__i{_name}__", _unsupported)
+TracedTensor.__cuda_array_interface__ = property(  # type: ignore[assignment, method-assign]
+    _refusing("__cuda_array_interface__")
+)
+#: What is read off the proxy itself.
+_OWN = {"node", "tracer", "keys"}
+
+
+class _Attribute(Attribute):
+    """An attribute of a traced value; knows the length of a shape."""
+
+    def __getattr__(self, k: str) -> Any:
+        if k.startswith("__"):
+            raise AttributeError(f"a traced value has no attribute {k}")
+        return _Attribute(self, k)
+
+    def __len__(self) -> int:
+        length = self.tracer.length(self)  # type: ignore[attr-defined]
+        return super().__len__() if length is None else int(length)
