@@ -35,6 +35,7 @@ _CONVERSION = (
     "nonnegative_thresholds",
     "rules",
     "leaf_modules",
+    "example_inputs",
 )
 SAFE_BETA = (0.501, 1.0)
 PAPER_BETA = (1e-3, 1.0)
@@ -52,6 +53,7 @@ def pursuitify(
     nonnegative_thresholds: bool = False,
     rules: Mapping[Key, Rule] | None = None,
     leaf_modules: Sequence[LeafModule] = (),
+    example_inputs: Any = None,
     **settings: Any,
 ) -> PursuitNetwork:
     """Turn a network of convolutions, dense layers and ReLUs into a deep pursuit network.
@@ -78,6 +80,8 @@ def pursuitify(
             positive, at T = 0 too.
         rules: Rules for the user's own modules and functions, before the built-in ones.
         leaf_modules: Module types or paths not to trace into.
+        example_inputs: A tensor, or a tuple of the forward's arguments. Branches on sizes go as
+            theirs say, and are guarded: an input that would go another way is refused.
         **settings: Further settings of the network by name; see :class:`settings.Settings`.
             An unknown name is refused.
 
@@ -103,7 +107,10 @@ def pursuitify(
         )
     option_checks.switch("paper", paper)
     option_checks.switch("nonnegative_thresholds", nonnegative_thresholds)
-    programs, constants = compile_model(model, layout, rules, leaf_modules, nonnegative_thresholds)
+    example = option_checks.example(example_inputs, model)
+    programs, constants = compile_model(
+        model, layout, rules, leaf_modules, nonnegative_thresholds, example
+    )
     own = _copied(model) if copy else model
     balanced = rescale(own, programs) if balance else None
     beta_range = PAPER_BETA if paper else SAFE_BETA
@@ -122,6 +129,7 @@ def compile_model(
     rules: Mapping[Key, Rule] | None = None,
     leaf_modules: Sequence[LeafModule] = (),
     nonnegative: bool = False,
+    example: tuple[Any, ...] = (),
 ) -> tuple[dict[bool, Program], dict[str, Tensor]]:
     """Compile a model for both modes.
 
@@ -137,7 +145,7 @@ def compile_model(
     registry = model_checks.registry(rules)
     model_checks.leaves(leaf_modules, model)
     model_checks.names(model, RESERVED)
-    traces = trace_modes(model, (*leaf_modules, *leaves_of(rules)))
+    traces = trace_modes(model, (*leaf_modules, *leaves_of(rules)), example)
     evaluated, trained = traces[False], traces[True]
     same = evaluated is trained
     if not same:

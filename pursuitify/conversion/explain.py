@@ -34,6 +34,7 @@ def explain(
     input_shape: Sequence[int] | None = None,
     rules: Mapping[Key, Rule] | None = None,
     leaf_modules: Sequence[LeafModule] = (),
+    example_inputs: Any = None,
 ) -> Report:
     """Say what a conversion would do, node by node, without converting.
 
@@ -43,6 +44,7 @@ def explain(
         input_shape: Shape of one sample, for the memory estimate; nothing is allocated.
         rules: As for ``pursuitify``.
         leaf_modules: As for ``pursuitify``.
+        example_inputs: As for ``pursuitify``.
 
     Returns:
         A report; ``report.ok`` can be asserted on, ``str(report)`` read. A refused model or option
@@ -53,10 +55,12 @@ def explain(
     try:
         model_checks.model(model)
         option_checks.one_of("layout", layout, option_checks.LAYOUTS)
-        programs, constants = compile_model(model, layout, rules, leaf_modules)
+        example = option_checks.example(example_inputs, model)
+        programs, constants = compile_model(model, layout, rules, leaf_modules, example=example)
     except PursuitifyError as error:
         found = _problems_of(error, name)
-        return Report(name, False, found, _refused(model, found, rules, leaf_modules))
+        entries = _refused(model, found, rules, leaf_modules, example_inputs)
+        return Report(name, False, found, entries)
     program = programs[model.training]
     sites, rows = program.sites, program.rows
     identity = sum(row.identity for row in rows)
@@ -91,6 +95,7 @@ def _refused(
     found: Sequence[Problem],
     rules: Mapping[Key, Rule] | None,
     leaf_modules: Sequence[LeafModule],
+    example_inputs: Any,
 ) -> tuple[Entry, ...]:
     """Return the entries of a model that does not convert, as far as it can be traced."""
     try:
@@ -98,7 +103,10 @@ def _refused(
         registry = model_checks.registry(rules)
         model_checks.leaves(leaf_modules, root)
         traced = trace(
-            root, training=root.training, leaf_modules=(*leaf_modules, *leaves_of(rules))
+            root,
+            training=root.training,
+            leaf_modules=(*leaf_modules, *leaves_of(rules)),
+            example=option_checks.example(example_inputs, root),
         )
         sites = classify(traced.graph, root, registry)
     except PursuitifyError:

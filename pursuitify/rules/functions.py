@@ -28,7 +28,7 @@ class Applied:
 
     def __call__(self, *args: Any) -> Any:
         """Return what the Function returns."""
-        return self.function.apply(*args)  # type: ignore[no-untyped-call]
+        return self.function.apply(*args)
 
 
 def applied(key: Any) -> Any:
@@ -37,10 +37,6 @@ def applied(key: Any) -> Any:
     A Function and its ``apply`` both stand for ``Applied``; any other key is returned as it is.
     """
     owner = getattr(key, "__self__", None)
-    if _is_function(owner) and key == owner.apply:
+    if isinstance(owner, type) and issubclass(owner, Function) and key == owner.apply:
         return Applied(owner)
-    return Applied(key) if _is_function(key) else key
-
-
-def _is_function(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, Function)
+    return Applied(key) if isinstance(key, type) and issubclass(key, Function) else key

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
 
@@ -104,3 +106,26 @@ def switch(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"{name}={value!r} is not True or False")
     return value
+
+
+def example(value: object, root: nn.Module) -> tuple[Any, ...]:
+    """Return example inputs as a tuple of the forward's arguments; empty for None.
+
+    Raises:
+        OptionError: If it is neither a tensor nor a tuple that the forward takes, with a tensor.
+    """
+    if value is None:
+        return ()
+    inputs = (value,) if isinstance(value, Tensor) else value
+    if not isinstance(inputs, tuple) or not any(isinstance(item, Tensor) for item in inputs):
+        raise OptionError(
+            f"example_inputs is a {type(value).__name__}, not a tensor or a tuple of the forward's "
+            "arguments with a tensor among them"
+        )
+    try:
+        inspect.signature(root.forward).bind(*inputs)
+    except TypeError as error:
+        raise OptionError(
+            f"example_inputs are not what {type(root).__name__}.forward takes: {error}"
+        ) from error
+    return inputs

@@ -45,7 +45,8 @@ def container_inputs(sites: Sites) -> list[Problem]:
     for node, site in sites.items():
         if site.value is not Value.INPUT:
             continue
-        reads = [(user, read) for user in node.users if (read := _container_read(user))]
+        users = [user for user in node.users if user.args and user.args[0] is node]
+        reads = [(user, read) for user in users if (read := _container_read(user))]
         if reads:
             user, read = reads[0]
             found.append(

@@ -165,10 +165,11 @@ class Watch:
 
     def _group(self, node: fx.Node) -> _Group | None:
         """Return the call of a custom Function that a new node belongs to, or None."""
-        outer, frame = None, sys._getframe(2)
+        outer: FrameType | None = None
+        frame: FrameType | None = sys._getframe(2)
         while frame is not None:  # the outermost: one Function may apply another
             outer = frame if frame.f_code in self._forwards else outer
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         if outer is not None:
             # The frames are held, so that none is taken for another that came after it.
             known = next((g for g in self._groups if g.frame is outer), None)
@@ -178,10 +179,10 @@ class Watch:
             return known
         if node.target == "view_as" and len(set(node.args)) == 1 and not torch.is_grad_enabled():
             # A forward that returns its own argument: torch takes this view after it.
-            frame = sys._getframe(2)
-            while frame.f_back is not None and _is_torch(frame):
-                frame = frame.f_back
-            group = _Group(_named_in(frame), None, None, [])
+            caller: FrameType | None = sys._getframe(2)
+            while caller is not None and _is_torch(caller):
+                caller = caller.f_back
+            group = _Group(_named_in(caller), None, None, [])
             self._groups.append(group)
             return group
         return None
@@ -190,8 +191,10 @@ class Watch:
         """Make one operation of each call of a custom Function that is known, having a rule."""
         for group in self._groups:
             results = [n for n in group.nodes if any(u not in group.nodes for u in n.users)]
-            called = None if group.function is None else Applied(group.function)
-            if called not in known or group.args is None or len(results) != 1:
+            if group.function is None or group.args is None or len(results) != 1:
+                continue
+            called = Applied(group.function)
+            if called not in known:
                 continue
             with graph.inserting_before(group.nodes[0]):
                 args = tuple(a.node if isinstance(a, fx.Proxy) else a for a in group.args)

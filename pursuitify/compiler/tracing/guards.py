@@ -20,7 +20,7 @@ def assume(condition: bool, expected: bool, text: str) -> None:
         raise InputError(
             f"the model branches on `{text}`, which was taken to be {expected} when it was "
             f"converted and is {not expected} for this input: inputs of this shape need a "
-            "conversion of their own, or a model without that branch"
+            "conversion of their own (example_inputs= one of them), or a model without that branch"
         )
 
 

@@ -67,10 +67,9 @@ def is_shape(node: fx.Node) -> bool:
         return False
     if node.target is getattr:
         owner, name = node.args[:2]
-        device = (
-            isinstance(owner, fx.Node) and owner.target is getattr and owner.args[1] == "device"
-        )
-        return name in _SIZE_ATTRIBUTES or (device and name in {"type", "index"})
+        if name in {"type", "index"}:
+            return isinstance(owner, fx.Node) and owner.args[1:2] == ("device",)
+        return name in _SIZE_ATTRIBUTES
     module = getattr(node.target, "__module__", None)
     arithmetic = node.target in _ARITHMETIC or module == "math"
     return arithmetic and bool(node.all_input_nodes) and all(map(is_shape, node.all_input_nodes))
@@ -99,6 +98,9 @@ def describe(node: fx.Node, root: nn.Module) -> str:
         return type(root.get_submodule(str(node.target))).__name__
     if node.op == "call_function":
         return str(getattr(node.target, "__name__", node.target))
+    owner = node.args[0] if node.op == "call_method" and node.args else None
+    if isinstance(owner, fx.Node) and owner.op == "get_attr" and node.target == "forward":
+        return type(operator.attrgetter(str(owner.target))(root)).__name__  # a scripted module
     return str(node.target)
 
 
@@ -111,7 +113,8 @@ def is_inplace(node: fx.Node, root: nn.Module) -> bool:
         return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
     if node.op == "call_function":
         name = getattr(node.target, "__name__", "")
-        trailing = name.endswith("_") and not name.startswith("_")
+        operation = getattr(node.target, "__module__", "") == operator.add.__module__  # and_, or_
+        trailing = name.endswith("_") and not name.startswith("_") and not operation
         return node.target in _INPLACE_OPERATORS or trailing or bool(node.kwargs.get("inplace"))
     return False
 

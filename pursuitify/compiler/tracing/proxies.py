@@ -24,6 +24,18 @@ from pursuitify.errors import TraceError
 _TENSORS = {"T", "mT", "H", "mH", "real", "imag", "data"}
 
 
+def _attribute(value: fx.Proxy, name: str) -> fx.Proxy:
+    """Return an attribute of a traced value.
+
+    Raises:
+        AttributeError: If Python or ctypes looks for a protocol: one that we have stands on the
+            class. ctypes would go from attribute to attribute until its stack is full.
+    """
+    if name.startswith("__") or name == "_as_parameter_":
+        raise AttributeError(f"a traced value has no attribute {name}")
+    return _Attribute(value, name)
+
+
 class Value(fx.Proxy):
     """A traced value that is no tensor: a size, a dtype, a tuple of pieces.
 
@@ -32,9 +44,7 @@ class Value(fx.Proxy):
     """
 
     def __getattr__(self, k: str) -> Any:
-        if k.startswith("__"):
-            raise AttributeError(f"a traced value has no attribute {k}")
-        return _Attribute(self, k)
+        return _attribute(self, k)
 
     def __len__(self) -> int:
         length = self.tracer.length(self)  # type: ignore[attr-defined]
@@ -53,27 +63,32 @@ class Value(fx.Proxy):
         return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
 
-class TracedTensor(Value, Tensor):
+class TracedTensor(Value, Tensor):  # type: ignore[misc]  # Proxy and Tensor differ in signatures
     """A traced tensor."""
 
     @staticmethod
-    def __new__(cls, node: fx.Node, tracer: fx.Tracer) -> TracedTensor:
-        made: TracedTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    def __new__(cls: type[TracedTensor], node: fx.Node, tracer: fx.Tracer) -> TracedTensor:
+        """Return a tensor of this class without sizes or memory."""
+        made: TracedTensor = Tensor._make_wrapper_subclass(
             cls, (0,), dtype=torch.float32, dispatch_sizes_strides_policy="sizes"
         )
         return made
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> NoReturn:
         """Refuse what reached C++ without torch.fx seeing it: it would work on no values."""
-        names = [a.node.name for a in args if isinstance(a, fx.Proxy)]
-        what = f"the traced value '{names[0]}'" if names else "a traced value"
-        raise TraceError(
+        traced = [a for a in args if isinstance(a, fx.Proxy)]
+        what = f"the traced value '{traced[0].node.name}'" if traced else "a traced value"
+        reason = (
             f"the forward hands {what} to code that torch.fx does not see and that asks for its "
-            f"numbers or sizes ({func})"
+            f"numbers or sizes ({func}): torch.tensor(x) or Variable(x), a scripted function, "
+            "torch.func or a C++ extension. Leave it out, or put it into a module of its own"
         )
+        for value in traced:
+            value.tracer.unseen = reason  # type: ignore[attr-defined]
+        raise TraceError(reason)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -91,7 +106,7 @@ class TracedTensor(Value, Tensor):
             return torch.device("cpu")
         if name in _TENSORS:
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
-        return Value.__getattr__(self, name)
+        return _attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in {"node", "tracer"}:
@@ -140,9 +155,7 @@ class _Attribute(Attribute):
     """An attribute of a traced value; knows the length of a shape."""
 
     def __getattr__(self, k: str) -> Any:
-        if k.startswith("__"):
-            raise AttributeError(f"a traced value has no attribute {k}")
-        return _Attribute(self, k)
+        return _attribute(self, k)
 
     def __len__(self) -> int:
         length = self.tracer.length(self)  # type: ignore[attr-defined]

@@ -1,22 +1,24 @@
 """Branches on sizes: which way to go while tracing, when no size is known.
 
 ``if x.dim() != 4: raise`` and its kin ask for a truth value that tracing does not have. The number
-of dimensions is guessed from the operations before; any other condition is first taken to be
-false. If the model's own code then fails, the last choice is turned round and the trace repeated.
+of dimensions is guessed from the operations before; what follows from an example input, or from
+sizes being positive, is decided (``sizes.py``); any other condition is first taken to be false. If
+the model's own code then fails, the last choice is turned round and the trace repeated.
 Every choice is recorded in the graph as a guard, so that a wrong one is an error, never a result.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pursuitify.compiler.tracing import nodes
+from pursuitify.compiler.tracing.sizes import Positive, UnknownError, World, agreed, reads, usual
 
 #: How many times a model is traced before its branches are given up.
 ATTEMPTS = 48
@@ -36,27 +38,37 @@ class Choices:
     Attributes:
         prefix: Values to use for the first choices, in order.
         taken: Every choice so far: its text, its value and the guess it started from.
+        certain: Texts of those that are no guesses.
+        impossible: Text of the first choice that no input agrees with, after those before it.
     """
 
     prefix: tuple[bool, ...] = ()
     taken: dict[str, tuple[bool, bool]] = field(default_factory=dict)
+    certain: set[str] = field(default_factory=set)
+    impossible: str = ""
 
-    def choose(self, text: str, guess: bool) -> tuple[bool, bool]:
-        """Return the value of a condition and whether it is asked for the first time."""
+    def choose(self, text: str, guess: bool, certain: bool = False) -> tuple[bool, bool]:
+        """Return the value of a condition and whether it is asked for the first time.
+
+        One that is certain is not turned round.
+        """
         if text in self.taken:
             return self.taken[text][0], False
         position = len(self.taken)
         value = self.prefix[position] if position < len(self.prefix) else guess
+        if certain:
+            self.certain.add(text)
+            value = guess
         self.taken[text] = (value, guess)
         return value, True
 
     def turned(self) -> Choices | None:
         """Return the choices with the last one turned round that was not yet; None if none is."""
-        taken = list(self.taken.values())
+        taken = list(self.taken.items())
         while taken:
-            value, guess = taken.pop()
-            if value == guess:
-                return Choices((*(v for v, _ in taken), not guess))
+            text, (value, guess) = taken.pop()
+            if value == guess and text not in self.certain:
+                return Choices((*(v for _, (v, _) in taken), not guess))
         return None
 
 
@@ -80,16 +92,82 @@ def text_of(value: Any) -> str:
     return f"{getattr(value.target, '__name__', value.target)}({', '.join(arguments)})"
 
 
-def guess(node: fx.Node, root: nn.Module) -> bool:
-    """Return the likely truth of a condition on sizes: by dimensions if it can be, else False."""
+def guess(node: fx.Node, root: nn.Module) -> bool | None:
+    """Return the likely truth of a condition, by dimensions, channels, dtype and device."""
     try:
         return bool(_evaluate(node, root))
-    except (_UnknownError, TypeError, ValueError, ArithmeticError, IndexError):
-        return False
+    except (_UnknownError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError):
+        return None
 
 
 class _UnknownError(Exception):
     pass
+
+
+class Judge:
+    """Decides the branches of one trace, as far as they can be.
+
+    Args:
+        root: The module that is traced.
+        example: The example inputs, by position; empty for none.
+    """
+
+    def __init__(self, root: nn.Module, example: Sequence[Any] = ()) -> None:
+        self._root, self._example = root, tuple(example)
+        self._positive = Positive(self.rank)
+        self._worlds: list[World] | None = None
+
+    def decide(self, node: fx.Node) -> tuple[bool, bool]:
+        """Return the value of a condition on sizes, and whether it is more than a guess."""
+        movable = any(n.target is getattr and n.args[1] in _PLACES for n in reads(node))
+        if self._example and not movable:
+            try:
+                return bool(self._imagined()[0].value(node)), True
+            except UnknownError:
+                pass
+        value = guess(node, self._root)
+        if value is not None:
+            return value, False
+        value, sure = self._positive.decide(node)
+        if value is None and not self._example and not movable:
+            value = agreed(node, self._imagined())
+        return bool(value), sure
+
+    def rank(self, node: fx.Node) -> int | None:
+        """Return the number of dimensions of a tensor: the example's, or the likely one."""
+        if self._example:
+            try:
+                return int(self._imagined()[0].value(node).dim())
+            except (UnknownError, AttributeError):
+                pass
+        return rank(node, self._root)
+
+    def choose(self, node: fx.Node, value: bool) -> bool:
+        """Note a choice; return whether some sizes agree with it and those before."""
+        return self._positive.choose(node, value)
+
+    def _imagined(self) -> list[World]:
+        if self._worlds is None and self._example:
+            self._worlds = [World(self._root, self._example, given=True)]
+        elif self._worlds is None:
+            inputs = _usual(self._root)
+            self._worlds = [World(self._root, [x] * 8, given=False) for x in inputs]
+        return self._worlds
+
+
+#: Attributes that say where a tensor is, which an example without content does not know.
+_PLACES = {"device", "is_cuda", "requires_grad", "layout"}
+
+
+def _usual(root: nn.Module) -> list[Tensor]:
+    """Return inputs that a network with these modules may usually get."""
+    start = fx.Graph().placeholder("input")
+    try:
+        channels: int | None = _extent(start, 1, root)
+    except _UnknownError:
+        channels = None
+    dtypes = (p.dtype for p in root.parameters() if p.is_floating_point())
+    return usual(rank(start, root) or 4, channels, next(dtypes, torch.float32))
 
 
 def _evaluate(value: Any, root: nn.Module) -> Any:
@@ -104,6 +182,11 @@ def _evaluate(value: Any, root: nn.Module) -> Any:
         if found is None:
             raise _UnknownError
         return found
+    if value.target is getattr and value.args[1] in {"dtype", "device", "is_cuda"}:
+        like = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(()))
+        return getattr(like, str(value.args[1]))
+    if value.target is getattr and value.args[1] in {"type", "index"}:
+        return getattr(_evaluate(value.args[0], root), str(value.args[1]))
     if value.target in {"size", operator.getitem} and len(value.args) == 2:
         whole, index = value.args
         if isinstance(whole, fx.Node) and isinstance(index, int) and not value.kwargs:
@@ -143,7 +226,7 @@ def rank(node: fx.Node, root: nn.Module) -> int | None:
         return next((r for kind in kinds if "Conv" in kind and (r := _digits(kind))), 2)
     if node.op == "get_attr":
         value = operator.attrgetter(str(target))(root)
-        return value.dim() if isinstance(value, torch.Tensor) else None
+        return value.dim() if isinstance(value, Tensor) else None
     if node.op == "call_module":
         name = type(root.get_submodule(str(target))).__name__
     known = _digits(name)

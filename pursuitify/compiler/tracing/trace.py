@@ -64,13 +64,20 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def trace(model: nn.Module, *, training: bool, leaf_modules: Iterable[Leaf] = ()) -> Traced:
+def trace(
+    model: nn.Module,
+    *,
+    training: bool,
+    leaf_modules: Iterable[Leaf] = (),
+    example: tuple[Any, ...] = (),
+) -> Traced:
     """Trace ``model`` in the given mode and normalise the graph.
 
     Args:
         model: The module; left exactly as it was.
         training: Whether to trace what the model does in training mode.
         leaf_modules: Module types, paths of modules, or functions, to keep as one node each.
+        example: Inputs by position, whose sizes decide branches; empty for none.
 
     Raises:
         TraceError: If torch.fx cannot follow the forward.
@@ -86,7 +93,10 @@ def trace(model: nn.Module, *, training: bool, leaf_modules: Iterable[Leaf] = ()
     for _ in range(size_branches.ATTEMPTS):
         assert choices is not None
         try:
-            return _trace(model, training, leaves, choices)
+            traced = _trace(model, training, leaves, choices, example)
+            if not choices.impossible:
+                return traced
+            raise errors.TraceError(_impossible(model, choices))
         except errors.TraceError as error:
             first = first or error
             choices = choices.turned()
@@ -96,13 +106,18 @@ def trace(model: nn.Module, *, training: bool, leaf_modules: Iterable[Leaf] = ()
     raise first
 
 
-def trace_modes(model: nn.Module, leaf_modules: Iterable[Leaf] = ()) -> dict[bool, Traced]:
+def trace_modes(
+    model: nn.Module, leaf_modules: Iterable[Leaf] = (), example: tuple[Any, ...] = ()
+) -> dict[bool, Traced]:
     """Trace both modes; one and the same result for both where the model does the same.
 
     Where they differ, what both do has the same name in both, and modules whose mode the code
     asked for are guarded: at run time they must be in the network's mode.
     """
-    traces = {m: trace(model, training=m, leaf_modules=leaf_modules) for m in (True, False)}
+    traces = {
+        mode: trace(model, training=mode, leaf_modules=leaf_modules, example=example)
+        for mode in (True, False)
+    }
     constants = (traces[False].constants, traces[True].constants)
     same = same_graph(traces[False].graph, traces[True].graph) and all(
         torch.equal(value, constants[1][name]) for name, value in constants[0].items()
@@ -125,14 +140,21 @@ def _guard_modes(traced: Traced) -> None:
             graph.call_function(guards.same_mode, (module, traced.training, path))
 
 
-def _trace(model: nn.Module, training: bool, leaves: tuple[Leaf, ...], choices: Choices) -> Traced:
+def _trace(
+    model: nn.Module,
+    training: bool,
+    leaves: tuple[Leaf, ...],
+    choices: Choices,
+    example: tuple[Any, ...],
+) -> Traced:
     root = _skeleton(model).train(training)
     state = hidden_state.python_state(root)
-    graph, modes, watch = _run(root, model, leaves, choices)
+    graph, modes, watch = _run(root, model, leaves, choices, example)
     constants = _constants(graph, root, model)
     hidden_state.check_buffers(root, model)
     if hidden_state.python_state(root) != state:
-        again, *_ = _run(root, model, leaves, Choices(tuple(v for v, _ in choices.taken.values())))
+        repeated = Choices(tuple(value for value, _ in choices.taken.values()))
+        again, *_ = _run(root, model, leaves, repeated, example)
         if not same_graph(graph, again):
             raise errors.TraceError(
                 f"{type(model).__name__}.forward does something else when it is called again: it "
@@ -158,17 +180,21 @@ def _skeleton(model: nn.Module) -> nn.Module:
 
 
 def _run(
-    root: nn.Module, model: nn.Module, leaves: tuple[Leaf, ...], choices: Choices
+    root: nn.Module,
+    model: nn.Module,
+    leaves: tuple[Leaf, ...],
+    choices: Choices,
+    example: tuple[Any, ...],
 ) -> tuple[fx.Graph, tuple[str, ...], Watch]:
     """Trace the skeleton once."""
     asked: set[str] = set()
     drawn = hidden_state.random_state()
-    tracer = Tracer(leaves, choices)
+    tracer = Tracer(leaves, choices, example)
     try:
         with hidden_state.watch_modes(root, asked):
             graph = tracer.trace(root, concrete_args=_defaults(model) or None)
     except Exception as error:
-        raise errors.TraceError(_explain(error, model, tracer)) from error
+        raise errors.TraceError(_explain(error, model, tracer, example)) from error
     finally:
         unchanged = hidden_state.same_random_state(drawn)
         hidden_state.restore_random_state(drawn)
@@ -194,24 +220,44 @@ def _constants(graph: fx.Graph, root: nn.Module, model: nn.Module) -> dict[str, 
     return constants
 
 
-def _explain(error: Exception, model: nn.Module, tracer: fx.Tracer) -> str:
+def _impossible(model: nn.Module, choices: Choices) -> str:
+    text = choices.impossible
+    return (
+        f"{type(model).__name__}.forward branches on sizes, and the branches that can be traced "
+        f"exclude each other: no input has `{text}` {choices.taken[text][0]} beside those before. "
+        f"{_EXAMPLE}"
+    )
+
+
+_EXAMPLE = (
+    "Pass example_inputs=, a tensor or a tuple of the forward's arguments: branches then go as "
+    "their sizes say"
+)
+
+
+def _explain(error: Exception, model: nn.Module, tracer: Tracer, example: tuple[Any, ...]) -> str:
     path = "".join(f" in module '{p}'" for p in list(tracer.module_stack)[-1:] if p)
     function = contexts.function_of(error.__traceback__)
     if function is not None:
         path += f", in the torch.autograd.Function {function.__name__}"
-    reason = str(error).strip().splitlines()
+    kind = "TraceError" if tracer.unseen else type(error).__name__
+    reason = (tracer.unseen or str(error)).strip().splitlines()
     parameters = inspect.signature(model.forward).parameters.values()
     variadic = " and ".join(str(p) for p in parameters if p.kind in _VARIADIC)
     empty = (
         f"It is traced with {variadic} empty: what it needs from there takes a wrapper that names "
         "each argument. Otherwise, control"
     )
+    guessed = [text for text in tracer.choices.taken if text not in tracer.choices.certain]
+    branches = ""
+    if guessed and not example:
+        branches = f" It branches on sizes (`{guessed[-1]}`), which were guessed. {_EXAMPLE}."
     return (
         f"torch.fx cannot follow {type(model).__name__}.forward{path}: "
-        f"{type(error).__name__}: {reason[0] if reason else 'no message'}. "
+        f"{kind}: {reason[0] if reason else 'no message'}. "
         f"{empty if variadic else 'Control'} flow or Python code that depends on tensor values or "
         "sizes cannot be traced: rewrite it, mark the module with leaf_modules=[...] and give it a "
-        "rule with rules={...}, or wrap the function with torch.fx.wrap"
+        f"rule with rules={{...}}, or wrap the function with torch.fx.wrap.{branches}"
     )
 
 

@@ -9,16 +9,27 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from pursuitify import errors
 from pursuitify.compiler.tracing import contexts, guards, nodes, size_branches
 from pursuitify.compiler.tracing.contexts import Watch
 from pursuitify.compiler.tracing.proxies import TracedTensor, Value
-from pursuitify.compiler.tracing.size_branches import Choices
+from pursuitify.compiler.tracing.size_branches import Choices, Judge
 from pursuitify.rules import split_ops
 from pursuitify.rules.functions import Applied
 
 LeafModule = type[nn.Module] | str
 #: What is not traced into: module types, paths of modules, functions of a user's rules.
 Leaf = LeafModule | Callable[..., Any]
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Any]:
+    """Return the tensors that a module holds itself, by name."""
+    return {**vars(module).get("_parameters", {}), **vars(module).get("_buffers", {})}
+
+
+def _is_read(value: Any, path: str) -> bool:
+    """Whether a value is the proxy of the tensor at a path."""
+    return isinstance(value, fx.Proxy) and (value.node.op, value.node.target) == ("get_attr", path)
 
 
 class Tracer(fx.Tracer):
@@ -28,23 +39,36 @@ class Tracer(fx.Tracer):
     being baked in; augmented assignment is recorded as in place (see ``proxies``); branches on
     sizes are chosen and guarded; parametrised modules are entered, so that a parametrisation runs
     where and as often as in the source; the user's ``leaf_modules`` are not entered.
+
+    Attributes:
+        choices: The branches taken so far.
+        functions: The custom autograd Functions that have a rule.
+        watch: What the nodes were made under.
+        unseen: What was handed to C++ past torch.fx; empty if nothing was.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: Iterable[Leaf], choices: Choices) -> None:
+    def __init__(
+        self, leaves: Iterable[Leaf], choices: Choices, example: tuple[Any, ...] = ()
+    ) -> None:
         leaves = tuple(leaves)
         functions = tuple(f for f in leaves if callable(f) and not isinstance(f, type))
         super().__init__(autowrap_functions=functions)
         self._leaves = tuple(m for m in leaves if isinstance(m, (str, type)))
         self.functions = tuple(f for f in leaves if isinstance(f, Applied))
         self.choices = choices
+        self._example = example
+        self._judging = False
+        self._tensors: dict[nn.Module, dict[str, Any]] = {}
         self.watch = Watch()
+        self.unseen = ""
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace as if nothing surrounded the conversion, and watch what the forward opens."""
         with contexts.plain():
-            self.watch = Watch()
+            self.watch, self._judge = Watch(), Judge(root, self._example)
+            self._tensors = {m: _tensors_of(m) for m in root.modules()}
             return super().trace(root, concrete_args)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -90,10 +114,46 @@ class Tracer(fx.Tracer):
         if not nodes.is_shape(obj.node):
             return super().to_bool(obj)
         text = size_branches.text_of(obj.node)
-        value, new = self.choices.choose(text, size_branches.guess(obj.node, self.root))
+        guess, certain = self._ask(self._judge.decide, obj.node)
+        value, new = self.choices.choose(text, guess, certain)
         if new:
+            if not self._ask(self._judge.choose, obj.node, value):
+                self.choices.impossible = self.choices.impossible or text
             self.create_proxy("call_function", guards.assume, (obj, value, text), {})
         return value
+
+    def _ask(self, question: Callable[..., Any], *args: Any) -> Any:
+        """Answer with the hooks of torch.fx out of the way: modules run, attributes are plain."""
+        self._judging = True
+        try:
+            return question(*args)
+        finally:
+            self._judging = False
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        """Record or enter a module; see ``_ask``."""
+        if self._judging:
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            for inner, part in m.named_modules(prefix=path):
+                own = self._tensors.get(part, {})
+                held = _tensors_of(part).items()
+                if not all(own.get(k) is t or _is_read(t, f"{inner}.{k}") for k, t in held):
+                    raise errors.TraceError(
+                        f"the forward runs '{path}' with other tensors than its own, as "
+                        "torch.func.functional_call does, which the conversion would lose: call "
+                        "the function (F.linear, F.conv2d, ...) with them"
+                    )
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Return a proxy of a parameter or buffer; see ``_ask``."""
+        if self._judging:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def length(self, obj: fx.Proxy) -> int | None:
         """Return the number of sizes a tensor has, guarded; None for all else."""
@@ -102,12 +162,12 @@ class Tracer(fx.Tracer):
         if not (whole or (node.target is getattr and node.args[1] == "shape")):
             return None
         tensor = fx.Proxy(node.all_input_nodes[0], self)
-        count = size_branches.rank(tensor.node, self.root)
+        count: int | None = self._ask(self._judge.rank, tensor.node)
         if count is None:
             return None
         equal = self.create_proxy("call_function", operator.eq, (tensor.dim(), count), {})
         text = f"{size_branches.text_of(equal.node)}"
-        if self.choices.choose(text, True)[1]:
+        if self.choices.choose(text, True, certain=bool(self._example))[1]:
             self.create_proxy("call_function", guards.assume, (equal, True, text), {})
         return count
 

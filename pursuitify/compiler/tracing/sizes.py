@@ -1,0 +1,256 @@
+"""Conditions on sizes: what is known of them when no size is, and what an example says.
+
+Three sources, from the surest down. An example input: the graph so far is run on tensors without
+content ("meta" tensors) of its sizes. That sizes are positive: a condition that has one value at
+every tried assignment of positive sizes, the numbers it compares with among them, is decided.
+What inputs usually look like: an inequality that has one value for images of 32 to 224 pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pursuitify.compiler.tracing import guards, nodes
+
+_INEQUALITIES = {operator.lt, operator.le, operator.gt, operator.ge}
+#: Sizes of usual images, and batches; of sequences the first of each pair.
+_USUAL = ((2, 32, 32), (4, 64, 64), (1, 224, 224), (3, 96, 96), (8, 128, 160))
+_FAILURES = (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+
+
+class UnknownError(Exception):
+    """A value does not follow from what is known."""
+
+
+def reads(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the nodes of a condition on sizes, itself first, down to the tensors it reads."""
+    seen, stack = {node}, [node]
+    while stack:
+        current = stack.pop()
+        yield current
+        if nodes.is_shape(current):
+            stack += [n for n in current.all_input_nodes if n not in seen]
+            seen.update(current.all_input_nodes)
+
+
+def evaluate(value: Any, shape_of: Callable[[fx.Node], Sequence[int]]) -> Any:
+    """Return an expression on sizes, given the shapes of the tensors it reads.
+
+    Raises:
+        UnknownError: If it reads something else of them.
+    """
+    if isinstance(value, slice):
+        return slice(*(evaluate(v, shape_of) for v in (value.start, value.stop, value.step)))
+    if isinstance(value, (tuple, list)):
+        return tuple(evaluate(v, shape_of) for v in value)
+    if not isinstance(value, fx.Node):
+        return value
+    if not nodes.is_shape(value):
+        raise UnknownError
+    first = value.args[0] if value.args else None
+    if isinstance(first, fx.Node) and not nodes.is_shape(first):
+        name = value.args[1] if value.target is getattr else value.target
+        sizes = tuple(shape_of(first))
+        if name in {"size", "shape"}:
+            index = [*value.args[1:], *value.kwargs.values()] if name == "size" else []
+            return sizes[evaluate(index[0], shape_of)] if index else sizes
+        if name in {"numel", "nelement"}:
+            return math.prod(sizes)
+        raise UnknownError
+    if value.op != "call_function" or value.target is getattr or value.kwargs:
+        raise UnknownError
+    function: Callable[..., Any] = value.target  # type: ignore[assignment]
+    return function(*(evaluate(a, shape_of) for a in value.args))
+
+
+Rank = Callable[[fx.Node], int | None]
+
+
+class Positive:
+    """Conditions at assignments of positive sizes, beside the choices made so far.
+
+    Args:
+        rank: Returns the likely number of dimensions of a tensor, or None.
+    """
+
+    def __init__(self, rank: Rank) -> None:
+        self._rank = rank
+        self._made: dict[fx.Node, list[tuple[fx.Node, bool]]] = {}
+
+    def decide(self, node: fx.Node) -> tuple[bool | None, bool]:
+        """Return the value that a condition has at every assignment, and whether that is sure.
+
+        It is not where the condition has that value only beside the choices made before. The
+        value is None where there are both, or where the condition reads more than sizes.
+        """
+        sizes = _pool(_numbers(node))
+        truths = {self._truth(node, k, size) for k, size in enumerate(sizes)}
+        if None in truths:
+            return None, False
+        if len(truths) == 1:
+            return truths.pop(), _comparable(node)
+        tensors = _tensors(node)
+        beside = self._beside(node, self._made.get(tensors[0], [])) if len(tensors) == 1 else set()
+        return (beside.pop(), False) if len(beside) == 1 else (None, False)
+
+    def choose(self, node: fx.Node, value: bool) -> bool:
+        """Note a choice; return whether some sizes agree with it and those before, on one tensor.
+
+        True also where that cannot be told.
+        """
+        tensors = _tensors(node)
+        if len(tensors) != 1 or self._truth(node, 0, 2) is None:
+            return True
+        made = self._made.setdefault(tensors[0], [])
+        agree = value in self._beside(node, made)
+        made.append((node, value))
+        return agree
+
+    def _beside(self, node: fx.Node, made: Sequence[tuple[fx.Node, bool]]) -> set[bool | None]:
+        """Return the values of a condition at the assignments that agree with choices."""
+        sizes = _pool(_numbers(node).union(*(_numbers(other) for other, _ in made)))
+        return {
+            self._truth(node, k, size)
+            for k, size in enumerate(sizes)
+            if all(self._truth(other, k, size) is value for other, value in made)
+        }
+
+    def _truth(self, node: fx.Node, k: int, size: int | None) -> bool | None:
+        """Return a condition at the k-th assignment: one size, or drawn ones; None if unknown."""
+
+        def shape(tensor: fx.Node) -> tuple[int, ...]:
+            rank = self._rank(tensor) or 6
+            if size is not None:
+                return (size,) * rank
+            draw = random.Random(f"{tensor.name} {k}")
+            return tuple(draw.choice(_SMALL) for _ in range(rank))
+
+        try:
+            return bool(evaluate(node, shape))
+        except (UnknownError, *_FAILURES):
+            return None
+
+
+#: Sizes to try.
+_SMALL = (*range(1, 65), 96, 97, 127, 128, 224, 255, 256, 299, 300, 512, 1024, 4096)
+_MIXED = 64
+
+
+def _pool(numbers: set[int]) -> list[int | None]:
+    """Return the sizes to try, one for all dimensions; None for dimensions drawn one by one.
+
+    The numbers that conditions mention, and those beside them, are among the sizes.
+    """
+    near = sorted({n + d for n in numbers for d in (-1, 0, 1) if n + d > 0} - set(_SMALL))
+    return [*[None] * _MIXED, *_SMALL, *near]
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    return [n for n in reads(node) if not nodes.is_shape(n)]
+
+
+def _numbers(node: fx.Node) -> set[int]:
+    """Return the whole numbers that a condition mentions."""
+    found: set[int] = set()
+    for part in reads(node):
+        if nodes.is_shape(part):
+            found.update(a for a in part.args if isinstance(a, int) and not isinstance(a, bool))
+    return found
+
+
+def _comparable(node: fx.Node) -> bool:
+    """Whether trying finds every value there is: equality with another size may be missed."""
+    return node.target in _INEQUALITIES or any(isinstance(a, (int, float)) for a in node.args)
+
+
+class World:
+    """Values of a traced graph for one choice of inputs, on tensors without content."""
+
+    def __init__(self, root: nn.Module, inputs: Sequence[Any], given: bool) -> None:
+        """Begin with the inputs, by position; if not given but guessed, defaults come first."""
+        self._root, self._inputs, self._given = root, list(inputs), given
+        self._values: dict[fx.Node, Any] = {}
+        self._modules: dict[str, nn.Module] = {}
+
+    def value(self, node: fx.Node) -> Any:
+        """Return the value of a node; runs what was traced since the last question.
+
+        Raises:
+            UnknownError: If it does not follow, for instance from an operation that reads values.
+        """
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for other in node.graph.nodes:
+                if other not in self._values:
+                    try:
+                        self._values[other] = self._run(other)
+                    except (UnknownError, *_FAILURES):
+                        self._values[other] = UnknownError
+        found = self._values[node]
+        if found is UnknownError:
+            raise UnknownError
+        return found
+
+    def _run(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            if node.args and not (self._given and self._inputs):
+                return node.args[0]
+            return _bare(self._inputs.pop(0)) if self._inputs else UnknownError
+        if node.op == "get_attr":
+            return _bare(operator.attrgetter(str(node.target))(self._root))
+        if node.target is guards.assume or node.op == "output":
+            return None
+        if any(self._values[n] is UnknownError for n in node.all_input_nodes):
+            raise UnknownError
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._values.__getitem__)
+        if node.op == "call_module":
+            return self._module(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _module(self, path: str) -> nn.Module:
+        if path not in self._modules:
+            module = self._root.get_submodule(path)
+            tensors = [*module.parameters(), *module.buffers()]
+            self._modules[path] = copy.deepcopy(module, {id(t): _bare(t) for t in tensors})
+        return self._modules[path]
+
+
+def _bare(value: Any) -> Any:
+    """Return a tensor without its content; anything else as it is."""
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(value.detach().to("meta"), value.requires_grad)
+    return value.detach().to("meta") if isinstance(value, Tensor) else value
+
+
+def usual(rank: int, channels: int | None, dtype: torch.dtype) -> list[Tensor]:
+    """Return inputs of usual sizes, without content, for a network on tensors of one rank."""
+    found = []
+    for batch, *sizes in _USUAL:
+        inner = (*sizes, *sizes)[: rank - 2] if rank > 2 else ()
+        shape = (batch, channels or 3, *inner) if rank > 1 else (batch,)
+        found.append(torch.empty(shape, dtype=dtype, device="meta"))
+    return found
+
+
+def agreed(node: fx.Node, worlds: Sequence[World]) -> bool | None:
+    """Return the value that an inequality has in every world that knows it; None otherwise."""
+    if node.target not in _INEQUALITIES:
+        return None
+    found = set()
+    for world in worlds:
+        try:
+            found.add(bool(world.value(node)))
+        except (UnknownError, *_FAILURES):
+            continue
+    return found.pop() if len(found) == 1 else None
