@@ -191,6 +191,13 @@ def test_implicit_derivatives_know_no_part_without() -> None:
     assert net.get_parameter("convs.0.weight").grad is None
 
 
+def test_the_dictionary_holds_no_derivatives_of_that_part() -> None:
+    net = pursuitify(Stack([torch.no_grad, None]), iterations=1)
+    first, *_, last = net.dictionary(torch.rand(2, 3, 6, 6)).thresholds.values()
+    assert not first.requires_grad
+    assert last.requires_grad
+
+
 def test_the_map_is_the_identity() -> None:
     x = torch.randn(2, 3, dtype=torch.float64)
     assert dottest(Detached(), x) == 0
