@@ -25,7 +25,7 @@ from pursuitify.errors import ConversionError, OptionError
 from pursuitify.network.pursuit_network import RESERVED, PursuitNetwork
 from pursuitify.rules import Key, Registry, Rule, leaves_of
 from pursuitify.solvers.settings import OPTIONS, Settings
-from pursuitify.utils import option_checks
+from pursuitify.utils import option_checks, training_modes
 
 _CONVERSION = (
     "layout",
@@ -116,6 +116,8 @@ def pursuitify(
     beta_range = PAPER_BETA if paper else SAFE_BETA
     net = PursuitNetwork(own, programs, constants, beta_range=beta_range, **settings)
     net.balanced = balanced
+    if training_modes.overridden(model):
+        net._modes = {mode: training_modes.put(skeleton(model), mode) for mode in (True, False)}
     return net
 
 

@@ -102,18 +102,19 @@ def inputs(program: Program, values: Sequence[Any], network: nn.Module) -> None:
         InputError: If one has the wrong type, dtype, device or shape, or is not finite.
     """
     tensors = [
-        (node, value)
-        for node, value in zip(program.inputs, values, strict=False)
+        (node, value, free)
+        for node, value, free in zip(program.inputs, values, program.any_dtype, strict=False)
         if program.sites[node].value is Value.INPUT
     ]
-    for node, value in tensors:
+    for node, value, free in tensors:
         name = node.name if len(tensors) > 1 else "the input"
         if not isinstance(value, Tensor):
             raise InputError(f"{name} is a {type(value).__name__}, not a tensor")
-        if not value.is_floating_point():
+        if not (free or value.is_floating_point()):
             raise InputError(
-                f"{name} has dtype {value.dtype}; pursuit needs floating point: "
-                "convert it (x.float() / 255 for images)"
+                f"{name} has dtype {value.dtype} and is read by a layer that needs floating point: "
+                "prepare it as the model was trained (for images x.float(), divided by 255 if the "
+                "model does not divide itself)"
             )
         if value.dim() == 0 or value.shape[0] == 0:
             raise InputError(f"{name} has shape {tuple(value.shape)}: there is no sample in it")
@@ -122,14 +123,28 @@ def inputs(program: Program, values: Sequence[Any], network: nn.Module) -> None:
             raise InputError(
                 f"{name} is on {value.device} and the network on {like.device}: move one of them"
             )
-        if like is not None and like.dtype != value.dtype and not _autocast(value.device):
+        converted = not value.is_floating_point() or _autocast(value.device)
+        if like is not None and like.dtype != value.dtype and not converted:
             raise InputError(
                 f"{name} has dtype {value.dtype} and the network {like.dtype}: convert one of them"
             )
         _check_shape(program, node, value, network, name)
+        if not value.is_floating_point():
+            continue
         readable = not (value.is_meta or torch.compiler.is_compiling() or func_transforms.active())
         if readable and not _finite(value):
             raise InputError(f"{name} holds NaN or infinite values")
+
+
+def floating(values: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+    """Return a call's values with integers as numbers of ``dtype``: what the rows calculate with.
+
+    The network itself has cast or frozen them; its rows read them as they are.
+    """
+    return [
+        value.to(dtype) if isinstance(value, Tensor) and not value.is_floating_point() else value
+        for value in values
+    ]
 
 
 def _finite(value: Tensor) -> bool:

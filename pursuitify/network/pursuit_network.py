@@ -6,6 +6,8 @@ import copy
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import networkx as nx
@@ -29,6 +31,7 @@ from pursuitify.solvers.step_sizes import Schedule
 from pursuitify.utils import func_transforms, memory_format
 from pursuitify.utils.autocast import full_precision
 from pursuitify.utils.running_statistics import untouched
+from pursuitify.utils.training_modes import Modes
 
 
 def slots(trained: Sequence[str], evaluated: Sequence[str]) -> tuple[list[int], list[int], int]:
@@ -72,6 +75,8 @@ class PursuitNetwork(Settings):
     pursuit: Schedule
     #: What ``balance=True`` did at conversion, or None.
     balanced: Balance | None = None
+    #: What the source's own train() does in either mode, where it has one; else empty.
+    _modes: Mapping[bool, Modes] = MappingProxyType({})
 
     def __init__(
         self,
@@ -173,7 +178,10 @@ class PursuitNetwork(Settings):
         first, bound = self._bind(self._program, values)
         latents = tuple(self._last(bound, first)) if self.pursues else first.latents
         with arguments.input_errors():
-            return self._program.head(self, latents, first, values), latents, bound
+            output = self._program.head(self, latents, first, values)
+        if self._chooses_format:
+            output = memory_format.returned(output, values)
+        return output, latents, bound
 
     def outputs_at(self, counts: Collection[int], *args: Any, **kwargs: Any) -> dict[int, Any]:
         """Return the outputs after each of these numbers of sweeps, from one pursuit.
@@ -267,7 +275,7 @@ class PursuitNetwork(Settings):
         return self._bind(program, arguments.arguments(program, args, kwargs, self))
 
     def _bind(self, program: Program, values: Sequence[Any]) -> tuple[Pass, StructuredDictionary]:
-        if self.pursues and not self.training:
+        if self._chooses_format:
             values = [memory_format.preferred(value) for value in values]
         with arguments.input_errors():
             first = program.forward(self, *values)
@@ -275,7 +283,13 @@ class PursuitNetwork(Settings):
             first = slope_checks.poison(first)
         else:
             self._still = not slope_checks.check(program, first, self.pursuit.alpha)
-        return first, structured.bind(program, first, values, self.threshold_scale)
+        leaves = arguments.floating(values, first.latents[0].dtype)
+        return first, structured.bind(program, first, leaves, self.threshold_scale)
+
+    @property
+    def _chooses_format(self) -> bool:
+        """Whether images may be turned to the memory format that is fastest for the sweeps."""
+        return self.pursues and not self.training and self._program.any_format
 
     def _steps(self, bound: StructuredDictionary) -> list[Tensor]:
         self._norms.training = self.training
@@ -329,8 +343,10 @@ class PursuitNetwork(Settings):
         return [values[i] for i in self._places[self.training]]
 
     def train(self, mode: bool = True) -> PursuitNetwork:
-        """Set training mode, as ``nn.Module.train`` does."""
+        """Set training mode, as the source's own ``train`` and ``eval`` do: frozen parts stay so."""
         super().train(mode)
+        if self._modes:
+            self._modes[mode].apply(self)
         self._still = not slope_checks.moving(self.pursuit.alpha)
         return self
 

@@ -13,7 +13,10 @@ from torch.nn import functional as F
 
 from pursuitify.operators import Chain, Detached, Expand, Identity, LinearMap, Place, Reshape, Scale
 from pursuitify.rules import split_ops
+from pursuitify.errors import InputError
+from pursuitify.operators import Chain, Expand, Identity, LinearMap, Place, Reshape, Scale
 from pursuitify.rules.registry import Affine, Registry
+from pursuitify.rules.split_ops import CASTS
 
 #: A factor or an operand that depends on the input is seen in the graph: the rules depend on none.
 registry = Registry(input_dependent=False, homogeneous=True)
@@ -188,6 +191,34 @@ def clone(op: Op, input: Tensor, **_kwargs: Any) -> Affine:
 def detached(op: Op, input: Tensor) -> Affine:
     """Return the identity; where derivatives are recorded, none goes through."""
     return Affine(op(input), (Detached() if torch.is_grad_enabled() else Identity(),))
+def _cast_check(target: Any = None, dtype: Any = None, **_: Any) -> str | None:
+    wanted = target if isinstance(target, torch.dtype) else dtype
+    integer = isinstance(wanted, torch.dtype) and not wanted.is_floating_point
+    return f"it casts to {wanted}, which rounds or drops values" if integer else None
+
+
+@registry.register(*CASTS, kind="linear", channelwise=True, elementwise=True, check=_cast_check)
+def cast(
+    op: Op,
+    input: Tensor,
+    target: Any = None,
+    _second: Any = None,
+    _third: Any = None,
+    _fourth: Any = None,
+    *,
+    dtype: Any = None,
+    **_kwargs: Any,
+) -> Affine:
+    """A cast of integers to floating point, or one that finds nothing to do."""
+    value = op(input)
+    alike = value.dtype == input.dtype and value.device == input.device
+    if not value.is_floating_point() or (input.is_floating_point() and not alike):
+        raise InputError(
+            f"the network casts {input.dtype} on {input.device} to {value.dtype} on "
+            f"{value.device}; pursuit needs one floating-point dtype and one device throughout: "
+            "move the whole network to one"
+        )
+    return Affine(value, (Identity(),))
 
 
 @functools.cache

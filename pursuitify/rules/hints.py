@@ -24,6 +24,11 @@ _RECURRENT = (
     "Recurrent layers have no feed-forward dictionary. Convert the part before it, or, in a side "
     "branch, give it the rule frozen()"
 )
+_LOOKS_UP = (
+    "It looks numbers up in a table and takes no part in pursuit: "
+    "rules={torch.nn.Embedding: pursuitify.rules.frozen()} (or the function that is called) fixes "
+    "its value at the feed-forward pass"
+)
 _HINTS = {
     **dict.fromkeys(("GELU", "gelu", "SiLU", "silu", "Hardswish", "hardswish", "Mish", "mish"),
                     _NOT_PROXIMAL),
@@ -39,6 +44,7 @@ _HINTS = {
     **dict.fromkeys(("MultiheadAttention", "scaled_dot_product_attention", "softmax", "Softmax",
                      "bmm", "einsum", "baddbmm", "SwinTransformerBlock", "shifted_window_attention",
                      "TransformerEncoderLayer", "TransformerEncoder"), _ATTENTION),
+    **dict.fromkeys(("Embedding", "EmbeddingBag", "embedding", "embedding_bag"), _LOOKS_UP),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"), _RECURRENT),
 }  # fmt: skip
 _DEFAULT = (

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from pursuitify.operators import LinearMap
 from pursuitify.rules.functions import applied
+from pursuitify.utils import patched_methods
 
 Kind = Literal["weighted", "linear", "diagonal", "join", "product", "activation", "frozen"]
 Key = Callable[..., Any] | str
@@ -167,12 +168,23 @@ class Registry(Mapping[Key, Rule]):
         """Return the rule of a node, or None."""
         if node.op == "call_module":
             module = root.get_submodule(str(node.target))
-            bases = type(module).__mro__
-            same = (b for b in bases if getattr(b, "forward", None) is bases[0].forward)  # type: ignore[attr-defined]
-            return next((self._rules[b] for b in same if b in self._rules), None)
+            kind = type(module)
+            bases = (b for b in kind.__mro__ if b in self._rules)
+            return next((self._rules[b] for b in bases if _computes_like(kind, b)), None)
         if node.op == "call_function" and callable(node.target):
             return self._rules.get(node.target)
         return self._rules.get(str(node.target)) if node.op == "call_method" else None
+
+
+def _computes_like(kind: type[nn.Module], base: type[nn.Module]) -> bool:
+    """Whether the rule of a base class holds for a subclass: forward must be the same.
+
+    Of torch's own modules, whose rules are ours, so must be what forward calls.
+    """
+    if kind is base:
+        return True
+    same = kind.forward is base.forward
+    return same and (not patched_methods.is_stock(base) or patched_methods.same_methods(kind, base))
 
 
 @dataclass(frozen=True)

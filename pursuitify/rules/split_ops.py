@@ -60,3 +60,12 @@ def splitter_of(node: fx.Node) -> Callable[..., Tensor] | None:
     if node.op == "call_method":
         return SPLITTERS.get(str(node.target))
     return _FUNCTIONS.get(node.target) if node.op == "call_function" else None
+
+
+#: Methods that change the dtype, or may.
+CASTS = ("float", "double", "half", "bfloat16", "to", "type_as")
+
+
+def is_cast(node: fx.Node) -> bool:
+    """Whether the node changes nothing of a tensor but its dtype, or the device."""
+    return node.op == "call_method" and node.target in CASTS

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from pursuitify.compiler.tracing import nodes
 from pursuitify.rules import Call, Registry, Rule, match, static_parameters
+from pursuitify.utils import patched_methods
 
 
 class Value(Enum):
@@ -115,8 +116,8 @@ def _classify(
     if rule is None:
         reason = "no rule says that it is linear or a proximal operator"
         return Site(node, Value.OTHER, reason=reason)
-    if module is not None and (module._forward_hooks or module._forward_pre_hooks):
-        reason = "it has forward hooks, which may change what it computes: remove them first"
+    reason = "" if module is None else patched_methods.reason(module)
+    if reason:
         return Site(node, Value.OTHER, rule, reason=reason)
     if rule.kind == "frozen":
         return Site(node, Value.FROZEN, rule, match(rule, node))

@@ -21,6 +21,7 @@ from pursuitify.compiler.tracing import nodes as pieces
 from pursuitify.compiler.tracing.nodes import is_effect
 from pursuitify.operators.activations import Linear
 from pursuitify.rules import Rule, split_ops
+from pursuitify.utils import memory_format
 
 
 def lower(
@@ -44,6 +45,11 @@ def lower(
     inputs = tuple(n for n in graph.nodes if n.op == "placeholder")
     builder = _Builder(graph, root, sites, rows, nonnegative)
     forward, names = builder.forward()
+    head = builder.head()
+    any_format = memory_format.free(graph, root)
+    if any_format:
+        memory_format.reshape_views(forward)
+        memory_format.reshape_views(head)
     return Program(
         rows=rows,
         layout=layout,
@@ -55,8 +61,18 @@ def lower(
         readers=readers_of(rows),
         plain=_function(graph, root),
         names=names,
+        any_format=any_format,
+        any_dtype=_any_dtype(sites, inputs),
         _forward=_function(forward, root),
-        _head=_function(builder.head(), root),
+        _head=_function(head, root),
+    )
+
+
+def _any_dtype(sites: Sites, inputs: tuple[fx.Node, ...]) -> tuple[bool, ...]:
+    """Per input whether it may hold integers: whether casts alone, or no row at all, read it."""
+    return tuple(
+        all(split_ops.is_cast(u) or node not in sites[u].operands for u in node.users if u in sites)
+        for node in inputs
     )
 
 

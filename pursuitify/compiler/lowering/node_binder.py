@@ -15,6 +15,8 @@ from pursuitify.compiler.lowering.program import Bound
 from pursuitify.compiler.tracing import nodes
 from pursuitify.operators.activations import Activation
 from pursuitify.rules import Affine, Rule, split_ops
+from pursuitify.rules import Affine, Rule
+from pursuitify.utils import memory_format
 
 
 def apply(bound: Bound, x: Tensor) -> Tensor:
@@ -70,7 +72,8 @@ def binder(rule: Rule, site: Site, still: bool = False) -> Callable[..., Any]:
 
     node = site.node
     if node.op == "call_method":
-        method = str(node.target)
+        # A reshape in place of a view: rows are bound in the format that the network chose.
+        method = memory_format.flexible(str(node.target))
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return getattr(args[0], method)(*args[1:], **kwargs)

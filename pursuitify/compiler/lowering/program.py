@@ -76,6 +76,8 @@ class Program:
         readers: Per latent the (row, slot, paths) that read it.
         plain: The source network as a function ``plain(network, *args)``.
         names: Names of the operations that ``_forward`` binds.
+        any_format: Whether the memory format of images may be chosen (``formats.free``).
+        any_dtype: Per input whether it may hold integers.
     """
 
     rows: tuple[Row, ...]
@@ -88,6 +90,8 @@ class Program:
     readers: Readers
     plain: Callable[..., Any]
     names: tuple[str, ...]
+    any_format: bool
+    any_dtype: tuple[bool, ...]
     _forward: Callable[..., Any]
     _head: Callable[..., Any]
 

@@ -32,11 +32,12 @@ def same_mode(module: nn.Module, training: bool, path: str) -> None:
         InputError: If ``module.training`` is not ``training``.
     """
     if module.training is not training:
-        mine, whole = (("eval", "training"), ("training", "eval"))[not training]
+        mine, then = ("eval", "training") if training else ("training", "eval")
         raise InputError(
-            f"module '{path}' is in {mine} mode and the network in {whole} mode; what '{path}' "
-            "does in either mode was fixed when the network was converted. Put both in one mode, "
-            "or give the module a rule and name it in leaf_modules"
+            f"module '{path}' is in {mine} mode, and was in {then} mode when the network was "
+            f"converted for the mode it is in; what '{path}' does in either was fixed then. Put it "
+            "in the network's mode by net.train() or net.eval(), or give the module a rule and name "
+            "it in leaf_modules"
         )
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from pursuitify.compiler.tracing.match_modes import align, same_graph
 from pursuitify.compiler.tracing.nodes import describe, module_path
 from pursuitify.compiler.tracing.size_branches import Choices
 from pursuitify.compiler.tracing.tracer import Leaf, LeafModule, Tracer
+from pursuitify.utils import patched_methods, training_modes
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -38,21 +39,23 @@ class Traced:
         graph: The normalised graph; targets are paths in the model.
         constants: Tensors the forward made while it was traced, by the name the graph reads.
         training: The mode the model was traced in.
-        modes: Paths of the modules whose mode the traced code asked for.
+        modes: The mode of the modules whose mode the traced code asked for, by path.
         problems: What the forward does around its operations that no graph can hold.
     """
 
     graph: fx.Graph
     constants: dict[str, Tensor]
     training: bool
-    modes: tuple[str, ...] = ()
+    modes: Mapping[str, bool] = field(default_factory=dict)
     problems: tuple[errors.Problem, ...] = ()
 
 
 def skeleton(model: nn.Module) -> nn.Module:
     """Return a deep copy that shares the model's Parameters and nothing else."""
-    memo = {id(p): p for p in model.parameters()}
-    return copy.deepcopy(model, memo)
+    memo: dict[int, Any] = {id(p): p for p in model.parameters()}
+    copied = copy.deepcopy(model, memo)
+    patched_methods.rebind(copied, memo)
+    return copied
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
@@ -82,12 +85,8 @@ def trace(
     Raises:
         TraceError: If torch.fx cannot follow the forward.
     """
-    if model._forward_hooks or model._forward_pre_hooks:
-        raise errors.TraceError(
-            f"{type(model).__name__} has forward hooks, which the conversion would leave out: "
-            "remove them first"
-        )
     leaves = tuple(leaf_modules)
+    _refuse_patches(model, leaves)
     choices: Choices | None = Choices()
     first: errors.TraceError | None = None
     for _ in range(size_branches.ATTEMPTS):
@@ -104,6 +103,32 @@ def trace(
                 break
     assert first is not None
     raise first
+
+
+def _refuse_patches(model: nn.Module, leaves: tuple[Leaf, ...]) -> None:
+    """Refuse what hangs on the root, and hooks on gradients of modules that are traced through.
+
+    Raises:
+        TraceError: If there is any; names every module.
+    """
+    reason = patched_methods.root_reason(model)
+    if reason:
+        raise errors.TraceError(reason)
+    tracer = Tracer(leaves, Choices())
+    inside: tuple[str, ...] = ()
+    hooked = []
+    for path, module in model.named_modules():
+        if path.startswith(inside):
+            continue
+        if path and tracer.is_leaf_module(module, path):
+            inside = (*inside, f"{path}.")
+        elif patched_methods.has_backward_hooks(module):
+            hooked.append(path)
+    if hooked:
+        raise errors.TraceError(
+            f"modules {', '.join(map(repr, hooked))} have backward hooks, which the conversion "
+            "would leave out: remove them first"
+        )
 
 
 def trace_modes(
@@ -133,11 +158,11 @@ def trace_modes(
 def _guard_modes(traced: Traced) -> None:
     graph = traced.graph
     last = [n for n in graph.nodes if n.op == "placeholder"][-1]
-    for path in traced.modes:
+    for path, mode in traced.modes.items():
         with graph.inserting_after(last):
             module = graph.get_attr(path)
         with graph.inserting_after(module):
-            graph.call_function(guards.same_mode, (module, traced.training, path))
+            graph.call_function(guards.same_mode, (module, mode, path))
 
 
 def _trace(
@@ -147,7 +172,9 @@ def _trace(
     choices: Choices,
     example: tuple[Any, ...],
 ) -> Traced:
-    root = _skeleton(model).train(training)
+    root = _skeleton(model)
+    patched_methods.settle_forward(root)
+    training_modes.put(root, training)
     state = hidden_state.python_state(root)
     graph, modes, watch = _run(root, model, leaves, choices, example)
     constants = _constants(graph, root, model)
@@ -185,8 +212,8 @@ def _run(
     leaves: tuple[Leaf, ...],
     choices: Choices,
     example: tuple[Any, ...],
-) -> tuple[fx.Graph, tuple[str, ...], Watch]:
-    """Trace the skeleton once."""
+) -> tuple[fx.Graph, dict[str, bool], Watch]:
+    """Trace the skeleton once; return also the modes that the code asked for, and what it met."""
     asked: set[str] = set()
     drawn = hidden_state.random_state()
     tracer = Tracer(leaves, choices, example)
@@ -206,7 +233,8 @@ def _run(
             "(torch.rand_like(x), x.new_empty(...).bernoulli_(p), F.dropout), or mark the module "
             "with leaf_modules=[...] and give it a rule"
         )
-    return graph, tuple(sorted(asked - {""})), tracer.watch
+    modes = {path: root.get_submodule(path).training for path in sorted(asked - {""})}
+    return graph, modes, tracer.watch
 
 
 def _constants(graph: fx.Graph, root: nn.Module, model: nn.Module) -> dict[str, Tensor]:
@@ -216,6 +244,12 @@ def _constants(graph: fx.Graph, root: nn.Module, model: nn.Module) -> dict[str, 
         if node.op == "get_attr" and node.target not in known:
             value = operator.attrgetter(node.target)(root)
             if isinstance(value, Tensor):
+                if any(value is buffer for buffer in model.buffers()):
+                    raise errors.TraceError(
+                        f"{type(model).__name__} reaches one of its own buffers by a way outside "
+                        f"its modules (a replaced method, a function, a list), as {node.name}: its "
+                        "value would be fixed for good. Call the module that holds it instead"
+                    )
                 constants[node.target] = value.detach()
     return constants
 

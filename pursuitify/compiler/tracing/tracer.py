@@ -16,6 +16,7 @@ from pursuitify.compiler.tracing.proxies import TracedTensor, Value
 from pursuitify.compiler.tracing.size_branches import Choices, Judge
 from pursuitify.rules import split_ops
 from pursuitify.rules.functions import Applied
+from pursuitify.utils import patched_methods
 
 LeafModule = type[nn.Module] | str
 #: What is not traced into: module types, paths of modules, functions of a user's rules.
@@ -38,7 +39,8 @@ class Tracer(fx.Tracer):
     Buffers are proxied, so that counters and running statistics stay in the graph instead of
     being baked in; augmented assignment is recorded as in place (see ``proxies``); branches on
     sizes are chosen and guarded; parametrised modules are entered, so that a parametrisation runs
-    where and as often as in the source; the user's ``leaf_modules`` are not entered.
+    where and as often as in the source, and so are modules whose methods were replaced; the
+    user's ``leaf_modules`` are not entered.
 
     Attributes:
         choices: The branches taken so far.
@@ -82,7 +84,7 @@ class Tracer(fx.Tracer):
         for leaf in self._leaves:
             if leaf == module_qualified_name if isinstance(leaf, str) else isinstance(m, leaf):
                 return True
-        if parametrize.is_parametrized(m):
+        if parametrize.is_parametrized(m) or patched_methods.is_patched(m):
             return False
         return super().is_leaf_module(m, module_qualified_name)
 
