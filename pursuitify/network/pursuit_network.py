@@ -343,7 +343,7 @@ class PursuitNetwork(Settings):
         return [values[i] for i in self._places[self.training]]
 
     def train(self, mode: bool = True) -> PursuitNetwork:
-        """Set training mode, as the source's own ``train`` and ``eval`` do: frozen parts stay so."""
+        """Set training mode, and with it what the source's own ``train`` or ``eval`` sets."""
         super().train(mode)
         if self._modes:
             self._modes[mode].apply(self)

@@ -99,11 +99,22 @@ def _resize_op(
     return F.interpolate(x, size=size, scale_factor=scale, mode=mode, align_corners=align)
 
 
+def _image_op(x: Tensor, size: int, mode: str, antialias: bool) -> Tensor:
+    """Resize images whose rows are constant: torch has no one-dimensional kernels of these modes.
+
+    They are two pixels wide, for of images one pixel wide torch's antialiasing makes wrong ones.
+    """
+    wide = x[..., None].repeat(1, 1, 1, 2)
+    tall = F.interpolate(wide, (size, 2), mode=mode, align_corners=False, antialias=antialias)
+    return tall[..., 0]
+
+
 _OPS: dict[str, Callable[..., Tensor]] = {
     "pool": _pool_op,
     "adaptive": F.adaptive_avg_pool1d,
     "pad": _pad_op,
     "resize": _resize_op,
+    "image": _image_op,
 }
 
 
@@ -280,3 +291,21 @@ def interpolate(
         for n, o, s in zip(size, sizes, scales, strict=True)
     ]
     return _separable("resize", size, arguments, like)
+
+
+def resize_image(
+    size: Sequence[int], output_size: Sequence[int], mode: str, antialias: bool, *, like: Tensor
+) -> LinearMap:
+    """Return the map of an F.interpolate call on images, ``align_corners=False``.
+
+    Args:
+        size: Height and width of the input.
+        output_size: Height and width of the output.
+        mode: 'bilinear' or 'bicubic'.
+        antialias: Whether the kernel is widened where the image shrinks.
+        like: Tensor that gives dtype and device.
+    """
+    arguments = [
+        None if n == o else (o, mode, antialias) for n, o in zip(size, output_size, strict=True)
+    ]
+    return _separable("image", size, arguments, like)

@@ -14,6 +14,7 @@ from torch import nn
 from pursuitify.operators import Chain, Identity, LinearMap, Scale, dottest
 from pursuitify.operators.activations import Activation, Clip, LeakyReLU, ReLU
 from pursuitify.rules import activations, elementwise, pooling, reshape, weighted
+from pursuitify.rules import activations, elementwise, pooling, preprocessing, reshape, weighted
 from pursuitify.rules.custom import activation, frozen, linear
 from pursuitify.rules.functions import applied
 from pursuitify.rules.registry import Affine, Call, Key, Registry, Rule, match, static_parameters
@@ -50,6 +51,7 @@ def default() -> Registry:
     families += [pooling.registry, reshape.registry]
     if "torchvision" in sys.modules:
         families.append(elementwise.torchvision_rules())
+    families += preprocessing.registries()
     for family in families:
         registry = registry.extended(family)
     return registry

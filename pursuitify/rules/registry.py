@@ -61,6 +61,7 @@ class Rule:
         elementwise: Whether it is diagonal: each entry is scaled on its own.
         stateful: Whether a second run would differ (random masks, running statistics).
         fresh: Whether its value always has memory of its own, none of an operand's.
+        casts: Whether it makes numbers of floating point of integers.
         check: Returns why these static parameters cannot be converted, or None.
         input_dependent: Whether the map, offset or activation that ``bind`` returns may differ
             between inputs of one shape (switches of a max pooling, a drawn mask, statistics of the
@@ -87,6 +88,7 @@ class Rule:
     elementwise: bool = False
     stateful: bool = False
     fresh: bool = False
+    casts: bool = False
     check: Callable[..., str | None] | None = None
     input_dependent: bool | Dependence = True
     concat: bool = False

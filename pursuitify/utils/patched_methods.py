@@ -25,7 +25,7 @@ def reached(kind: type[nn.Module]) -> dict[str, FunctionType]:
         method = _function(inspect.getattr_static(kind, name, None))
         if name not in found and method is not None:
             found[name] = method
-            names += _names(method.__code__)
+            names += names_in(method.__code__)
     return found
 
 
@@ -35,11 +35,12 @@ def _function(attribute: Any) -> FunctionType | None:
     return attribute if isinstance(attribute, FunctionType) else None
 
 
-def _names(code: CodeType) -> Iterator[str]:
+def names_in(code: CodeType) -> Iterator[str]:
+    """Yield the names of globals and attributes in a code object and in those inside it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names(constant)
+            yield from names_in(constant)
 
 
 def is_stock(kind: type) -> bool:
@@ -94,7 +95,7 @@ def has_backward_hooks(module: nn.Module) -> bool:
 
 
 def root_reason(model: nn.Module) -> str:
-    """Return what the root does beyond its forward, which a conversion would lose; empty if nothing."""
+    """Return what the root does beyond its forward, which a conversion would lose, if anything."""
     kind = type(model).__name__
     if model._forward_hooks or model._forward_pre_hooks:
         return f"{kind} has forward hooks, which the conversion would leave out: remove them first"

@@ -70,8 +70,13 @@ def lower(
 
 def _any_dtype(sites: Sites, inputs: tuple[fx.Node, ...]) -> tuple[bool, ...]:
     """Per input whether it may hold integers: whether casts alone, or no row at all, read it."""
+
+    def casts(user: fx.Node) -> bool:
+        rule = sites[user].rule
+        return split_ops.is_cast(user) or (rule is not None and rule.casts)
+
     return tuple(
-        all(split_ops.is_cast(u) or node not in sites[u].operands for u in node.users if u in sites)
+        all(node not in sites[user].operands or casts(user) for user in node.users if user in sites)
         for node in inputs
     )
 

@@ -35,9 +35,9 @@ def same_mode(module: nn.Module, training: bool, path: str) -> None:
         mine, then = ("eval", "training") if training else ("training", "eval")
         raise InputError(
             f"module '{path}' is in {mine} mode, and was in {then} mode when the network was "
-            f"converted for the mode it is in; what '{path}' does in either was fixed then. Put it "
-            "in the network's mode by net.train() or net.eval(), or give the module a rule and name "
-            "it in leaf_modules"
+            f"converted for the mode it is in; what '{path}' does in either was fixed then. Put "
+            "both in one mode by net.train() or net.eval(), or give the module a rule and name it "
+            "in leaf_modules"
         )
 
 

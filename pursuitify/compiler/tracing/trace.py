@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from pursuitify import errors
 from pursuitify.compiler.tracing import contexts, guards, hidden_state, size_branches
 from pursuitify.compiler.tracing.contexts import Watch
+from pursuitify.compiler.tracing import guards, hidden_state, size_branches, type_questions
 from pursuitify.compiler.tracing.functionalise import functionalise, split_pieces
 from pursuitify.compiler.tracing.match_modes import align, same_graph
 from pursuitify.compiler.tracing.nodes import describe, module_path
@@ -218,7 +219,7 @@ def _run(
     drawn = hidden_state.random_state()
     tracer = Tracer(leaves, choices, example)
     try:
-        with hidden_state.watch_modes(root, asked):
+        with hidden_state.watch_modes(root, asked), type_questions.answered(root):
             graph = tracer.trace(root, concrete_args=_defaults(model) or None)
     except Exception as error:
         raise errors.TraceError(_explain(error, model, tracer, example)) from error

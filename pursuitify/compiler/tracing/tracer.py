@@ -16,6 +16,9 @@ from pursuitify.compiler.tracing.proxies import TracedTensor, Value
 from pursuitify.compiler.tracing.size_branches import Choices, Judge
 from pursuitify.rules import split_ops
 from pursuitify.rules.functions import Applied
+from pursuitify.compiler.tracing import guards, nodes, size_branches
+from pursuitify.compiler.tracing.size_branches import Choices
+from pursuitify.rules import preprocessing, split_ops
 from pursuitify.utils import patched_methods
 
 LeafModule = type[nn.Module] | str
@@ -40,7 +43,7 @@ class Tracer(fx.Tracer):
     being baked in; augmented assignment is recorded as in place (see ``proxies``); branches on
     sizes are chosen and guarded; parametrised modules are entered, so that a parametrisation runs
     where and as often as in the source, and so are modules whose methods were replaced; the
-    user's ``leaf_modules`` are not entered.
+    user's ``leaf_modules`` and torchvision's transforms are not.
 
     Attributes:
         choices: The branches taken so far.
@@ -86,7 +89,20 @@ class Tracer(fx.Tracer):
                 return True
         if parametrize.is_parametrized(m) or patched_methods.is_patched(m):
             return False
+        if preprocessing.is_transform(m):
+            return True
         return super().is_leaf_module(m, module_qualified_name)
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        """Return the path of a module in the model, or say that it is kept outside of it."""
+        try:
+            return super().path_of_module(mod)
+        except NameError as error:
+            raise NameError(
+                f"it calls a {type(mod).__name__} that is kept in a list or another plain object "
+                "(torchvision's transforms.Compose is one), so that it is no module of the model: "
+                "put it in an attribute, an nn.ModuleList or an nn.Sequential"
+            ) from error
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
