@@ -1,4 +1,4 @@
-"""Integer inputs: taken where the network casts or looks them up, refused with a reason elsewhere."""
+"""Integer inputs: taken where the network casts or looks them up, refused elsewhere."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify import InputError, pursuitify
+from pursuitify import InputError, PursuitifyError, pursuitify
 from pursuitify.models import ResidualNet
 from pursuitify.rules import frozen
 from pursuitify.utils.memory_format import preferred
@@ -57,7 +57,7 @@ FLATS: dict[str, Callable[[Tensor], Tensor]] = {
     "view with a literal": lambda x: x.view(-1, 4 * 5 * 5),
     "view of a size": lambda x: x.view((x.shape[0], 100)),
     "view twice": lambda x: x.view(x.size(0), 2, -1).view(-1, 100),
-    "view_as": lambda x: x.view_as(x.flatten(1)),
+    "view_as": lambda x: x.view_as(torch.zeros_like(x).flatten(1)),
     "flatten": lambda x: torch.flatten(x, 1),
     "reshape": lambda x: x.reshape(x.size(0), -1),
     "contiguous": lambda x: x.contiguous().view(x.size(0), -1),
@@ -65,6 +65,8 @@ FLATS: dict[str, Callable[[Tensor], Tensor]] = {
     "is_contiguous": lambda x: torch.flatten(x, 1) * (2.0 if x.is_contiguous() else 1.0),
     "as_strided": lambda x: torch.as_strided(x, (x.size(0), 100), (100, 1)),
 }
+#: They may be refused; what converts is right.
+READS = {"stride", "is_contiguous", "as_strided"}
 
 
 class _Flat(nn.Module):
@@ -102,8 +104,9 @@ def test_no_source_notices_the_format(
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     try:
         net = pursuitify(model, iterations=0, solver=solver)
-    except Exception as refused:
-        assert flat in {"stride", "is_contiguous", "as_strided"}, refused
+    except PursuitifyError:
+        if flat not in READS:
+            raise
         return
     try:
         expected = model(x)
@@ -111,8 +114,9 @@ def test_no_source_notices_the_format(
         return
     try:
         assert error(net(x), expected) == 0
-    except InputError as refused:
-        assert "branches on" in str(refused)
+    except InputError:
+        if flat not in READS:
+            raise
         return
     net.iterations = 1
     out = net(x)
