@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Iterator, Mapping
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
@@ -22,11 +21,21 @@ def reached(kind: type[nn.Module]) -> dict[str, FunctionType]:
     names = ["forward"]
     while names:
         name = names.pop()
-        method = _function(inspect.getattr_static(kind, name, None))
-        if name not in found and method is not None:
+        method = None if name in found else _method(kind, name)
+        if method is not None:
             found[name] = method
-            names += names_in(method.__code__)
+            # What every module has calls no layer's own methods.
+            if name == "forward" or name not in vars(nn.Module):
+                names += names_in(method.__code__)
     return found
+
+
+def _method(kind: type, name: str) -> FunctionType | None:
+    """Return the function behind a method of a type, or None if there is no such."""
+    for base in kind.__mro__:
+        if name in vars(base):
+            return _function(vars(base)[name])
+    return None
 
 
 def _function(attribute: Any) -> FunctionType | None:
@@ -50,7 +59,7 @@ def is_stock(kind: type) -> bool:
 
 def same_methods(kind: type[nn.Module], base: type[nn.Module]) -> bool:
     """Whether a subclass computes what its base does: no method that forward calls is its own."""
-    return all(_function(inspect.getattr_static(kind, n)) is f for n, f in reached(base).items())
+    return all(_method(kind, name) is own for name, own in reached(base).items())
 
 
 def replaced(module: nn.Module) -> list[str]:
@@ -101,7 +110,7 @@ def root_reason(model: nn.Module) -> str:
         return f"{kind} has forward hooks, which the conversion would leave out: remove them first"
     if has_backward_hooks(model):
         return f"{kind} has backward hooks, which the conversion would leave out: remove them first"
-    call = _function(inspect.getattr_static(type(model), "__call__"))
+    call = _method(type(model), "__call__")
     overridden = call is None or str(call.__module__).partition(".")[0] not in _STOCK
     if overridden or "_call_impl" in vars(model):
         return (

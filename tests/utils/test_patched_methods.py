@@ -140,7 +140,7 @@ def test_hooks_on_gradients_are_refused_with_their_path(register: str) -> None:
     for path in ("body.2", "body", ""):
         model = nn.Sequential()
         model.add_module("body", _model().eval())
-        getattr(model.get_submodule(path), f"register_{register}")(_hook)
+        getattr(model.get_submodule(path), register)(_hook)
         match = f"'{path}'.*backward hooks" if path else "Sequential has backward hooks"
         with pytest.raises((TraceError, ConversionError), match=match):
             pursuitify(model)
