@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -78,14 +79,13 @@ class Norms:
 
     def __init__(self) -> None:
         self._states: dict[str, Tensor] = {}
-        self._found: dict[str, Tensor] = {}
-        self._contents = b""
+        self._kept: tuple[bytes, dict[str, Tensor]] = b"", {}
         self.training = False
 
     @property
     def contents(self) -> bytes:
         """What the kernels were when the bounds were last looked up; empty in training mode."""
-        return b"" if self.training else self._contents
+        return b"" if self.training else self._kept[0]
 
     def clear(self) -> None:
         """Forget the states of the power iterations: the next ones start cold."""
@@ -111,12 +111,14 @@ class Norms:
             return self._estimate
         if torch.compiler.is_compiling():
             return _certify
-        kernels = [bank.weight for m in dictionary.maps() if (bank := m.filter_bank()) is not None]
-        contents = kernel_contents(kernels)
-        if contents != self._contents:
-            self._found.clear()
-            self._contents = contents
-        return self._remembered
+        banks = [bank for m in dictionary.maps() if (bank := m.filter_bank()) is not None]
+        forms = repr([bank[1:] for bank in banks]).encode()
+        contents = kernel_contents([bank.weight for bank in banks]) + forms
+        kept = self._kept
+        if contents != kept[0]:
+            # Replaced as a whole, not cleared: another thread may be reading the one before.
+            self._kept = kept = contents, {}
+        return functools.partial(_remembered, kept[1])
 
     def _estimate(self, key: str, linear: LinearMap) -> Tensor | float:
         bank = linear.filter_bank()
@@ -126,13 +128,16 @@ class Norms:
         self._states[key] = state.detach()
         return value
 
-    def _remembered(self, key: str, linear: LinearMap) -> Tensor | float:
-        bank = linear.filter_bank()
-        if bank is None or (torch.is_grad_enabled() and bank.weight.requires_grad):
-            return _certify(key, linear)
-        if key not in self._found:
-            self._found[key] = conv_norm_bound(*bank)
-        return self._found[key].clone()
+
+def _remembered(found: dict[str, Tensor], key: str, linear: LinearMap) -> Tensor | float:
+    """Return a bound that was found before, or find it and keep it in ``found``."""
+    bank = linear.filter_bank()
+    if bank is None or (torch.is_grad_enabled() and bank.weight.requires_grad):
+        return _certify(key, linear)
+    value = found.get(key)
+    if value is None:
+        value = found[key] = conv_norm_bound(*bank)
+    return value.clone()
 
 
 def _certify(key: str, linear: LinearMap) -> Tensor | float:

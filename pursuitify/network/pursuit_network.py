@@ -22,6 +22,8 @@ from pursuitify.dictionary import norm_bounds, structured
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
 from pursuitify.network import arguments, diagnosis, slope_checks
+from pursuitify.network import arguments, diagnosis, run_solver, slope_checks
+from pursuitify.network.changes import Unchanged
 from pursuitify.network.diagnosis import PursuitTrace
 from pursuitify.solvers.differentiation.implicit import Solves
 from pursuitify.solvers.inplace import kernel_packing
@@ -110,6 +112,7 @@ class PursuitNetwork(Settings):
         self._places = {True: trained, False: evaluated}
         self.pursuit = Schedule(count, beta_range, like.dtype).to(like.device)
         self._still = True
+        self._unchanged = Unchanged.of(self, programs)
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
@@ -150,12 +153,13 @@ class PursuitNetwork(Settings):
 
         Raises:
             InputError: If an argument is missing, unknown or does not fit the network.
+            ConversionError: If modules were changed in a way that only a new conversion can follow.
         """
         program = self._program
         if torch.compiler.is_compiling() and not kwargs:
             values = (*args, *program.defaults[len(args) :])
         else:
-            values = arguments.arguments(program, args, kwargs, self)
+            values = self._values(program, args, kwargs)
         if not self.pursues and not program.nonnegative:
             with arguments.input_errors():
                 return program.plain(self, *values)
@@ -167,9 +171,7 @@ class PursuitNetwork(Settings):
         A pass like any other: in training mode running statistics move, once. Raises what
         ``forward`` does.
         """
-        output, latents, bound = self._inferred(
-            arguments.arguments(self._program, args, kwargs, self)
-        )
+        output, latents, bound = self._inferred(self._values(self._program, args, kwargs))
         return Inference(output, dict(zip(bound.names, latents, strict=True)), bound)
 
     def _inferred(
@@ -272,7 +274,15 @@ class PursuitNetwork(Settings):
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Pass, StructuredDictionary]:
         program = self._program
-        return self._bind(program, arguments.arguments(program, args, kwargs, self))
+        return self._bind(program, self._values(program, args, kwargs))
+
+    def _values(
+        self, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
+        """Return a call's values in the order of the placeholders; network and values checked."""
+        if not torch.compiler.is_compiling():
+            self._unchanged.check(self, self.training, program)
+        return arguments.arguments(program, args, kwargs, self)
 
     def _bind(self, program: Program, values: Sequence[Any]) -> tuple[Pass, StructuredDictionary]:
         if self._chooses_format:
@@ -347,8 +357,12 @@ class PursuitNetwork(Settings):
         super().train(mode)
         if self._modes:
             self._modes[mode].apply(self)
-        self._still = not slope_checks.moving(self.pursuit.alpha)
+        self._look_again()
         return self
+
+    def _look_again(self) -> None:
+        """Read what compiled code cannot: whether an extrapolation weight is not zero."""
+        self._still = not slope_checks.moving(self.pursuit.alpha)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Generate the code again where the network comes out of a pickle."""
@@ -357,9 +371,10 @@ class PursuitNetwork(Settings):
 
 
 def _start_cold(network: nn.Module, _keys: Any) -> None:
-    """Other weights were loaded: what the power iterations know is about the old ones."""
+    """Other weights were loaded: what was read of the old ones is forgotten, or read again."""
     assert isinstance(network, PursuitNetwork)
     network._norms.clear()
+    network._look_again()
 
 
 #: Names a model's own children, parameters and buffers must not have.
@@ -372,4 +387,5 @@ RESERVED = frozenset(vars(PursuitNetwork) | vars(Settings)) | {
     "_places",
     "_source_name",
     "_still",
+    "_unchanged",
 }

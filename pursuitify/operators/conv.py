@@ -84,6 +84,11 @@ class Conv(LinearMap):
             pads = tuple((p, p) for p in per_dim(padding, dims))
         return cls(weight, per_dim(stride, dims), pads, dilated, groups, tuple(input_size))
 
+    @property
+    def form(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Stride, dilation and groups: beside the weight all that the norm bound depends on."""
+        return self.stride, self.dilation, self.groups
+
     def _split_padding(self) -> tuple[list[int], list[int]]:
         """Return the symmetric padding per dim, and the rest in F.pad's order."""
         native = [max(0, min(low, high)) for low, high in self.padding]

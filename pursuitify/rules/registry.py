@@ -169,13 +169,16 @@ class Registry(Mapping[Key, Rule]):
     def find(self, node: fx.Node, root: nn.Module) -> Rule | None:
         """Return the rule of a node, or None."""
         if node.op == "call_module":
-            module = root.get_submodule(str(node.target))
-            kind = type(module)
-            bases = (b for b in kind.__mro__ if b in self._rules)
-            return next((self._rules[b] for b in bases if _computes_like(kind, b)), None)
+            return self.of_module(root.get_submodule(str(node.target)))
         if node.op == "call_function" and callable(node.target):
             return self._rules.get(node.target)
         return self._rules.get(str(node.target)) if node.op == "call_method" else None
+
+    def of_module(self, module: nn.Module) -> Rule | None:
+        """Return the rule of a module: of the nearest base that computes the same, or None."""
+        kind = type(module)
+        bases = (b for b in kind.__mro__ if b in self._rules)
+        return next((self._rules[b] for b in bases if _computes_like(kind, b)), None)
 
 
 def _computes_like(kind: type[nn.Module], base: type[nn.Module]) -> bool:

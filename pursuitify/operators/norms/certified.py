@@ -25,6 +25,7 @@ The derivative treats the maximiser (theta*, u) as fixed, which is exact where i
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -180,9 +181,10 @@ def largest_sample(
     if found is None:
         kernel = polyphase(working(weight), stride, dilation, groups)
         found = _largest_sample(kernel.contiguous(), grid)
-        if len(_KNOWN) >= _KEPT:
-            _KNOWN.pop(next(iter(_KNOWN)))
-        _KNOWN[key] = found
+        with _LOCK:
+            if len(_KNOWN) >= _KEPT:
+                _KNOWN.pop(next(iter(_KNOWN)))
+            _KNOWN[key] = found
     level, group, theta, pair = (value.clone() for value in found)
     return level, group, theta, pair
 
@@ -190,6 +192,8 @@ def largest_sample(
 #: Kernels met lately, by contents and reduction: what ``largest_sample`` returned for them.
 _KNOWN: dict[object, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 _KEPT = 2048
+#: Held where an entry is added: a thread must not find the dictionary changed under its iterator.
+_LOCK = threading.Lock()
 
 
 def _largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,10 +1,23 @@
-"""Norm estimates for training: warm-started power iteration, no host synchronisation.
+"""Norm estimates for training: warm-started power iteration.
 
 While the weights move at every step, a certified bound per step is more than is needed. The power
 iteration runs on a small torus with the same frequencies as the certified bound (the kernel in
 polyphase form, so a step costs one small convolution and one adjoint), each group on its own, and
 carries its vector from call to call. It approaches the largest sample from below; the sampling
 factor and ``ESTIMATE_MARGIN`` cover the rest. It is an estimate, not a certificate.
+
+A vector that was found for other weights says little. Two things keep that from making an estimate
+too small, and with it a step too long:
+
+* Some noise is added to the vector at every call. A direction that the vector has lost, or a kernel
+  that was zero once, is found again.
+* With the vector two random sums along every row of the kernel are kept, so a call knows how far
+  the kernel has moved since the last one, up to its scale. Where it jumped, the iteration starts
+  cold; or, where no value may be read (on an accelerator, in compiled code), an upper bound stands
+  in for the estimate until the iteration has had as many steps as a cold start has.
+
+In training mode BatchNorm's scales move the kernels from batch to batch, so a jump is measured
+against the moves of the last calls; half the kernel always is one.
 """
 
 from __future__ import annotations
@@ -21,6 +34,12 @@ from pursuitify.operators.norms.symbol import polyphase, sampling
 
 ESTIMATE_MARGIN = 1.05
 COLD_STEPS = 30
+#: Noise added to the vector at every call, relative.
+_FRESH = 1e-3
+#: A move is a jump where it is this often as far as the last ones were; held to the range below,
+#: relative to the kernel's Frobenius norm.
+_UNUSUAL = 3.0
+_JUMP = (0.02, 0.5)
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -63,9 +82,14 @@ def conv_norm_estimate(
         slack: Largest relative overshoot spent on sampling the frequencies.
 
     Returns:
-        The estimate (0-dim, differentiable in ``weight``) and the state for the next call.
+        The estimate (0-dim, differentiable in ``weight``) and the state for the next call, a vector
+        of opaque numbers. The state of a kernel of another size is no state.
     """
-    kernel = polyphase(working(weight), stride, dilation, groups)
+    raw = polyphase(working(weight), stride, dilation, groups)
+    # Squares of small weights vanish and those of large ones overflow: all runs on a scaled kernel.
+    peak = raw.detach().abs().amax()
+    peak = torch.where(peak > 0, peak, torch.ones_like(peak))
+    kernel = raw / peak
     taps = tuple(kernel.shape[3:])
     grid, factor = sampling(taps, slack)
     fixed = kernel.detach()
@@ -85,13 +109,50 @@ def conv_norm_estimate(
     def unit(x: Tensor) -> Tensor:
         return x / x.square().sum(inner, keepdim=True).sqrt().clamp_min(tiny)
 
-    right = unit(_noise(shape, fixed) if state is None else state.to(fixed))
-    for _ in range(COLD_STEPS if state is None else steps):
+    rows = fixed.reshape(kernel.shape[0] * kernel.shape[1], -1)
+    sums = (rows @ _noise((rows.shape[1], 2), fixed)).flatten()
+    noise = unit(_noise(shape, fixed))
+    size = math.prod(shape)
+    # How many steps the vector has had since the kernel last jumped, and how far it moves.
+    steps_had, usual = fixed.new_full((), COLD_STEPS), fixed.new_zeros(())
+    cold = state is None or state.numel() != size + sums.numel() + 2
+    if state is not None and not cold:
+        vector, before, had, usual = state.to(fixed).split([size, sums.numel(), 1, 1])
+        moved = (sums - before).norm() / sums.norm().clamp_min(tiny)
+        limit = (_UNUSUAL * usual[0]).clamp(*_JUMP)
+        jumped = ~(moved <= limit)
+        usual = ((usual[0] + moved) / 2).nan_to_num(0.0)
+        cold = _readable(jumped) and bool(jumped)
+        had = torch.where(jumped, torch.zeros_like(had[0]), had[0])
+        steps_had = steps_had if cold else (had + steps).clamp_max(COLD_STEPS)
+        right = unit(unit(vector.reshape(shape).nan_to_num(0.0)) + _FRESH * noise)
+    if cold:
+        right, steps = noise, COLD_STEPS
+    for _ in range(steps):
         left = unit(product(fixed, right))
         right = unit(product(flipped, left, low=True))
     last = product(kernel, right)  # the only one with a derivative
-    value = (unit(last.detach()) * last).sum(inner).amax()
-    return value * (factor * ESTIMATE_MARGIN), right
+    value = (unit(last.detach()) * last).sum(inner).amax() * (factor * ESTIMATE_MARGIN)
+    if not _readable(value):
+        value = torch.where(steps_had < COLD_STEPS, _bound(kernel, tiny), value)
+    kept = [right.flatten(), sums, steps_had.reshape(1), usual.reshape(1)]
+    return value * peak, torch.cat(kept).detach()
+
+
+def _readable(value: Tensor) -> bool:
+    """Whether a number may be read: nothing is traced, and no device has to be waited for."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
+    return not traced and value.device.type == "cpu"
+
+
+def _bound(kernel: Tensor, tiny: float) -> Tensor:
+    """Return an upper bound of a reduced kernel's norm that costs one pass over it.
+
+    The symbol is a sum over the taps of their matrices times phases, and the norm of a matrix is at
+    most its Frobenius norm.
+    """
+    squares = kernel.flatten(3).square() if kernel.dim() > 3 else kernel.square()[..., None]
+    return squares.sum((1, 2)).clamp_min(tiny**2).sqrt().sum(1).amax()
 
 
 def dense_norm_estimate(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,20 +24,41 @@ from pursuitify.operators.onednn_conv import (
     packable,
 )
 
+#: Sizes of input whose kernels are kept: each takes the memory of the weights twice.
+KEPT = 4
+
+#: The kernels for one size of input, by place: what each was packed for, and the kernel.
+_Packs = dict[str, tuple[object, "Kernel | None"]]
+
 
 class Kernels:
     """The packed kernels of a network, kept while its weights are what they were.
 
-    They take the memory of the convolutions' weights twice. A copy of the network packs its own.
+    They are packed for the sizes of the inputs, the batch included, so they are kept by these: for
+    the ``KEPT`` met last. Each takes the memory of the convolutions' weights twice. A copy of the
+    network packs its own. Threads may share them: what a call uses it holds itself.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[object, Kernel | None]] = {}
-        self._contents, self._batch = b"", 0
+        self._kept: OrderedDict[object, _Packs] = OrderedDict()
+        self._contents = b""
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Kernels], tuple[()]]:
         """Copy and pickle without the kernels."""
         return Kernels, ()
+
+    def _packs(self, contents: bytes, sizes: object) -> _Packs:
+        """Return what is kept for inputs of these sizes; all else goes when weights changed."""
+        with self._lock:
+            if contents != self._contents:
+                self._kept.clear()
+                self._contents = contents
+            packs = self._kept.setdefault(sizes, {})
+            self._kept.move_to_end(sizes)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+            return packs
 
     def pack(
         self,
@@ -56,23 +80,34 @@ class Kernels:
         """
         if not contents or not _wanted() or any(step.device.type != "cpu" for step in steps):
             return dictionary
-        batch = dictionary.inputs[0].shape[0]
-        if (contents, batch) != (self._contents, self._batch):
-            self._kept.clear()
-            self._contents, self._batch = contents, batch
+        sizes = tuple(tuple(x.shape) for x in dictionary.inputs if isinstance(x, Tensor))
+        packing = _Packing(self._packs(contents, sizes), dictionary.inputs[0].shape[0])
         there = 1.0 if extrapolated else -1.0
         gammas = [float(step) if step.dim() == 0 else None for step in steps]
         rows = tuple(
-            row if gamma is None else self._row(row, gamma)
+            row if gamma is None else packing.row(row, gamma)
             for row, gamma in zip(dictionary.rows, gammas, strict=True)
         )
         branches = tuple(
-            branch if gamma is None else self._branch(branch, row.name, there, gamma)
+            branch if gamma is None else packing.branch(branch, row.name, there, gamma)
             for branch, row, gamma in zip(dictionary.branches, dictionary.rows, gammas, strict=True)
         )
         return dataclasses.replace(dictionary, rows=rows, branches=branches)
 
-    def _row(self, row: BoundRow, gamma: float) -> BoundRow:
+
+@dataclass(frozen=True, eq=False)
+class _Packing:
+    """One call's view of the kernels for its size of input.
+
+    Attributes:
+        packs: The kernels by place; other threads may add some meanwhile, or replace them.
+        batch: The number of samples.
+    """
+
+    packs: _Packs
+    batch: int
+
+    def row(self, row: BoundRow, gamma: float) -> BoundRow:
         """Pack the diagonal operator: W for -gamma, W^T as it is."""
         if row.diagonal is None:
             return row
@@ -81,12 +116,12 @@ class Kernels:
         ]
         return dataclasses.replace(row, diagonal=Chain(tuple(maps)))
 
-    def _branch(self, branch: Branch, place: str, there: float, gamma: float) -> Branch:
+    def branch(self, branch: Branch, place: str, there: float, gamma: float) -> Branch:
         """Pack what reads a latent: A for ``there``, A^T for gamma where it ends at the latent."""
         through = tuple(
             (
                 self._packed(m, f"{place}:{i}", there, gamma),
-                self._branch(rest, f"{place}:{i}", there, 1.0),
+                self.branch(rest, f"{place}:{i}", there, 1.0),
             )
             for i, (m, rest) in enumerate(branch.through)
         )
@@ -95,17 +130,28 @@ class Kernels:
     def _packed(self, linear: LinearMap, place: str, there: float, back: float) -> LinearMap:
         if not isinstance(linear, Conv) or not packable(linear):
             return linear
-        direct = self._kernel(f"{place}+", linear, there)
-        turned = self._kernel(f"{place}-", linear, back)
+        direct = self._kernel(f"{place}+", linear, there, direct_kernel)
+        turned = self._kernel(f"{place}-", linear, back, adjoint_kernel)
         assert direct is not None
         return PackedConv(linear, direct, turned)
 
-    def _kernel(self, key: str, conv: Conv, factor: float) -> Kernel | None:
-        wanted = (factor, conv.size)
-        if key not in self._kept or self._kept[key][0] != wanted:
-            make = direct_kernel if key.endswith("+") else adjoint_kernel
-            self._kept[key] = wanted, make(conv, factor, self._batch)
-        return self._kept[key][1]
+    def _kernel(
+        self,
+        key: str,
+        conv: Conv,
+        factor: float,
+        make: Callable[[Conv, float, int], Kernel | None],
+    ) -> Kernel | None:
+        """Return the kernel kept for a place, if it is for all that a kernel depends on.
+
+        The weight is what ``contents`` stands for; the rest is compared here.
+        """
+        wanted = (factor, conv.size, *conv.form, conv.padding)
+        kept = self.packs.get(key)
+        if kept is None or kept[0] != wanted:
+            kept = wanted, make(conv, factor, self.batch)
+            self.packs[key] = kept
+        return kept[1]
 
 
 def _wanted() -> bool:

@@ -1,0 +1,377 @@
+"""The modules of a converted network, compared with what they were at its conversion.
+
+A conversion fixes what every module is. What it does *not* fix is read from the modules at every
+call, for T = 0 and for the sweeps alike: parameters and buffers, the stride of a convolution, the
+eps of a BatchNorm. Anything else that is changed later would be seen by one of them and not by the
+other: another module in a place, a hook, a weight that is computed instead of kept, an attribute
+that the Python code of a forward has read while it was traced. Such a change is refused.
+
+The comparison costs a look at every module per call. It is fast because the live objects are kept
+together with the values they had when they last passed (``_Cell``); only where one of them differs
+the change is judged by the record.
+"""
+
+from __future__ import annotations
+
+import copy
+import dis
+import functools
+import operator
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from pursuitify.compiler.lowering.program import Program
+from pursuitify.compiler.tracing.nodes import module_path
+from pursuitify.errors import ConversionError, Problem
+from pursuitify.rules import Rule, default
+from pursuitify.rules.registry import Call, static_parameters
+
+_HOOKS = {
+    "forward hooks": "_forward_hooks",
+    "forward pre-hooks": "_forward_pre_hooks",
+    "backward hooks": "_backward_hooks",
+    "backward pre-hooks": "_backward_pre_hooks",
+}
+#: Attributes that every module has, and what ``module.compile()`` leaves.
+_COMMON = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+#: Attributes of leaves that decide how they are converted although no rule takes them.
+_DECIDING = ("inplace", "_reversed_padding_repeated_twice")
+#: Attributes whose range is checked at every call, at T > 0 alone (``slopes``).
+_RANGED = frozenset({"negative_slope"})
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, type)
+_AGAIN = "Undo it, or make the change in the model and call pursuitify(model) again"
+_UNHOOK = (
+    "Remove the hook: what a module gives is in net.latents(x) and net.infer(x), and modules after "
+    "the last activation may have hooks"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One module as it was.
+
+    Attributes:
+        kind: Its type.
+        attributes: What was read of it while it was converted; values that compare by contents.
+        parameters: Names of its parameters.
+        hooks: Its hooks by kind: functions, or the types of other callables.
+        children: Names of its children where code runs through them; None elsewhere.
+        patched: Names of methods that the instance has in place of its type's.
+    """
+
+    kind: type
+    attributes: dict[str, Any]
+    parameters: frozenset[str]
+    hooks: dict[str, tuple[Any, ...]]
+    children: tuple[str, ...] | None
+    patched: frozenset[str]
+
+
+@dataclass(eq=False, slots=True)
+class _Cell:
+    """A live module with what it was when it last passed; cheap to compare."""
+
+    siblings: Mapping[str, nn.Module | None]
+    name: str
+    module: nn.Module
+    kind: type
+    state: dict[str, Any]
+    size: int
+    read: Callable[[Any], Any]
+    values: Any
+    own: Mapping[str, Any]
+    names: frozenset[str]
+
+    def holds(self) -> bool:
+        """Whether nothing about the module differs."""
+        return (
+            self.siblings.get(self.name) is self.module
+            and type(self.module) is self.kind
+            and len(self.state) == self.size
+            and self.read(self.state) == self.values
+            and self.own.keys() == self.names
+        )
+
+
+@dataclass(eq=False)
+class Unchanged:
+    """The record of a network's modules, per mode.
+
+    Attributes:
+        parts: Per mode the modules by path. Data alone, so that it is copied and pickled with the
+            network and goes on to know what the conversion saw.
+    """
+
+    parts: dict[bool, dict[str, _Part]]
+    _cells: dict[bool, list[_Cell]] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[type[Unchanged], tuple[dict[bool, dict[str, _Part]]]]:
+        """Copy and pickle without references to the live modules."""
+        return Unchanged, (self.parts,)
+
+    @classmethod
+    def of(cls, network: nn.Module, programs: Mapping[bool, Program]) -> Unchanged:
+        """Record the modules that a network's programs run.
+
+        Args:
+            network: The network, with the model's children.
+            programs: Its programs by mode.
+        """
+        return cls({mode: dict(_described(network, p)) for mode, p in programs.items()})
+
+    def check(self, network: nn.Module, training: bool, program: Program) -> None:
+        """Compare the network with the record.
+
+        Args:
+            network: The network.
+            training: Its mode.
+            program: The program of that mode.
+
+        Raises:
+            ConversionError: If a module was changed in a way that T = 0 and the sweeps would not
+                follow alike; lists all such modules.
+        """
+        cells = self._cells.get(training)
+        try:
+            if cells is not None and all([cell.holds() for cell in cells]):
+                return
+        except KeyError:  # an attribute was deleted
+            pass
+        found = [*_problems(self.parts[training], network, program)]
+        if found:
+            raise ConversionError(
+                f"the network is not the one that was converted: {len(found)} change(s) that "
+                "pursuit cannot follow",
+                found,
+            )
+        self._cells[training] = [*_cells(self.parts[training], network)]
+
+
+def _leaves(program: Program) -> dict[str, tuple[Rule | None, bool]]:
+    """Return the modules called as one node: their rule, and whether sweeps use more than a call.
+
+    What stands after the last activations, or is frozen, is called as it is at any T.
+    """
+    bound = {*program.names, *(row.node.name for row in program.rows)}
+    found: dict[str, tuple[Rule | None, bool]] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_module":
+            path = str(node.target)
+            before = found.get(path, (None, False))[1]
+            found[path] = program.sites[node].rule, before or node.name in bound
+    return found
+
+
+def _entered(program: Program, leaves: Mapping[str, object]) -> set[str]:
+    """Return the paths of the modules whose forward was traced, and of all that hold a module."""
+    paths = {*leaves, *map(module_path, program.graph.nodes)}
+    paths |= {path for node in program.graph.nodes for path in _stack(node)}
+    attributes = (str(n.target) for n in program.graph.nodes if n.op == "get_attr")
+    paths |= {name.rpartition(".")[0] for name in attributes}
+    pieces = [path.split(".") for path in paths if path]
+    above = {".".join(parts[:i]) for parts in pieces for i in range(1, len(parts) + 1)}
+    return above - set(leaves)
+
+
+def _stack(node: fx.Node) -> Iterator[str]:
+    for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+        yield str(path)
+
+
+def _described(network: nn.Module, program: Program) -> Iterator[tuple[str, _Part]]:
+    leaves = _leaves(program)
+    for path, (rule, bound) in leaves.items():
+        yield path, _describe(network.get_submodule(path), rule, bound)
+    for path in sorted(_entered(program, leaves)):
+        module = _module(network, path)
+        if module is not None:
+            yield path, _describe(module)
+
+
+def _module(network: nn.Module, path: str) -> nn.Module | None:
+    """Return the module at a path, or None where there is none (now)."""
+    found: nn.Module | None = network
+    for name in path.split("."):
+        found = None if found is None else found._modules.get(name)
+    return found
+
+
+def _describe(module: nn.Module, rule: Rule | None = None, bound: bool | None = None) -> _Part:
+    """Describe a module.
+
+    Args:
+        module: The module.
+        rule: The rule of a leaf, if it has one.
+        bound: Whether sweeps take more from a leaf than a call; None for a module that is no leaf.
+    """
+    state = vars(module)
+    if bound is None:
+        written = _written(type(module))
+        names = [name for name in state if name not in _COMMON and name not in written]
+    elif bound:
+        names = [n for n in (*(rule.parameters if rule else ()), *_DECIDING) if n in state]
+    else:
+        names = []
+    values = {name: state[name] for name in dict.fromkeys(names)}
+    cautious = bound is not False
+    return _Part(
+        kind=type(module),
+        attributes={n: copy.deepcopy(v) for n, v in values.items() if _compares(v)},
+        parameters=frozenset(module._parameters) if cautious else frozenset(),
+        hooks={k: tuple(map(_known, state.get(n, {}).values())) for k, n in _HOOKS.items()}
+        if cautious
+        else {},
+        children=tuple(module._modules) if bound is None and hasattr(module, "__len__") else None,
+        patched=frozenset(
+            n
+            for n, v in state.items()
+            if n not in _COMMON and callable(v) and _is_method(module, n)
+        )
+        if cautious
+        else frozenset(),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _written(kind: type[nn.Module]) -> frozenset[str]:
+    """Return the attributes that a forward assigns itself: state of a call, like a counter."""
+    code = getattr(kind.forward, "__code__", None)
+    steps = () if code is None else dis.get_instructions(code)
+    return frozenset(step.argval for step in steps if step.opname == "STORE_ATTR")
+
+
+def _is_method(module: nn.Module, name: str) -> bool:
+    return callable(getattr(type(module), name, None))
+
+
+def _known(hook: object) -> object:
+    """Return what a hook is known by: it stays the same when the network is copied."""
+    return hook if isinstance(hook, _FUNCTIONS) else type(hook)
+
+
+def _compares(value: object) -> bool:
+    """Whether a value compares by what it holds, before and after a copy."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(_compares, value))
+    if isinstance(value, dict):
+        return all(map(_compares, (*value, *value.values())))
+    plain = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+    return value is None or isinstance(value, (*plain, *_FUNCTIONS))
+
+
+def _problems(
+    parts: Mapping[str, _Part], network: nn.Module, program: Program
+) -> Iterator[Problem]:
+    leaves = _leaves(program)
+    gone: list[str] = []
+    for path, part in sorted(parts.items()):
+        if any(path.startswith(f"{before}.") for before in gone):
+            continue
+        module = _module(network, path)
+        rule, bound = leaves.get(path, (None, None))
+        reason = _reason(part, module, rule, bound)
+        if reason:
+            hint = _UNHOOK if "hooks" in reason else _AGAIN
+            yield Problem(path, part.kind.__name__, path, reason, hint)
+            if module is None or type(module) is not part.kind:
+                gone.append(path)
+
+
+def _reason(part: _Part, module: nn.Module | None, rule: Rule | None, bound: bool | None) -> str:
+    """Return why a module is not what it was, or nothing."""
+    if module is None:
+        return "the module was removed after the conversion"
+    if type(module) is not part.kind:
+        same = bound is not None and rule is not None and default().of_module(module) is rule
+        if not same:
+            return f"it was a {part.kind.__name__} when converted, and is a {_name(module)} now"
+    now = _describe(module, rule, bound)
+    for name in sorted(now.patched - part.patched):
+        return f"its method {name} was replaced after the conversion"
+    missing = sorted(part.parameters - now.parameters)
+    if missing and type(module) is part.kind:
+        return (
+            f"its {missing[0]} was a parameter when converted, and is computed now (pruning and "
+            "torch.nn.utils.weight_norm do that) or gone"
+        )
+    for kind, hooks in now.hooks.items():
+        if hooks != part.hooks[kind]:
+            return f"its {kind} are others than when it was converted"
+    if now.children != part.children:
+        return f"it held {part.children} when converted, and holds {now.children} now"
+    changed = [n for n in part.attributes if now.attributes.get(n, _MISSING) != part.attributes[n]]
+    return _judged(part, now, module, rule, changed)
+
+
+_MISSING = object()
+
+
+def _judged(
+    part: _Part, now: _Part, module: nn.Module, rule: Rule | None, changed: list[str]
+) -> str:
+    """Return why changed attributes cannot be followed, or nothing.
+
+    Of a leaf they can where its rule reads them at every call and still accepts them.
+    """
+    for name in changed:
+        was = part.attributes[name]
+        said = f"its attribute {name} was {was!r} when converted, and is "
+        said += f"{now.attributes[name]!r} now" if name in now.attributes else "another now"
+        if rule is None or name in _DECIDING:
+            return said
+        if name in _RANGED:
+            continue
+        mode = getattr(module, "padding_mode", "zeros")
+        if name == "padding" and mode != "zeros" and not isinstance(module, nn.ZeroPad2d):
+            pads = getattr(module, "_reversed_padding_repeated_twice", None)
+            if pads == part.attributes.get("_reversed_padding_repeated_twice"):
+                return f"{said}, while its forward pads as before (padding_mode={mode!r})"
+        refusal = rule.check(**_static(rule, module)) if rule.check else None
+        if refusal:
+            return f"{said}: {refusal}"
+    return ""
+
+
+def _static(rule: Rule, module: nn.Module) -> dict[str, Any]:
+    return static_parameters(rule, Call((), False, {}), module)
+
+
+def _name(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _cells(parts: Mapping[str, _Part], network: nn.Module) -> Iterator[_Cell]:
+    for path, part in parts.items():
+        above, _, name = path.rpartition(".")
+        owner = _module(network, above) if above else network
+        module = _module(network, path)
+        assert owner is not None
+        assert module is not None
+        state = vars(module)
+        names = [n for n in part.attributes if n in state]
+        hooks = [n for n in _HOOKS.values() if n in state] if part.hooks else []
+        children = ["_modules"] if part.children is not None else []
+        keys = [*names, *hooks, *children]
+        read = operator.itemgetter(*keys) if keys else _nothing
+        yield _Cell(
+            owner._modules, name, module, type(module), state, len(state), read,
+            _held(read(state)), module._parameters, frozenset(module._parameters),
+        )  # fmt: skip
+
+
+def _nothing(_state: Any) -> None:
+    return None
+
+
+def _held(values: Any) -> Any:
+    """Return copies of what may be written into, as compared later."""
+    if isinstance(values, tuple):
+        return tuple(map(_held, values))
+    if isinstance(values, list):
+        return copy.deepcopy(values)
+    return copy.copy(values) if isinstance(values, (dict, set)) else values
