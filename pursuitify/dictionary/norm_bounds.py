@@ -150,6 +150,8 @@ def lipschitz(
 ) -> list[Tensor]:
     """Return L_j >= ||B_j^T B_j + sum_j' B_j'j B_j'j^T|| per latent.
 
+    In float64: squares of norms leave the range of float32 long before the weights do.
+
     Args:
         dictionary: The bound dictionary.
         norms: Norm bounds.
@@ -157,7 +159,7 @@ def lipschitz(
     """
     like = dictionary.inputs[0]
     samples = dictionary.samples
-    norm_of = norms.recall(dictionary)
+    norm_of, wide = _widened(norms.recall(dictionary), like.device)
     constants = []
     for j, row in enumerate(dictionary.rows):
         own: Tensor | float = 1.0
@@ -171,7 +173,7 @@ def lipschitz(
                 key = f"{reader.name}.{s}.{p}"
                 norm = norm + chain_norm(norm_of, key, reader.slots[s][p].maps, samples)
             total = total + norm * norm
-        constant = torch.as_tensor(total, dtype=like.dtype, device=like.device)
+        constant = torch.as_tensor(total, dtype=wide, device=like.device)
         constants.append(fit(constant, dictionary.shapes[j]))
     return constants
 
@@ -202,3 +204,14 @@ def fit(constant: Tensor, shape: torch.Size) -> Tensor:
         return constant
     repeated = constant.repeat_interleave(shape[0] // constant.shape[0])
     return repeated.reshape(-1, *[1] * (len(shape) - 1))
+
+
+def _widened(norm_of: NormOf, device: torch.device) -> tuple[NormOf, torch.dtype]:
+    """Return the bounds in float64, where a device has that, and the precision."""
+    wide = torch.float32 if device.type == "mps" else torch.float64
+
+    def widened(key: str, linear: LinearMap) -> Tensor | float:
+        value = norm_of(key, linear)
+        return value.to(wide) if isinstance(value, Tensor) else value
+
+    return widened, wide

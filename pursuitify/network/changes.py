@@ -138,7 +138,7 @@ class Unchanged:
         """
         cells = self._cells.get(training)
         try:
-            if cells is not None and all([cell.holds() for cell in cells]):
+            if cells is not None and all(cell.holds() for cell in cells):
                 return
         except KeyError:  # an attribute was deleted
             pass
@@ -211,36 +211,32 @@ def _describe(module: nn.Module, rule: Rule | None = None, bound: bool | None = 
     """
     state = vars(module)
     if bound is None:
-        written = _written(type(module))
+        written = _written(type(module).forward)
         names = [name for name in state if name not in _COMMON and name not in written]
     elif bound:
         names = [n for n in (*(rule.parameters if rule else ()), *_DECIDING) if n in state]
     else:
         names = []
     values = {name: state[name] for name in dict.fromkeys(names)}
-    cautious = bound is not False
+    attributes = {n: copy.deepcopy(v) for n, v in values.items() if _compares(v)}
+    if bound is False:
+        return _Part(type(module), attributes, frozenset(), {}, None, frozenset())
+    iterable = bound is None and hasattr(module, "__len__")
+    own = [n for n, v in state.items() if n not in _COMMON and callable(v)]
     return _Part(
         kind=type(module),
-        attributes={n: copy.deepcopy(v) for n, v in values.items() if _compares(v)},
-        parameters=frozenset(module._parameters) if cautious else frozenset(),
-        hooks={k: tuple(map(_known, state.get(n, {}).values())) for k, n in _HOOKS.items()}
-        if cautious
-        else {},
-        children=tuple(module._modules) if bound is None and hasattr(module, "__len__") else None,
-        patched=frozenset(
-            n
-            for n, v in state.items()
-            if n not in _COMMON and callable(v) and _is_method(module, n)
-        )
-        if cautious
-        else frozenset(),
+        attributes=attributes,
+        parameters=frozenset(module._parameters),
+        hooks={k: tuple(map(_known, state.get(n, {}).values())) for k, n in _HOOKS.items()},
+        children=tuple(module._modules) if iterable else None,
+        patched=frozenset(n for n in own if _is_method(module, n)),
     )
 
 
 @functools.lru_cache(maxsize=1024)
-def _written(kind: type[nn.Module]) -> frozenset[str]:
+def _written(forward: Callable[..., Any]) -> frozenset[str]:
     """Return the attributes that a forward assigns itself: state of a call, like a counter."""
-    code = getattr(kind.forward, "__code__", None)
+    code = getattr(forward, "__code__", None)
     steps = () if code is None else dis.get_instructions(code)
     return frozenset(step.argval for step in steps if step.opname == "STORE_ATTR")
 

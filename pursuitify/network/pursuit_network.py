@@ -29,7 +29,7 @@ from pursuitify.solvers.differentiation.implicit import Solves
 from pursuitify.solvers.inplace import kernel_packing
 from pursuitify.solvers.settings import HELD, Settings
 from pursuitify.solvers.solver import Pack, SolverInput
-from pursuitify.solvers.step_sizes import Schedule
+from pursuitify.solvers.step_sizes import Schedule, refuse_overflow
 from pursuitify.utils import func_transforms, memory_format
 from pursuitify.utils.autocast import full_precision
 from pursuitify.utils.running_statistics import untouched
@@ -157,6 +157,7 @@ class PursuitNetwork(Settings):
         """
         program = self._program
         if torch.compiler.is_compiling() and not kwargs:
+            self._compared()
             values = (*args, *program.defaults[len(args) :])
         else:
             values = self._values(program, args, kwargs)
@@ -280,9 +281,18 @@ class PursuitNetwork(Settings):
         self, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Any, ...]:
         """Return a call's values in the order of the placeholders; network and values checked."""
-        if not torch.compiler.is_compiling():
-            self._unchanged.check(self, self.training, program)
+        self._compared()
         return arguments.arguments(program, args, kwargs, self)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _compared(self) -> bool:
+        """Return True if the modules are those that were converted; a compiler asks once a trace.
+
+        Raises:
+            ConversionError: If they are not.
+        """
+        self._unchanged.check(self, self.training, self._program)
+        return True
 
     def _bind(self, program: Program, values: Sequence[Any]) -> tuple[Pass, StructuredDictionary]:
         if self._chooses_format:
@@ -325,9 +335,19 @@ class PursuitNetwork(Settings):
             InputError: If torch.func would have to see through a mode that works with autograd
                 alone.
         """
-        gammas = self._steps(bound)
+        latents = self._solved(bound, first, self._steps(bound))
+        refuse_overflow(latents, bound.names)
+        return latents
+
+    def _solved(
+        self, bound: StructuredDictionary, first: Pass, gammas: Sequence[Tensor]
+    ) -> list[Tensor]:
         pack = functools.partial(self._kernels.pack, contents=self._norms.contents)
         given, mode = self._given(bound, first, gammas, pack), self.derivative_mode
+        if given.extrapolation is None and torch.compiler.is_compiling():
+            if self.pursuit_solver.extrapolates:
+                steps = slope_checks.still_steps(gammas, self.pursuit.alpha)
+                given = replace(given, steps=steps)
         recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if mode.records_sweeps or not recorded:
             return self.pursuit_solver.last(given)

@@ -72,6 +72,23 @@ def poison(first: Pass) -> Pass:
     return replace(first, activations=tuple(map(poisoned, first.activations)))
 
 
+def still_steps(gammas: list[Tensor], alpha: Tensor) -> list[Tensor]:
+    """Return the steps, NaN if an extrapolation weight is not zero.
+
+    For compiled code that was made without extrapolation, because all weights were zero then. A
+    load, a change of mode and a call without the compiler have it made again; nothing says that a
+    weight was written in place.
+
+    Args:
+        gammas: The steps.
+        alpha: The extrapolation weights.
+    """
+    if torch.compiler.is_exporting():
+        return gammas
+    lost = torch.where(alpha.detach().any(), torch.nan, 0.0)
+    return [gamma + lost.to(gamma) for gamma in gammas]
+
+
 def _tensor(activation: Activation) -> Tensor | None:
     slope = activation.slope if isinstance(activation, LeakyReLU) else None
     return slope if isinstance(slope, Tensor) and not slope.is_meta else None

@@ -32,7 +32,8 @@ class LayeredPursuit(Solver):
         self, dictionary: StructuredDictionary, norms: Norms, betas: Sequence[Tensor]
     ) -> list[Tensor]:
         """Return gamma_j from the row's own operator alone, as Algorithm 1 needs."""
-        return step_sizes(lipschitz(dictionary, norms, layered=True), betas)
+        constants = lipschitz(dictionary, norms, layered=True)
+        return step_sizes(constants, betas, dictionary.names, dictionary.inputs[0].dtype)
 
     def sweeps(self, given: SolverInput, observed: bool = True) -> Iterator[Latents]:
         """Yield the latents once, after T steps on every row."""

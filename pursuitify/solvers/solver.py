@@ -77,7 +77,8 @@ class Solver:
             norms: Bounds of the norms of its weighted maps.
             betas: beta_j per latent.
         """
-        return step_sizes(lipschitz(dictionary, norms), betas)
+        constants, dtype = lipschitz(dictionary, norms), dictionary.inputs[0].dtype
+        return step_sizes(constants, betas, dictionary.names, dtype)
 
     def sweeps(self, given: SolverInput, observed: bool = True) -> Iterator[Latents]:
         """Yield the latents after every sweep.

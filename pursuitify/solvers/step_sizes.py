@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from pursuitify.dictionary.norm_bounds import Norms, fit, operator_bound
 from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.errors import InputError
+from pursuitify.utils import func_transforms
 
 
 def synchronous_step_sizes(dictionary: StructuredDictionary, norms: Norms) -> list[Tensor]:
@@ -24,12 +26,77 @@ def synchronous_step_sizes(dictionary: StructuredDictionary, norms: Norms) -> li
     return [fit(step, shape) for shape in dictionary.shapes]
 
 
-def step_sizes(constants: Sequence[Tensor], betas: Sequence[Tensor]) -> list[Tensor]:
-    """Return gamma_j = 1 / (beta_j L_j); any step is right where L_j is zero."""
-    return [
-        1.0 / (beta * torch.where(value > 0, value, torch.ones_like(value)))
-        for beta, value in zip(betas, constants, strict=True)
-    ]
+def step_sizes(
+    constants: Sequence[Tensor],
+    betas: Sequence[Tensor],
+    names: Sequence[str],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Return gamma_j = 1 / (beta_j L_j); any step is right where L_j is zero.
+
+    A step that the precision cannot hold, for weights far too small or too large, is NaN, and is
+    refused where values can be read without waiting for a device.
+
+    Args:
+        constants: L_j per latent.
+        betas: beta_j per latent.
+        names: The latents' names, for the error.
+        dtype: Precision of the sweeps.
+
+    Raises:
+        InputError: If a step is out of range; lists all latents.
+    """
+    range_ = torch.finfo(dtype)
+    low = 8 * range_.tiny * range_.eps  # below, fewer than three bits of a number are left
+    gammas, lost = [], []
+    for name, beta, value in zip(names, betas, constants, strict=True):
+        exact = 1.0 / (beta * torch.where(value > 0, value, torch.ones_like(value)))
+        held = (exact >= low) & (exact <= range_.max)
+        gammas.append(torch.where(held, exact, torch.nan).to(dtype))
+        if readable(exact) and not bool((held | value.isnan()).all()):
+            lost.append(f"{name!r} needs {float(exact.detach().flatten()[~held.flatten()][0]):.3g}")
+    if lost:
+        raise InputError(
+            f"the steps of {len(lost)} latent(s) leave the range of {dtype}: {', '.join(lost)}. "
+            "The weights that read or make them are too large or too small: use a wider precision "
+            "(net.double(), or float32 instead of half precision), rescale the weights, or set "
+            "iterations=0"
+        )
+    return gammas
+
+
+def refuse_overflow(latents: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Refuse latents in float16 that are not finite: sweeps leave its range where a pass does not.
+
+    Wider precisions are not looked at, and nothing is where values cannot be read.
+
+    Args:
+        latents: The latents after the last sweep.
+        names: Their names.
+
+    Raises:
+        InputError: If there are any; names them.
+    """
+    if torch.compiler.is_compiling() or func_transforms.active():
+        return
+    narrow = {n: w for n, w in zip(names, latents, strict=True) if w.dtype is torch.float16}
+    if not narrow or any(w.is_meta for w in narrow.values()):
+        return
+    fine = torch.stack([w.detach().isfinite().all() for w in narrow.values()]).tolist()
+    lost = [name for name, finite in zip(narrow, fine, strict=True) if not finite]
+    if lost:
+        raise InputError(
+            f"the sweeps overflow float16, whose largest number is 65504, in {lost}: use "
+            "torch.bfloat16 or float32 (net.bfloat16(), net.float(), autocast with bfloat16), or "
+            "set iterations=0"
+        )
+
+
+def readable(value: Tensor) -> bool:
+    """Whether a number may be read: nothing is traced, and no device has to be waited for."""
+    if torch.compiler.is_compiling() or func_transforms.active() or value.device.type != "cpu":
+        return False
+    return not torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
 
 
 class Schedule(nn.Module):

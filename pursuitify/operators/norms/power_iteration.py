@@ -117,7 +117,8 @@ def conv_norm_estimate(
     steps_had, usual = fixed.new_full((), COLD_STEPS), fixed.new_zeros(())
     cold = state is None or state.numel() != size + sums.numel() + 2
     if state is not None and not cold:
-        vector, before, had, usual = state.to(fixed).split([size, sums.numel(), 1, 1])
+        parts = [size, sums.numel(), 1, 1]
+        vector, before, had, usual = torch.split(state.to(fixed), parts)
         moved = (sums - before).norm() / sums.norm().clamp_min(tiny)
         limit = (_UNUSUAL * usual[0]).clamp(*_JUMP)
         jumped = ~(moved <= limit)
