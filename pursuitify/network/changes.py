@@ -40,7 +40,7 @@ _HOOKS = {
 #: Attributes that every module has, and what ``module.compile()`` leaves.
 _COMMON = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 #: Attributes of leaves that decide how they are converted although no rule takes them.
-_DECIDING = ("inplace", "_reversed_padding_repeated_twice")
+_DECIDING = ("inplace",)
 #: Attributes whose range is checked at every call, at T > 0 alone (``slopes``).
 _RANGED = frozenset({"negative_slope"})
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, type)
@@ -290,7 +290,7 @@ def _reason(part: _Part, module: nn.Module | None, rule: Rule | None, bound: boo
     for name in sorted(now.patched - part.patched):
         return f"its method {name} was replaced after the conversion"
     missing = sorted(part.parameters - now.parameters)
-    if missing and type(module) is part.kind:
+    if missing:
         return (
             f"its {missing[0]} was a parameter when converted, and is computed now (pruning and "
             "torch.nn.utils.weight_norm do that) or gone"
@@ -322,15 +322,23 @@ def _judged(
             return said
         if name in _RANGED:
             continue
-        mode = getattr(module, "padding_mode", "zeros")
-        if name == "padding" and mode != "zeros" and not isinstance(module, nn.ZeroPad2d):
-            pads = getattr(module, "_reversed_padding_repeated_twice", None)
-            if pads == part.attributes.get("_reversed_padding_repeated_twice"):
-                return f"{said}, while its forward pads as before (padding_mode={mode!r})"
+        if name in {"padding", "padding_mode"} and _pads_otherwise(module):
+            return f"{said}, while its forward pads as it did when it was made"
         refusal = rule.check(**_static(rule, module)) if rule.check else None
         if refusal:
             return f"{said}: {refusal}"
     return ""
+
+
+def _pads_otherwise(module: nn.Module) -> bool:
+    """Whether a convolution that does not pad with zeros pads by other sizes than it says.
+
+    It keeps them in an attribute of its own, which is made once.
+    """
+    pads, padding = getattr(module, "_reversed_padding_repeated_twice", None), module.padding
+    if pads is None or module.padding_mode == "zeros" or not isinstance(padding, tuple):
+        return False
+    return list(pads) != [size for size in reversed(padding) for _ in range(2)]
 
 
 def _static(rule: Rule, module: nn.Module) -> dict[str, Any]:
