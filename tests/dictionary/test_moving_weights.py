@@ -1,7 +1,8 @@
-"""Steps of training mode while weights move as they like, and steps of very small and large ones."""
+"""Steps of training mode while weights move as they like, and steps of tiny and huge weights."""
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -67,7 +68,7 @@ def test_the_objective_never_rises_while_weights_move(
     for _ in range(25):
         trace = net.diagnose(x)
         values = [float(record.objective) for record in trace.sweeps]
-        for before, after in zip(values, values[1:], strict=False):
+        for before, after in itertools.pairwise(values):
             assert after <= before + 1e-9 * (1 + abs(before)), values
         with torch.no_grad():
             for weight in draw.sample(weights, draw.randint(1, len(weights))):

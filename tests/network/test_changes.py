@@ -1,4 +1,4 @@
-"""A network that is changed after its conversion is what a fresh conversion would be, or refuses."""
+"""A network changed after its conversion is what a fresh conversion would be, or refuses."""
 
 from __future__ import annotations
 
