@@ -77,3 +77,11 @@ class ConversionError(PursuitifyError):
         """Join the summary and one line per problem."""
         self.problems = tuple(problems)
         super().__init__("\n".join([summary, *(f"  - {p}" for p in self.problems)]))
+
+
+class VerificationError(ConversionError):
+    """A network does not do what its source does, or its dictionary is not that of its source.
+
+    Attributes:
+        problems: All differences found, in graph order: row, operation and module path each.
+    """

@@ -21,10 +21,11 @@ from pursuitify.compiler.lowering.program import Program
 from pursuitify.compiler.tracing.trace import Traced, skeleton, trace_modes
 from pursuitify.compiler.tracing.tracer import LeafModule
 from pursuitify.conversion import model_checks
+from pursuitify.conversion.compare_with_source import compare_with_source
 from pursuitify.errors import ConversionError, OptionError
 from pursuitify.network.pursuit_network import RESERVED, PursuitNetwork
 from pursuitify.rules import Key, Registry, Rule, leaves_of
-from pursuitify.solvers.settings import OPTIONS, Settings
+from pursuitify.solvers.settings import FIRST, OFF, OPTIONS, Settings
 from pursuitify.utils import option_checks, training_modes
 
 _CONVERSION = (
@@ -36,6 +37,7 @@ _CONVERSION = (
     "rules",
     "leaf_modules",
     "example_inputs",
+    "verify",
 )
 SAFE_BETA = (0.501, 1.0)
 PAPER_BETA = (1e-3, 1.0)
@@ -53,7 +55,8 @@ def pursuitify(
     nonnegative_thresholds: bool = False,
     rules: Mapping[Key, Rule] | None = None,
     leaf_modules: Sequence[LeafModule] = (),
-    example_inputs: Any = None,
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    verify: str = FIRST,
     **settings: Any,
 ) -> PursuitNetwork:
     """Turn a network of convolutions, dense layers and ReLUs into a deep pursuit network.
@@ -81,7 +84,12 @@ def pursuitify(
         rules: Rules for the user's own modules and functions, before the built-in ones.
         leaf_modules: Module types or paths not to trace into.
         example_inputs: A tensor, or a tuple of the forward's arguments. Branches on sizes go as
-            theirs say, and are guarded: an input that would go another way is refused.
+            theirs say, and are guarded: an input that would go another way is refused. The model
+            itself and the network at T = 0 are run on them in both modes, outputs and buffers
+            compared, and the dictionary is proven on them; a difference is an error.
+        verify: ``first``: the network proves itself at its first call with each program, dtype
+            and input size (a few forward passes); ``off``: only when ``net.verify(x)`` is called.
+            Settable later as ``net.self_check``.
         **settings: Further settings of the network by name; see :class:`settings.Settings`.
             An unknown name is refused.
 
@@ -92,12 +100,14 @@ def pursuitify(
         OptionError: If an argument is unknown or invalid.
         TraceError: If torch.fx cannot follow the model.
         ConversionError: If operations cannot be converted; lists all of them.
+        VerificationError: If the network differs from the model on ``example_inputs``.
     """
     settings = {**OPTIONS, "iterations": iterations, "solver": solver, **settings}
     option_checks.unknown_options(settings.keys() - OPTIONS.keys(), (*OPTIONS, *_CONVERSION))
     model_checks.model(model)
     Settings(**settings)
     option_checks.one_of("layout", layout, option_checks.LAYOUTS)
+    option_checks.one_of("verify", verify, (FIRST, OFF))
     option_checks.switch("copy", copy)
     option_checks.switch("balance", balance)
     if balance and not copy:
@@ -115,9 +125,11 @@ def pursuitify(
     balanced = rescale(own, programs) if balance else None
     beta_range = PAPER_BETA if paper else SAFE_BETA
     net = PursuitNetwork(own, programs, constants, beta_range=beta_range, **settings)
-    net.balanced = balanced
+    net.balanced, net.self_check = balanced, verify
     if training_modes.overridden(model):
         net._modes = {mode: training_modes.put(skeleton(model), mode) for mode in (True, False)}
+    if example:
+        compare_with_source(net, model, example)
     return net
 
 

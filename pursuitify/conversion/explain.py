@@ -19,7 +19,7 @@ from pursuitify.compiler.tracing.nodes import describe, module_path
 from pursuitify.compiler.tracing.trace import trace
 from pursuitify.compiler.tracing.tracer import LeafModule
 from pursuitify.conversion import model_checks
-from pursuitify.conversion.convert import compile_model
+from pursuitify.conversion.convert import compile_model, pursuitify
 from pursuitify.conversion.report import Entry, Report
 from pursuitify.conversion.text_picture import block_picture
 from pursuitify.errors import Problem, PursuitifyError
@@ -34,7 +34,7 @@ def explain(
     input_shape: Sequence[int] | None = None,
     rules: Mapping[Key, Rule] | None = None,
     leaf_modules: Sequence[LeafModule] = (),
-    example_inputs: Any = None,
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
 ) -> Report:
     """Say what a conversion would do, node by node, without converting.
 
@@ -44,7 +44,7 @@ def explain(
         input_shape: Shape of one sample, for the memory estimate; nothing is allocated.
         rules: As for ``pursuitify``.
         leaf_modules: As for ``pursuitify``.
-        example_inputs: As for ``pursuitify``.
+        example_inputs: As for ``pursuitify``: the model and its conversion are run on them.
 
     Returns:
         A report; ``report.ok`` can be asserted on, ``str(report)`` read. A refused model or option
@@ -57,6 +57,14 @@ def explain(
         option_checks.one_of("layout", layout, option_checks.LAYOUTS)
         example = option_checks.example(example_inputs, model)
         programs, constants = compile_model(model, layout, rules, leaf_modules, example=example)
+        if example:
+            pursuitify(
+                model,
+                layout=layout,
+                rules=rules,
+                leaf_modules=leaf_modules,
+                example_inputs=example_inputs,
+            )
     except PursuitifyError as error:
         found = _problems_of(error, name)
         entries = _refused(model, found, rules, leaf_modules, example_inputs)

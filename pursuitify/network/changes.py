@@ -157,7 +157,7 @@ def _leaves(program: Program) -> dict[str, tuple[Rule | None, bool]]:
 
     What stands after the last activations, or is frozen, is called as it is at any T.
     """
-    bound = {*program.names, *(row.node.name for row in program.rows)}
+    bound = {*program.names, *(row.name for row in program.rows)}
     found: dict[str, tuple[Rule | None, bool]] = {}
     for node in program.graph.nodes:
         if node.op == "call_module":

@@ -6,7 +6,6 @@ import copy
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -21,13 +20,14 @@ from pursuitify.compiler.lowering.program import Pass, Program
 from pursuitify.dictionary import norm_bounds, structured
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
-from pursuitify.network import arguments, diagnosis, slope_checks
-from pursuitify.network import arguments, diagnosis, run_solver, slope_checks
+from pursuitify.network import arguments, diagnosis, slope_checks, verification
 from pursuitify.network.changes import Unchanged
 from pursuitify.network.diagnosis import PursuitTrace
+from pursuitify.network.verification import Start, Verification
 from pursuitify.solvers.differentiation.implicit import Solves
 from pursuitify.solvers.inplace import kernel_packing
-from pursuitify.solvers.settings import HELD, Settings
+from pursuitify.solvers.proximal_step import may_overwrite
+from pursuitify.solvers.settings import HELD, OFF, Settings
 from pursuitify.solvers.solver import Pack, SolverInput
 from pursuitify.solvers.step_sizes import Schedule, refuse_overflow
 from pursuitify.utils import func_transforms, memory_format
@@ -105,6 +105,7 @@ class PursuitNetwork(Settings):
         self._source_name = type(model).__name__
         self._norms = norm_bounds.Norms()
         self._kernels = kernel_packing.Kernels()
+        self._proofs = verification.Proofs()
         self.register_load_state_dict_post_hook(_start_cold)  # type: ignore[no-untyped-call]
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         names = {mode: [row.name for row in p.rows] for mode, p in programs.items()}
@@ -178,8 +179,9 @@ class PursuitNetwork(Settings):
     def _inferred(
         self, values: Sequence[Any]
     ) -> tuple[Any, tuple[Tensor, ...], StructuredDictionary]:
+        began = self._begin_proof(values)
         first, bound = self._bind(self._program, values)
-        latents = tuple(self._last(bound, first)) if self.pursues else first.latents
+        latents = tuple(self._last(bound, first, began)) if self.pursues else first.latents
         with arguments.input_errors():
             output = self._program.head(self, latents, first, values)
         if self._chooses_format:
@@ -204,7 +206,7 @@ class PursuitNetwork(Settings):
                 f"solver={self.solver!r} with memory={self.memory!r} does not give the outputs of "
                 "several numbers of sweeps in one pass: run it once for each"
             )
-        values = arguments.arguments(program, args, kwargs, self)
+        values = self._values(program, args, kwargs)
         first, bound = self._bind(program, values)
         given = replace(self._given(bound, first, self._steps(bound)), count=max(counts))
         reached = solver.sweeps(given) if given.count else ()
@@ -213,6 +215,80 @@ class PursuitNetwork(Settings):
             for count, latents in enumerate((first.latents, *reached))
             if count in counts
         }
+
+    def _begin_proof(self, values: Sequence[Any]) -> Start | None:
+        """Return what the coming pass starts from if it has to be proven, None otherwise."""
+        if torch.compiler.is_compiling() or not self.pursues or self._self_check == OFF:
+            return None
+        return self._proofs.begin(self, values, self._packs)
+
+    @property
+    def _packs(self) -> bool:
+        """Whether sweeps that begin now would run on packed kernels."""
+        wanted = self.pursues and self.pursuit_solver.packs_kernels and not self.training
+        return wanted and may_overwrite()
+
+    def _self_prove(
+        self, began: Start, first: Pass, bound: StructuredDictionary, used: StructuredDictionary
+    ) -> None:
+        """Prove a pass on two of its samples where they are more, and note that it is proven.
+
+        Raises:
+            VerificationError: If something does not hold.
+        """
+        few = None
+        if bound.samples is not None and bound.samples > 2 * verification.SAMPLES:
+            few = [v[: verification.SAMPLES] if isinstance(v, Tensor) else v for v in bound.inputs]
+        if few is None:
+            report = self._prove(began, first, bound, used)
+        else:
+            with verification.aside(self, few) as again:
+                report = self._prove(again, *self._bind(self._program, few), used)
+        report.demand()
+        self._proofs.passed(began)
+
+    def _prove(
+        self, began: Start, first: Pass, bound: StructuredDictionary, used: StructuredDictionary
+    ) -> Verification:
+        """Prove a pass, with the operators its sweeps use."""
+        plain = bound
+        if self.threshold_scale != 1:  # the feed-forward pass knows nothing of it
+            plain = structured.bind(self._program, first, bound.inputs)
+        thresholds = [row.threshold for row in plain.rows]
+        rest = first, bound, used, thresholds
+        return verification.prove(self, self._source_name, self._program, began, *rest)
+
+    def _plain(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the source's own operations give, whatever ``iterations`` is.
+
+        Raises:
+            InputError: As ``forward``.
+        """
+        values = self._values(self._program, args, kwargs)
+        with arguments.input_errors():
+            return self._program.plain(self, *values)
+
+    def verify(self, *args: Any, **kwargs: Any) -> Verification:
+        """Prove on this input, in the current mode, that the network is its source.
+
+        For every row: the source's operations give the recorded latent, the dictionary's operators
+        give u_j and (17) at the feed-forward latents, and they pass the dot test
+        <A x, y> = <x, A^T y>; and the head gives the source's output. The original model is not at
+        hand here: ``pursuitify(model, example_inputs=...)`` compares with it. About three forward
+        passes; no running statistics move, no random number is drawn, nothing is recorded.
+
+        Returns:
+            The report, with the errors of every row.
+
+        Raises:
+            VerificationError: If something does not hold; names row, module and error.
+            InputError: As ``forward``.
+        """
+        values, packs = self._values(self._program, args, kwargs), self._packs
+        with verification.aside(self, values) as began:
+            first, bound = self._bind(self._program, values)
+            used = self._packed(bound, self._steps(bound)) if packs else bound
+            return self._prove(began, first, bound, used).demand()
 
     def latents(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return the latents w_j after T sweeps by name, in graph order, shape (batch, ...).
@@ -328,14 +404,20 @@ class PursuitNetwork(Settings):
     ) -> SolverInput:
         return SolverInput(bound, first.latents, gammas, self._alphas(), self.iterations, pack)
 
-    def _last(self, bound: StructuredDictionary, first: Pass) -> list[Tensor]:
+    def _last(
+        self, bound: StructuredDictionary, first: Pass, began: Start | None = None
+    ) -> list[Tensor]:
         """Return the latents after the last sweep, with the derivatives of the memory mode.
 
         Raises:
             InputError: If torch.func would have to see through a mode that works with autograd
                 alone.
         """
-        latents = self._solved(bound, first, self._steps(bound))
+        gammas = self._steps(bound)
+        if began is not None:
+            used = self._packed(bound, gammas) if self._packs else bound
+            self._self_prove(began, first, bound, used)
+        latents = self._solved(bound, first, gammas)
         refuse_overflow(latents, bound.names)
         return latents
 
@@ -344,10 +426,10 @@ class PursuitNetwork(Settings):
     ) -> list[Tensor]:
         pack = functools.partial(self._kernels.pack, contents=self._norms.contents)
         given, mode = self._given(bound, first, gammas, pack), self.derivative_mode
-        if given.extrapolation is None and torch.compiler.is_compiling():
-            if self.pursuit_solver.extrapolates:
-                steps = slope_checks.still_steps(gammas, self.pursuit.alpha)
-                given = replace(given, steps=steps)
+        still = given.extrapolation is None and self.pursuit_solver.extrapolates
+        if still and torch.compiler.is_compiling():
+            steps = slope_checks.still_steps(gammas, self.pursuit.alpha)
+            given = replace(given, steps=steps)
         recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if mode.records_sweeps or not recorded:
             return self.pursuit_solver.last(given)
@@ -361,6 +443,11 @@ class PursuitNetwork(Settings):
             self.solves = outcome
 
         return mode.solve(self.pursuit_solver, given, report)
+
+    def _packed(self, bound: StructuredDictionary, gammas: list[Tensor]) -> StructuredDictionary:
+        """Return the dictionary as sweeps without derivatives use it."""
+        moves = self._alphas() is not None
+        return self._kernels.pack(bound, gammas, moves, self._norms.contents)
 
     def _alphas(self) -> list[Tensor] | None:
         """Extrapolation weights, or None where all are zero and no derivative is asked for."""
@@ -404,6 +491,7 @@ RESERVED = frozenset(vars(PursuitNetwork) | vars(Settings)) | {
     "_programs",
     "_norms",
     "_kernels",
+    "_proofs",
     "_places",
     "_source_name",
     "_still",

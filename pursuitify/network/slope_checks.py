@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -72,7 +74,7 @@ def poison(first: Pass) -> Pass:
     return replace(first, activations=tuple(map(poisoned, first.activations)))
 
 
-def still_steps(gammas: list[Tensor], alpha: Tensor) -> list[Tensor]:
+def still_steps(gammas: Sequence[Tensor], alpha: Tensor) -> list[Tensor]:
     """Return the steps, NaN if an extrapolation weight is not zero.
 
     For compiled code that was made without extrapolation, because all weights were zero then. A

@@ -16,7 +16,7 @@ from pursuitify.operators.base import (
 )
 from pursuitify.operators.block_mean import BlockMean
 from pursuitify.operators.conv import Conv, conv_transpose_map
-from pursuitify.operators.dense import Dense, is_weighted
+from pursuitify.operators.dense import Dense
 from pursuitify.operators.indexing import Index
 from pursuitify.operators.max_pool import Select, Windows, adaptive_cover, cover
 from pursuitify.operators.norms.certified import conv_norm_bound, dense_norm_bound

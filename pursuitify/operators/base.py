@@ -10,8 +10,8 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from pursuitify.utils.compiling import compiling
 from pursuitify.operators.symbols import Symbols
+from pursuitify.utils.compiling import compiling
 
 #: A factor of a sum: a number, or a tensor that broadcasts against the sum.
 Factor: TypeAlias = "Tensor | float"

@@ -20,9 +20,9 @@ from torch import Tensor
 from pursuitify.operators.base import Identity, LinearMap, channels_inside
 from pursuitify.operators.block_mean import BlockMean
 from pursuitify.operators.reshape import ZeroPad
+from pursuitify.operators.symbols import Symbols
 from pursuitify.utils import torch_internals
 from pursuitify.utils.compiling import compiling
-from pursuitify.operators.symbols import Symbols
 
 _LINEAR = {"linear", "bilinear", "trilinear"}
 _MODES = ("nearest", "nearest-exact", "area", "linear", "bilinear", "trilinear")

@@ -13,7 +13,6 @@ from torch import nn
 
 from pursuitify.operators import Chain, Identity, LinearMap, Scale, dottest
 from pursuitify.operators.activations import Activation, Clip, LeakyReLU, ReLU
-from pursuitify.rules import activations, elementwise, pooling, reshape, weighted
 from pursuitify.rules import activations, elementwise, pooling, preprocessing, reshape, weighted
 from pursuitify.rules.custom import activation, frozen, linear
 from pursuitify.rules.functions import applied

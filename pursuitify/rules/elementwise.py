@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pursuitify.errors import InputError
 from pursuitify.operators import Chain, Detached, Expand, Identity, LinearMap, Place, Reshape, Scale
 from pursuitify.rules import split_ops
-from pursuitify.errors import InputError
-from pursuitify.operators import Chain, Expand, Identity, LinearMap, Place, Reshape, Scale
 from pursuitify.rules.registry import Affine, Registry
 from pursuitify.rules.split_ops import CASTS
 
@@ -191,6 +190,8 @@ def clone(op: Op, input: Tensor, **_kwargs: Any) -> Affine:
 def detached(op: Op, input: Tensor) -> Affine:
     """Return the identity; where derivatives are recorded, none goes through."""
     return Affine(op(input), (Detached() if torch.is_grad_enabled() else Identity(),))
+
+
 def _cast_check(target: Any = None, dtype: Any = None, **_: Any) -> str | None:
     wanted = target if isinstance(target, torch.dtype) else dtype
     integer = isinstance(wanted, torch.dtype) and not wanted.is_floating_point

@@ -30,6 +30,7 @@ class GlobalPursuit(Solver):
     pursues: ClassVar[bool] = True
     minimises: ClassVar[bool] = True
     extrapolates: ClassVar[bool] = True
+    packs_kernels: ClassVar[bool] = True
 
     def sweeps(self, given: SolverInput, observed: bool = True) -> Iterator[Latents]:
         """Yield the latents after each sweep of Algorithm 2, with the gradient of (18)."""

@@ -30,8 +30,14 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+#: The values of ``self_check``: when a network proves itself.
+FIRST, OFF = "first", "off"
+
+
 class Settings(nn.Module):
     """The options of a pursuit network; each is checked where it is set."""
+
+    _self_check = FIRST
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -145,6 +151,19 @@ class Settings(nn.Module):
     def solves(self, value: Solves | None) -> None:
         self._solves = value
 
+    @property
+    def self_check(self) -> str:
+        """``first``: the network proves itself at the first call with each program, dtype and size.
+
+        ``off``: it does not; ``verify`` is there all the same. It is how the network is run, not
+        what it is, so a checkpoint does not keep it. See :mod:`pursuitify.network.verification`.
+        """
+        return self._self_check
+
+    @self_check.setter
+    def self_check(self, value: str) -> None:
+        self._self_check = option_checks.one_of("verify", value, (FIRST, OFF))
+
     def settings(self) -> dict[str, Any]:
         """Return every option with its value."""
         return {name: getattr(self, name) for name in OPTIONS}
@@ -166,4 +185,4 @@ class Settings(nn.Module):
 
 
 #: Attributes that hold the options, and what a backward pass reports.
-HELD = (*(f"_{name}" for name in OPTIONS), "_solves")
+HELD = (*(f"_{name}" for name in OPTIONS), "_solves", "_self_check")

@@ -55,6 +55,7 @@ class Solver:
             derivatives and derivatives of the last sweeps have a meaning.
         passes_through: Whether T sweeps pass through the latents of every smaller number of sweeps.
         extrapolates: Whether it uses alpha_j.
+        packs_kernels: Whether its sweeps may run on packed kernels.
     """
 
     name: ClassVar[str] = "feedforward"
@@ -62,6 +63,7 @@ class Solver:
     minimises: ClassVar[bool] = False
     passes_through: ClassVar[bool] = True
     extrapolates: ClassVar[bool] = False
+    packs_kernels: ClassVar[bool] = False
 
     def start(self, given: SolverInput) -> Sequence[Tensor]:
         """Return the latents before the first sweep."""

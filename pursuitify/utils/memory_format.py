@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from pursuitify.compiler.tracing import nodes
-
 from pursuitify.utils.compiling import compiling
 
 _FAST = (torch.float32, torch.bfloat16)

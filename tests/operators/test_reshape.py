@@ -19,9 +19,8 @@ from pursuitify.operators import (
     ZeroPad,
     compose,
 )
-from pursuitify.testing import Case, MapTests, randn
 from pursuitify.operators.reshape import Roll
-from tests.support.operator_tests import Case, MapTests, randn
+from pursuitify.testing import Case, MapTests, randn
 
 SHAPE = (2, 4, 3, 5)
 

@@ -174,7 +174,7 @@ def check_promises(dictionary: StructuredDictionary, step: float) -> None:
             (w[p.leaf] if p.leaf >= 0 else dictionary.inputs[-1 - p.leaf], p.maps) for p in paths
         ]
         if row.diagonal is not None:
-            chains.append((row.join(row.signal), row.diagonal.maps))
+            chains.append((row.join(row.u), row.diagonal.maps))
         reasons += [
             f"the row of {row.name}: {type(item).__name__}.{fault}"
             for start, maps in chains

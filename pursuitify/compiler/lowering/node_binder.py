@@ -15,7 +15,6 @@ from pursuitify.compiler.lowering.program import Bound
 from pursuitify.compiler.tracing import nodes
 from pursuitify.operators.activations import Activation
 from pursuitify.rules import Affine, Rule, split_ops
-from pursuitify.rules import Affine, Rule
 from pursuitify.utils import memory_format
 
 

@@ -19,9 +19,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from pursuitify import errors
-from pursuitify.compiler.tracing import contexts, guards, hidden_state, size_branches
+from pursuitify.compiler.tracing import (
+    contexts,
+    guards,
+    hidden_state,
+    size_branches,
+    type_questions,
+)
 from pursuitify.compiler.tracing.contexts import Watch
-from pursuitify.compiler.tracing import guards, hidden_state, size_branches, type_questions
 from pursuitify.compiler.tracing.functionalise import functionalise, split_pieces
 from pursuitify.compiler.tracing.match_modes import align, same_graph
 from pursuitify.compiler.tracing.nodes import describe, module_path

@@ -14,11 +14,8 @@ from pursuitify.compiler.tracing import contexts, guards, nodes, size_branches
 from pursuitify.compiler.tracing.contexts import Watch
 from pursuitify.compiler.tracing.proxies import TracedTensor, Value
 from pursuitify.compiler.tracing.size_branches import Choices, Judge
-from pursuitify.rules import split_ops
-from pursuitify.rules.functions import Applied
-from pursuitify.compiler.tracing import guards, nodes, size_branches
-from pursuitify.compiler.tracing.size_branches import Choices
 from pursuitify.rules import preprocessing, split_ops
+from pursuitify.rules.functions import Applied
 from pursuitify.utils import patched_methods
 
 LeafModule = type[nn.Module] | str

@@ -31,7 +31,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pursuitify.dictionary import structured
 from pursuitify.dictionary.bound_rows import BoundPath
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import OptionError

@@ -1,0 +1,737 @@
+"""Proofs of a network on one input: it is its source, and its dictionary is that of its source.
+
+torch.fx sees calls, not what they mean: whatever Python decides in a forward, or a user changes
+after the conversion, can make the compiled program differ from the model. So a network is proven
+on the values of a pass, row by row:
+
+* ``source``: the source's own operations, started from the recorded latents of earlier rows, give
+  the recorded latent. Every row starts from recorded values, so that rounding does not add up.
+* ``u`` and ``equation``: the bound dictionary gives u_j and, by (17),
+  w_j = phi_j(B_j^T u_j - lam_j).
+* ``adjoint``: <A x, y> = <x, A^T y> for the operators of the row, x the pass's own values.
+
+Errors are measured against the size of what is added up, so that neither large nor small weights
+matter. Where a sum cancels, that size is found by giving the terms random signs: the sum of what is
+then left is as large as rounding could make it, for every operator alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pursuitify.compiler.graph.rows import needed_operations
+from pursuitify.compiler.lowering.program import Pass, Program
+from pursuitify.compiler.tracing.hidden_state import random_state, restore_random_state
+from pursuitify.compiler.tracing.nodes import describe
+from pursuitify.dictionary.bound_rows import BoundRow
+from pursuitify.dictionary.readers import Branch
+from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.errors import Problem, VerificationError
+from pursuitify.network import structures
+from pursuitify.operators import LinearMap
+from pursuitify.operators.onednn_conv import PackedConv
+from pursuitify.utils import func_transforms
+from pursuitify.utils.running_statistics import untouched
+
+#: Largest relative error of a right network, by the dtype in which it computes.
+TOLERANCES = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 0.15,
+}
+#: The same for float32 where an accelerator rounds the factors of products to ten bits.
+_TF32 = 2e-2
+#: Samples on which a network proves itself: two, so that what mixes them is seen.
+SAMPLES = 2
+#: Seed of the directions of the dot tests; a generator of its own, so that no one else's moves.
+_SEED = 17
+_HINT = (
+    "If the network was changed after its conversion (a module replaced, an attribute, a hook, a "
+    "forward), convert the changed source again. If the source itself does what torch.fx cannot "
+    "see, name the module in leaf_modules and give it a rule, or write it as plain tensor "
+    "operations. iterations=0 runs the source's operations alone"
+)
+
+
+@dataclass(frozen=True)
+class RowProof:
+    """Relative errors of one row; NaN where one does not apply, as in a row that is not finite.
+
+    Attributes:
+        name: The latent's name.
+        module: Path of the module it comes from.
+        source: Of the source's operations against the recorded latent.
+        u: Of u_j by the dictionary's operators against its recorded value.
+        equation: Of (17) against the recorded latent.
+        adjoint: Of the dot test.
+    """
+
+    name: str
+    module: str
+    source: float
+    u: float
+    equation: float
+    adjoint: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was proven on one input, and what was not.
+
+    Attributes:
+        model: Name of the source's class.
+        training: Whether it was proven in training mode.
+        tolerance: Largest relative error that rounding explains, by the dtype.
+        rows: One record per row, in graph order.
+        output: Relative error of the output from the feed-forward latents; NaN if not compared.
+        problems: What is wrong, in graph order; empty where everything holds.
+    """
+
+    model: str
+    training: bool
+    tolerance: float
+    rows: tuple[RowProof, ...]
+    output: float
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything holds."""
+        return not self.problems
+
+    def worst(self, what: str) -> float:
+        """Return the largest error of one kind over the rows; NaN where there is none."""
+        values = [value for row in self.rows if (value := getattr(row, what)) == value]
+        return max(values, default=float("nan"))
+
+    def __str__(self) -> str:
+        """Return a summary and one line per problem."""
+        mode = "training" if self.training else "evaluation"
+        errors = ", ".join(
+            f"{what} {self.worst(what):.2g}" for what in ("source", "u", "equation", "adjoint")
+        )
+        verdict = "holds" if self.ok else f"{len(self.problems)} problem(s)"
+        lines = [
+            f"{self.model} in {mode} mode, {len(self.rows)} rows: {verdict}",
+            f"largest relative errors: {errors}, output {self.output:.2g} "
+            f"(tolerance {self.tolerance:g})",
+        ]
+        return "\n".join([*lines, *(f"  - {problem}" for problem in self.problems)])
+
+    def demand(self) -> Verification:
+        """Return the report.
+
+        Raises:
+            VerificationError: If something does not hold; lists all of it.
+        """
+        if self.problems:
+            mode = "training" if self.training else "evaluation"
+            raise VerificationError(
+                f"{self.model} is not the network its dictionary describes, in {mode} mode: "
+                f"{len(self.problems)} row(s) or outputs differ by more than {self.tolerance:g} "
+                "of their size",
+                self.problems,
+            )
+        return self
+
+
+# -- the state a pass starts from -----------------------------------------------------------------
+
+
+@dataclass
+class Start:
+    """The random numbers and buffers a pass starts from, kept so that it can be run again.
+
+    Attributes:
+        numbers: State of the random number generators of the CPU.
+        device: Where the inputs are.
+        device_numbers: State of that device's generator; None on a CPU.
+        buffers: Copies of the buffers, by the identity of the network's own; none where nothing
+            is in training mode.
+        key: What is proven if the proof holds.
+        kept: The network's own buffers, by the identity of the copy that stands in for them.
+    """
+
+    numbers: Any
+    device: torch.device
+    device_numbers: Tensor | None
+    buffers: dict[int, Tensor]
+    key: object = None
+    kept: dict[int, Tensor] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def again(self, network: nn.Module) -> Iterator[None]:
+        """Run from there once more; random numbers and buffers are left as they are now.
+
+        Inside, the buffers are the copies in ``buffers``.
+        """
+        numbers = random_state()
+        own = _device_numbers(self.device)
+        held = [
+            (module, name, buffer)
+            for module in network.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and id(buffer) in self.buffers
+        ]
+        self.kept = {id(self.buffers[id(buffer)]): buffer for _, _, buffer in held}
+        try:
+            self.restore_numbers()
+            for module, name, buffer in held:
+                module._buffers[name] = self.buffers[id(buffer)]
+            yield
+        finally:
+            for module, name, buffer in held:
+                module._buffers[name] = buffer
+            restore_random_state(numbers)
+            _set_device_numbers(self.device, own)
+
+    def restore_numbers(self) -> None:
+        """Put the random number generators back to where the pass started."""
+        restore_random_state(self.numbers)
+        _set_device_numbers(self.device, self.device_numbers)
+
+
+def start(network: nn.Module, values: Sequence[Any]) -> Start:
+    """Return what a pass that begins now starts from."""
+    device = next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
+    copies: dict[int, Tensor] = {}
+    if any(module.training for module in network.modules()):
+        copies = {id(b): b.detach().clone() for b in network.buffers()}
+    return Start(random_state(), device, _device_numbers(device), copies)
+
+
+@contextlib.contextmanager
+def aside(network: nn.Module, values: Sequence[Any]) -> Iterator[Start]:
+    """Run a pass that leaves no trace: buffers and random numbers stay, nothing is recorded."""
+    with torch.no_grad(), untouched(network):
+        began = start(network, values)
+        try:
+            yield began
+        finally:
+            began.restore_numbers()
+
+
+def _device_numbers(device: torch.device) -> Tensor | None:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_device_numbers(device: torch.device, state: Tensor | None) -> None:
+    if state is not None:
+        torch.cuda.set_rng_state(state, device)
+
+
+# -- when a network proves itself -----------------------------------------------------------------
+
+
+class Proofs:
+    """The programs, dtypes and sizes a network has proven itself on."""
+
+    def __init__(self) -> None:
+        self._proven: set[object] = set()
+
+    def __deepcopy__(self, memo: Any) -> Proofs:
+        """Return none: a copy proves itself."""
+        return Proofs()
+
+    def __reduce__(self) -> tuple[type[Proofs], tuple[()]]:
+        """Pickle none of them."""
+        return Proofs, ()
+
+    def begin(self, network: nn.Module, values: Sequence[Any], packs: bool) -> Start | None:
+        """Return what the pass starts from if it has to be proven, None otherwise.
+
+        Args:
+            network: The network.
+            values: The arguments of the call.
+            packs: Whether the sweeps may run on packed kernels.
+        """
+        if func_transforms.active() or torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+            return None
+        tensors = [v for v in values if isinstance(v, Tensor)]
+        if any(v.is_meta for v in tensors):
+            return None
+        found, unsettled = structure(network)
+        sizes = tuple((v.dtype, v.device, v.shape[1:], v.shape[:1] == (1,)) for v in tensors)
+        key = (found, network.training, packs, sizes, _autocast(tensors))
+        if key in self._proven and not unsettled:
+            return None
+        began = start(network, values)
+        began.key = key
+        return began
+
+    def passed(self, began: Start) -> None:
+        """Note that the pass that began there was proven."""
+        self._proven.add(began.key)
+
+
+def _autocast(tensors: Sequence[Tensor]) -> torch.dtype | None:
+    kind = tensors[0].device.type if tensors else "cpu"
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
+
+
+#: Containers that hang on every module; what they hold is looked at by name where it matters.
+_CONTAINERS = (dict, list, set)
+
+
+def structure(network: nn.Module) -> tuple[int, bool]:
+    """Return a number that changes with the network's modules, and whether hooks write to them.
+
+    The number stands for the modules' types, their plain attributes (a stride, a patched forward),
+    the names of their parameters and their hooks, not for tensors: training does not change it.
+    A pre-hook may compute a parameter anew in every call, as pruning does, so that no proof of one
+    call says anything of the next.
+    """
+    parts: list[object] = []
+    unsettled = False
+    stack = [module for module in network._modules.values() if module is not None]
+    while stack:
+        module = stack.pop()
+        own = module.__dict__
+        parts.append(type(module))
+        for value in own.values():
+            if isinstance(value, (*_CONTAINERS, Tensor)):
+                continue
+            parts.append(value)
+        parts.extend(own["_parameters"])
+        parts.extend(own["_forward_hooks"])
+        if own["_forward_pre_hooks"]:
+            unsettled = True
+        stack.extend(child for child in own["_modules"].values() if child is not None)
+    try:
+        return hash(tuple(parts)), unsettled
+    except TypeError:  # an attribute of a kind that has no hash: what it is, not what it holds
+        return hash(tuple(p if _hashes(p) else type(p) for p in parts)), unsettled
+
+
+def _hashes(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+# -- the proof ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def prove(
+    network: nn.Module,
+    name: str,
+    program: Program,
+    began: Start,
+    first: Pass,
+    bound: StructuredDictionary,
+    used: StructuredDictionary,
+    thresholds: Sequence[Tensor | None],
+) -> Verification:
+    """Prove one pass.
+
+    Args:
+        network: The network.
+        name: Class name of its source.
+        program: The program of its mode.
+        began: What the pass started from.
+        first: The feed-forward pass.
+        bound: The dictionary bound to it.
+        used: The same as the sweeps use it, its kernels packed where they are.
+        thresholds: lam_j per row as the feed-forward pass has them, unscaled.
+
+    Returns:
+        The report; nothing is raised for what does not hold.
+    """
+    tensors = [v for v in bound.inputs if isinstance(v, Tensor)]
+    dtype = _autocast(tensors) or _computed_in([*first.latents, *tensors])
+    tolerance = tolerance_of(dtype, tensors[0].device)
+    problems: list[Problem] = []
+    gaps, output = [float("nan")] * len(bound.rows), float("nan")
+    if not program.nonnegative:
+        replay = _Replay(network, program, first)
+        with began.again(network):
+            answer = replay.run(*map(_own, bound.inputs), enable_io_processing=False)
+            problems += _state_problems(network, began)
+            output = _output_error(network, program, first, bound.inputs, answer, tolerance)
+        gaps = replay.gaps
+    work = _Work(bound, used, first, thresholds, tolerance)
+    rows = tuple(
+        RowProof(row.name, plan.source, *work.row(j, gaps[j]))
+        for j, (row, plan) in enumerate(zip(bound.rows, program.rows, strict=True))
+    )
+    for row, plan in zip(rows, program.rows, strict=True):
+        reasons = [
+            text.format(error)
+            for text, error in (
+                (_REASONS["source"], row.source),
+                (_REASONS["u"], row.u),
+                (_REASONS["equation"], row.equation),
+                (_REASONS["adjoint"] + work.blame(row.name), row.adjoint),
+            )
+            if error > tolerance
+        ]
+        if reasons:
+            op = describe(program.nodes[plan.name], network)
+            problems.append(Problem(row.name, op, row.module, "; ".join(reasons), _HINT))
+    if output > tolerance:
+        reason = (
+            "the output from the feed-forward latents differs from that of the source's "
+            f"operations by {output:.3g} of its size"
+        )
+        problems.append(Problem("output", name, "", reason, _HINT))
+    return Verification(name, network.training, tolerance, rows, output, tuple(problems))
+
+
+_REASONS = {
+    "source": "the source's operations give another value than the feed-forward pass of the "
+    "sweeps, by {:.3g} of its size",
+    "u": "the operators of the row do not give its u_j: they differ by {:.3g} of its size",
+    "equation": "equation (17), w_j = phi_j(B_j^T u_j - lam_j), fails at the feed-forward latents "
+    "by {:.3g} of the latent's size",
+    "adjoint": "its adjoint is not that of its operator: the dot test fails by {:.3g}",
+}
+
+
+def tolerance_of(dtype: torch.dtype, device: torch.device) -> float:
+    """Return the largest relative error that rounding explains."""
+    rounds = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    if dtype is torch.float32 and device.type == "cuda" and rounds:
+        return _TF32
+    return TOLERANCES.get(dtype, max(TOLERANCES.values()))
+
+
+def _floor(dtype: torch.dtype) -> float:
+    """Return the size below which products lose digits because they leave the dtype's range."""
+    info = torch.finfo(dtype)
+    return 1e3 * info.smallest_normal * info.eps if dtype is torch.float16 else info.tiny / info.eps
+
+
+def _computed_in(tensors: Sequence[Tensor]) -> torch.dtype:
+    """Return the least exact dtype of some tensors."""
+    kinds = [t.dtype for t in tensors if t.is_floating_point()]
+    return max(kinds, key=lambda kind: torch.finfo(kind).eps)
+
+
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _output_error(
+    network: nn.Module,
+    program: Program,
+    first: Pass,
+    inputs: Sequence[Any],
+    answer: Any,
+    tolerance: float,
+) -> float:
+    """Return the error of the head's output from the feed-forward latents against ``answer``."""
+
+    def head(latents: Sequence[Tensor]) -> Any:
+        return program.head(network, tuple(latents), first, tuple(inputs))
+
+    found = head(first.latents)
+    error = structures.difference(found, answer)
+    if error <= tolerance:
+        return error
+    # The head may amplify rounding, as a BatchNorm of samples that are alike does: what it makes
+    # of latents that are off by the tolerance is no error either, nor is as small a part of an
+    # offset that it adds, since the offset may cancel.
+    generator = torch.Generator().manual_seed(_SEED)
+
+    def moved(w: Tensor) -> Tensor:
+        signs = torch.randn(w.shape, generator=generator).sign().to(w)
+        return w * (1 + tolerance * signs)
+
+    moves = structures.spread(found, head([moved(w) for w in first.latents]))
+    rows = set(needed_operations(program.rows))
+    offsets = [op.offset for name, op in first.bound.items() if name not in rows]
+    offset = max((structures.size(o) for o in offsets if o is not None), default=0.0)
+    moves = {path: max(move, tolerance * offset) for path, move in moves.items()}
+    return structures.difference(found, answer, moves, tolerance)
+
+
+def _state_problems(network: nn.Module, began: Start) -> list[Problem]:
+    """Compare the buffers the source's operations left with those of the pass; inside ``again``."""
+    wrong = [
+        path
+        for path, buffer in network.named_buffers()
+        if (twin := began.kept.get(id(buffer))) is not None
+        and structures.difference(twin, buffer) > tolerance_of(twin.dtype, twin.device)
+    ]
+    return [
+        Problem(
+            path.rpartition(".")[2],
+            "buffer",
+            path.rpartition(".")[0],
+            "the pass leaves another value in it than the source's operations do",
+            _HINT,
+        )
+        for path in wrong
+    ]
+
+
+class _Replay(fx.Interpreter):
+    """Runs the source's graph, every latent started from its recorded value."""
+
+    def __init__(self, network: nn.Module, program: Program, first: Pass) -> None:
+        super().__init__(network, graph=program.graph)
+        self.rows = {program.nodes[row.name]: row for row in program.rows}
+        self.first = first
+        self.gaps = [float("nan")] * len(program.rows)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node; of a latent, note the difference and hand the recorded value on.
+
+        What is handed on is a tensor of its own: later operations may work on it in place.
+        """
+        value = super().run_node(n)
+        row = self.rows.get(n)
+        if row is None:
+            return value
+        recorded = self.first.latents[row.index]
+        if not isinstance(value, Tensor) or value.shape != recorded.shape:
+            self.gaps[row.index] = float("inf")
+            return recorded.clone()
+        if torch.equal(value, recorded):
+            self.gaps[row.index] = 0.0
+            return value
+        self.gaps[row.index] = structures.gap(value, recorded)
+        return recorded.clone()
+
+
+@dataclass(eq=False)
+class _Work:
+    """The tests of the rows of one dictionary.
+
+    Attributes:
+        bound: The dictionary.
+        used: The same with its kernels packed, or itself.
+        first: The pass it is bound to.
+        thresholds: lam_j per row, unscaled.
+        tolerance: Errors below it are not looked at again.
+    """
+
+    bound: StructuredDictionary
+    used: StructuredDictionary
+    first: Pass
+    thresholds: Sequence[Tensor | None]
+    tolerance: float
+    packed: dict[int, PackedConv] = field(default_factory=dict)
+    directions: dict[torch.dtype, Tensor] = field(default_factory=dict)
+    blamed: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Find the packed form of every map that has one, and draw the directions."""
+        if self.used is not self.bound:
+            for plain, row in zip(self.bound.rows, self.used.rows, strict=True):
+                if plain.diagonal is not None and row.diagonal is not None:
+                    for one, other in zip(plain.diagonal.maps, row.diagonal.maps, strict=True):
+                        self._pair(one, other)
+            for branch, twin in zip(self.bound.branches, self.used.branches, strict=True):
+                self._pair_branch(branch, twin)
+        sizes = [w.numel() for w in self.first.latents]
+        sizes += [sum(part.numel() for part in row.u) for row in self.bound.rows]
+        like = self.first.latents[0]
+        generator = torch.Generator(like.device).manual_seed(_SEED)
+        drawn = torch.randn(max(sizes), generator=generator, device=like.device)
+        self.directions = {torch.float32: drawn.float()}
+
+    def _pair(self, plain: LinearMap, used: LinearMap) -> None:
+        if isinstance(used, PackedConv):
+            self.packed[id(plain)] = used
+
+    def _pair_branch(self, plain: Branch, used: Branch) -> None:
+        for (one, rest), (other, more) in zip(plain.through, used.through, strict=True):
+            self._pair(one, other)
+            self._pair_branch(rest, more)
+
+    def blame(self, name: str) -> str:
+        """Return which operator of a row failed its dot test, in words."""
+        return self.blamed.get(name, "")
+
+    def direction(self, like: Tensor) -> Tensor:
+        """Return a random direction, of the shape and memory order of a value."""
+        if like.dtype not in self.directions:
+            self.directions[like.dtype] = self.directions[torch.float32].to(like.dtype)
+        flat = self.directions[like.dtype][: like.numel()]
+        order = sorted(range(like.dim()), key=like.stride, reverse=True)
+        shape = [like.shape[d] for d in order]
+        back = sorted(range(like.dim()), key=order.__getitem__)
+        return flat.reshape(shape).permute(back)
+
+    def apply(self, maps: Sequence[LinearMap], x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return A x and what every map of the chain was given."""
+        given = []
+        for item in maps:
+            given.append(x)
+            packed = self.packed.get(id(item))
+            if packed is not None and _usable(packed.direct.factor):
+                x = packed.direct.apply(x) / packed.direct.factor
+            else:
+                x = item.apply(x)
+        return x, given
+
+    def adjoint(self, maps: Sequence[LinearMap], given: Sequence[Tensor], y: Tensor) -> Tensor:
+        """Return A^T y."""
+        for item, x in zip(reversed(maps), reversed(given), strict=True):
+            packed = self.packed.get(id(item))
+            turned = None if packed is None else packed.turned
+            if turned is not None and _usable(turned.factor):
+                y = turned.add(torch.zeros_like(x), y) / turned.factor
+            else:
+                y = item.adjoint(y)
+        return y
+
+    def row(self, j: int, gap: float) -> tuple[float, float, float, float]:
+        """Return the errors of one row, in the order of ``RowProof``.
+
+        Args:
+            j: The row.
+            gap: Largest difference of its latent from what the source's operations give.
+        """
+        row, w, lam = self.bound.rows[j], self.first.latents[j].detach(), self.thresholds[j]
+        whole = structures.largest(w)
+        recorded = row.join(row.u).detach()
+        within, floor = structures.size(recorded), _floor(w.dtype)
+        if not math.isfinite(whole) or 0 < whole < floor or 0 < within < floor:
+            return (math.nan,) * 4  # the source overflows or underflows: nothing to prove
+        maps = () if row.diagonal is None else row.diagonal.maps
+        try:
+            u, adjoint = self._u_of(row, recorded)
+            z, given = self.apply(maps, u)
+            value = row.activation(z if lam is None else z - lam)
+        except RuntimeError as error:  # shapes that do not fit
+            self.blamed[row.name] = f" ({error})"
+            return structures.ratio(gap, whole), math.inf, math.inf, math.inf
+        gaps = [gap, math.inf, math.inf]
+        if u.shape == recorded.shape:
+            gaps[1] = structures.gap(u, recorded)
+        if value.shape == w.shape:
+            gaps[2] = structures.gap(value, w)
+        if maps:
+            y = self.direction(z)
+            found = self._dot(z, y, [(u, self.adjoint(maps, given, y))])
+            if found > self.tolerance:
+                self._name(row.name, maps, given)
+            adjoint = max(found, adjoint) if adjoint == adjoint else found
+        errors = _ratios(gaps, (whole, within, whole))
+        if any(error > self.tolerance for error in errors):
+            terms = self._terms(row, recorded)
+            inner = structures.size(self.first.u[j].detach() - recorded)
+            within = max(structures.size(terms), within, inner)
+            spread = within
+            if maps:
+                signs = self.direction(terms).sign()
+                spread = structures.size(self.apply(maps, terms * signs)[0])
+            offset = 0.0 if lam is None else structures.size(lam)
+            whole = max(structures.size(z), whole, spread, offset)
+            errors = _ratios(gaps, (whole, within, whole))
+        return errors[0], errors[1], errors[2], adjoint
+
+    def _u_of(self, row: BoundRow, recorded: Tensor) -> tuple[Tensor, float]:
+        """Return u_j by the row's operators, and the error of their dot test; NaN without any.
+
+        The latents alone are tested: nothing applies the adjoint of what reads the input.
+        """
+        y = self.direction(recorded)
+        parts, pairs, left = [], [], 0.0
+        for paths, like, direction in zip(row.slots, row.u, row.split(y), strict=True):
+            total: Tensor | None = None
+            for path in paths:
+                x = self._leaf(path.leaf)
+                value, given = self.apply(path.maps, x)
+                total = value if total is None else total + value
+                if path.leaf >= 0 and path.maps:
+                    pairs.append((x, self.adjoint(path.maps, given, direction.expand_as(value))))
+                else:
+                    left -= _inner(value, direction.expand_as(value))
+            parts.append(torch.zeros_like(like) if total is None else total)
+        u = row.join(tuple(parts))
+        if not pairs:
+            return u, math.nan
+        left += _inner(u, y.expand_as(u))
+        error = self._dot(u, y, pairs, left)
+        if error > self.tolerance:
+            for path in (path for paths in row.slots for path in paths if path.leaf >= 0):
+                self._name(row.name, path.maps, self.apply(path.maps, self._leaf(path.leaf))[1])
+        return u, error
+
+    def _leaf(self, leaf: int) -> Tensor:
+        value = self.bound.inputs[-1 - leaf] if leaf < 0 else self.first.latents[leaf]
+        return value.detach()
+
+    def _name(self, name: str, maps: Sequence[LinearMap], given: Sequence[Tensor]) -> None:
+        """Note which operators of a chain fail the dot test each on its own."""
+        for item, x in zip(maps, given, strict=True):
+            value = self.apply([item], x)[0]
+            y = self.direction(value)
+            back = self.adjoint([item], [x], y)
+            if self._dot(value, y, [(x, back)]) > self.tolerance:
+                self.blamed[name] = f" in its {type(item).__name__}"
+
+    def _dot(
+        self,
+        value: Tensor,
+        y: Tensor,
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        left: float | None = None,
+    ) -> float:
+        """Return the error of <A x, y> = sum <x, A^T y>, relative to the size of A x.
+
+        Where that cancels, relative to the terms' root sum of squares: a random y makes the terms
+        add up like that, and rounding errors too.
+
+        Args:
+            value: A x.
+            y: The direction.
+            pairs: Per operator its x and its A^T y.
+            left: <A x, y> if it is not that of ``value``.
+        """
+        if any(x.shape != back.shape for x, back in pairs):
+            return math.inf
+        left = _inner(value, y) if left is None else left
+        gap = abs(left - sum(_inner(x, back) for x, back in pairs))
+        scale = structures.square(value)
+        error = structures.ratio(gap, scale**0.5)
+        if error > self.tolerance:
+            scale += sum(structures.square(_product(x, back)) for x, back in pairs)
+            error = structures.ratio(gap, scale**0.5)
+        return error
+
+    def _terms(self, row: BoundRow, recorded: Tensor) -> Tensor:
+        """Return, entry by entry, how large the terms of u_j are, cancelled or not."""
+        parts = []
+        for paths, like in zip(row.slots, row.u, strict=True):
+            total = torch.zeros_like(like)
+            for path in paths:
+                x = self._leaf(path.leaf)
+                total = total + self.apply(path.maps, x * self.direction(x).sign())[0].abs()
+            parts.append(total)
+        return row.join(tuple(parts)) + recorded.abs()
+
+
+def _usable(factor: float) -> bool:
+    return factor != 0 and abs(factor) < float("inf")
+
+
+def _ratios(gaps: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    return [structures.ratio(gap, size) for gap, size in zip(gaps, sizes, strict=True)]
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    """Return the inner product."""
+    return float(_product(a, b).sum())
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype in (torch.float16, torch.bfloat16):
+        a, b = a.float(), b.float()
+    return a * b

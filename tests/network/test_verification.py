@@ -1,0 +1,540 @@
+"""What a network proves of itself, and of the model it was converted from.
+
+Special handling of a kind of fault may refuse it before the proof is asked. The tests here are
+about the proof alone, so they build the fault behind the back of whatever else looks for it:
+operators and rules of a right network are changed, and compiled programs are taken as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import types
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pursuitify import PursuitNetwork, explain, pursuitify
+from pursuitify.errors import ConversionError, OptionError, VerificationError
+from pursuitify.models import ChainNet, ResidualNet
+from pursuitify.network import structures, verification
+from pursuitify.operators import Chain, Conv, Scale, Select
+from pursuitify.operators.onednn_conv import PackedConv
+from tests.support.randomnets import general_net
+
+IMAGE = (2, 3, 8, 8)
+
+
+class Small(nn.Sequential):
+    """Two convolutions with BatchNorm and a pooling, and a dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(96, 3),
+        )
+
+
+def image(dtype: torch.dtype = torch.float64, batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(batch, *IMAGE[1:], generator=generator, dtype=torch.float64).to(dtype)
+
+
+def converted(dtype: torch.dtype = torch.float64, **options: Any) -> PursuitNetwork:
+    torch.manual_seed(0)
+    return pursuitify(Small().to(dtype).eval(), iterations=2, **options)
+
+
+def checks_of(net: PursuitNetwork, x: Tensor) -> int:
+    """Return how many passes are proven in one call."""
+    found = []
+    prove, verification.prove = verification.prove, lambda *a: found.append(1) or prove(*a)
+    try:
+        with torch.no_grad():
+            net(x)
+    finally:
+        verification.prove = prove
+    return len(found)
+
+
+# -- right networks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("build", [Small, ResidualNet, ChainNet])
+def test_a_right_network_passes_at_every_scale(
+    build: Callable[[], nn.Module], scale: float, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    net = pursuitify(build().to(dtype), iterations=1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(scale)
+    size = 8 if build is Small else 32
+    x = torch.rand(3, 3, size, size).to(dtype)
+    for mode in (True, False):
+        report = net.train(mode).verify(x)
+        assert report.ok
+        assert report.training is mode
+        assert report.worst("equation") <= report.tolerance
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_samples_that_are_alike_pass(mode: bool) -> None:
+    """A BatchNorm whose variance is zero makes rounding as large as its values."""
+
+    class Embedding(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(
+                nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(),
+                nn.Linear(216, 5), nn.BatchNorm1d(5),
+            )  # fmt: skip
+
+    torch.manual_seed(1)
+    net = pursuitify(Embedding(), iterations=1).train(mode)
+    for x in (torch.zeros(IMAGE), torch.ones(IMAGE), 1e3 * torch.rand(1, 3, 8, 8).expand(IMAGE)):
+        assert net.verify(x).ok
+
+
+def test_what_cancels_passes() -> None:
+    """Kernels of mean zero on a constant image give nothing but rounding."""
+
+    class Cancels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.relu(self.a(x) + 1.7)
+            return F.relu(self.b(h) - 0.3 * h[:, :, 1:-1, 1:-1]).mean((2, 3))
+
+    torch.manual_seed(0)
+    model = Cancels()
+    with torch.no_grad():
+        for conv in (model.a, model.b):
+            conv.weight -= conv.weight.mean((1, 2, 3), keepdim=True)
+    net = pursuitify(model.eval(), iterations=1)
+    assert net.verify(torch.ones(IMAGE)).ok
+
+
+@hypothesis.settings(max_examples=20, deadline=None)
+@given(general_net(), st.booleans())
+def test_right_networks_always_pass(drawn: tuple[nn.Module, Tensor], mode: bool) -> None:
+    model, x = drawn
+    net = pursuitify(model.train(mode), iterations=1)
+    report = net.verify(x)
+    assert report.ok
+    assert all(row.source == 0 or row.source <= 1e-12 for row in report.rows)
+    single = pursuitify(copy.deepcopy(model).float(), iterations=1, example_inputs=x.float())
+    with torch.no_grad():
+        assert checks_of(single, x.float()) == 1
+
+
+# -- wrong operators ------------------------------------------------------------------------------
+
+
+class Moved(Conv):
+    """A convolution whose adjoint is shifted by one pixel."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return A^T y, moved."""
+        return super().adjoint(y).roll(1, -1)
+
+
+class OnePixel(Conv):
+    """A convolution whose result is wrong in one entry."""
+
+    def apply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return A x but for one entry."""
+        value = super().apply(x, bias).clone()
+        value.flatten()[1] += value.abs().max()
+        return value
+
+
+class OtherWeight(Conv):
+    """A convolution whose adjoint has another kernel."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return A^T y by a kernel that is off by one percent."""
+        return 1.01 * super().adjoint(y)
+
+
+def altered(conv: Conv, kind: type[Conv]) -> Conv:
+    return kind(*(getattr(conv, f.name) for f in dataclasses.fields(conv)))
+
+
+MUTATIONS: dict[str, Callable[[Any], Any]] = {
+    "adjoint moved": lambda m: altered(m, Moved),
+    "adjoint scaled": lambda m: altered(m, OtherWeight),
+    "one pixel": lambda m: altered(m, OnePixel),
+}
+
+
+def mutated(
+    bound: Any, mutate: Callable[[Any], Any], number: int, kinds: tuple[type, ...] = (Conv,)
+) -> Any | None:
+    """Return the dictionary with one of its maps changed, or None where it has none."""
+    count = [0]
+
+    def change(maps: tuple[Any, ...]) -> tuple[Any, ...]:
+        new = []
+        for item in maps:
+            if isinstance(item, kinds):
+                count[0] += 1
+                item = mutate(item) if count[0] - 1 == number else item
+            new.append(item)
+        return tuple(new)
+
+    rows = []
+    for row in bound.rows:
+        diagonal = None if row.diagonal is None else Chain(change(row.diagonal.maps))
+        slots = tuple(
+            tuple(
+                dataclasses.replace(path, maps=change(path.maps)) if path.leaf >= 0 else path
+                for path in paths
+            )
+            for paths in row.slots
+        )
+        rows.append(dataclasses.replace(row, diagonal=diagonal, slots=slots))
+    if count[0] == 0:
+        return None
+    if count[0] <= number:
+        return mutated(bound, mutate, number % count[0], kinds)
+    return dataclasses.replace(bound, rows=tuple(rows))
+
+
+def proven(net: PursuitNetwork, x: Tensor, change: Callable[[Any], Any]) -> Any:
+    """Return the report of a pass whose dictionary was changed; None where nothing could be."""
+    with verification.aside(net, (x,)) as began:
+        first, bound = net._bind(net._program, (x,))
+        wrong = change(bound)
+        if wrong is None:
+            return None
+        return net._prove(began, first, wrong, wrong)
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+@hypothesis.settings(max_examples=8, deadline=None)
+@given(general_net(), st.integers(0, 20), st.booleans())
+def test_a_wrong_operator_is_always_seen(
+    name: str, drawn: tuple[nn.Module, Tensor], number: int, mode: bool
+) -> None:
+    model, x = drawn
+    net = pursuitify(model.train(mode), iterations=1)
+    report = proven(net, x, lambda bound: mutated(bound, MUTATIONS[name], number))
+    hypothesis.assume(report is not None)
+    # A row that is zero throughout proves nothing of what it reads, and needs nothing.
+    hypothesis.assume(all(bool(w.any()) for w in net.latents(x).values()))
+    assert not report.ok
+    with pytest.raises(VerificationError, match=r"dot test|equation|operators of the row"):
+        report.demand()
+
+
+def test_a_wrong_offset_is_seen() -> None:
+    net, x = converted(), image()
+
+    def change(bound: Any) -> Any:
+        rows = list(bound.rows)
+        rows[1] = dataclasses.replace(rows[1], threshold=rows[1].threshold * 1.001)
+        return dataclasses.replace(bound, rows=tuple(rows))
+
+    report = proven(net, x, change)
+    (problem,) = report.problems
+    assert (problem.node, problem.module) == (net._program.rows[1].name, "5")
+    assert "equation (17)" in problem.reason
+
+
+def test_a_wrong_selected_pixel_is_seen() -> None:
+    net, x = converted(), image()
+    largest = int(net.dictionary(x).rows[1].u[0].argmax())
+
+    def change(item: Select) -> Select:
+        indices = item.indices.clone()
+        indices.flatten()[largest] = (indices.flatten()[largest] + 1) % 64
+        return dataclasses.replace(item, indices=indices)
+
+    report = proven(net, x, lambda b: mutated(b, change, 0, (Select,)))
+    assert not report.ok
+
+
+def test_a_wrong_scale_is_seen() -> None:
+    net, x = converted(), image()
+    report = proven(net, x, lambda b: mutated(b, lambda m: Scale(m.factor * 1.0001), 0, (Scale,)))
+    if report is not None:
+        assert not report.ok
+
+
+# -- changed after the conversion -----------------------------------------------------------------
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that standardises its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight
+        w = (w - w.mean((1, 2, 3), True)) / w.std((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, w, self.bias)
+
+
+REPLACED: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "LeakyReLU": ("2", lambda: nn.LeakyReLU(0.3)),
+    "no activation": ("2", nn.Identity),
+    "GELU": ("5", nn.GELU),
+    "average": ("3", lambda: nn.AvgPool2d(2)),
+    "standardised": ("4", lambda: Standardised(8, 6, 3, padding=1).double()),
+}
+
+
+def prove_alone(net: PursuitNetwork, x: Tensor) -> None:
+    """Prove a pass, whatever looks at the network before a call."""
+    with verification.aside(net, (x,)) as began:
+        first, bound = net._bind(net._program, (x,))
+        net._prove(began, first, bound, bound).demand()
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_replaced_module_is_seen(name: str) -> None:
+    net, x = converted(), image()
+    net(x)
+    before = verification.structure(net)
+    path, build = REPLACED[name]
+    net.register_module(path, build())
+    assert verification.structure(net) != before
+    with pytest.raises(VerificationError, match=r"source.s operations|equation|operators"):
+        prove_alone(net, x)
+    with pytest.raises(ConversionError):
+        net(x)
+
+
+def test_a_changed_dilation_is_seen_in_the_packed_kernels() -> None:
+    net, x = converted(torch.float32), image(torch.float32)
+    with torch.no_grad():
+        net(x)
+        packed = net._packed(net.dictionary(x), list(net.step_sizes(x).values()))
+        conv = net.get_submodule("4")
+        conv.dilation = conv.padding = (2, 2)
+        with verification.aside(net, (x,)) as began:
+            first, bound = net._bind(net._program, (x,))
+            report = net._prove(began, first, bound, packed)
+    if any(isinstance(m, PackedConv) for m in packed.maps()):
+        assert not report.ok
+        assert "equation (17)" in str(report)
+
+
+def test_a_weight_computed_by_a_hook_is_proven_in_every_call() -> None:
+    from torch.nn.utils import prune
+
+    net, x = converted(), image()
+    layer = net.get_submodule("4")
+    prune.l1_unstructured(layer, "weight", 0.5)
+    assert verification.structure(net)[1]
+    with torch.no_grad():
+        prove_alone(net, x)
+        layer.weight_orig.mul_(3)
+        with pytest.raises(VerificationError):
+            prove_alone(net, x)
+
+
+def test_a_forward_patched_on_an_instance_is_seen() -> None:
+    def circular(self: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(F.pad(x, (1,) * 4, mode="circular"), weight, bias)
+
+    for patch in ("_conv_forward", "forward"):
+        net, x = converted(), image()
+        if patch == "forward":
+            net.get_submodule("5").forward = F.gelu
+        else:
+            conv = net.get_submodule("4")
+            conv._conv_forward = types.MethodType(circular, conv)
+        with pytest.raises(VerificationError):
+            prove_alone(net, x)
+
+
+# -- against the model ----------------------------------------------------------------------------
+
+
+class Frozen(Small):
+    """A model that keeps its BatchNorm in evaluation mode."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Set the mode of all but the BatchNorm."""
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+class ByType(Small):
+    """A model that decides by the type of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * 2 if type(x) is Tensor else x)
+
+
+def behind_the_back(model: nn.Module) -> PursuitNetwork:
+    """Convert the plain model, and pretend that it is another's conversion."""
+    plain = Small().to(next(model.parameters()).dtype)
+    plain.load_state_dict(model.state_dict())
+    return pursuitify(plain.train(model.training))
+
+
+@pytest.mark.parametrize("build", [Frozen, ByType])
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_model_that_is_not_its_program_is_seen(build: type[nn.Module], mode: bool) -> None:
+    from pursuitify.conversion.compare_with_source import compare_with_source
+
+    torch.manual_seed(0)
+    model = build().double().train(mode)
+    state = copy.deepcopy(model.state_dict())
+    net = behind_the_back(model)
+    with pytest.raises(VerificationError, match="mode") as caught:
+        compare_with_source(net, model, (image(),))
+    assert caught.value.problems
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    assert all(torch.equal(state[k], net.state_dict()[k]) for k in state)
+    with pytest.raises(ConversionError):
+        pursuitify(build().double().train(mode), example_inputs=image())
+    assert not explain(build().double().train(mode), example_inputs=image()).ok
+
+
+@pytest.mark.parametrize("options", [{}, {"copy": False}, {"balance": True}, {"paper": True}])
+@pytest.mark.parametrize("mode", [True, False])
+def test_example_inputs_of_a_right_model(options: dict[str, Any], mode: bool) -> None:
+    torch.manual_seed(0)
+    model = ResidualNet().train(mode)
+    numbers, state = torch.get_rng_state(), copy.deepcopy(model.state_dict())
+    x = torch.rand(4, 3, 32, 32)
+    numbers = torch.get_rng_state()
+    net = pursuitify(model, example_inputs=x, **options)
+    assert torch.equal(numbers, torch.get_rng_state())
+    assert net.training is mode
+    assert all(m.training is mode for name, m in net.named_modules() if name != "pursuit")
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    assert explain(model, example_inputs=(x,)).ok
+
+
+def test_example_inputs_are_checked() -> None:
+    for wrong in (3, [image()], (image(), 3), ()):
+        with pytest.raises(OptionError, match="example_inputs"):
+            pursuitify(Small().double(), example_inputs=wrong)
+        assert not explain(Small().double(), example_inputs=wrong).ok
+    with pytest.raises(OptionError, match="cannot run on example_inputs"):
+        pursuitify(Small().double(), example_inputs=image()[:, :2])
+
+
+# -- the self-check -------------------------------------------------------------------------------
+
+
+def test_it_runs_once_per_program_dtype_and_size() -> None:
+    net, x = converted(), image()
+    assert [checks_of(net, x) for _ in range(3)] == [1, 0, 0]
+    assert checks_of(net, image(batch=7)) == 0
+    larger = F.pad(x, (0, 0, 0, 0, 0, 0, 0, 1))
+    assert checks_of(net, larger) == 0
+    assert [checks_of(net.train(), x) for _ in range(2)] == [1, 0]
+    assert [checks_of(net.float().eval(), x.float()) for _ in range(2)] == [1, 0]
+    assert checks_of(copy.deepcopy(net), x.float()) == 1
+    with torch.no_grad():
+        net.get_submodule("4").weight.mul_(2)
+    assert checks_of(net, x.float()) == 0
+
+
+def test_it_is_off_where_it_is_not_wanted() -> None:
+    x = image()
+    assert checks_of(converted(verify="off"), x) == 0
+    net = converted()
+    net.self_check = "off"
+    assert checks_of(net, x) == 0
+    net.self_check, net.iterations = "first", 0
+    assert checks_of(net, x) == 0
+    with pytest.raises(OptionError, match="'first', 'off'"):
+        converted(verify="always")
+    with pytest.raises(OptionError, match="'first', 'off'"):
+        net.self_check = True
+    torch.func.vmap(converted())(x[:, None])
+
+
+class Noisy(nn.Sequential):
+    """Dropout and BatchNorm, which draw and count."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5),
+            nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(64, 3),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [2, 7])
+def test_it_leaves_no_trace(batch: int) -> None:
+    outcomes = []
+    for verify in ("off", "first"):
+        torch.manual_seed(0)
+        net = pursuitify(Noisy().double(), iterations=2, verify=verify)
+        torch.manual_seed(5)
+        y = net(image(batch=batch))
+        y.sum().backward()
+        buffers = {name: b.clone() for name, b in net.named_buffers()}
+        slopes = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+        outcomes.append((y.detach(), buffers, slopes, torch.get_rng_state()))
+    (y, buffers, slopes, numbers), other = outcomes
+    assert torch.equal(y, other[0])
+    assert all(torch.equal(buffers[k], other[1][k]) for k in buffers)
+    assert all(torch.equal(a, b) for a, b in zip(slopes, other[2], strict=True))
+    assert torch.equal(numbers, other[3])
+
+
+def test_the_report_reads() -> None:
+    report = converted().verify(image())
+    assert [row.name for row in report.rows] == list(converted().latents(image()))
+    assert "2 rows: holds" in str(report)
+    assert report.demand() is report
+
+
+def test_what_a_network_returns_is_compared_place_by_place() -> None:
+    a = {"out": torch.ones(2), "aux": (torch.zeros(1), 3)}
+    assert structures.difference(a, copy.deepcopy(a)) == 0
+    b = {"out": torch.ones(2), "aux": (torch.zeros(1), 4)}
+    assert dict(structures.differences(a, b))["['aux'][1]"] == float("inf")
+    assert structures.difference(a, {"out": torch.ones(2)}) == float("inf")
+    nan = torch.tensor([float("nan"), 1.0])
+    assert structures.difference(nan, nan.clone()) == 0
+    assert structures.difference(nan, torch.ones(2)) == float("inf")
+    assert structures.difference(torch.ones(2), torch.ones(2, dtype=torch.float64)) == float("inf")
+
+
+ZOO = (
+    "resnet18", "densenet121", "googlenet", "mobilenet_v2", "shufflenet_v2_x1_0",
+    "regnet_y_400mf",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_the_zoo_passes(name: str) -> None:
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    rest = {"init_weights": False} if name == "googlenet" else {}
+    model = getattr(models, name)(weights=None, **rest)
+    x = torch.rand(2, 3, 64, 64)
+    assert pursuitify(model, iterations=1, example_inputs=x).verify(x).ok
+    for scale in (1e-3, 1e3):
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.mul_(scale)
+        net = pursuitify(twin, iterations=1)
+        for mode in (False, True):
+            assert net.train(mode).verify(x).ok
