@@ -1,12 +1,19 @@
-"""Files written whole or not at all, and read without executing anything in them."""
+"""Files written whole or not at all, and read without executing anything in them.
+
+Everything that this library writes goes through here: tensors, text, JSON, and with ``whole`` what
+another library writes to a path (ONNX files, pictures).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +48,69 @@ def write_text(target: Path, text: str) -> None:
         CheckpointError: If the file cannot be written; what stood at ``target`` is still there.
     """
     _replace(target, lambda path: Path(path).write_text(text, encoding="utf-8"))
+
+
+def write_json(target: Path, content: object) -> None:
+    """Write JSON, whole or not at all; a number that is not finite is null.
+
+    Raises:
+        CheckpointError: If the file cannot be written; what stood at ``target`` is still there.
+    """
+    write_text(target, as_json(content, indent=1))
+
+
+def as_json(content: object, indent: int | None = None) -> str:
+    """Return content as JSON that every reader takes: what is not finite is null, not NaN."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def is_finite(content: object) -> bool:
+    """Whether every number in nested lists and dictionaries is finite."""
+    if isinstance(content, Mapping):
+        return all(map(is_finite, content.values()))
+    if isinstance(content, (list, tuple)):
+        return all(map(is_finite, content))
+    return not isinstance(content, float) or math.isfinite(content)
+
+
+def _finite(content: object) -> object:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return content if is_finite(content) else None
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Let another library write a file, and put it in place only if the block ends well.
+
+    Inside the block the file is to be written to the path that is yielded, which has the target's
+    own name in a folder of its own beside it. Files written beside it there (the weights of a large
+    ONNX file) are put beside the target, before it. If the block raises, whatever the cause, nothing
+    of this is left and what stood at ``path`` is still there.
+
+    Args:
+        path: Where the file is to stand.
+
+    Raises:
+        CheckpointError: If the file cannot be written there.
+    """
+    target = Path(os.path.realpath(path))
+    _mode(target)
+    folder = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
+    try:
+        written = folder / target.name
+        yield written
+        others = sorted(part for part in folder.iterdir() if part != written)
+        for part in (*others, written):
+            _publish(part, target.parent / part.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_tensors(path: Path, key: str, writer: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -81,7 +151,10 @@ def clear_leftovers(target: Path) -> None:
     """Remove what a killed process left beside ``target`` while writing it."""
     target = Path(os.path.realpath(target))
     for path in target.parent.glob(f".{target.name}.{'?' * 8}"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _replace(target: Path, write: Callable[[str], Any]) -> None:
@@ -91,24 +164,35 @@ def _replace(target: Path, write: Callable[[str], Any]) -> None:
     the umask allows. Only a regular file is ever replaced.
     """
     target = Path(os.path.realpath(target))
-    mode = _mode(target)
+    _mode(target)
     temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}"
     try:
         temporary.open("xb").close()
-        mode = stat.S_IMODE(temporary.stat().st_mode) if mode is None else mode
     except OSError as error:
         raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
     try:
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         write(str(temporary))
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(mode)
-        os.replace(temporary, target)
-        _flush(target.parent)
+        temporary.chmod(mode)  # writers may choose one of their own
+        _publish(temporary, target)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {target}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Flush a finished file to the disk and rename it to its target, whose mode it takes over."""
+    mode = _mode(target)
+    try:
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        if mode is not None:
+            temporary.chmod(mode)
+        os.replace(temporary, target)
+        _flush(target.parent)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error}") from error
 
 
 def _mode(target: Path) -> int | None:

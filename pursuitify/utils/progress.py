@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from pursuitify.utils.progress_bar import bar_console
+
 
 @contextlib.contextmanager
 def bar(wanted: bool, what: str, total: int) -> Iterator[Callable[[], None]]:
@@ -20,6 +22,6 @@ def bar(wanted: bool, what: str, total: int) -> Iterator[Callable[[], None]]:
         return
     from rich.progress import Progress
 
-    with Progress() as shown:
+    with Progress(console=bar_console()) as shown:
         task = shown.add_task(what, total=total)
         yield lambda: shown.advance(task)

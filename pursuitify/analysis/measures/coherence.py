@@ -29,6 +29,7 @@ from pursuitify.errors import InputError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.operators import Select
 from pursuitify.utils import option_checks
+from pursuitify.utils.progress_bar import bar_console
 
 BOUNDARIES = ("interior", "exact")
 SWITCHES = ("centre", "worst", "batch")
@@ -163,6 +164,6 @@ def _progress(
         return
     from rich.progress import Progress
 
-    with Progress(transient=True) as bar:
+    with Progress(console=bar_console(), transient=True) as bar:
         task = bar.add_task("Gram blocks")
         yield lambda done, count: bar.update(task, completed=done, total=count)

@@ -44,6 +44,26 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> None:
     check_range(x)
 
 
+def check_labels(y: Tensor, classes: int) -> None:
+    """Refuse labels that a model with so many logits does not have, and a model with one.
+
+    Raises:
+        InputError: If there is a single logit, or a label is beyond the classes.
+    """
+    if classes < 2:
+        raise InputError(
+            "the model returns one logit per input, and the largest of one is always right: "
+            "accuracy would be 100 % whatever it computes. Return two, for instance "
+            "torch.cat([-z, z], 1) for a logit z of class 1"
+        )
+    if int(y.max()) >= classes:
+        wrong = int((y >= classes).sum())
+        raise InputError(
+            f"label {int(y.max())} is out of range: classes are 0 to {classes - 1}, and {wrong} of "
+            f"{len(y)} labels are beyond them"
+        )
+
+
 def check_range(x: Tensor) -> None:
     """Refuse inputs outside [0, 1]."""
     if not ((x >= 0) & (x <= 1)).all():

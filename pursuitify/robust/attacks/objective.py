@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import InputError
+from pursuitify.robust.attacks.input_checks import check_labels
 from pursuitify.robust.attacks.losses import Loss, toward
 
 _HERE = str(Path(__file__).parent)
@@ -110,9 +111,7 @@ def check_logits(logits: object, labels: Tensor) -> Tensor:
         raise InputError(f"the model must return logits ({len(labels)}, classes), not {got}")
     if not logits.detach().isfinite().all():
         raise InputError("the model returned logits that are not finite")
-    top = logits.shape[1] - 1
-    if int(labels.max()) > top:
-        raise InputError(f"label {int(labels.max())} is out of range: classes are 0 to {top}")
+    check_labels(labels, logits.shape[1])
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

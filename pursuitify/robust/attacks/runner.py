@@ -9,10 +9,17 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from pursuitify.robust.attacks.input_checks import attack_mode, batches, check_choice, check_inputs
+from pursuitify.robust.attacks.input_checks import (
+    attack_mode,
+    batches,
+    check_choice,
+    check_inputs,
+    check_labels,
+)
 from pursuitify.robust.attacks.losses import LOSSES
 from pursuitify.robust.attacks.objective import Guide, Objective
 from pursuitify.robust.attacks.threat_model import BALLS, Ball
+from pursuitify.utils.progress_bar import bar_console
 
 
 @dataclass(frozen=True)
@@ -86,12 +93,15 @@ class Campaign:
         seed = self.seed
         generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
         done = []
-        with attack_mode(model, self.guide), Progress(disable=not self.progress) as bar:
+        bars = Progress(console=bar_console(), disable=not self.progress)
+        with attack_mode(model, self.guide), bars as bar:
             parts = list(batches(x, y, self.batch_size))
             task = bar.add_task(self.title, total=len(parts) * ticks)
             for number, (part, labels) in enumerate(parts, 1):
                 ball = ball_type(part, eps)
                 start = objective(part, labels, clean=part)
+                if number == 1:  # before the work: the labels of the last batch too
+                    check_labels(y, start.logits.shape[1])
                 worst = Worst(part.clone(), start.loss, start.fooled)
 
                 def tick() -> None:

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pursuitify.errors import InternalError
+from pursuitify.errors import InputError, InternalError
 
 # Share of an l2 radius given up to the rounding of a norm over many pixels.
 _L2_SLACK = 1e-5
@@ -42,11 +42,17 @@ class Ball(ABC):
         """Return points that another made; what only rounding moved out is moved back in.
 
         Raises:
-            InternalError: If more than rounding did.
+            InputError: If more than rounding did, or a point is not finite.
         """
         nearest = self.project(points)
-        if not ((nearest - points).abs() <= 1e-5 * (1 + self.eps)).all():
-            self.check(points)
+        far = ~((nearest - points).abs() <= 1e-5 * (1 + self.eps)).flatten(1).all(1)
+        if far.any():
+            reach = float(self.distance(points)[far].max())
+            raise InputError(
+                f"it broke the threat model: {int(far.sum())} of {len(points)} points lie outside "
+                f"the ball or [0, 1] (up to {reach:.4g} from their inputs, where {self.eps:.4g} is "
+                "allowed)"
+            )
         return self.check(nearest)
 
     @abstractmethod

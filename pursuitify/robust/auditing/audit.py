@@ -5,22 +5,32 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from pursuitify.errors import InputError, OptionError
-from pursuitify.robust.attacks.input_checks import check_choice, check_inputs, check_positive
+from pursuitify.robust.attacks.input_checks import (
+    check_choice,
+    check_count,
+    check_inputs,
+    check_positive,
+)
 from pursuitify.robust.attacks.threat_model import BALLS
 from pursuitify.robust.auditing.attack_registry import Attack
 from pursuitify.robust.auditing.audit_report import AuditReport
 from pursuitify.robust.auditing.protocols import PROTOCOLS, Protocol
-from pursuitify.robust.auditing.results_record import Record, fingerprint
+from pursuitify.robust.auditing.results_record import Record, subject_identity
 from pursuitify.robust.auditing.run_protocol import TWIN, Auditor
 from pursuitify.robust.surrogates.sweep_counts import AtIterations, exact_derivatives, find_pursuit
+from pursuitify.utils.run_fingerprint import fingerprint
+from pursuitify.version import VERSION
 
-Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor | int]] | Dataset[Any]
 
 
 def audit(
@@ -51,26 +61,41 @@ def audit(
 
     Args:
         net: Returns logits for inputs in [0, 1]; audited in evaluation mode.
-        data: Inputs and labels, or an iterable of such batches; all of it is used.
+        data: Inputs and labels, an iterable of such batches, or a Dataset or list of samples
+            ``(x, label)``; all of it is used.
         eps: Radius of the ball.
         protocol: ``"quick"``, ``"standard"``, ``"full"``, or a :class:`Protocol` of your own.
         norm: ``"linf"`` or ``"l2"``.
         seed: Makes the audit repeat; the global random state is left alone.
         twins: Other networks by name, for instance the source before fine-tuning or an
             adversarially trained one: attacked like the net, and their gradients used against it.
-        attacks: Attacks of your own by name, called as ``attack(model, x, y, eps=eps)``.
+        attacks: Attacks of your own by name, called as ``attack(model, x, y, eps=eps)``. One that
+            raises, or leaves the ball, is reported as failed and raises a flag.
         batch_size: How many inputs to attack at a time.
         resume: File that keeps the results of finished attacks; an interrupted audit goes on
-            from it.
-        progress: Show a progress bar.
+            from it. It is refused where anything it depends on is another: inputs, labels,
+            options, the network's weights, plain attributes or answers, versions. An attack of
+            your own that was changed runs again.
+        progress: Show a progress bar, on standard error.
 
     Returns:
         The report. ``print(report)`` shows it, ``report.verdict`` sums it up.
+
+    Raises:
+        OptionError: If an option is wrong, or ``resume`` holds another audit.
+        InputError: If the data cannot be attacked, or the network or a twin returns anything but
+            finite logits of all its labels' classes.
+        KeyboardInterrupt: If interrupted; its text says where the finished results are.
     """
     if not isinstance(protocol, Protocol):
         protocol = check_choice("protocol", protocol, PROTOCOLS)
     check_choice("norm", norm, BALLS)
     check_positive("eps", eps)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise OptionError(f"seed must be an integer, not {seed!r}")
+    _check_own(attacks)
     x, y = gather(data)
     check_inputs(net, x, y, eps)
     if net.training:
@@ -86,44 +111,125 @@ def audit(
     pursuit = find_pursuit(net)
     if pursuit is not None:
         setting |= pursuit.settings()
-    identity = {
-        **setting,
-        "network": fingerprint(net),
-        "data": fingerprint(x, y),
-        "steps": fingerprint(repr(protocol)),
-    }
-    run = Auditor(
-        net=net,
-        subjects=subjects,
-        protocol=protocol,
-        x=x,
-        y=y,
-        eps=float(eps),
-        norm=norm,
-        seed=seed,
-        batch_size=batch_size,
-        record=Record(resume, identity),
-    )
     with _chance(x.device), exact_derivatives(net):
-        return run.report(setting, dict(attacks or {}), progress=progress)
+        identity = {
+            **setting,
+            "batch_size": batch_size,
+            "network": fingerprint(net),
+            "data": fingerprint(x, y),
+            "device": x.device.type,
+            "steps": fingerprint(repr(protocol)),
+            "version of pursuitify": VERSION,
+            "version of torch": str(torch.__version__),
+        }
+        record = Record(resume, identity | _beyond_weights(subjects, x, y, batch_size, seed))
+        run = Auditor(
+            net=net,
+            subjects=subjects,
+            protocol=protocol,
+            x=x,
+            y=y,
+            eps=float(eps),
+            norm=norm,
+            seed=seed,
+            batch_size=batch_size,
+            record=record,
+        )
+        try:
+            return run.report(setting, dict(attacks or {}), progress=progress)
+        except KeyboardInterrupt as stop:
+            path = record.rescue()
+            if path is None:
+                raise
+            raise KeyboardInterrupt(
+                f"interrupted; what was finished is in {path}: audit(..., resume={str(path)!r}) "
+                "goes on from there"
+            ) from stop
+
+
+def _beyond_weights(
+    subjects: Mapping[str, nn.Module], x: Tensor, y: Tensor, batch_size: int | None, seed: int
+) -> dict[str, Any]:
+    """Return what tells the networks from others of the same weights; the T = 0 twin is the net."""
+    found: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the model seems to return probabilities")
+        for name, subject in subjects.items():
+            if name == TWIN:
+                continue
+            try:
+                found |= subject_identity(name, subject, x, y, batch_size, seed)
+            except InputError as error:
+                if name == "network":
+                    raise
+                raise InputError(f"twin {name!r}: {error}") from error
+    return found
+
+
+def _check_own(attacks: object) -> None:
+    if attacks is None:
+        return
+    if not isinstance(attacks, Mapping):
+        raise OptionError(
+            f"attacks is a {type(attacks).__name__}, not a mapping: give {{'my attack': function}}"
+        )
+    for name, attack in attacks.items():
+        if not isinstance(name, str) or not callable(attack):
+            raise OptionError(
+                f"attacks[{name!r}] is a {type(attack).__name__}: attacks maps names to functions "
+                "called as attack(model, x, y, eps=eps)"
+            )
 
 
 def gather(data: Data) -> tuple[Tensor, Tensor]:
-    """Return all inputs and labels of tensors or of an iterable of batches."""
+    """Return all inputs and labels of tensors, of batches or of samples, as two tensors."""
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
         x, y = data
         if not isinstance(y, Tensor):
             raise InputError(f"labels must be a tensor, not {type(y).__name__}")
         return x.detach(), y
-    try:
-        parts = [(x, y) for x, y in data]
-    except (TypeError, ValueError) as error:
-        raise InputError("data must be (x, y) tensors or an iterable of (x, y) batches") from error
+    parts = [_part(number, part) for number, part in enumerate(_parts(data))]
     if not parts:
         raise InputError("there is nothing to attack: data is empty")
-    if not all(isinstance(part, Tensor) for pair in parts for part in pair):
-        raise InputError("data must be (x, y) tensors or an iterable of (x, y) batches")
+    kinds = {(tuple(x.shape[1:]), x.dtype, x.device.type) for x, _ in parts}
+    if len(kinds) > 1:
+        listed = sorted(f"{shape} {dtype} on {device}" for shape, dtype, device in kinds)
+        raise InputError(f"inputs of several kinds cannot be attacked together: {listed}")
     return torch.cat([x.detach() for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+_FORMS = "data must be (x, y) tensors, an iterable of such batches, or samples (x, label)"
+
+
+def _parts(data: Any) -> Iterator[Any]:
+    """Yield the items of data; a data set is read by index, as a loader reads it."""
+    if isinstance(data, Dataset) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        yield from (data[index] for index in range(len(data)))
+        return
+    if isinstance(data, (Tensor, str, Mapping)) or not isinstance(data, Iterable):
+        raise InputError(f"{_FORMS}, not a {type(data).__name__}")
+    yield from data
+
+
+def _part(number: int, part: Any) -> tuple[Tensor, Tensor]:
+    """Return a batch as it is and a sample as a batch of one."""
+    if not isinstance(part, (tuple, list)) or len(part) != 2 or not isinstance(part[0], Tensor):
+        kind = type(part).__name__
+        if isinstance(part, (tuple, list)):
+            kind += f" of {', '.join(type(entry).__name__ for entry in part)}"
+        raise InputError(f"{_FORMS}; entry {number} is a {kind}")
+    x, y = part
+    if isinstance(y, Integral):  # a sample of a data set
+        return x[None], torch.tensor([int(y)], device=x.device)
+    if not isinstance(y, Tensor):
+        raise InputError(f"{_FORMS}; the label of entry {number} is a {type(y).__name__}")
+    if y.ndim == 0:
+        return x[None], y[None]
+    if x.ndim == 0 or y.shape != x.shape[:1]:
+        raise InputError(
+            f"{_FORMS}; entry {number} has inputs {tuple(x.shape)} and labels {tuple(y.shape)}"
+        )
+    return x, y
 
 
 def _subjects(net: nn.Module, twins: dict[str, nn.Module]) -> dict[str, nn.Module]:

@@ -79,10 +79,7 @@ def of_attacks(results: Sequence[Result], images: int) -> list[Flag]:
 def _weak(results: Sequence[Result], images: int) -> list[Flag]:
     """Find iterated attacks that lose to one step, and attacks handed in that lose to PGD too."""
     flags = []
-    for result in results:
-        if result.error:
-            detail = f"{result.name} could not run: {result.error}"
-            flags.append(Flag("weak attack", detail))
+    flags += of_failures(results)
     whole = [r for r in results if r.attacked == images and not r.error]
     one_step = next((r for r in whole if r.kind == "one-step"), None)
     iterated = next((r for r in whole if r.kind == "white-box"), None)
@@ -99,6 +96,15 @@ def _weak(results: Sequence[Result], images: int) -> list[Flag]:
                 flags.append(Flag("weak attack", detail))
                 break
     return flags
+
+
+def of_failures(results: Iterable[Result]) -> list[Flag]:
+    """Name the attacks that could not run."""
+    return [
+        Flag("weak attack", f"{result.name} could not run: {result.error}")
+        for result in results
+        if result.error
+    ]
 
 
 def of_curve(points: Sequence[Point], clean: float, classes: int, images: int) -> list[Flag]:

@@ -1,19 +1,32 @@
-"""Results of finished attacks, and the file that keeps them between runs."""
+"""Results of finished attacks, the file that keeps them, and what tells one audit from another."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
+import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from pursuitify.checkpoints.tensor_sketch import sketch
 from pursuitify.errors import OptionError
-from pursuitify.utils.atomic_files import write_text
+from pursuitify.robust.attacks.input_checks import batches, evaluation_mode
+from pursuitify.robust.attacks.objective import check_logits
+from pursuitify.utils.atomic_files import write_json
+from pursuitify.utils.run_fingerprint import attributes, fingerprint
+
+__all__ = ["Record", "Result", "answers", "fingerprint", "subject_identity", "write"]
+
+#: Answers that differ by more than this share of their norm are another network's. The weights and
+#: attributes are compared exactly; this leaves room for sums in another order.
+_ANSWERS = 1e-4
+_FEW = 64  # inputs that are answered twice
 
 
 @dataclass(frozen=True)
@@ -50,8 +63,9 @@ class Record:
         """Open a file of the same audit, or start one.
 
         Args:
-            path: The file; None keeps nothing.
-            identity: What the results depend on.
+            path: The file; None keeps results in memory only.
+            identity: What the results depend on. Of entries ``answers of ...`` and ``attributes of
+                ...`` only those that file and audit share are compared.
 
         Raises:
             OptionError: If the file is of another audit, or none at all.
@@ -62,62 +76,118 @@ class Record:
         if self.path is None or not self.path.exists():
             return
         try:
-            held = json.loads(self.path.read_text())
-            other = held["identity"]
+            held = json.loads(self.path.read_text(encoding="utf-8"))
+            other = dict(held["identity"])
             results = {
                 key: Result(**{**value, "fooled": tuple(value["fooled"])})
                 for key, value in held["results"].items()
             }
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise OptionError(f"{self.path} is not the record of an audit") from error
-        differing = sorted(k for k in {**other, **identity} if other.get(k) != identity.get(k))
+        differing = _differences(other, self.identity)
         if differing:
             raise OptionError(
-                f"{self.path} holds another audit: it differs in {', '.join(differing)}"
+                f"{self.path} holds another audit: it differs in {', '.join(differing)}. Its "
+                "results would not be this audit's: give resume= a file of its own"
             )
         self.results = results
 
+    def find(self, key: str, fooled: set[int]) -> Result | None:
+        """Return a finished result, None if there is none.
+
+        Args:
+            key: Says all that the attack's points depend on.
+            fooled: What was fooled before it in this run, from which ``new`` follows.
+        """
+        found = self.results.get(key)
+        return None if found is None else replace(found, new=len({*found.fooled} - fooled))
+
     def keep(self, key: str, result: Result) -> None:
-        """Add a result and write the file."""
+        """Add a result and write the file; an attack that failed is tried again when resumed."""
         self.results[key] = result
         if self.path is not None:
-            held = {key: asdict(value) for key, value in self.results.items()}
-            write(self.path, {"identity": self.identity, "results": held})
+            self._write(self.path)
+
+    def rescue(self) -> Path | None:
+        """Return where the finished results are, after writing them there if nothing did yet."""
+        if self.path is None and any(not result.error for result in self.results.values()):
+            handle, name = tempfile.mkstemp(prefix="pursuitify-audit-", suffix=".json")
+            os.close(handle)
+            self.path = Path(name)
+            self._write(self.path)
+        return self.path
+
+    def _write(self, path: Path) -> None:
+        held = {key: asdict(r) for key, r in self.results.items() if not r.error}
+        write(path, {"identity": self.identity, "results": held})
 
 
 def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write JSON so that the file is never seen half written.
+    """Write JSON whole or not at all, into a folder that is made if need be.
 
     Raises:
         CheckpointError: If it cannot be written; what stood at ``path`` is still there.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, json.dumps(content, indent=1))
+    write_json(target, content)
 
 
-def fingerprint(*things: nn.Module | Tensor | str) -> str:
-    """Return a short hash of modules (what they hold and how they print), tensors and text."""
-    digest = hashlib.sha256()
-    for thing in things:
-        if isinstance(thing, str):
-            digest.update(thing.encode())
-            continue
-        tensors = {"": thing} if isinstance(thing, Tensor) else thing.state_dict()
-        if isinstance(thing, nn.Module):
-            digest.update(repr(thing).encode())
-        for name, value in tensors.items():
-            digest.update(name.encode())
-            if isinstance(value, Tensor):
-                digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-                flat = value.detach().cpu().contiguous().flatten()
-                digest.update(flat.view(-1).numpy().tobytes() if _plain(flat) else _listed(flat))
-    return digest.hexdigest()[:16]
+def subject_identity(
+    name: str, net: nn.Module, x: Tensor, y: Tensor, batch_size: int | None, seed: int
+) -> dict[str, Any]:
+    """Return what tells a network from another one beyond weights and text: entries of an identity.
+
+    Attributes are hashed one by one; those that a pass itself changes (counters, caches) are state
+    and left out. The answers are those on all inputs; where a network does not repeat itself under
+    the same seed there is nothing to compare, and the entry is empty.
+    """
+    before = attributes(net)
+    first = answers(net, x, y, batch_size, seed)
+    again = answers(net, x[:_FEW], y[:_FEW], batch_size, seed)
+    once = answers(net, x[:_FEW], y[:_FEW], batch_size, seed)
+    after = attributes(net)
+    repeats = _close(again, once)
+    return {
+        f"attributes of {name}": {k: v for k, v in before.items() if after.get(k) == v},
+        f"answers of {name}": first if repeats else {},
+    }
 
 
-def _plain(value: Tensor) -> bool:
-    return str(value.dtype) not in ("torch.bfloat16", "torch.complex32")
+@torch.no_grad()
+def answers(
+    net: nn.Module, x: Tensor, y: Tensor, batch_size: int | None, seed: int
+) -> dict[str, list[float]]:
+    """Return a few hundred numbers that stand for a network's logits on the inputs."""
+    torch.manual_seed(seed)
+    with evaluation_mode(net):
+        parts = [check_logits(net(part), labels) for part, labels in batches(x, y, batch_size)]
+    found = sketch(torch.cat(parts))
+    return {key: found[key] for key in ("norms", "sums")}
 
 
-def _listed(value: Tensor) -> bytes:
-    return repr(value.tolist()).encode()
+def _differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Name the entries of two identities that differ; answers alone if nothing else explains it."""
+    soft = {k for k in (*saved, *own) if k.startswith(("attributes of ", "answers of "))}
+    found = sorted(k for k in {*saved, *own} - soft if saved.get(k) != own.get(k))
+    for key in sorted(k for k in soft if k.startswith("attributes of ")):
+        theirs, mine = saved.get(key), own.get(key)
+        if isinstance(theirs, dict) and isinstance(mine, dict):
+            changed = sorted(k for k in theirs.keys() & mine.keys() if theirs[k] != mine[k])
+            found += [f"attribute {k!r} of {key.removeprefix('attributes of ')}" for k in changed]
+    if found:
+        return found
+    both = sorted(k for k in saved.keys() & own.keys() if k.startswith("answers of "))
+    return [k for k in both if not _close(saved[k], own[k])]
+
+
+def _close(one: Any, other: Any) -> bool:
+    """Whether two sketches of answers are the same to rounding; an empty one fits only another."""
+    try:
+        for key in ("norms", "sums") if one or other else ():
+            for a, b, norm in zip(one[key], other[key], other["norms"], strict=True):
+                if not math.isclose(a, b, rel_tol=0, abs_tol=_ANSWERS * norm + 1e-30):
+                    return False
+    except (KeyError, TypeError, ValueError):
+        return False
+    return True

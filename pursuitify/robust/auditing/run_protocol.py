@@ -7,15 +7,15 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-from pursuitify.errors import InputError, InternalError, PursuitifyError
-from pursuitify.robust.attacks.input_checks import evaluation_mode
+from pursuitify.errors import InputError, PursuitifyError
+from pursuitify.robust.attacks.input_checks import check_labels, evaluation_mode
 from pursuitify.robust.attacks.threat_model import BALLS
 from pursuitify.robust.auditing import red_flags as red
 from pursuitify.robust.auditing.attack_registry import ATTACKS, GUIDES, Attack
@@ -29,8 +29,10 @@ from pursuitify.robust.auditing.gradient_statistics import (
     through_sweeps,
 )
 from pursuitify.robust.auditing.protocols import Protocol, Step
-from pursuitify.robust.auditing.results_record import Record, Result, fingerprint
+from pursuitify.robust.auditing.results_record import Record, Result
 from pursuitify.robust.surrogates.sweep_counts import find_pursuit
+from pursuitify.utils.progress_bar import bar_console
+from pursuitify.utils.run_fingerprint import fingerprint
 
 #: The twin that every pursuit network has.
 TWIN = "same weights at T = 0"
@@ -53,6 +55,7 @@ class Auditor:
         seed: Every attack draws from its own seed, made of this and its name.
         batch_size: How many inputs at a time.
         record: Finished results.
+        marks: Hashes of the twins, as they were when first met.
     """
 
     net: nn.Module
@@ -65,6 +68,7 @@ class Auditor:
     seed: int
     batch_size: int | None
     record: Record
+    marks: dict[str, str] = field(default_factory=dict)
 
     def report(
         self, setting: Mapping[str, Any], own: Mapping[str, Attack], *, progress: bool
@@ -74,7 +78,7 @@ class Auditor:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             drift = spread(self.net, self.x[start], self.y[start])
-            classes = class_count(self.net, self.x[:1], self.y[:1])
+            classes = self._classes()
         likely = [str(w.message) for w in caught if "probabilities" in str(w.message)]
         for message in likely[:1]:
             warnings.warn(message, stacklevel=3)
@@ -95,10 +99,12 @@ class Auditor:
                 results += self._attack(name, wrong, steps[name], tell)
                 if name == "network":
                     results += self._own(wrong, results, own, tell)
-            curve = self._curve(classes, tell)
-            gradients = self._gradients()
+            curve, failed = self._curve(classes, tell)
+            gradients, trouble = self._gradients()
         raised = [
             *red.of_attacks([r for r in results if r.subject == "network"], len(self.x)),
+            *red.of_failures([r for r in results if r.subject != "network"] + failed),
+            *trouble,
             *red.of_curve(curve, clean["network"], classes, len(self.x)),
             *red.of_gradients(gradients),
         ]
@@ -115,6 +121,21 @@ class Auditor:
             flags=tuple(raised),
             seconds=sum(result.seconds for result in self.record.results.values()),
         )
+
+    def _classes(self) -> int:
+        """Return the network's number of classes, after a look at what every twin answers.
+
+        A twin that cannot be attacked is refused here rather than when its turn comes.
+        """
+        count = class_count(self.net, self.x[:1], self.y[:1])
+        check_labels(self.y, count)
+        for name, subject in self.subjects.items():
+            if name not in ("network", TWIN):
+                try:
+                    check_labels(self.y, class_count(subject, self.x[:1], self.y[:1]))
+                except InputError as error:
+                    raise InputError(f"twin {name!r}: {error}") from error
+        return count
 
     def _steps(self, classes: int, *, random: bool) -> dict[str, list[Step]]:
         """Return the steps for the network and for each twin."""
@@ -134,20 +155,19 @@ class Auditor:
     ) -> list[Result]:
         """Run the steps on one subject; ``wrong`` is fooled from the start."""
         fooled, results = set(wrong), []
-        identity = "" if name in ("network", TWIN) else fingerprint(self.subjects[name])
         for step in steps:
             tell(f"{name}: {step.name}")
-            key = f"{name} {identity}| {step.name}"
-            if step.guide.startswith("twin:"):
-                key += fingerprint(self.subjects[step.guide[5:]])
-            results.append(self._step(key, name, step, self.eps, wrong, fooled))
+            title = f"{name} | {step.name}"
+            results.append(self._step(title, name, step, self.eps, wrong, fooled))
             fooled |= set(results[-1].fooled)
         return results
 
     def _step(
-        self, key: str, name: str, step: Step, eps: float, wrong: set[int], fooled: set[int]
+        self, title: str, name: str, step: Step, eps: float, wrong: set[int], fooled: set[int]
     ) -> Result:
         """Run one step, or find it in the record."""
+        involved = {name, step.guide.removeprefix("twin:")} - {"network", TWIN}
+        depends = [self._mark(twin) for twin in sorted(involved & self.subjects.keys())]
 
         def attack(x: Tensor, y: Tensor, seed: int) -> Tensor:
             options: dict[str, Any] = {**step.options, "batch_size": self.batch_size}
@@ -159,7 +179,9 @@ class Auditor:
             return run(model, x, y, eps=eps, norm=self.norm, seed=seed, **options)
 
         skip = fooled if step.survivors else set()
-        return self._run(key, attack, name, step.name, step.kind, eps, wrong, fooled, skip)
+        return self._run(
+            title, depends, attack, name, step.name, step.kind, eps, wrong, fooled, skip
+        )
 
     def _own(
         self,
@@ -180,13 +202,11 @@ class Auditor:
                     points = own[name](self.net, x.clone(), y, eps=self.eps)
                 if not isinstance(points, Tensor) or points.shape != x.shape:
                     raise InputError("it must return perturbed inputs of the shape of x")
-                try:
-                    return BALLS[self.norm](x, self.eps).admit(points.detach().to(x))
-                except InternalError as error:
-                    raise InputError(f"it broke the threat model: {error}") from error
+                return BALLS[self.norm](x, self.eps).admit(points.detach().to(x))
 
+            title, depends = f"own | {name}", [fingerprint(own[name])]
             found = self._run(
-                f"own | {name}", attack, "network", name, "yours", self.eps, wrong, fooled, set()
+                title, depends, attack, "network", name, "yours", self.eps, wrong, fooled, set()
             )
             fooled = fooled.union(found.fooled)
             results.append(found)
@@ -194,7 +214,8 @@ class Auditor:
 
     def _run(
         self,
-        key: str,
+        title: str,
+        depends: Sequence[str],
         attack: Callable[[Tensor, Tensor, int], Tensor],
         subject: str,
         name: str,
@@ -204,11 +225,21 @@ class Auditor:
         fooled: set[int],
         skip: set[int],
     ) -> Result:
-        """Run an attack on all inputs but ``skip``, judge its points, and keep the result."""
-        if key in self.record.results:
-            return self.record.results[key]
+        """Run an attack on all inputs but ``skip``, judge its points, and keep the result.
+
+        The record's key names everything that the points depend on beside the audit's identity:
+        the twins and functions in ``depends``, and which inputs were left. So a result that a
+        change before it would have changed is not found, and the attack runs again.
+
+        An attack that raises is a result with an error, which raises a flag, and the audit goes on.
+        """
+        more = fingerprint(*depends, *sorted(skip)) if depends or skip else ""
+        key = f"{title} | {more}" if more else title
+        held = self.record.find(key, fooled)
+        if held is not None:
+            return held
         begin = time.perf_counter()
-        seed = zlib.crc32(f"{self.seed} {key}".encode())
+        seed = zlib.crc32(f"{self.seed} {title}".encode())
         torch.manual_seed(seed)
         left = [n for n in range(len(self.x)) if n not in skip]
         error, hit = "", set(wrong)
@@ -219,10 +250,8 @@ class Auditor:
                 points = attack(x, y, seed)
                 missed = predictions(self.subjects[subject], points, y, self.batch_size)
                 hit |= {left[n] for n in missed.nonzero().flatten().tolist()}
-            except InternalError:
-                raise
-            except PursuitifyError as reason:
-                error = str(reason)
+            except Exception as reason:  # whatever an attack raises must not cost the others
+                error = _cause(reason)
         result = Result(
             name=name,
             kind=kind,
@@ -248,21 +277,37 @@ class Auditor:
         radii = [self.eps * factor for factor in sorted(self.protocol.factors)]
         return [*(radius for radius in radii if radius < widest), widest]
 
-    def _curve(self, classes: int, tell: Callable[[str], None]) -> list[red.Point]:
+    def _mark(self, twin: str) -> str:
+        """Return a hash of a twin, as it was when the audit first met it."""
+        if twin not in self.marks:
+            self.marks[twin] = fingerprint(self.subjects[twin])
+        return self.marks[twin]
+
+    def _curve(
+        self, classes: int, tell: Callable[[str], None]
+    ) -> tuple[list[red.Point], list[Result]]:
+        """Return the epsilon sweep, and those of its attacks that failed."""
         wrong, radii, points = self._wrong(self.net), self._radii(), []
+        failed = []
         for radius in radii:
             tell(f"epsilon {radius:.3g}")
             fooled = set(wrong)
             for step in self.protocol.curve:
                 step = replace(_fit(step, classes), survivors=True)
-                key = f"curve {radius!r} | {step.name}"
-                fooled |= set(self._step(key, "network", step, radius, wrong, fooled).fooled)
+                title = f"curve {radius!r} | {step.name}"
+                result = self._step(title, "network", step, radius, wrong, fooled)
+                fooled |= set(result.fooled)
+                if result.error:
+                    failed.append(replace(result, name=f"{step.name} at {radius:.3g}"))
             accuracy = 1 - len(fooled) / len(self.x)
             points.append(red.Point(radius, accuracy, unbounded=radius == radii[-1]))
-        return points
+        return points, failed
 
-    def _gradients(self) -> list[GradientStatistics]:
-        """Measure the network's own gradients first, then those after every sweep."""
+    def _gradients(self) -> tuple[list[GradientStatistics], list[red.Flag]]:
+        """Measure the network's own gradients first, then those after every sweep.
+
+        Where that fails there are none, and a flag unless the attacks met the same and say so.
+        """
         pursuit = find_pursuit(self.net) if TWIN in self.subjects else None
         own = {"the network" if pursuit is None else f"T = {pursuit.iterations} (own)": 0}
         x, y, size = self.x, self.y, self.batch_size
@@ -271,9 +316,19 @@ class Auditor:
             if pursuit is not None:
                 count = pursuit.iterations
                 found += through_sweeps(self.net, count, x[:_FEW], y[:_FEW], size)
-        except InputError:  # the attacks met it too, and say so in the flags
-            return []
-        return found
+        except InputError:
+            return [], []
+        except Exception as reason:  # as for attacks: what is measured already is not lost
+            detail = f"the gradients could not be measured: {_cause(reason)}"
+            return [], [red.Flag("weak attack", detail)]
+        return found, []
+
+
+def _cause(reason: Exception) -> str:
+    """Return why something failed; the kind of error goes without saying for our own."""
+    if isinstance(reason, PursuitifyError) and str(reason):
+        return str(reason)
+    return f"{type(reason).__name__}: {reason}"
 
 
 def _fit(step: Step, classes: int) -> Step:
@@ -287,5 +342,5 @@ def _fit(step: Step, classes: int) -> Step:
 def _bar(shown: bool) -> Iterator[Progress]:
     label = TextColumn("{task.description:<36}")
     columns = (label, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, disable=not shown) as bar:
+    with Progress(*columns, console=bar_console(), disable=not shown) as bar:
         yield bar
