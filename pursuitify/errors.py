@@ -26,6 +26,10 @@ class CheckpointError(PursuitifyError):
     """A checkpoint cannot be written or read, or belongs to another network."""
 
 
+class ExportError(PursuitifyError):
+    """Another library cannot write the network in its format, or cannot run what was written."""
+
+
 class DataError(PursuitifyError):
     """A data set cannot be found or read."""
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 import copy
 import operator
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from pursuitify.errors import InputError, InternalError, MissingExtraError, OptionError
+from pursuitify.errors import ExportError, InputError, InternalError, MissingExtraError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.utils import option_checks
+from pursuitify.utils.atomic_files import whole
 
 #: Weights beyond this many bytes go to a second file: ONNX's own limit is 2 GiB.
 _LARGEST_FILE = 1.9 * 2**30
@@ -71,36 +72,49 @@ def export_onnx(
         tolerance: Largest difference to the network's own output on the example, relative to its
             largest entry; None to write the file without comparing.
 
+    The file is put in place only once it is whole and, with a tolerance, compared: until then, and
+    where anything fails, what stood at ``path`` is still there.
+
     Returns:
         The difference found, or None.
 
     Raises:
-        OptionError: If the network is in training mode.
+        OptionError: If the network is in training mode, or ``tolerance`` is no positive number.
         InputError: If the example does not fit, or has one sample where the batch is dynamic.
         MissingExtraError: If onnx, onnxscript or onnxruntime is not installed.
-        InternalError: If the file computes something else; it is removed.
+        CheckpointError: If the file cannot be written at ``path``.
+        ExportError: If ONNX has no form for something in the network, or onnxruntime cannot run
+            the file, for instance in the network's precision.
+        InternalError: If the file computes something else.
     """
+    if tolerance is not None:
+        option_checks.factor("tolerance", tolerance)
     _require("onnx", "onnxscript", *(() if tolerance is None else ("onnxruntime",)))
     program = export_program(net, example, dynamic_batch=dynamic_batch)
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
     held = sum(t.numel() * t.element_size() for t in program.state_dict.values())
-    torch.onnx.export(
-        program,
-        f=os.fspath(path),
-        input_names=names,
-        external_data=held > _LARGEST_FILE,
-        verbose=False,
-    )
-    if tolerance is None:
-        return None
-    difference = _difference(net, inputs, names, path)
-    if not difference <= tolerance:
-        Path(path).unlink()
-        raise InternalError(
-            f"onnxruntime's output differs from the network's by {difference:.3g} (relative to its "
-            f"largest entry), more than {tolerance:g}; nothing is left at {path}. Please report it"
-        )
+    with whole(path) as written:
+        try:
+            torch.onnx.export(
+                program,
+                f=os.fspath(written),
+                input_names=names,
+                external_data=held > _LARGEST_FILE,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise ExportError(
+                f"torch.onnx cannot write this network: {_first_line(error)}. {path} is as it was"
+            ) from error
+        if tolerance is None:
+            return None
+        difference = _difference(net, inputs, names, written)
+        if not difference <= tolerance:
+            raise InternalError(
+                f"onnxruntime's output differs from the network's by {difference:.3g} (relative to "
+                f"its largest entry), more than {tolerance:g}; {path} is as it was. Please report it"
+            )
     return difference
 
 
@@ -178,15 +192,36 @@ def _difference(
 ) -> float:
     import onnxruntime  # type: ignore[import-untyped]
 
-    session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
-    feed = {name: x.cpu().numpy() for name, x in zip(names, inputs, strict=True)}
-    found = [torch.from_numpy(value) for value in session.run(None, feed)]
+    kinds = sorted({str(p.dtype) for p in net.parameters()} | {str(x.dtype) for x in inputs})
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+        feed = {name: x.cpu().numpy() for name, x in zip(names, inputs, strict=True)}
+        found = [torch.from_numpy(value) for value in session.run(None, feed)]
+    except (*_runtime_errors(), RuntimeError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"onnxruntime's CPU cannot run this network in {', '.join(kinds)}: "
+            f"{_first_line(error)}. Export it in float32 (net.float()), or with tolerance=None "
+            "write the file without running it"
+        ) from error
     wanted = _tensors(net(*inputs))
     worst = 0.0
     for ours, theirs in zip(wanted, found, strict=True):
         scale = float(ours.abs().max().clamp_min(torch.finfo(ours.dtype).tiny))
         worst = max(worst, float((ours.cpu() - theirs).abs().max()) / scale)
     return worst
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """Return what onnxruntime raises; its errors have no common class of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    kinds = [kind for kind in vars(state).values() if isinstance(kind, type)]
+    return tuple(kind for kind in kinds if issubclass(kind, Exception))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}".rstrip(".")
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pursuitify.checkpoints.network_identity import (
@@ -90,6 +91,7 @@ def load(
     compare_tensors(tensors, net.state_dict(), Path(path))
     compare_operations(header, net, Path(path))
     net.load_state_dict(tensors)
+    compare_shared(tensors, net, Path(path))
     return net
 
 
@@ -175,3 +177,46 @@ def compare_tensors(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], path
             differences.append(f"{name} is {value.dtype}, not {own[name].dtype}")
     if differences:
         raise CheckpointError(f"{path} does not fit the model: " + "; ".join(differences))
+
+
+def compare_shared(saved: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
+    """Refuse a file that gave one tensor of a module several values.
+
+    A module may hold one tensor under several names (tied weights), and loading then writes to it
+    once for each, so the last value stands for all.
+
+    Args:
+        saved: What was loaded.
+        module: The module that it was loaded into.
+        path: The file, for the error.
+
+    Raises:
+        CheckpointError: If a tensor of the module that shares its memory with another one is not
+            what the file holds for it; lists all.
+    """
+    sharing: dict[int, list[str]] = {}
+    own = module.state_dict()
+    for name, value in own.items():
+        if isinstance(value, Tensor) and value.layout == torch.strided and value.numel():
+            sharing.setdefault(value.untyped_storage().data_ptr(), []).append(name)
+    lost = []
+    for names in sharing.values():
+        groups = len(names) > 1 and [n for n in names if n in saved and _lost(saved[n], own[n])]
+        if groups:
+            lost.append(
+                f"{', '.join(map(repr, names))} are one tensor in the model and "
+                f"of several values in the file ({', '.join(map(repr, groups))} would be lost)"
+            )
+    if lost:
+        raise CheckpointError(
+            f"{path} belongs to a model whose weights are not tied: {'; '.join(lost)}. Load it into "
+            "a model that ties what the saved one tied"
+        )
+
+
+def _lost(saved: Tensor, own: Tensor) -> bool:
+    """Whether a loaded tensor is not the saved one, in its own precision; NaN is NaN."""
+    wanted = saved.to(own.device, own.dtype)
+    return not torch.equal(wanted.nan_to_num(nan=0), own.nan_to_num(nan=0)) or not torch.equal(
+        wanted.isnan(), own.isnan()
+    )

@@ -32,6 +32,7 @@ from pursuitify.cli.options import (
     SWEEPS,
     WEIGHTS,
     converted,
+    diverged,
     model_of,
     shape_of,
     show,
@@ -136,6 +137,7 @@ def diagnose(
     net = converted(model, checkpoint, layout, iterations)
     trace = net.diagnose(torch.rand(batch, *shape_of(shape)))
     show(trace.to_dict(), str(trace), as_json)
+    diverged(trace.to_dict(), "what a sweep does")
 
 
 @app.command()

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.console import Console
 from torch import Tensor, nn
 
 from pursuitify.cli import options as shared
 from pursuitify.errors import OptionError
 from pursuitify.robust import AuditReport
 from pursuitify.robust import audit as run
+from pursuitify.utils.atomic_files import write_text
 
 #: Exit code of an audit that is done and raised flags.
 FLAGGED = 3
@@ -78,17 +80,24 @@ def audit(
     )
     net = _network(model, checkpoint, layout, iterations, plain=plain)
     x, y = _drawn(found.test, count, seed)
-    report = run(
-        net,
-        (x, y),
-        eps=radius,
-        protocol=protocol,
-        norm=norm,
-        seed=seed,
-        batch_size=batch_size,
-        resume=None if output is None else _folder(output) / "record.json",
-        progress=not as_json,
-    )
+    try:
+        report = run(
+            net,
+            (x, y),
+            eps=radius,
+            protocol=protocol,
+            norm=norm,
+            seed=seed,
+            batch_size=batch_size,
+            resume=None if output is None else _folder(output) / "record.json",
+            progress=not as_json,
+        )
+    except KeyboardInterrupt as stop:
+        text = str(stop) or "interrupted before an attack was finished"
+        if output is None:
+            text += ". With --output FOLDER the record is kept as FOLDER/record.json"
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from stop
     if output is not None:
         _write(report, output, picture=picture)
     shared.show(report.to_dict(), report, as_json)
@@ -130,7 +139,7 @@ def _folder(path: Path) -> Path:
 
 def _write(report: AuditReport, folder: Path, *, picture: bool) -> None:
     report.save(folder / "report.json")
-    (folder / "report.txt").write_text(str(report), encoding="utf-8")
+    write_text(folder / "report.txt", str(report))
     if picture:
         report.plot(folder / "accuracy.png")
 

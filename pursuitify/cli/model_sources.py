@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import pickle
+import sys
+import traceback
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
+from pursuitify.checkpoints.save_load import compare_shared
 from pursuitify.conversion import model_checks
 from pursuitify.errors import CheckpointError, MissingExtraError, OptionError
 
@@ -23,12 +29,14 @@ def load_model(name: str, classes: int | None = None) -> nn.Module:
     Args:
         name: A torchvision model (``resnet50``), ``timm:`` and a timm model, or
             ``path/to/file.py:factory``, a function without arguments that returns a module.
-            **The file is run as Python code**: name only files you trust.
+            **The file is run as Python code**: name only files you trust. It is imported as Python
+            imports it from its own folder, which joins ``sys.path``: it finds its neighbours.
         classes: Number of classes, for a model of torchvision or timm; its own by default. A
             factory of the user's own decides for itself.
 
     Raises:
-        OptionError: If there is no such model, or it takes no number of classes.
+        OptionError: If there is no such model, it takes no number of classes, or the file or the
+            function in it raises.
         MissingExtraError: If timm is not installed.
     """
     if ".py:" in name:
@@ -78,6 +86,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from error
+    compare_shared({k: v for k, v in weights.items() if isinstance(v, Tensor)}, model, path)
 
 
 def _from_timm(name: str, classes: int | None) -> nn.Module:
@@ -96,12 +105,65 @@ def _from_file(path: str, factory: str) -> nn.Module:
     file = Path(path)
     if not file.is_file():
         raise OptionError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
-        raise OptionError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = _imported(file)
     make = getattr(module, factory, None)
     if not callable(make):
         raise OptionError(f"{path} has no function {factory!r}")
-    return model_checks.model(make())
+    try:
+        made = make()
+    except Exception as error:  # the user's own code
+        raise OptionError(f"{path}:{factory} raised {_cause(error)}") from error
+    return model_checks.model(made)
+
+
+def _imported(file: Path) -> ModuleType:
+    """Import a file as Python would from its folder, or as part of the package that it lies in.
+
+    Its folder (of a package, the one that holds the package) is put in front of ``sys.path``, and
+    the module in ``sys.modules``, where dataclasses, pickle and its neighbours look for it.
+    """
+    file = file.resolve()
+    root, parts = file.parent, [file.stem]
+    while (root / "__init__.py").is_file():
+        parts.insert(0, root.name)
+        root = root.parent
+    name = ".".join(parts)
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+        importlib.invalidate_caches()
+    try:
+        if len(parts) > 1:
+            module = importlib.import_module(name)
+            if Path(module.__file__ or "").resolve() == file:
+                return module
+        return _executed(name.replace(".", "_"), file)
+    except Exception as error:  # the user's own code
+        raise OptionError(f"{file} cannot be imported: {_cause(error)}") from error
+
+
+def _executed(name: str, file: Path) -> ModuleType:
+    """Run a file as a module; if its name is another module's already, under a name of its own."""
+    held = sys.modules.get(name)
+    if held is not None and Path(getattr(held, "__file__", None) or "").resolve() != file:
+        name = f"{name}_{zlib.crc32(str(file).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise OptionError(f"{file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+        raise
+    return module
+
+
+def _cause(error: Exception) -> str:
+    """Return what was raised, and in which line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +16,8 @@ from pursuitify.cli.model_sources import load_model, load_weights
 from pursuitify.data import Data, load_data
 from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.utils.atomic_files import as_json as as_json_text
+from pursuitify.utils.atomic_files import is_finite
 
 NAME = Annotated[str, typer.Argument(metavar="MODEL", help="resnet50, timm:NAME, file.py:factory")]
 SHAPE = Annotated[str, typer.Option(help="Shape of one input, e.g. 3,224,224.")]
@@ -114,9 +115,21 @@ def converted(
 
 
 def show(data: Any, text: Any, as_json: bool) -> None:
-    """Print one of both."""
+    """Print one of both; in JSON what is not finite is null."""
     if as_json:
-        sys.stdout.write(json.dumps(data) + "\n")
+        sys.stdout.write(as_json_text(data) + "\n")
     else:
         # A channel in square brackets is text, not markup, and a report has its own lines.
         Console().print(text, markup=False, soft_wrap=isinstance(text, str))
+
+
+def diverged(data: Any, what: str) -> None:
+    """End the command with exit code 1 if a number that was shown is not finite."""
+    if not is_finite(data):
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {what} is not finite: the network diverges on this input, or its "
+            "weights are not finite",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)

@@ -203,6 +203,7 @@ def evaluate(
         attacked = [f"{row['attacked']:.2%}"] if eps else []
         table.add_row(str(row["sweeps"]), f"{row['accuracy']:.2%}", f"{row['loss']:.4f}", *attacked)
     shared.show({"data": found.name, "part": part, "eps": eps, "rows": rows}, table, as_json)
+    shared.diverged(rows, "a loss")
 
 
 def demo(

@@ -87,8 +87,8 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Inside the block the file is to be written to the path that is yielded, which has the target's
     own name in a folder of its own beside it. Files written beside it there (the weights of a large
-    ONNX file) are put beside the target, before it. If the block raises, whatever the cause, nothing
-    of this is left and what stood at ``path`` is still there.
+    ONNX file) are put beside the target, before it. If the block raises, whatever the cause,
+    nothing of this is left and what stood at ``path`` is still there.
 
     Args:
         path: Where the file is to stand.
@@ -106,8 +106,10 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         written = folder / target.name
         yield written
+        umask = stat.S_IMODE(written.parent.stat().st_mode) & 0o666
         others = sorted(part for part in folder.iterdir() if part != written)
         for part in (*others, written):
+            part.chmod(umask)  # as a new file has it, whatever the writer chose
             _publish(part, target.parent / part.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

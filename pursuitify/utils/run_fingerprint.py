@@ -81,7 +81,7 @@ class _Writer:
 
     def add(self, value: object) -> None:
         """Hash a value with its kind and its length, so that no two read alike."""
-        if isinstance(value, _PLAIN) or isinstance(value, _NAMED):
+        if isinstance(value, (*_PLAIN, *_NAMED)):
             self._text(f"{type(value).__name__} {value!r}")
             return
         if id(value) in self._met:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pursuitify.errors import MissingExtraError
-from pursuitify.robust.attacks.input_checks import attack_mode, batches, check_choice, check_inputs
+from pursuitify.errors import InputError, MissingExtraError, OptionError, PursuitifyError
+from pursuitify.robust.attacks.input_checks import (
+    attack_mode,
+    batches,
+    check_choice,
+    check_inputs,
+    check_labels,
+)
 from pursuitify.robust.attacks.losses import cross_entropy
 from pursuitify.robust.attacks.objective import Objective
 from pursuitify.robust.attacks.threat_model import BALLS, Ball
@@ -26,8 +33,30 @@ def outside(name: str) -> Any:
         ) from error
 
 
+@dataclass(frozen=True)
+class Target:
+    """What an outside attack is let loose on.
+
+    Attributes:
+        model: Returns logits.
+        ball: Around the inputs.
+        labels: Their classes.
+        classes: How many classes the model tells apart.
+    """
+
+    model: nn.Module
+    ball: Ball
+    labels: Tensor
+    classes: int
+
+
+#: What the libraries raise where an attack does not suit the inputs or the model.
+_LIMITS = (AssertionError, IndexError, KeyError, NotImplementedError, TypeError, ValueError)
+
+
 def verified(
-    attack: Callable[[Ball, Tensor], Tensor],
+    name: str,
+    attack: Callable[[Target], Tensor],
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -43,7 +72,8 @@ def verified(
     afterwards, though these libraries call ``backward`` and draw from the global state.
 
     Args:
-        attack: From a ball and labels to points.
+        name: The attack, for errors.
+        attack: Returns points for a target; refuses, before it starts, what it cannot attack.
         model: Returns logits.
         x: Inputs in [0, 1].
         y: Class labels.
@@ -51,6 +81,11 @@ def verified(
         norm: Name of the ball.
         seed: Of the global state while the attack runs.
         batch_size: How many inputs at a time; None for all at once.
+
+    Raises:
+        InputError: If the inputs or the model's answers cannot be attacked, or the points break
+            the threat model.
+        OptionError: If the library's attack fails on them.
     """
     ball_type = check_choice("norm", norm, BALLS)
     check_inputs(model, x, y, eps)
@@ -60,7 +95,21 @@ def verified(
     with attack_mode(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for part, labels in batches(x, y, batch_size):
-            objective(part, labels)  # refuses what is no logits, and labels out of range
-            ball = ball_type(part, eps)
-            done.append(ball.admit(attack(ball, labels).detach().to(part)))
+            logits = objective(part, labels).logits  # refuses what is no logits
+            classes = logits.shape[1]
+            check_labels(y, classes)
+            target = Target(model, ball_type(part, eps), labels, classes)
+            try:
+                points = attack(target)
+            except PursuitifyError:
+                raise
+            except _LIMITS as error:
+                raise OptionError(
+                    f"{name} cannot attack inputs of shape {tuple(part.shape)} of {classes} "
+                    f"classes: {type(error).__name__}: {error}"
+                ) from error
+            try:
+                done.append(target.ball.admit(points.detach().to(part)))
+            except InputError as error:
+                raise InputError(f"{name} cannot be counted: {error}") from error
     return torch.cat(done)

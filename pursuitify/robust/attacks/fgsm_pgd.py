@@ -21,6 +21,7 @@ from pursuitify.robust.attacks.input_checks import (
     check_choice,
     check_count,
     check_inputs,
+    check_labels,
     check_positive,
 )
 from pursuitify.robust.attacks.losses import LOSSES
@@ -62,7 +63,9 @@ def fgsm(
     with attack_mode(model, guide):
         for part, labels in batches(x, y, batch_size):
             ball = BALLS["linf"](part, eps)
-            gradient = objective(part, labels, clean=part, gradient=True).gradient
+            value = objective(part, labels, clean=part, gradient=True)
+            check_labels(y, value.logits.shape[1])
+            gradient = value.gradient
             done.append(ball.check(ball.project(part + ball.eps * ball.direction(gradient))))
     return torch.cat(done)
 

@@ -16,6 +16,7 @@ from pursuitify.robust.auditing.gradient_statistics import GradientStatistics, w
 from pursuitify.robust.auditing.protocols import KINDS
 from pursuitify.robust.auditing.red_flags import FLAGS, Flag, Point
 from pursuitify.robust.auditing.results_record import Result, write
+from pursuitify.utils.atomic_files import whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -212,5 +213,6 @@ class AuditReport:
         axes.set_ylabel("accuracy")
         axes.set_title(self.verdict, fontsize=9, wrap=True)
         axes.legend()
-        figure.savefig(path)
+        with whole(path) as written:
+            figure.savefig(written)
         return figure
