@@ -113,7 +113,8 @@ def export_onnx(
         if not difference <= tolerance:
             raise InternalError(
                 f"onnxruntime's output differs from the network's by {difference:.3g} (relative to "
-                f"its largest entry), more than {tolerance:g}; {path} is as it was. Please report it"
+                f"its largest entry), more than {tolerance:g}; {path} is as it was. Please report "
+                "it"
             )
     return difference
 

@@ -209,8 +209,8 @@ def compare_shared(saved: Mapping[str, Tensor], module: nn.Module, path: Path) -
             )
     if lost:
         raise CheckpointError(
-            f"{path} belongs to a model whose weights are not tied: {'; '.join(lost)}. Load it into "
-            "a model that ties what the saved one tied"
+            f"{path} belongs to a model whose weights are not tied: {'; '.join(lost)}. Load it "
+            "into a model that ties what the saved one tied"
         )
 
 

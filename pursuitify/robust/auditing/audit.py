@@ -158,7 +158,9 @@ def _beyond_weights(
             if name == TWIN:
                 continue
             try:
-                found |= subject_identity(name, subject, x, y, batch_size, seed)
+                # A twin of other weights is another twin, attacked anew; only its own are compared.
+                title = name if name == "network" else f"{name} {fingerprint(subject)}"
+                found |= subject_identity(title, subject, x, y, batch_size, seed)
             except InputError as error:
                 if name == "network":
                     raise
