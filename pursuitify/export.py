@@ -198,7 +198,7 @@ def _difference(
         session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
         feed = {name: x.cpu().numpy() for name, x in zip(names, inputs, strict=True)}
         found = [torch.from_numpy(value) for value in session.run(None, feed)]
-    except (*_runtime_errors(), RuntimeError, TypeError, ValueError) as error:
+    except _runtime_errors() as error:
         raise ExportError(
             f"onnxruntime's CPU cannot run this network in {', '.join(kinds)}: "
             f"{_first_line(error)}. Export it in float32 (net.float()), or with tolerance=None "
@@ -213,11 +213,17 @@ def _difference(
 
 
 def _runtime_errors() -> tuple[type[Exception], ...]:
-    """Return what onnxruntime raises; its errors have no common class of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
+    """Return what onnxruntime raises, and what an array that numpy has no type for does.
+
+    Its errors have no common class of their own.
+    """
+    from onnxruntime.capi import (  # type: ignore[import-untyped]
+        onnxruntime_pybind11_state as state,
+    )
 
     kinds = [kind for kind in vars(state).values() if isinstance(kind, type)]
-    return tuple(kind for kind in kinds if issubclass(kind, Exception))
+    own = tuple(kind for kind in kinds if issubclass(kind, Exception))
+    return (*own, RuntimeError, TypeError, ValueError)
 
 
 def _first_line(error: Exception) -> str:

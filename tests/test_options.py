@@ -6,10 +6,11 @@ the first test. An entry gives two observations, without the option and with it,
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
+import io
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -203,21 +204,15 @@ LOAD = {
 
 def measured(**options: Any) -> Any:
     net = pursuitify(model(pool=True), iterations=2).eval()
-    return coherence(net, **{"input_shape": (1, 6, 6), **options}).to_dict()
+    found = coherence(net, **{"input_shape": (1, 6, 6), **options}).to_dict()
+    return {key: value for key, value in found.items() if key != "seconds"}
 
 
 def shown(act: Callable[[], Any]) -> str:
     """Return what is written to standard error, where progress is shown."""
-    with tempfile.TemporaryFile("w+") as file:
-        held = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            act()
-        finally:
-            os.dup2(held, 2)
-            os.close(held)
-        file.seek(0)
-        return file.read()
+    with contextlib.redirect_stderr(io.StringIO()) as file:
+        act()
+    return file.getvalue()
 
 
 def scales(**options: Any) -> Any:
@@ -256,7 +251,10 @@ CALIBRATE: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "step_scales": (scales, partial(scales, step_scales=(0.5,))),
     "threshold_scales": (scales, partial(scales, threshold_scales=(2.0,))),
     "logits": (scales, partial(scales, logits=lambda y: y * 5)),
-    "apply": (partial(scales, agreement=0.0), partial(scales, agreement=0.0, apply=True)),
+    "apply": (
+        partial(scales, agreement=0.0, step_scales=(0.5,)),
+        partial(scales, agreement=0.0, step_scales=(0.5,), apply=True),
+    ),
 }
 
 # -- attacks ------------------------------------------------------------------------------------
@@ -267,10 +265,11 @@ class Watched(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net, self.sizes = model(), set[int]()
+        self.net, self.sizes, self.calls = model(), set[int](), 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.sizes.add(len(x))
+        self.calls += 1
         y: Tensor = self.net(x)
         return y
 
@@ -281,7 +280,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def points(name: str, **options: Any) -> Tensor:
-    found: Tensor = FUNCTIONS[name](model(), *data(), **{"eps": 0.05, "seed": 0, **options})
+    found: Tensor = FUNCTIONS[name](model(), *data(), **{"eps": 0.01, "seed": 0, **options})
     return found
 
 
@@ -289,6 +288,12 @@ def sizes(name: str, **options: Any) -> set[int]:
     watched = Watched().eval()
     FUNCTIONS[name](watched, *data(), **{"eps": 0.05, **options})
     return watched.sizes
+
+
+def calls(name: str, **options: Any) -> int:
+    watched = Watched().eval()
+    FUNCTIONS[name](watched, *data(), **{"eps": 0.01, "early_stop": False, **options})
+    return watched.calls
 
 
 def guide(points: Tensor, labels: Tensor, clean: Tensor, loss: Any) -> Tensor:
@@ -299,24 +304,23 @@ def guide(points: Tensor, labels: Tensor, clean: Tensor, loss: Any) -> Tensor:
 BRIEF: dict[str, dict[str, Any]] = {
     "fgsm": {},
     "pgd": {"steps": 3},
-    "apgd": {"steps": 6},
+    "apgd": {"steps": 20},
     "random_noise": {"draws": 2},
-    "square": {"queries": 12},
+    "square": {"queries": 60},
     "hard_label": {"queries": 12},
-    "autoattack": {"version": "custom", "attacks": ["apgd-ce"]},
+    "autoattack": {"version": "custom", "attacks": ["apgd-ce"], "eps": 0.05},
     "foolbox": {"steps": 3},
 }
 POINTS: dict[str, dict[str, Any]] = {
     "fgsm": {"loss": "margin", "guide": guide},
     "pgd": {
-        "steps": 2,
         "step_size": 0.003,
         "restarts": 3,
         "random_start": False,
         "loss": "margin",
         "guide": guide,
     },
-    "apgd": {"steps": 3, "restarts": 3, "targets": 2, "loss": "margin", "guide": guide},
+    "apgd": {"restarts": 3, "targets": 2, "loss": "margin", "guide": guide},
     "random_noise": {"draws": 30},
     "square": {"queries": 3, "area": 0.1, "loss": "ce"},
     "hard_label": {"queries": 3},
@@ -331,7 +335,7 @@ def attack_entries(name: str) -> dict[str, tuple[Callable[[], Any], Callable[[],
     run = partial(points, name, **brief) if not seedless else partial(signed, **brief)
     found: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         option: (run, partial(run, **(value if option == "options" else {option: value})))
-        for option, value in {"eps": 0.02, **POINTS[name]}.items()
+        for option, value in {"eps": 0.3, **POINTS[name]}.items()
     }
     valid = inspect.signature(FUNCTIONS[name]).parameters
     own = partial(sizes, name, **brief)
@@ -345,6 +349,8 @@ def attack_entries(name: str) -> dict[str, tuple[Callable[[], Any], Callable[[],
         found["progress"] = tuple(  # type: ignore[assignment]
             partial(lambda act: shown(act) != "", partial(run, progress=p)) for p in (False, True)
         )
+    if "steps" in valid:
+        found["steps"] = partial(calls, name), partial(calls, name, steps=3)
     if "early_stop" in valid:
         found["early_stop"] = partial(run, eps=0.3), partial(run, eps=0.3, early_stop=False)
     if "version" in valid:

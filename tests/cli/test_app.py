@@ -294,3 +294,75 @@ def test_demo(tmp_path: Path) -> None:
     assert clean[0] > 0.9
     assert clean[3] > 0.9
     assert {path.name for path in tmp_path.iterdir()} == {"structure.png", "objective.png"}
+
+
+NEIGHBOUR = "from torch import nn\ndef make_layer():\n    return nn.Linear(8, 8)\n"
+AS_PYTHON = """
+from __future__ import annotations
+from dataclasses import dataclass
+from torch import nn
+{dot}
+
+@dataclass
+class Sizes:
+    width: int = 8
+
+def make():
+    return nn.Sequential(make_layer(), nn.ReLU(), nn.Linear(Sizes().width, 2))
+
+def broken():
+    return nn.Linear(3)
+
+nan = lambda: _spoiled(make())
+
+def _spoiled(net):
+    net[0].weight.data.fill_(float("nan"))
+    return net
+"""
+
+
+@pytest.mark.parametrize("package", [False, True])
+def test_a_file_is_imported_as_python_does(package: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "house_of_nets"
+    folder.mkdir()
+    (folder / "neighbour_of_net.py").write_text(NEIGHBOUR)
+    line = f"from {'.' if package else ''}neighbour_of_net import make_layer"
+    (folder / "own_net.py").write_text(AS_PYTHON.format(dot=line))
+    if package:
+        (folder / "__init__.py").write_text("")
+    command = [sys.executable, "-m", "pursuitify.cli.app", "explain"]
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        full = [*command, f"{folder / 'own_net.py'}:{name}"]
+        return subprocess.run(full, capture_output=True, text=True, check=False)
+
+    done = run("make")
+    assert done.returncode == 0, done.stderr
+    refused = run("broken")
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    assert "line 15" in " ".join(refused.stderr.split())
+
+
+def test_a_file_named_like_a_library_does_not_replace_it(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text(FACTORY)
+    held = sys.modules["json"]
+    before = list(sys.path)
+    try:
+        assert load_model(f"{tmp_path / 'json.py'}:make") is not None
+    finally:
+        sys.path[:] = before
+    assert sys.modules["json"] is held
+
+
+def test_a_diverged_network_is_null_in_json_and_no_success(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_net.py").write_text(NEIGHBOUR)
+    file = tmp_path / "spoiled_net.py"
+    file.write_text(AS_PYTHON.format(dot="from neighbour_of_net import make_layer"))
+    command = [sys.executable, "-m", "pursuitify.cli.app", "diagnose", f"{file}:nan"]
+    full = [*command, "--shape", "8", "--json"]
+    done = subprocess.run(full, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "NaN" not in done.stdout
+    assert "finite" in done.stderr

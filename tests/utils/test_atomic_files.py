@@ -13,12 +13,19 @@ import torch
 
 from pursuitify import CheckpointError
 from pursuitify.robust.auditing.results_record import write
-from pursuitify.utils.atomic_files import clear_leftovers, write_tensors, write_text
+from pursuitify.utils.atomic_files import clear_leftovers, whole, write_tensors, write_text
+
+
+def write_whole(path: Path) -> None:
+    with whole(path) as written:
+        written.write_text("new")
+
 
 Write = Callable[[Path], Any]
 WRITERS: dict[str, Write] = {
     "tensors": lambda path: write_tensors(path, {"a": torch.ones(2)}, "key", {}),
     "text": lambda path: write_text(path, "new"),
+    "another library's": write_whole,
     "json": lambda path: write(path, {"a": 1}),
 }
 pytestmark = [

@@ -84,6 +84,12 @@ def check_count(name: str, value: object) -> None:
         raise OptionError(f"{name} must be an integer of at least 1, not {value!r}")
 
 
+def check_seed(seed: object) -> None:
+    """Refuse anything but an integer."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise OptionError(f"seed must be an integer, not {seed!r}")
+
+
 def check_positive(name: str, value: float) -> float:
     """Refuse anything but a positive finite number."""
     if not _is_real(value) or not 0 < value < math.inf:

@@ -19,6 +19,7 @@ from pursuitify.robust.attacks.input_checks import (
     check_count,
     check_inputs,
     check_positive,
+    check_seed,
 )
 from pursuitify.robust.attacks.threat_model import BALLS
 from pursuitify.robust.auditing.attack_registry import Attack
@@ -93,8 +94,7 @@ def audit(
     check_positive("eps", eps)
     if batch_size is not None:
         check_count("batch_size", batch_size)
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise OptionError(f"seed must be an integer, not {seed!r}")
+    check_seed(seed)
     _check_own(attacks)
     x, y = gather(data)
     check_inputs(net, x, y, eps)

@@ -6,10 +6,11 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from pursuitify import pursuitify
-from pursuitify.errors import MissingExtraError, OptionError
+from pursuitify.errors import InputError, MissingExtraError, OptionError
 from pursuitify.robust import apgd, audit, autoattack, foolbox, pgd, square
 from tests.support.controls import EPS
 
@@ -114,3 +115,133 @@ def test_square_is_no_weaker_than_theirs(which, digits, request):
     theirs = autoattack(net, x, y, eps=EPS, version="custom", attacks=["square"])
     ours = square(net, x, y, eps=EPS, queries=5000, seed=0)
     assert accuracy(net, ours, y) <= accuracy(net, theirs, y) + 0.01
+
+
+def small(classes, shape):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = int(torch.tensor(shape).prod())
+        net = nn.Sequential(nn.Flatten(), nn.Linear(size, 12), nn.ReLU(), nn.Linear(12, classes))
+        x = torch.rand(6, *shape)
+        net[3].bias.data -= net(x).detach().mean(0)  # so that no class always wins
+    net = pursuitify(net.eval(), iterations=1).eval()
+    return net, x, net(x).argmax(1)
+
+
+SHAPES = [(1, 4, 4), (16,), (2, 8), (1, 2, 2, 4)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("classes", [2, 3, 4, 6])
+def test_autoattack_on_few_classes_and_any_shape_runs_or_is_refused_before(
+    classes, shape, monkeypatch
+):
+    """The advice of a refusal is followed, and works."""
+    library = pytest.importorskip("pyautoattack")
+    net, x, y = small(classes, shape)
+    ran = []
+    whole = library.AutoAttack.run_standard_evaluation
+
+    def noted(self, *args, **options):
+        ran.append(1)
+        for part in (self.apgd, self.apgd_targeted, self.fab):
+            part.n_iter = part.n_iter_orig = 3
+        self.square.n_queries = 5
+        return whole(self, *args, **options)
+
+    monkeypatch.setattr(library.AutoAttack, "run_standard_evaluation", noted)
+    try:
+        points = autoattack(net, x, y, eps=0.3)
+        assert (classes >= 4, len(shape)) == (True, 3)
+    except OptionError as error:
+        text = str(error)
+        assert classes < 4 or len(shape) != 3
+        assert not ran, "refused before anything ran"
+        assert ("apgd-t needs 4 classes" in text) == (classes < 4)
+        assert ("square needs images" in text) == (len(shape) != 3)
+        advice = text.split("attacks=[")[1].split("]")[0]
+        attacks = [name.strip("' ") for name in advice.split(",")]
+        points = autoattack(net, x, y, eps=0.3, version="custom", attacks=attacks)
+    assert points.shape == x.shape
+    assert (net(points).argmax(1) != y).any()
+
+
+@pytest.mark.parametrize("attacks", [["apgd-ce", "fab"], ["square"]])
+def test_autoattack_in_float64(attacks):
+    pytest.importorskip("pyautoattack")
+    net, x, y = small(3, (1, 4, 4))
+    net, x = net.double(), x.double()
+    points = autoattack(net, x, y, eps=0.3, version="custom", attacks=attacks)
+    assert points.dtype == torch.float64
+    assert (points - x).abs().max() <= 0.3
+    assert (net(points).argmax(1) != y).any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"version": "nope"},
+        {"version": "custom", "attacks": []},
+        {"version": "custom", "attacks": ["nope"]},
+        {"version": "custom", "attacks": "square"},
+        {"batch_size": 0},
+    ],
+    ids=str,
+)
+def test_autoattack_refuses_options_that_it_has_not(options):
+    pytest.importorskip("pyautoattack")
+    net, x, y = small(4, (1, 4, 4))
+    with pytest.raises(OptionError, match=r"valid|must"):
+        autoattack(net, x, y, eps=0.1, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attack": "LinfPGD", "norm": "l2"}, "keeps to a ball in linf"),
+        ({"attack": "L2PGD"}, "keeps to a ball in l2"),
+        ({"attack": "L1FastGradientAttack"}, "keeps to a ball in l1"),
+        ({"attack": "base"}, "has no 'base'"),
+        ({"steps": 3, "nope": 1}, "no option 'nope'; valid: .*'steps'"),
+        ({"norm": "l0"}, "valid: 'linf', 'l2'"),
+    ],
+    ids=str,
+)
+def test_foolbox_refuses_before_the_work(options, message):
+    pytest.importorskip("foolbox")
+    net, x, y = small(4, (1, 4, 4))
+    with pytest.raises(OptionError, match=message):
+        foolbox(net, x, y, eps=0.1, **options)
+
+
+def test_foolbox_on_a_table_and_with_any_distance():
+    pytest.importorskip("foolbox")
+    net, x, y = small(2, (16,))
+    assert (net(foolbox(net, x, y, eps=0.3, steps=5)).argmax(1) != y).any()
+    net, x, y = small(3, (1, 4, 4))
+    # It minimises whatever distance it is given; the ball's is.
+    points = foolbox(net, x, y, eps=1.0, attack="LinearSearchContrastReductionAttack")
+    assert points.shape == x.shape
+    with pytest.raises(OptionError, match="foolbox's GaussianBlurAttack cannot attack inputs"):
+        flat, x, y = small(2, (16,))
+        foolbox(flat, x, y, eps=1.0, attack="GaussianBlurAttack")
+
+
+@pytest.mark.parametrize("attack", [pgd, square, apgd])
+def test_labels_and_a_single_logit_are_refused_before_the_work(attack):
+    calls = []
+
+    class Counted(nn.Module):
+        def forward(self, x):
+            calls.append(len(x))
+            return x.flatten(1)[:, :3]
+
+    x, y = torch.rand(6, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1, 3])
+    with pytest.raises(InputError, match="label 3 is out of range: classes are 0 to 2, and 1 of 6"):
+        attack(Counted(), x, y, eps=0.1, batch_size=2)
+    assert calls == [2], "one pass over the first batch"
+    one = nn.Sequential(nn.Flatten(), nn.Linear(16, 1)).eval()
+    with pytest.raises(InputError, match="one logit per input.*Return two"):
+        attack(one, x, y % 2, eps=0.1)
+    with pytest.raises(InputError, match="one logit per input"):
+        audit(one, (x, y % 2), eps=0.1, progress=False)

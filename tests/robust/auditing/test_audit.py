@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from pursuitify import pursuitify
 from pursuitify.errors import InputError, OptionError
@@ -254,6 +255,17 @@ def test_batches_of_data(undefended, digits):
     assert whole.images == 30
 
 
+def test_samples_of_data(undefended, digits):
+    """A Dataset and a list of (x, int) are what the tensors are."""
+    x, y = (part[:10] for part in digits)
+    options = {"eps": EPS, "protocol": TINY, "progress": False}
+    whole = audit(undefended, (x, y), **options)
+    for data in (TensorDataset(x, y), [(a, int(b)) for a, b in zip(x, y, strict=True)]):
+        assert [r.fooled for r in audit(undefended, data, **options).results] == [
+            r.fooled for r in whole.results
+        ]
+
+
 def test_the_network_is_left_as_it_was(undefended, digits):
     net = copy.deepcopy(undefended).train()
     state = {k: v.clone() for k, v in net.state_dict().items()}
@@ -291,6 +303,18 @@ BAD = {
     "protocol": ((X, Y), {"protocol": "slow"}, OptionError, "'quick', 'standard', 'full'"),
     "norm": ((X, Y), {"norm": "l0"}, OptionError, "norm"),
     "eps": ((X, Y), {"eps": 0.0}, OptionError, "eps"),
+    "batch size": ((X, Y), {"batch_size": 0}, OptionError, "batch_size"),
+    "seed": ((X, Y), {"seed": 0.5}, OptionError, "seed"),
+    "no function": ((X, Y), {"attacks": {"mine": 3}}, OptionError, "maps names to functions"),
+    "a list": ((X, Y), {"attacks": [1]}, OptionError, "not a mapping"),
+    "odd inputs": ([(X[0], 1), (X[0, :, :4], 2)], {}, InputError, "several kinds"),
+    "triples": ([(X, Y, Y)], {}, InputError, "entry 0 is a tuple of Tensor, Tensor, Tensor"),
+    "a late twin": (
+        (X, Y),
+        {"twins": {"few": nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}},
+        InputError,
+        "twin 'few': label 3 is out of range",
+    ),
     "twin": ((X, Y), {"twins": {"network": nn.Identity()}}, OptionError, "name of its own"),
 }
 

@@ -220,7 +220,7 @@ def test_a_changed_global_is_another_attack(
 
 def test_a_key_press_without_a_record_leaves_one(tmp_path: Path) -> None:
     calls: list[str] = []
-    with watched(calls, 3), pytest.raises(KeyboardInterrupt, match="resume='(.*)'") as stop:
+    with watched(calls, 3), pytest.raises(KeyboardInterrupt, match=r"resume='(.*)'") as stop:
         Setup().run()
     path = Path(str(stop.value).split("'")[1])
     try:
