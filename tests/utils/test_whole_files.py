@@ -55,7 +55,8 @@ def test_an_export_that_cannot_run_keeps_the_good_file(tmp_path: Path, dtype: to
     assert path.read_bytes() == good
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
     difference = export_onnx(net.float(), x, path)  # the advice, followed
-    assert difference is not None and difference < 1e-3
+    assert difference is not None
+    assert difference < 1e-3
 
 
 class Tied(nn.Module):
@@ -96,4 +97,5 @@ def test_a_loaded_network_is_the_saved_one_or_is_refused(
             assert read().abs().max() <= 1e-6
         except CheckpointError as error:
             assert of != into
-            assert "are one tensor in the model" in str(error) or "belongs to another" in str(error)
+            text = str(error)
+            assert "are one tensor in the model" in text or "belongs to another" in text

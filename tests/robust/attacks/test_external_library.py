@@ -222,8 +222,8 @@ def test_foolbox_on_a_table_and_with_any_distance():
     # It minimises whatever distance it is given; the ball's is.
     points = foolbox(net, x, y, eps=1.0, attack="LinearSearchContrastReductionAttack")
     assert points.shape == x.shape
+    flat, x, y = small(2, (16,))
     with pytest.raises(OptionError, match="foolbox's GaussianBlurAttack cannot attack inputs"):
-        flat, x, y = small(2, (16,))
         foolbox(flat, x, y, eps=1.0, attack="GaussianBlurAttack")
 
 
@@ -241,7 +241,7 @@ def test_labels_and_a_single_logit_are_refused_before_the_work(attack):
         attack(Counted(), x, y, eps=0.1, batch_size=2)
     assert calls == [2], "one pass over the first batch"
     one = nn.Sequential(nn.Flatten(), nn.Linear(16, 1)).eval()
-    with pytest.raises(InputError, match="one logit per input.*Return two"):
+    with pytest.raises(InputError, match=r"one logit per input.*Return two"):
         attack(one, x, y % 2, eps=0.1)
     with pytest.raises(InputError, match="one logit per input"):
         audit(one, (x, y % 2), eps=0.1, progress=False)

@@ -164,7 +164,8 @@ def test_the_second_half_is_that_of_a_fresh_run_or_refused(
             resumed = second.run(resume=path)
         except OptionError as error:
             assert change not in ("nothing", "a twin")
-            assert "differs in" in str(error)
+            text = str(error)
+            assert "differs in" in text
             assert "attack" not in change, "an attack that was changed runs again"
             return
     assert facts(resumed) == facts(fresh)
@@ -179,7 +180,8 @@ def interrupted(setup: Setup, path: Path, stop: int) -> int:
         try:
             setup.run(resume=path)
         except KeyboardInterrupt as error:
-            assert str(path) in str(error)
+            text = str(error)
+            assert str(path) in text
             return stop
     return len(calls)
 
