@@ -13,7 +13,18 @@ from torch import Tensor
 from pursuitify.operators.base import Factor, LinearMap, channels_inside
 from pursuitify.operators.symbols import Symbols
 
-_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+def _pool_volumes(x: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    """Return the mean of each block of a volume; torch's avg_pool3d has no half precision."""
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return F.avg_pool3d(x, kernel)
+    count = [n // k for n, k in zip(x.shape[2:], kernel, strict=True)]
+    for dim, (n, k) in enumerate(zip(count, kernel, strict=True), 2):
+        x = x.narrow(dim, 0, n * k)
+    return F.adaptive_avg_pool3d(x, count)
+
+
+_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: _pool_volumes}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,9 @@
 """Maps that are a small matrix along each spatial dim: pooling, padding, interpolation.
 
 The matrices are read off the native one-dimensional operators by probing them with the identity,
-so every convention (partial windows, border rules, corner alignment) is torch's own.
+so every convention (partial windows, border rules, corner alignment) is torch's own. The pixels
+that nearest interpolation selects are read off the very kernel that computes the value: torch's
+kernels for different dtypes, numbers of dims and memory formats round an index differently.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +28,12 @@ from pursuitify.utils import torch_internals
 from pursuitify.utils.compiling import compiling
 
 _LINEAR = {"linear", "bilinear", "trilinear"}
+_NEAREST = {"nearest", "nearest-exact"}
 _MODES = ("nearest", "nearest-exact", "area", "linear", "bilinear", "trilinear")
+#: Every floating-point dtype holds the whole numbers below this one, bfloat16 included.
+_DIGIT = 256
+#: torch chooses among its kernels by whether there are more than 3 channels, not by how many more.
+_ENOUGH_CHANNELS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +281,8 @@ def interpolate(
         mode: Any mode of F.interpolate but bicubic.
         align_corners: As F.interpolate takes it.
         scale_factor: As F.interpolate takes it.
-        like: Tensor that gives dtype and device.
+        like: The input, or a tensor that gives dtype and device. Its number of channels and memory
+            format matter in the nearest modes, for torch has a kernel of its own for each.
     """
     if mode not in _MODES:
         raise ValueError(f"interpolation mode {mode!r} is not one of {', '.join(_MODES)}")
@@ -286,6 +295,10 @@ def interpolate(
     elif scale_factor is not None:
         many = isinstance(scale_factor, Sequence)
         scales = scale_factor if many else (scale_factor,) * dims  # type: ignore[assignment]
+    if mode in _NEAREST:
+        target = None if output_size is None else tuple(sizes)
+        factors = None if target is not None else tuple(scales)
+        return _nearest(tuple(size), target, factors, mode, like)
     arguments = [
         None if n == o and flat != "area" else (o, s, flat, align_corners)
         for n, o, s in zip(size, sizes, scales, strict=True)
@@ -309,3 +322,104 @@ def resize_image(
         None if n == o else (o, mode, antialias) for n, o in zip(size, output_size, strict=True)
     ]
     return _separable("image", size, arguments, like)
+def _nearest(
+    size: tuple[int, ...],
+    output_size: tuple[int | None, ...] | None,
+    scales: tuple[float | None, ...] | None,
+    mode: str,
+    like: Tensor,
+) -> LinearMap:
+    """Return the selection that torch's own kernel makes, one matrix of zeros and ones per dim."""
+    shaped = like.dim() == len(size) + 2
+    channels = min(like.shape[1], _ENOUGH_CHANNELS) if shaped else 1
+    inside = shaped and channels_inside(like)
+    call = (size, output_size, scales, mode, channels, inside)
+    mats: list[Tensor | None] = []
+    bound = 1 + 1e-6
+    for dim in range(len(size)):
+        if _keeps_all(like.dtype, like.device, dim, *call):
+            mats.append(None)
+            continue
+        mats.append(_selection(like.dtype, like.device, dim, *call))
+        bound *= _selection_norm(like.dtype, like.device, dim, *call)
+    return Separable(tuple(mats), bound) if any(m is not None for m in mats) else Identity()
+
+
+def _selection(dtype: torch.dtype, device: torch.device, dim: int, *call: Any) -> Tensor:
+    """Return the matrix (out, in) along one dim.
+
+    A compiled graph makes it afresh, as it does the other matrices; there the compiler's own kernel
+    is asked, which is the one that computes the value.
+    """
+    size = call[0]
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        picked = _picked(dtype, device, dim, *call)
+        return (picked[:, None] == torch.arange(size[dim], device=device)).to(dtype)
+    return _known_selection(dtype, device, dim, *call)
+
+
+def _known_selection(dtype: torch.dtype, device: torch.device, dim: int, *call: Any) -> Tensor:
+    picked = torch.tensor(_indices(dtype, device, *call)[dim], device=device)
+    return (picked[:, None] == torch.arange(call[0][dim], device=device)).to(dtype)
+
+
+def _selection_norm(dtype: torch.dtype, device: torch.device, dim: int, *call: Any) -> float:
+    """Return the norm of a selection: the root of how often the commonest entry is picked."""
+    return math.sqrt(np.bincount(_indices(dtype, device, *call)[dim]).max())
+
+
+def _keeps_all(dtype: torch.dtype, device: torch.device, dim: int, *call: Any) -> bool:
+    """Whether a selection along one dim is the identity."""
+    return np.array_equal(_indices(dtype, device, *call)[dim], np.arange(call[0][dim]))
+
+
+@functools.lru_cache(maxsize=512)
+def _indices(dtype: torch.dtype, device: torch.device, *call: Any) -> tuple[NDArray[np.int64], ...]:
+    """Return per dim the index of the entry that torch's kernel picks for each output."""
+    where = torch.device("cpu") if device.type == "meta" else device
+    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+        dims = range(len(call[0]))
+        return tuple(_picked(dtype, where, dim, *call).cpu().numpy() for dim in dims)
+
+
+def _picked(
+    dtype: torch.dtype,
+    device: torch.device,
+    dim: int,
+    size: tuple[int, ...],
+    output_size: tuple[int, ...] | None,
+    scales: tuple[float, ...] | None,
+    mode: str,
+    channels: int,
+    inside: bool,
+) -> Tensor:
+    """Interpolate a ramp of indices along one dim, and return those that were picked.
+
+    The ramp has the dtype, the size, the channels and the memory format of the input, so that torch
+    runs the same kernel on it. It goes through in digits that every dtype holds exactly.
+    """
+    place = [1] * len(size)
+    place[dim] = size[dim]
+    ramp = torch.arange(size[dim], device=device)
+    total = None
+    unit = 1
+    while True:
+        digit = (ramp // unit % _DIGIT).to(dtype).reshape(1, 1, *place)
+        image = digit.expand(1, channels, *size).contiguous()
+        if inside and len(size) in _INSIDE:
+            image = image.contiguous(memory_format=_INSIDE[len(size)])
+        found = F.interpolate(image, size=output_size, scale_factor=scales, mode=mode)
+        line = found[(0, 0, *(slice(None) if i == dim else 0 for i in range(len(size))))]
+        term = line.to(torch.int64) * unit
+        total = term if total is None else total + term
+        unit *= _DIGIT
+        if unit >= size[dim]:
+            return total
+
+
+_INSIDE = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+# As above: constants to the compiler, without an import of dynamo.
+_known_selection._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_selection_norm._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_keeps_all._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -177,7 +177,7 @@ _mode_rule("reflect", nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d
 _mode_rule("replicate", nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)
 _mode_rule("circular", nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
 
-_MODES = ("nearest", "linear", "bilinear", "trilinear", "nearest-exact")
+_MODES = ("nearest", "linear", "bilinear", "trilinear", "nearest-exact", "area")
 
 
 def _interpolate_check(mode: str = "nearest", antialias: bool = False, **_: Any) -> str | None:
@@ -202,6 +202,10 @@ def resample(
 ) -> Affine:
     """Interpolation, a linear map with its true adjoint."""
     value = op(input)
+    if mode == "area":
+        return Affine(
+            value, (adaptive_avg_pool(input.shape[2:], tuple(value.shape[2:]), like=input),)
+        )
     dims = input.dim() - 2
     factors = None if recompute_scale_factor or scale_factor is None else scale_factor
     each = (factors,) * dims if isinstance(factors, (int, float)) else factors

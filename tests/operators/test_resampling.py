@@ -1,0 +1,126 @@
+"""Pooling and interpolation: the operator gives the very value that torch's own kernel gives.
+
+torch has a kernel of its own for every number of dims, dtype, memory format and number of channels,
+and they round an index differently: nearest interpolation then picks other entries.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pursuitify import pursuitify
+from pursuitify.operators import dottest
+from pursuitify.rules.pooling import adaptive_average_pool, average_pool, resample
+
+MODES = {
+    1: ("nearest", "nearest-exact", "area", "linear"),
+    2: ("nearest", "nearest-exact", "area", "bilinear"),
+    3: ("nearest", "nearest-exact", "area", "trilinear"),
+}
+LARGEST = {1: 400, 2: 70, 3: 12}
+FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+@st.composite
+def images(draw: st.DrawFn) -> Tensor:
+    dims = draw(st.integers(1, 3))
+    size = [draw(st.integers(1, LARGEST[dims])) for _ in range(dims)]
+    channels = draw(st.sampled_from([1, 2, 3, 4, 5, 17]))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
+    x = torch.randn(draw(st.integers(1, 2)), channels, *size, dtype=torch.float64).to(dtype)
+    if dims > 1 and draw(st.booleans()):
+        x = x.contiguous(memory_format=FORMATS[dims])
+    return x
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[Tensor, dict[str, object]]:
+    x = draw(images())
+    dims = x.dim() - 2
+    mode = draw(st.sampled_from(MODES[dims]))
+    kwargs: dict[str, object] = {"mode": mode}
+    if draw(st.booleans()):
+        kwargs["size"] = tuple(draw(st.integers(1, 2 * LARGEST[dims])) for _ in range(dims))
+    else:
+        drawn = st.floats(0.3, 3.1) | st.sampled_from([0.5, 1.0, 1.1, 1.5, 2.0, 2.1, 3.0])
+        factors = [max(draw(drawn), 1.001 / n) for n in x.shape[2:]]
+        alike = max(factors)
+        kwargs["scale_factor"] = alike if draw(st.booleans()) else tuple(factors)
+        kwargs["recompute_scale_factor"] = draw(st.sampled_from([None, True, False]))
+    if mode.endswith("linear"):
+        kwargs["align_corners"] = draw(st.booleans())
+    return x, kwargs
+
+
+@settings(max_examples=300, deadline=None)
+@given(calls())
+def test_interpolation_is_the_value(call: tuple[Tensor, dict[str, object]]) -> None:
+    x, kwargs = call
+    found = resample(lambda t: F.interpolate(t, **kwargs), x, **kwargs)  # type: ignore[arg-type]
+    got = found.maps[0].apply(x)
+    if "nearest" in str(kwargs["mode"]):
+        assert torch.equal(got, found.value)
+        assert got.shape[2:] == found.value.shape[2:]
+    else:
+        # What the weights were rounded to, and a source index of up to 800 in float32.
+        rounding = max(torch.finfo(x.dtype).eps * 8, 1e-12)
+        rounding *= max(x.shape[2:]) if x.dtype == torch.float32 else 1
+        torch.testing.assert_close(got, found.value, rtol=rounding, atol=rounding * 4)
+    if x.dtype == torch.float64:
+        assert dottest(found.maps[0], x) < 1e-12
+
+
+@settings(max_examples=150, deadline=None)
+@given(images(), st.data())
+def test_adaptive_average_pooling_is_the_value(x: Tensor, data: st.DataObject) -> None:
+    dims = x.dim() - 2
+    out = tuple(data.draw(st.integers(1, 2 * n)) for n in x.shape[2:])
+    pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[dims - 1]
+    found = adaptive_average_pool(lambda t: pool(t, out), x, out)  # type: ignore[arg-type]
+    rounding = max(torch.finfo(x.dtype).eps * 16, 1e-12)
+    torch.testing.assert_close(found.maps[0].apply(x), found.value, rtol=rounding, atol=rounding)
+
+
+@settings(max_examples=150, deadline=None)
+@given(images(), st.data())
+def test_average_pooling_is_the_value(x: Tensor, data: st.DataObject) -> None:
+    dims = x.dim() - 2
+    kernel = tuple(data.draw(st.integers(1, n)) for n in x.shape[2:])
+    kwargs = {
+        "kernel_size": kernel,
+        "stride": data.draw(st.sampled_from([None, 1, 2, 3])),
+        "padding": tuple(data.draw(st.integers(0, k // 2)) for k in kernel),
+        "ceil_mode": data.draw(st.booleans()),
+        "count_include_pad": data.draw(st.booleans()),
+    }
+    x = x.double()
+    pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[dims - 1]
+    found = average_pool(lambda t: pool(t, **kwargs), x, **kwargs)  # type: ignore[arg-type]
+    torch.testing.assert_close(found.maps[0].apply(x), found.value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Upsample(scale_factor=2.1),
+        nn.Upsample(scale_factor=2.1, recompute_scale_factor=True),
+        nn.Upsample(size=(13, 11), mode="nearest-exact"),
+        nn.Upsample(scale_factor=(1.1, 2.3)),
+        nn.UpsamplingNearest2d(scale_factor=1.3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_dictionary_of_a_network_that_upsamples(module: nn.Module, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    source = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), module, nn.Conv2d(6, 3, 1), nn.ReLU())
+    source = source.to(dtype).eval()
+    net, x = pursuitify(source, iterations=0), torch.rand(2, 2, 10, 10, dtype=dtype)
+    bound, latents = net.dictionary(x), net.latents(x)
+    expected = source[2](source[1](source[0](x)))
+    assert torch.equal(bound.rows[1].slots[0][0].apply(latents[bound.names[0]]), expected)
