@@ -226,11 +226,16 @@ def compile_program(
                 "the way from input to output",
                 [*cuts, *found],
             )
-        raise ConversionError(
-            f"{type(model).__name__} has no activation of the ReLU family on its way from input "
-            "to output, so there is nothing to pursue",
-            found,
+        active = any(
+            s.rule is not None and s.rule.kind == "activation" and s.value is Value.OTHER
+            for s in sites.values()
         )
+        if not (found and active):
+            raise ConversionError(
+                f"{type(model).__name__} has no activation of the ReLU family on its way from "
+                "input to output, so there is nothing to pursue",
+                found,
+            )
     if found:
         raise ConversionError(
             f"{type(model).__name__} cannot be converted: {len(found)} problem(s) with what it "

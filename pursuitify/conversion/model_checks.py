@@ -9,6 +9,7 @@ from torch import nn
 
 from pursuitify.errors import ConversionError, OptionError
 from pursuitify.rules import Registry, Rule, default
+from pursuitify.utils.option_checks import wraps
 
 
 def registry(rules: object) -> Registry:
@@ -71,9 +72,12 @@ def model(candidate: object) -> nn.Module:
         )
         raise OptionError(f"pursuitify takes a torch.nn.Module instance, not {kind}")
     if isinstance(candidate, torch.jit.ScriptModule):
-        raise OptionError("a scripted module holds no Python code to trace: pass the original")
-    if isinstance(candidate, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise OptionError(f"pass the wrapped model: {type(candidate).__name__}.module")
+        raise OptionError(
+            "a scripted module holds no Python code to trace: pass the Python module it was made of"
+        )
+    wrapped = wraps(candidate)
+    if wrapped:
+        raise OptionError(f"a {type(candidate).__name__} wraps the model: pass its {wrapped}")
     lazy = [n for n, p in candidate.named_parameters() if isinstance(p, nn.UninitializedParameter)]
     if lazy:
         raise OptionError(f"lazy parameters have no shape yet; run the model once first: {lazy}")

@@ -120,6 +120,23 @@ class PursuitNetwork(Settings):
         count = len(self._program.rows)
         return f"solver={self.solver!r}, iterations={self.iterations}, latents={count}"
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Copy parameters and buffers from a checkpoint of this network, or of its source.
+
+        Args:
+            state_dict: The tensors by name. One of the source has no ``pursuit.*``: a strict load
+                gives those their defaults; one that is not strict reports them as missing and
+                leaves them as they are, as torch does with whatever is missing.
+            strict: As for ``nn.Module.load_state_dict``, and so is the next.
+            assign: Take the tensors themselves.
+        """
+        own = {f"pursuit.{name}": value for name, value in self.pursuit.defaults().items()}
+        if strict and isinstance(state_dict, Mapping) and state_dict.keys().isdisjoint(own):
+            state_dict = {**state_dict, **own}
+        return super().load_state_dict(state_dict, strict, assign)
+
     # -- structure ----------------------------------------------------------------------------
 
     @property

@@ -8,9 +8,8 @@ clamped, because the feed-forward pass must stay what the source computes.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor

@@ -310,13 +310,16 @@ def flatten(maps: Sequence[LinearMap]) -> list[LinearMap]:
 def compose(maps: Sequence[LinearMap]) -> tuple[LinearMap, ...]:
     """Fuse a chain of maps, first applied first, as far as neighbours allow; drop identities."""
     chain: list[LinearMap] = []
-    for item in flatten(maps):
+    waiting = flatten(maps)[::-1]
+    while waiting:
+        item = waiting.pop()
         fused = item.after(chain[-1]) if chain else None
         if fused is not None:
-            chain[-1] = fused
+            chain.pop()
+            waiting.extend(flatten([fused])[::-1])  # it may fuse with what stands before it
         elif not isinstance(item, Identity):
             chain.append(item)
-    return tuple(m for m in chain if not isinstance(m, Identity))
+    return tuple(chain)
 
 
 def dottest(linear: LinearMap, x: Tensor, seed: int = 0) -> float:

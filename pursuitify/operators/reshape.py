@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pursuitify.operators.base import Identity, LinearMap
+from pursuitify.operators.base import Chain, Identity, LinearMap
 from pursuitify.operators.symbols import Symbols
 
 
@@ -34,7 +34,7 @@ class Reshape(LinearMap):
 
     def moves_batch(self, batch: int) -> bool:
         """Whether an entry of dimension 0 holds parts of several samples."""
-        return self.out_shape[0] % batch != 0
+        return not self.out_shape or self.out_shape[0] % batch != 0
 
     def norm_bound(self) -> float:
         """Return 1."""
@@ -212,9 +212,15 @@ class Roll(LinearMap):
 
 @dataclass(frozen=True, eq=False)
 class ZeroPad(LinearMap):
-    """Zero padding in the order ``F.pad`` takes it; negative pads crop."""
+    """Zero padding in the order ``F.pad`` takes it; negative pads crop.
+
+    Attributes:
+        pads: The pads.
+        first: Whether they reach dimension 0.
+    """
 
     pads: tuple[int, ...]
+    first: bool = False
 
     def apply(self, x: Tensor) -> Tensor:
         """Return ``x`` padded."""
@@ -223,6 +229,10 @@ class ZeroPad(LinearMap):
     def adjoint(self, y: Tensor) -> Tensor:
         """Return ``y`` cropped."""
         return F.pad(y, [-p for p in self.pads])
+
+    def moves_batch(self, batch: int) -> bool:
+        """Whether entries of dimension 0 are added or dropped."""
+        return self.first
 
     def norm_bound(self) -> float:
         """Return 1."""
@@ -291,6 +301,43 @@ class Reduce(LinearMap):
         reduced = {d % len(self.in_shape) for d in self.dims}
         kept = [1 if i in reduced else n for i, n in enumerate(self.in_shape)]
         return y.reshape(kept).expand(self.in_shape)
+
+    def moves_batch(self, batch: int) -> bool:
+        """Whether dimension 0 is added up."""
+        return 0 in {d % len(self.in_shape) for d in self.dims}
+
+    def after(self, first: LinearMap) -> LinearMap | None:
+        """Add up the slot of a placement alone, and what a permutation moves where it was.
+
+        So the sum of what was stacked is a sum of the parts, and one over time, moved first, leaves
+        the samples where they are.
+        """
+        dims = sorted(d % len(self.in_shape) for d in self.dims)
+        if isinstance(first, Place) and first.dim in dims:
+            return self._of_slot(first, dims)
+        if isinstance(first, Permute) and not self.keepdim:
+            order = [d % len(first.dims) for d in first.dims]
+            kept = [d for i, d in enumerate(order) if i not in dims]
+            if kept == sorted(kept):
+                shape = [0] * len(order)
+                for size, d in zip(self.in_shape, order, strict=True):
+                    shape[d] = size
+                inner = tuple(sorted(order[i] for i in dims))
+                return Reduce(tuple(shape), inner, False, self.mean)
+        return None
+
+    def _of_slot(self, slot: Place, dims: list[int]) -> LinearMap:
+        from pursuitify.operators.scale import Scale  # reads this module
+
+        shape = list(self.in_shape)
+        shape[slot.dim] = slot.length
+        total: LinearMap = Reduce(tuple(shape), tuple(dims), self.keepdim, self.mean)
+        if all(shape[d] == 1 for d in dims):
+            kept = [
+                1 if d in dims else n for d, n in enumerate(shape) if self.keepdim or d not in dims
+            ]
+            total = Reshape(tuple(shape), tuple(kept))
+        return Chain((total, Scale(slot.length / slot.total))) if self.mean else total
 
     def norm_bound(self) -> float:
         """Return sqrt(n) for a sum over n elements, 1 / sqrt(n) for their mean."""

@@ -322,6 +322,8 @@ def resize_image(
         None if n == o else (o, mode, antialias) for n, o in zip(size, output_size, strict=True)
     ]
     return _separable("image", size, arguments, like)
+
+
 def _nearest(
     size: tuple[int, ...],
     output_size: tuple[int | None, ...] | None,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
 _NOT_PROXIMAL = (
     "It is not the proximal operator of a convex penalty. Replace it by ReLU, LeakyReLU, PReLU, "
     "ReLU6 or Hardtanh and fine-tune, or convert a model that uses them"
@@ -53,6 +58,59 @@ _DEFAULT = (
 )
 
 
-def hint_for(op: str) -> str:
-    """Return what to do about an operation, by the name its author gave it."""
-    return _HINTS.get(op, _DEFAULT)
+#: Reasons that have a hint of their own, whatever the operation is called.
+TWO_VALUES = (
+    "it multiplies two values that both depend on the input, and neither is computed from the "
+    "other, so neither is a gate"
+)
+DIVIDES = "it divides by a value of the network"
+_HOOKED = "it has forward hooks"
+_BY_REASON = {
+    TWO_VALUES: "If one of them is a side branch, give the module or function that computes it the "
+    "rule frozen(), which fixes its value at the feed-forward pass: "
+    "rules={module_type_or_function: pursuitify.rules.frozen()}",
+    DIVIDES: "Give the function that computes the divisor the rule frozen(), which fixes its value "
+    "at the feed-forward pass: rules={function: pursuitify.rules.frozen()}",
+}
+#: What torch's own utilities hang on a module, and how to take it off and keep the weights.
+_UTILITIES: dict[type, tuple[str, str]] = {
+    BasePruningMethod: (
+        "torch.nn.utils.prune",
+        "make the pruning permanent first: torch.nn.utils.prune.remove(module, '{name}')",
+    ),
+    SpectralNorm: (
+        "the old torch.nn.utils.spectral_norm",
+        "take it off with torch.nn.utils.remove_spectral_norm(module, '{name}'), or use "
+        "torch.nn.utils.parametrizations.spectral_norm, which converts",
+    ),
+    WeightNorm: (
+        "the old torch.nn.utils.weight_norm",
+        "take it off with torch.nn.utils.remove_weight_norm(module, '{name}'), or use "
+        "torch.nn.utils.parametrizations.weight_norm, which converts",
+    ),
+}
+
+
+def hint_for(op: str, reason: str = "") -> str:
+    """Return what to do about an operation, by its author's name for it and what is wrong."""
+    if reason.startswith(_HOOKED):
+        return ""
+    return _BY_REASON.get(reason) or _HINTS.get(op, _DEFAULT)
+
+
+def utility(module: nn.Module) -> tuple[str, str] | None:
+    """Return which of torch's hook utilities computes a module's weight, and how to remove it."""
+    for hook in module._forward_pre_hooks.values():
+        for kind, (name, remedy) in _UTILITIES.items():
+            if isinstance(hook, kind):
+                tensor = getattr(hook, "_tensor_name", None) or getattr(hook, "name", "weight")
+                return name, remedy.format(name=tensor)
+    return None
+
+
+def hooked(module: nn.Module) -> str:
+    """Return why a module with forward hooks is not converted, and what to do."""
+    known = utility(module)
+    if known is not None:
+        return f"{_HOOKED} of {known[0]}, which compute its weight anew at every call: {known[1]}"
+    return f"{_HOOKED}, which may change what it computes: remove them first"

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify.errors import InputError
 from pursuitify.operators import (
     Select,
     Windows,
+    ZeroPad,
     adaptive_avg_pool,
     adaptive_cover,
     avg_pool,
@@ -161,7 +161,7 @@ def padding(
 
 def _padded(op: Op, input: Tensor, pads: Sequence[int], mode: str) -> Affine:
     if len(pads) == 2 * input.dim() and any(pads[-2:]):
-        raise InputError("padding of the batch dimension adds or drops samples")
+        return Affine(op(input), (ZeroPad(tuple(pads), first=True),))
     size = tuple(input.shape[-(len(pads) // 2) :])
     kind = "constant" if mode == "zeros" else mode
     return Affine(op(input), (pad(size, tuple(pads), kind, like=input),))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify.errors import InputError
 from pursuitify.operators import Chain, Expand, Index, Narrow, Permute, Reduce, Reshape
 from pursuitify.operators.reshape import Roll
 from pursuitify.rules import split_ops
@@ -22,8 +21,6 @@ Op = Callable[..., Tensor]
 
 
 def _reshaped(value: Tensor, input: Tensor) -> Affine:
-    if value.dim() == 0 or value.shape[0] == 0:
-        raise InputError(f"a reshape of {tuple(input.shape)} leaves no batch dimension")
     return Affine(value, (Reshape(tuple(input.shape), tuple(value.shape)),))
 
 
@@ -93,8 +90,6 @@ def roll(
 def _reduced(op: Op, input: Tensor, dim: Any, keepdim: bool, mean: bool) -> Affine:
     dims = (dim,) if isinstance(dim, int) else tuple(dim)
     dims = tuple(sorted(d % input.dim() for d in dims))
-    if 0 in dims:
-        raise InputError("a sum or mean over the batch dimension mixes samples")
     return Affine(op(input), (Reduce(tuple(input.shape), dims, keepdim, mean),))
 
 

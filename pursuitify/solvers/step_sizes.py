@@ -116,6 +116,11 @@ class Schedule(nn.Module):
         self.beta = nn.Parameter(torch.ones(count, dtype=dtype))
         self.alpha = nn.Parameter(torch.zeros(count, dtype=dtype))
 
+    def defaults(self) -> dict[str, Tensor]:
+        """Return what the parameters start at, by name."""
+        with torch.no_grad():
+            return {"beta": torch.ones_like(self.beta), "alpha": torch.zeros_like(self.alpha)}
+
     def betas(self) -> Tensor:
         """Return beta_j within its range."""
         return _held(self.beta, *self.beta_range)

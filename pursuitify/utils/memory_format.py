@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from pursuitify.compiler.tracing import nodes
+from pursuitify.utils import func_transforms
 from pursuitify.utils.compiling import compiling
 
 _FAST = (torch.float32, torch.bfloat16)
@@ -33,9 +34,15 @@ def preferred(value: Any) -> Any:
     Convolutions keep the format of their input, so one conversion here serves every sweep. There a
     strided convolution's adjoint takes the forward's time, in the contiguous format up to 2.5 times
     as long. On other devices, and in other precisions, the format the user chose stays; so it does
-    in training mode, where dropout draws its mask in the order of memory.
+    in training mode, where dropout draws its mask in the order of memory. Under torch.func the
+    format stays, too: vmap knows no other.
     """
-    if not isinstance(value, Tensor) or value.dim() != 4 or value.device.type != "cpu":
+    if (
+        func_transforms.active()
+        or not isinstance(value, Tensor)
+        or value.dim() != 4
+        or value.device.type != "cpu"
+    ):
         return value
     if value.dtype not in _FAST or value.shape[1] == 1:
         return value

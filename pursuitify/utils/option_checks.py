@@ -129,3 +129,15 @@ def example(value: object, root: nn.Module) -> tuple[Any, ...]:
             f"example_inputs are not what {type(root).__name__}.forward takes: {error}"
         ) from error
     return inputs
+
+
+def wraps(candidate: nn.Module) -> str:
+    """Return the attribute under which one of torch's own wrappers holds the model; "" for none.
+
+    These are what torch.compile returns (``._orig_mod``), DataParallel, DistributedDataParallel,
+    AveragedModel and their kin (``.module``).
+    """
+    if not type(candidate).__module__.startswith("torch."):
+        return ""
+    held = [name for name in ("_orig_mod", "module") if name in candidate._modules]
+    return f".{held[0]}" if held else ""

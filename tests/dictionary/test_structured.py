@@ -175,20 +175,22 @@ def test_an_objective_per_sample_is_refused(
 
 
 @pytest.mark.parametrize("pads", [(0, 0, 1, 1), (0, 0, 0, -1)])
-def test_padding_of_the_batch_is_refused(pads: tuple[int, ...]) -> None:
+def test_padding_of_the_batch_is_followed_and_nothing_is_said_per_sample(
+    pads: tuple[int, ...],
+) -> None:
     class Padded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(F.relu(F.pad(self.a(x), pads)))
+            return self.c(F.relu(self.b(F.pad(F.relu(self.a(x)), pads))))
 
     net, x = pursued(Padded), drawn(2, 4)
-    with pytest.raises(InputError, match="batch"):
-        net(x)
-    net.iterations = 0
-    assert len(net(x)) == 2 + sum(pads)
+    assert net(x).shape == (2 + sum(pads), 3)
+    assert net.dictionary(x).samples is None
+    found = [sweep.objective for sweep in net.diagnose(x).sweeps]
+    assert all(b <= a + 1e-9 for a, b in itertools.pairwise(found)), found
 
 
 def test_no_certificate_where_margins_are_not_known() -> None:

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from pursuitify.compiler.tracing import nodes
 from pursuitify.rules import Call, Registry, Rule, match, static_parameters
+from pursuitify.rules import hints as advice
 from pursuitify.utils import patched_methods
 
 
@@ -45,6 +46,8 @@ class Site:
         operands: Its tensor operands: the node where the operand is affine in the latents, None
             where it is constant or frozen.
         reason: Why the value is OTHER, at the node where that begins.
+        gate: Of a product that is OTHER through no fault of its own, the factor that would be its
+            frozen gate; None where there is none.
     """
 
     node: fx.Node
@@ -53,6 +56,7 @@ class Site:
     call: Call | None = None
     operands: tuple[fx.Node | None, ...] = ()
     reason: str = ""
+    gate: fx.Node | None = None
 
     @property
     def unary(self) -> fx.Node | None:
@@ -116,6 +120,8 @@ def _classify(
     if rule is None:
         reason = "no rule says that it is linear or a proximal operator"
         return Site(node, Value.OTHER, reason=reason)
+    if module is not None and (module._forward_hooks or module._forward_pre_hooks):
+        return Site(node, Value.OTHER, rule, reason=advice.hooked(module))
     reason = "" if module is None else patched_methods.reason(module)
     if reason:
         return Site(node, Value.OTHER, rule, reason=reason)
@@ -164,12 +170,14 @@ def _operands(
                 Value.OTHER,
                 rule,
                 call,
-                reason="it multiplies two values that both depend on the input, and neither is "
-                "computed from the other, so neither is a gate",
+                reason=advice.TWO_VALUES,
             )
         affine.remove(gate)
     elif Value.OTHER in values and not (rule.kind == "product" and len(affine) == 1):
-        return Site(node, Value.OTHER, rule, call)
+        gate = _gate(call, ancestors) if rule.kind == "product" and _all_nodes(call) else None
+        return Site(
+            node, Value.OTHER, rule, call, gate=None if gate is None else call.operands[gate]
+        )
     if not affine:
         return Site(node, Value.FROZEN, rule, call)
     if rule.linear_in is not None and not set(affine) <= set(rule.linear_in):
@@ -177,6 +185,10 @@ def _operands(
     operands = tuple(o if i in affine else None for i, o in enumerate(call.operands))
     value = Value.LATENT if rule.kind == "activation" else Value.AFFINE
     return Site(node, value, rule, call, operands)
+
+
+def _all_nodes(call: Call) -> bool:
+    return all(isinstance(o, fx.Node) for o in call.operands)
 
 
 def _gate(call: Call, ancestors: Mapping[fx.Node, set[fx.Node]]) -> int | None:

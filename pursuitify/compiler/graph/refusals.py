@@ -3,35 +3,54 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 
 from torch import Tensor, fx, nn
 
-from pursuitify.compiler.graph.classify import Sites, Value, gate_operands
+from pursuitify.compiler.graph.classify import Site, Sites, Value, gate_operands
 from pursuitify.compiler.tracing.nodes import describe, module_path
 from pursuitify.errors import Problem
-from pursuitify.rules.hints import hint_for
+from pursuitify.rules import hints as advice
+
+
+def _activates(site: Site) -> bool:
+    return site.rule is not None and site.rule.kind == "activation"
+
+
+def _reaching(graph: fx.Graph, sites: Sites, ends: Collection[fx.Node]) -> set[fx.Node]:
+    """Nodes that some of ``ends`` read, or the output if there are none, other than as a gate."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        for user in node.users:
+            if user.op == "output":
+                reads = not ends
+            else:
+                gate = node in gate_operands(sites[user]) or node is sites[user].gate
+                reads = not gate and (user in ends or user in found)
+            if reads:
+                found.add(node)
+    return found
 
 
 def unknown_values(graph: fx.Graph, root: nn.Module, sites: Sites) -> list[Problem]:
     """Return what stands in the way: values of no known kind with an activation after them.
 
-    Where no latent exists at all, everything of no known kind is listed.
+    Where there is no activation at all, everything of no known kind is listed. Factors that would
+    be frozen gates if what they multiply were mended are not listed.
     """
-    latents = [n for n, s in sites.items() if s.value is Value.LATENT]
-    before: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        for user in node.users:
-            if user.op == "output" or node in gate_operands(sites[user]):
-                continue
-            rule, kind = sites[user].rule, sites[user].value
-            activation = rule is not None and rule.kind == "activation"
-            if (activation and kind in {Value.LATENT, Value.OTHER}) or user in before:
-                before.add(node)
+    main = _reaching(graph, sites, ())
+    activations = {
+        n
+        for n, s in sites.items()
+        if s.value in {Value.LATENT, Value.OTHER} and n in main and _activates(s)
+    }
+    before = _reaching(graph, sites, activations) if activations else main
     found = []
     for node, site in sites.items():
-        if site.value is Value.OTHER and site.reason and (node in before or not latents):
+        if site.value is Value.OTHER and site.reason and node in before:
             op = describe(node, root)
-            found.append(Problem(node.name, op, module_path(node), site.reason, hint_for(op)))
+            hint = advice.hint_for(op, site.reason)
+            found.append(Problem(node.name, op, module_path(node), site.reason, hint))
     return found
 
 

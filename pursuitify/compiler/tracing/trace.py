@@ -11,11 +11,15 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
+import re
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 
 from pursuitify import errors
@@ -32,8 +36,16 @@ from pursuitify.compiler.tracing.match_modes import align, same_graph
 from pursuitify.compiler.tracing.nodes import describe, module_path
 from pursuitify.compiler.tracing.size_branches import Choices
 from pursuitify.compiler.tracing.tracer import Leaf, LeafModule, Tracer
+from pursuitify.rules import hints
 from pursuitify.utils import patched_methods, training_modes
 
+_TORCH, _HERE = (str(Path(m.__file__).parent) for m in (torch, errors))
+_CHECKPOINT = Path(torch.utils.checkpoint.__file__)
+#: A TypeError of torch's argument parser starts with the function's name.
+_CALLED = re.compile(r"(\w+)\(\)")
+_FACTORIES = {
+    "zeros", "ones", "empty", "full", "rand", "randn", "randint", "arange", "eye", "linspace",
+}  # fmt: skip
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -206,10 +218,25 @@ def _skeleton(model: nn.Module) -> nn.Module:
         return skeleton(model)
     except RuntimeError as error:
         raise errors.TraceError(
-            f"{type(model).__name__} cannot be copied ({error}). Old-style weight_norm and "
-            "spectral_norm keep a computed tensor on the module: use those of "
-            "torch.nn.utils.parametrizations"
-        ) from error
+            f"{type(model).__name__} cannot be copied: {_computed(model)}"
+        ) from (error)
+
+
+def _computed(model: nn.Module) -> str:
+    """Say which modules keep a computed tensor, which torch cannot copy, and what to do."""
+    said = []
+    for path, module in model.named_modules():
+        where = f"module '{path}'" if path else "the model"
+        kept = [k for k, v in vars(module).items() if isinstance(v, Tensor) and not v.is_leaf]
+        known = hints.utility(module)
+        if known is not None:
+            said.append(f"{where} has hooks of {known[0]}: {known[1]}")
+        elif kept:
+            said.append(
+                f"{where} keeps a computed tensor as {', '.join(kept)}: keep it detached, or "
+                "compute it in the forward"
+            )
+    return ". ".join(said) or "a tensor that it keeps is computed from others: keep it detached"
 
 
 def _run(
@@ -276,28 +303,57 @@ _EXAMPLE = (
 
 
 def _explain(error: Exception, model: nn.Module, tracer: Tracer, example: tuple[Any, ...]) -> str:
+    """Return what torch.fx could not follow, where, and what to do about it."""
     path = "".join(f" in module '{p}'" for p in list(tracer.module_stack)[-1:] if p)
     function = contexts.function_of(error.__traceback__)
     if function is not None:
         path += f", in the torch.autograd.Function {function.__name__}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith((_TORCH, _HERE, "<"))]
+    line = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})" if own else ""
+    where = f"torch.fx cannot follow {type(model).__name__}.forward{path}{line}: "
+    if isinstance(error, errors.PursuitifyError):
+        return f"{where}{error}"
     kind = "TraceError" if tracer.unseen else type(error).__name__
-    reason = (tracer.unseen or str(error)).strip().splitlines()
-    parameters = inspect.signature(model.forward).parameters.values()
-    variadic = " and ".join(str(p) for p in parameters if p.kind in _VARIADIC)
-    empty = (
-        f"It is traced with {variadic} empty: what it needs from there takes a wrapper that names "
-        "each argument. Otherwise, control"
-    )
+    reason = ((tracer.unseen or str(error)).strip().splitlines() or ["no message"])[0].rstrip(".")
     guessed = [text for text in tracer.choices.taken if text not in tracer.choices.certain]
     branches = ""
     if guessed and not example:
-        branches = f" It branches on sizes (`{guessed[-1]}`), which were guessed. {_EXAMPLE}."
+        branches = f". It branches on sizes (`{guessed[-1]}`), which were guessed. {_EXAMPLE}"
+    return f"{where}{kind}: {reason}. {_advice(error, model, frames)}{branches}"
+
+
+def _advice(error: Exception, model: nn.Module, frames: traceback.StackSummary) -> str:
+    """Return what to do, by where and how the trace failed."""
+    if any(Path(f.filename) == _CHECKPOINT for f in frames):
+        return (
+            "Activation checkpointing decides by the tensors themselves what to keep. It changes "
+            "no value: turn it off for the conversion"
+        )
+    named = _CALLED.match(str(error))
+    if isinstance(error, TypeError) and named and named[1] in _FACTORIES:
+        name = named[1]
+        return (
+            f"torch.{name} takes no sizes that are read from a tensor while it is traced. Make the "
+            "new tensor from one that is there: x.new_zeros(x.size(0), ...), x.new_ones, "
+            "x.new_full, torch.zeros_like(x); for random numbers torch.rand_like(x) or "
+            "x.new_empty(x.size(0), ...).bernoulli_(p)"
+        )
+    variadic = [
+        p for p in inspect.signature(model.forward).parameters.values() if p.kind in _VARIADIC
+    ]
+    start = "Control"
+    if variadic:
+        held = [n for n, m in model.named_children() if n in {"module", "model"}]
+        inner = f"If it only wraps a model, pass model.{held[0]}. " if held else ""
+        start = (
+            f"It is traced with {' and '.join(map(str, variadic))} empty: what it needs from there "
+            f"takes a wrapper that names each argument. {inner}Otherwise, control"
+        )
     return (
-        f"torch.fx cannot follow {type(model).__name__}.forward{path}: "
-        f"{kind}: {reason[0] if reason else 'no message'}. "
-        f"{empty if variadic else 'Control'} flow or Python code that depends on tensor values or "
-        "sizes cannot be traced: rewrite it, mark the module with leaf_modules=[...] and give it a "
-        f"rule with rules={{...}}, or wrap the function with torch.fx.wrap.{branches}"
+        f"{start} flow or Python code that depends on tensor values or sizes cannot be traced: "
+        "rewrite it, mark the module with leaf_modules=[...] and give it a rule with "
+        "rules={...}, or wrap the function with torch.fx.wrap"
     )
 
 

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
@@ -16,7 +17,7 @@ from pursuitify.compiler.tracing.proxies import TracedTensor, Value
 from pursuitify.compiler.tracing.size_branches import Choices, Judge
 from pursuitify.rules import preprocessing, split_ops
 from pursuitify.rules.functions import Applied
-from pursuitify.utils import patched_methods
+from pursuitify.utils import option_checks, patched_methods
 
 LeafModule = type[nn.Module] | str
 #: What is not traced into: module types, paths of modules, functions of a user's rules.
@@ -90,17 +91,6 @@ class Tracer(fx.Tracer):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
-    def path_of_module(self, mod: nn.Module) -> str:
-        """Return the path of a module in the model, or say that it is kept outside of it."""
-        try:
-            return super().path_of_module(mod)
-        except NameError as error:
-            raise NameError(
-                f"it calls a {type(mod).__name__} that is kept in a list or another plain object "
-                "(torchvision's transforms.Compose is one), so that it is no module of the model: "
-                "put it in an attribute, an nn.ModuleList or an nn.Sequential"
-            ) from error
-
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
@@ -114,6 +104,13 @@ class Tracer(fx.Tracer):
                 self.graph.erase_node(arg.node)
                 args[i] = {} if name.startswith("**") else ()
         return forward, args
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        """Return a module's path; say what is wrong with one that the model does not hold."""
+        try:
+            return str(super().path_of_module(mod))
+        except NameError as error:
+            raise errors.TraceError(_stray(mod, self.root)) from error
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return our own kind of proxy, which is a tensor where the value is one."""
@@ -162,6 +159,16 @@ class Tracer(fx.Tracer):
                         "torch.func.functional_call does, which the conversion would lose: call "
                         "the function (F.linear, F.conv2d, ...) with them"
                     )
+        elif isinstance(m, torch.jit.ScriptModule):
+            raise errors.TraceError(
+                f"module '{path}' is scripted and holds no Python code to trace: put the Python "
+                "module it was made of in its place"
+            )
+        elif option_checks.wraps(m) == "._orig_mod":
+            raise errors.TraceError(
+                f"module '{path}' was made by torch.compile: put the module that it holds as "
+                "._orig_mod in its place, and compile the converted network"
+            )
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
@@ -202,3 +209,36 @@ class Tracer(fx.Tracer):
         if count is None:
             return super().iter(obj)
         return (obj[i] for i in range(count))  # type: ignore[index]
+
+
+def _stray(module: nn.Module, root: nn.Module) -> str:
+    """Say where a module that is called, but is no submodule, comes from."""
+    name = type(module).__name__
+    for path, holder in root.named_modules():
+        for attribute, value in vars(holder).items():
+            if attribute.startswith("_"):
+                continue
+            inner = vars(value) if hasattr(value, "__dict__") else {}
+            if not isinstance(value, nn.Module) and any(
+                isinstance(held, (list, tuple)) and any(i is module for i in held)
+                for held in inner.values()
+            ):
+                return (
+                    f"it calls a {name} that '{path}.{attribute}' holds, a {type(value).__name__}, "
+                    "which is no module (torchvision's transforms.Compose is such a list): make it "
+                    f"self.{attribute} = nn.Sequential(...)"
+                ).replace("'.", "'")
+            items = value.values() if isinstance(value, dict) else value
+            if isinstance(value, (list, tuple, dict, set)) and any(i is module for i in items):
+                kind = type(value).__name__
+                proper = "nn.ModuleDict" if isinstance(value, dict) else "nn.ModuleList"
+                where = f"{path}.{attribute}".lstrip(".")
+                return (
+                    f"it calls a {name} that '{where}', a plain {kind}, holds: torch does not see "
+                    "it, so its weights are in neither parameters() nor state_dict(). Make it "
+                    f"self.{attribute} = {proper}(...)"
+                )
+    return (
+        f"it calls a {name} that is no submodule of the model: make it once, in __init__ "
+        f"(self.name = nn.{name}(...)), and call self.name(x) in the forward"
+    )
