@@ -8,8 +8,11 @@ stored. The norm search itself is never part of an exported program.
 from __future__ import annotations
 
 import copy
+import math
 import operator
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,7 +83,8 @@ def export_onnx(
 
     Raises:
         OptionError: If the network is in training mode, or ``tolerance`` is no positive number.
-        InputError: If the example does not fit, or has one sample where the batch is dynamic.
+        InputError: If the example does not fit, or has one sample where the batch is dynamic, or
+            the network's own output on it is not finite; a file that was there stays as it was.
         MissingExtraError: If onnx, onnxscript or onnxruntime is not installed.
         CheckpointError: If the file cannot be written at ``path``.
         ExportError: If ONNX has no form for something in the network, or onnxruntime cannot run
@@ -205,10 +209,34 @@ def _difference(
             "write the file without running it"
         ) from error
     wanted = _tensors(net(*inputs))
+    return largest_difference(wanted, found)
+
+
+def largest_difference(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Return the largest difference relative to the largest entry of each tensor wanted.
+
+    It is infinite where a value is missing, has another shape or is not finite in ``found``.
+
+    Raises:
+        InputError: If ``wanted`` is not finite: no difference to it says anything.
+    """
+    if [t.shape for t in wanted] != [t.shape for t in found]:
+        return math.inf
     worst = 0.0
     for ours, theirs in zip(wanted, found, strict=True):
-        scale = float(ours.abs().max().clamp_min(torch.finfo(ours.dtype).tiny))
-        worst = max(worst, float((ours.cpu() - theirs).abs().max()) / scale)
+        if not ours.numel():
+            continue
+        ours, theirs = ours.detach().cpu().double(), theirs.detach().cpu().double()
+        if not bool(torch.isfinite(ours).all()):
+            raise InputError(
+                "the network's own output on the example is NaN or infinite, so there is nothing "
+                "to compare with. Half precision may overflow in the sweeps: export the network in "
+                "float32, take another example, or write the file with tolerance=None"
+            )
+        if not bool(torch.isfinite(theirs).all()):
+            return math.inf
+        scale = float(ours.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
+        worst = max(worst, float((ours - theirs).abs().max()) / scale)
     return worst
 
 

@@ -379,7 +379,7 @@ def _keeps_all(dtype: torch.dtype, device: torch.device, dim: int, *call: Any) -
 def _indices(dtype: torch.dtype, device: torch.device, *call: Any) -> tuple[NDArray[np.int64], ...]:
     """Return per dim the index of the entry that torch's kernel picks for each output."""
     where = torch.device("cpu") if device.type == "meta" else device
-    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+    with torch_internals.without_dispatch_modes(), torch.inference_mode(False), torch.no_grad():
         dims = range(len(call[0]))
         return tuple(_picked(dtype, where, dim, *call).cpu().numpy() for dim in dims)
 

@@ -20,6 +20,8 @@ from pursuitify.analysis.gram.symbol import (
 from pursuitify.dictionary.bound_rows import BoundPath, BoundRow
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.operators import Chain, LinearMap
+from pursuitify.errors import InputError
+from pursuitify.operators import Chain, Conv, Dense, LinearMap
 
 #: A slot of a row: (row, slot).
 Place = tuple[int, int]
@@ -55,6 +57,74 @@ class Blocks:
     sites: tuple[Site, ...]
     heights: tuple[int, ...]
     uses: tuple[tuple[Use, ...], ...]
+
+
+#: Columns whose largest weight has an exponent beyond this are scaled: their squares would be lost.
+_EXPONENT = 30
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def in_range(blocks: Blocks) -> tuple[Blocks, tuple[Tensor | None, ...]]:
+    """Return the blocks in a range where squares of weights neither vanish nor overflow.
+
+    The Gram matrix of unit columns does not depend on the columns' lengths, so each channel of a
+    latent is multiplied by a power of two, which rounds nothing. Ordinary weights stay as they are.
+
+    Returns:
+        The blocks, and per latent what its channels were multiplied by, None where by nothing.
+
+    Raises:
+        InputError: If a weight is NaN or infinite.
+    """
+    factors: list[Tensor | None] = []
+    uses = []
+    for name, site, own in zip(blocks.names, blocks.sites, blocks.uses, strict=True):
+        made: dict[int, Symbol] = {}
+        symbols = [_wide(use.symbol, made) for use in own]
+        factor = _factor(symbols, site.channels, name)
+        if factor is not None:
+            symbols = [_multiplied(symbol, factor, made) for symbol in symbols]
+        factors.append(factor)
+        uses.append(tuple(replace(u, symbol=s) for u, s in zip(own, symbols, strict=True)))
+    return replace(blocks, uses=tuple(uses)), tuple(factors)
+
+
+def _wide(symbol: Symbol, made: dict[int, Symbol]) -> Symbol:
+    """Return a symbol in float32 at least; one and the same for one and the same."""
+    if symbol.weight.dtype not in _HALF:
+        return symbol
+    if id(symbol) not in made:
+        made[id(symbol)] = replace(symbol, weight=symbol.weight.float())
+    return made[id(symbol)]
+
+
+def _multiplied(symbol: Symbol, factor: Tensor, made: dict[int, Symbol]) -> Symbol:
+    if id(symbol) not in made:
+        columns = factor.to(symbol.weight.dtype)[symbol.cols]
+        made[id(symbol)] = replace(symbol, weight=symbol.weight * columns[:, None, :, None])
+    return made[id(symbol)]
+
+
+def _factor(symbols: Sequence[Symbol], channels: int, name: str) -> Tensor | None:
+    """Return the powers of two that bring every channel's largest weight near 1, if need be."""
+    top: Tensor | None = None
+    for symbol in symbols:
+        size = symbol.weight.detach().abs().amax((1, 3)).reshape(-1)
+        top = size.new_zeros(channels) if top is None else top
+        top = top.scatter_reduce(0, symbol.cols.reshape(-1), size, "amax")
+    if top is None:
+        return None
+    if not bool(torch.isfinite(top).all()):
+        wrong = (~torch.isfinite(top)).nonzero().flatten().tolist()
+        raise InputError(
+            f"the dictionary's columns of latent {name!r} hold NaN or infinite weights (channels "
+            f"{', '.join(map(str, wrong[:8]))}{' ...' if len(wrong) > 8 else ''}): there is nothing "
+            "to measure. Look at the weights of its layer, and of those that read it"
+        )
+    exponent = torch.frexp(top).exponent
+    if not bool((exponent.abs() > _EXPONENT).any()):
+        return None
+    return torch.ldexp(torch.ones_like(top), -exponent.clamp(-126, 126))
 
 
 def blocks_of(dictionary: StructuredDictionary, border: bool, worst: bool = False) -> Blocks:

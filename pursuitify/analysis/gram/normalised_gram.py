@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pursuitify.analysis.gram.channel_products import Products, Supports, align
-from pursuitify.analysis.gram.dictionary_blocks import Blocks
+from pursuitify.analysis.gram.dictionary_blocks import Blocks, in_range
 from pursuitify.analysis.gram.entry_classes import Class, Group, Kind, Positions, combine
 from pursuitify.analysis.gram.symbol import Symbol
 
@@ -57,20 +57,32 @@ class Entries:
 class Gram:
     """B~^T B~, the Gram matrix of B with unit columns, never formed."""
 
-    def __init__(self, blocks: Blocks, positions: Positions | None = None) -> None:
+    def __init__(
+        self, blocks: Blocks, positions: Positions | None = None, floor: float = 0.0
+    ) -> None:
         """Take the blocks of B.
 
         Args:
             blocks: The blocks.
             positions: Classes of entries found for the same structure with other weights.
+            floor: Columns shorter than this share of their latent's root mean square length count
+                as zero, and those up to twice as long fade in, so that derivatives by their weights
+                stay bounded: the direction of a column without length means nothing.
+
+        Raises:
+            InputError: If a weight is NaN or infinite.
         """
-        self.blocks = blocks
+        self.blocks, self._factors = in_range(blocks)
         self.positions = positions or Positions(blocks)
+        self._floor = floor
         self._norms: dict[tuple[int, tuple[Kind, ...]], Tensor] = {}
         self._squares: dict[tuple[int, int], Tensor] = {}
 
     def norms(self, latent: int, kinds: tuple[Kind, ...]) -> Tensor:
-        """Return the norms of a latent's columns at one class of positions, (channels,)."""
+        """Return the norms of a latent's columns at one class of positions, (channels,).
+
+        They are those of the columns as scaled into range; see ``lengths``.
+        """
         key = (latent, kinds)
         if key not in self._norms:
             self._norms[key] = self._norm(latent, kinds)
@@ -94,7 +106,13 @@ class Gram:
                 total = total.index_add(0, left.cols.reshape(-1), (own @ factor).reshape(-1))
             else:
                 total = total + overlaps(left, right, taps, len(total))
-        return total.clamp_min(0).sqrt()
+        alive = total > 0  # the derivative of a square root at zero is infinite
+        return torch.where(alive, torch.where(alive, total, 1).sqrt(), 0)
+
+    def lengths(self, latent: int, kinds: tuple[Kind, ...]) -> Tensor:
+        """Return the columns' norms themselves, float64."""
+        norms, factor = self.norms(latent, kinds).double(), self._factors[latent]
+        return norms if factor is None else norms / factor.double()
 
     def _square(self, latent: int, index: int) -> Tensor:
         """Return the squared weights of one block summed over its rows, (groups, columns, taps)."""
@@ -106,7 +124,18 @@ class Gram:
     def inverse(self, latent: int, kinds: tuple[Kind, ...]) -> Tensor:
         """Return one over the norms, zero for a column that is zero."""
         norms = self.norms(latent, kinds)
-        return torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0)
+        alive = norms > 0
+        inverse = torch.where(alive, 1 / torch.where(alive, norms, 1), 0)
+        if not self._floor or not bool(alive.any()):
+            return inverse
+        over = (norms / self._least(latent, kinds).to(norms) - 1).clamp(0, 1)
+        return inverse * over.square() * (3 - 2 * over)
+
+    def _least(self, latent: int, kinds: tuple[Kind, ...]) -> Tensor:
+        """Return the floor per channel, in the scale of ``norms``."""
+        lengths, factor = self.lengths(latent, kinds).detach(), self._factors[latent]
+        least = self._floor * lengths.square().mean().sqrt()
+        return least if factor is None else least * factor.double()
 
     def products(self, j: int, k: int) -> list[Products]:
         """Return the channel products of every meeting of two latents."""

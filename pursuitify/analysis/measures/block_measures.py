@@ -10,6 +10,7 @@ import torch
 
 from pursuitify.analysis.gram.entry_classes import kinds_of
 from pursuitify.analysis.gram.normalised_gram import Entries, Gram
+from pursuitify.errors import InputError
 
 #: How N(G) is counted; printed with every number.
 N_RULE = (
@@ -93,7 +94,11 @@ class Norms:
 
 
 def block(gram: Gram, j: int, k: int) -> Block:
-    """Measure the block between latents j <= k."""
+    """Measure the block between latents j <= k.
+
+    Raises:
+        InputError: If an entry is not finite: a maximum would pass over it.
+    """
     names = gram.blocks.names
     best, pair = -1.0, None
     count = squares = total = 0.0
@@ -106,6 +111,10 @@ def block(gram: Gram, j: int, k: int) -> Block:
         squares += times * float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
         total += times * float(torch.linalg.vector_norm(values, 1, dtype=torch.float64))
         top = float(torch.linalg.vector_norm(values, math.inf))
+        if not math.isfinite(top + squares):
+            raise InputError(
+                f"entries of the Gram matrix between {names[j]!r} and {names[k]!r} are not finite"
+            )
         if top > best:
             best, pair = top, _pair(entries, names, values)
     return Block((names[j], names[k]), max(best, 0.0), count, squares, total, pair)
@@ -146,7 +155,7 @@ def norms(gram: Gram) -> tuple[Norms, ...]:
     for j, name in enumerate(gram.blocks.names):
         low, high, total, number, zero = math.inf, 0.0, 0.0, 0.0, 0.0
         for kinds, count in kinds_of(gram.positions, j):
-            values = gram.norms(j, kinds).double()
+            values = gram.lengths(j, kinds)
             low, high = min(low, float(values.min())), max(high, float(values.max()))
             total += count * float(values.sum())
             number += count * len(values)

@@ -31,7 +31,8 @@ def normalised(dictionary: StructuredDictionary) -> tuple[Tensor, Tensor, Tensor
     """Return B with unit columns, its column norms, and which Gram entries are structural.
 
     Raises:
-        InputError: If the dictionary has more columns or rows than ``LIMIT``.
+        InputError: If the dictionary has more columns or rows than ``LIMIT``, or an entry is NaN
+            or infinite.
     """
     rows, columns = _size(dictionary)
     if max(columns, rows) > LIMIT:
@@ -41,9 +42,19 @@ def normalised(dictionary: StructuredDictionary) -> tuple[Tensor, Tensor, Tensor
             "or boundary='interior'"
         )
     matrix = dictionary.materialize()[0]
-    norms = matrix.norm(dim=0)
+    if not bool(torch.isfinite(matrix).all()):
+        wrong = (~torch.isfinite(matrix)).any(0).nonzero().flatten().tolist()
+        raise InputError(
+            f"the dictionary holds NaN or infinite entries, in {len(wrong)} of {columns} columns "
+            f"(the first is column {wrong[0]}): there is nothing to measure. Look at the weights"
+        )
+    top = matrix.abs().amax(0)  # lengths are taken after scaling: squares of tiny weights vanish
+    top = torch.where(top > 0, top, 1)
+    scaled = matrix / top
+    lengths = scaled.norm(dim=0)
+    norms = top * lengths
     pattern = (_pattern(dictionary).materialize()[0] != 0).to(torch.float32)
-    unit = matrix / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    unit = scaled / torch.where(lengths > 0, lengths, 1)
     return unit, norms, (pattern.T @ pattern) > 0
 
 

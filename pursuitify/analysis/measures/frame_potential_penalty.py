@@ -23,6 +23,10 @@ from pursuitify.analysis.measures.bind_network import bind, evaluating
 from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 
+#: Columns below this share of their latent's usual length are out of the penalty: otherwise one that
+#: is nearly dead has derivatives as large as it is short.
+_FLOOR = 1e-3
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -48,7 +52,8 @@ class FramePotentialPenalty:
 
     Interior boundary, evaluation-mode BatchNorms, max-pool windows at their centres. The structure
     is found once; a call reads the weights as they are then. Its expectation is the exact value,
-    and its derivative's the exact derivative.
+    and its derivative's the exact derivative, but for channels that are nearly dead: a column of a
+    thousandth of its latent's root mean square length or less counts as zero.
 
     Attributes:
         count: N(G).
@@ -89,7 +94,7 @@ class FramePotentialPenalty:
 
     def __call__(self) -> Tensor:
         """Return an unbiased estimate of the squared frame potential."""
-        gram = Gram(self._blocks(), self._positions)
+        gram = Gram(self._blocks(), self._positions, _FLOOR)
         like = gram.blocks.uses[0][0].symbol.weight
         total = like.new_zeros(())
         for part, factor in self._draw():
@@ -104,7 +109,7 @@ class FramePotentialPenalty:
         """Return the squared frame potential itself, differentiable: for checks."""
         from pursuitify.analysis.measures.min_frame_potential import squares
 
-        return squares(Gram(self._blocks(), self._positions)) / max(self.count, 1.0)
+        return squares(Gram(self._blocks(), self._positions, _FLOOR)) / max(self.count, 1.0)
 
     def _blocks(self) -> Blocks:
         with evaluating(self._net):
@@ -162,7 +167,8 @@ class FramePotentialPenalty:
         if part.zero:
             own = torch.zeros_like(sums)
             for i in part.zero:
-                own[i] = signs * (gram.inverse(j, part.kinds[i][0]) > 0)
+                kinds = part.kinds[i][0]
+                own[i] = signs * (gram.norms(j, kinds) * gram.inverse(j, kinds)).square()
             sums = sums - own
         return (part.weight.to(like)[:, None] * sums.square()).sum()
 
