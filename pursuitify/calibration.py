@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -161,6 +162,11 @@ def calibrate(
             net.step_scale, net.threshold_scale = 0.0, 1.0
             source, _, own = net.infer(x)
             wanted = _scores(source, logits)
+            if bool(wanted.isnan().any()):
+                raise InputError(
+                    "the source's own output on a batch is NaN: no setting agrees with it. Look at "
+                    "its weights, or calibrate in float32"
+                )
             totals = [_add(t, _try(net, x, wanted, own, t, logits)) for t in totals]
             samples += wanted.shape[0]
             predictions += wanted.numel() // wanted.shape[1]
@@ -181,14 +187,24 @@ def calibrate(
         t
         for t in trials
         if t.step_scale == 0
-        or (t.agreement >= agreement and (divergence is None or t.divergence <= divergence))
+        or (
+            math.isfinite(t.objective)
+            and t.agreement >= agreement
+            and (divergence is None or t.divergence <= divergence)
+        )
     ]
-    chosen = min(allowed, key=lambda t: (t.objective, t.step_scale))
+    chosen = min(allowed, key=_rank)
     if apply:
         net.step_scale, net.threshold_scale = chosen.step_scale, chosen.threshold_scale
     return Calibration(
         net.iterations, net.solver, samples, agreement, divergence, chosen, trials, apply
     )
+
+
+def _rank(trial: Trial) -> tuple[bool, float, float]:
+    """Return what trials are ordered by; NaN compares with nothing, so it comes last by itself."""
+    wrong = math.isnan(trial.objective)
+    return wrong, 0.0 if wrong else trial.objective, trial.step_scale
 
 
 def _check(net: PursuitNetwork, agreement: float, divergence: float | None) -> None:
@@ -227,7 +243,8 @@ def _try(
     log, reference = scores.log_softmax(1), wanted.log_softmax(1)
     return replace(
         trial,
-        agreement=float((scores.argmax(1) == wanted.argmax(1)).sum()),
+        # argmax takes NaN for the largest: what is NaN agrees with nothing.
+        agreement=float(((scores.argmax(1) == wanted.argmax(1)) & ~scores.isnan().any(1)).sum()),
         divergence=float((reference.exp() * (reference - log)).sum()),
         objective=float(own.mean_objective(latents)) * own.inputs[0].shape[0],
     )

@@ -12,7 +12,6 @@ import math
 import operator
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch

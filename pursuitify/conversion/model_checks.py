@@ -77,7 +77,9 @@ def model(candidate: object) -> nn.Module:
         )
     wrapped = wraps(candidate)
     if wrapped:
-        raise OptionError(f"a {type(candidate).__name__} wraps the model: pass its {wrapped}")
+        raise OptionError(
+            f"pass the wrapped model, which this {type(candidate).__name__} holds as {wrapped}"
+        )
     lazy = [n for n, p in candidate.named_parameters() if isinstance(p, nn.UninitializedParameter)]
     if lazy:
         raise OptionError(f"lazy parameters have no shape yet; run the model once first: {lazy}")

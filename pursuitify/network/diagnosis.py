@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -60,7 +61,8 @@ class PursuitTrace:
         for t, sweep in enumerate(self.sweeps):
             total = sum(v * v for v in sweep.residual) ** 0.5
             change = sum(v * v for v in sweep.change) ** 0.5
-            worst = max(range(len(self.latents)), key=lambda j: sweep.change[j])
+            changes = [math.inf if math.isnan(c) else c for c in sweep.change]
+            worst = max(range(len(self.latents)), key=changes.__getitem__)
             table.add_row(
                 str(t),
                 f"{sweep.objective:.6g}",

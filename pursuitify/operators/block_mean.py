@@ -21,7 +21,7 @@ def _pool_volumes(x: Tensor, kernel: tuple[int, ...]) -> Tensor:
     count = [n // k for n, k in zip(x.shape[2:], kernel, strict=True)]
     for dim, (n, k) in enumerate(zip(count, kernel, strict=True), 2):
         x = x.narrow(dim, 0, n * k)
-    return F.adaptive_avg_pool3d(x, count)
+    return F.adaptive_avg_pool3d(x, (count[0], count[1], count[2]))
 
 
 _POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: _pool_volumes}

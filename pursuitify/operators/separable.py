@@ -401,6 +401,7 @@ def _picked(
     runs the same kernel on it. It goes through in digits that every dtype holds exactly.
     """
     place = [1] * len(size)
+    line = (0, 0, *(slice(None) if i == dim else 0 for i in range(len(size))))
     place[dim] = size[dim]
     ramp = torch.arange(size[dim], device=device)
     total = None
@@ -411,8 +412,7 @@ def _picked(
         if inside and len(size) in _INSIDE:
             image = image.contiguous(memory_format=_INSIDE[len(size)])
         found = F.interpolate(image, size=output_size, scale_factor=scales, mode=mode)
-        line = found[(0, 0, *(slice(None) if i == dim else 0 for i in range(len(size))))]
-        term = line.to(torch.int64) * unit
+        term = found[line].to(torch.int64) * unit
         total = term if total is None else total + term
         unit *= _DIGIT
         if unit >= size[dim]:

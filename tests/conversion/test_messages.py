@@ -195,7 +195,9 @@ def test_wrappers_name_the_attribute_to_pass(
     wrap: Callable[[nn.Module], nn.Module], attribute: str
 ) -> None:
     model = wrap(chain())
-    assert f"pass its .{attribute}" in said(model)
+    assert f"pass the wrapped model, which this {type(model).__name__} holds as .{attribute}" in (
+        said(model)
+    )
     assert_converts(getattr(model, attribute))
 
 

@@ -16,11 +16,11 @@ from pursuitify.analysis.certificates.support_recovery import (
     slack_form,
 )
 from pursuitify.analysis.measures import dense_gram
-from pursuitify.analysis.measures.bind_network import bind, evaluating
+from pursuitify.analysis.measures.bind_network import bind, check_finite, evaluating
 from pursuitify.analysis.measures.spectrum import extreme_eigenvalues
 from pursuitify.dictionary.norm_bounds import Norms, lipschitz
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.errors import OptionError
+from pursuitify.errors import InputError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.utils import option_checks
 from pursuitify.utils.progress import bar
@@ -71,6 +71,7 @@ def certify(
 def _matrix_free(
     dictionary: StructuredDictionary, iterations: int, steps: int, progress: bool
 ) -> Certificate:
+    check_finite(dictionary)
     names, shapes = dictionary.names, dictionary.shapes
     sizes = [shape.numel() for shape in shapes]
     activations = [row.activation for row in dictionary.rows]
@@ -94,6 +95,8 @@ def _matrix_free(
     everything = {n: torch.ones(s, dtype=torch.bool) for n, s in zip(names, shapes, strict=True)}
     largest = extreme_eigenvalues(dictionary, everything, steps=min(steps, 40)).bounds(FAILURE)[1]
     constants = [float(c.max()) for c in lipschitz(dictionary, Norms())]
+    if not math.isfinite(largest + sum(constants)):
+        raise InputError("the dictionary's norm is NaN or infinite: there is nothing to certify")
     step = 1 / min(largest, _norm_bound(dictionary, constants))
     with bar(progress, "pursuit to the minimiser", iterations) as advance:
         start = torch.zeros_like(thresholds)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuitify.analysis.measures.bind_network import bind
+from pursuitify.analysis.measures.bind_network import bind, check_finite
 from pursuitify.analysis.measures.dense_gram import normalised
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.operators.activations import Activation
@@ -104,6 +104,7 @@ def problem(net: PursuitNetwork, x: Tensor) -> Problem:
     """Return the convex problem that the network's pursuit solves at one input."""
     with torch.no_grad():
         dictionary = bind(net, None, x)
+        check_finite(dictionary)
         unit, norms, _ = normalised(dictionary)
         _, signal, thresholds = dictionary.materialize()
     sizes = [shape.numel() for shape in dictionary.shapes]

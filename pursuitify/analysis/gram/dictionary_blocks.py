@@ -19,9 +19,8 @@ from pursuitify.analysis.gram.symbol import (
 )
 from pursuitify.dictionary.bound_rows import BoundPath, BoundRow
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.operators import Chain, LinearMap
 from pursuitify.errors import InputError
-from pursuitify.operators import Chain, Conv, Dense, LinearMap
+from pursuitify.operators import Chain, LinearMap
 
 #: A slot of a row: (row, slot).
 Place = tuple[int, int]
@@ -116,10 +115,11 @@ def _factor(symbols: Sequence[Symbol], channels: int, name: str) -> Tensor | Non
         return None
     if not bool(torch.isfinite(top).all()):
         wrong = (~torch.isfinite(top)).nonzero().flatten().tolist()
+        shown = ", ".join(map(str, wrong[:8])) + (" ..." if len(wrong) > 8 else "")
         raise InputError(
             f"the dictionary's columns of latent {name!r} hold NaN or infinite weights (channels "
-            f"{', '.join(map(str, wrong[:8]))}{' ...' if len(wrong) > 8 else ''}): there is nothing "
-            "to measure. Look at the weights of its layer, and of those that read it"
+            f"{shown}): there is nothing to measure. Look at the weights of its layer, and of "
+            "those that read it"
         )
     exponent = torch.frexp(top).exponent
     if not bool((exponent.abs() > _EXPONENT).any()):

@@ -128,10 +128,10 @@ class Gram:
         inverse = torch.where(alive, 1 / torch.where(alive, norms, 1), 0)
         if not self._floor or not bool(alive.any()):
             return inverse
-        over = (norms / self._least(latent, kinds).to(norms) - 1).clamp(0, 1)
+        over = (norms / self._shortest(latent, kinds).to(norms) - 1).clamp(0, 1)
         return inverse * over.square() * (3 - 2 * over)
 
-    def _least(self, latent: int, kinds: tuple[Kind, ...]) -> Tensor:
+    def _shortest(self, latent: int, kinds: tuple[Kind, ...]) -> Tensor:
         """Return the floor per channel, in the scale of ``norms``."""
         lengths, factor = self.lengths(latent, kinds).detach(), self._factors[latent]
         least = self._floor * lengths.square().mean().sqrt()

@@ -33,6 +33,21 @@ def bind(
     return net.dictionary(x)
 
 
+def check_finite(dictionary: StructuredDictionary) -> None:
+    """Refuse a dictionary about which nothing can be certified.
+
+    Raises:
+        InputError: If what rows read of the input, or a threshold, is NaN or infinite.
+    """
+    for what, found in (("signal", dictionary.signal), ("threshold", dictionary.thresholds)):
+        wrong = [name for name, value in found.items() if not bool(value.isfinite().all())]
+        if wrong:
+            raise InputError(
+                f"the {what} of {', '.join(map(repr, wrong))} holds NaN or infinite values: there "
+                "is nothing to certify. Look at the weights and biases there"
+            )
+
+
 def sizes(input_shape: object) -> tuple[int, ...]:
     """Return the shape of one input.
 

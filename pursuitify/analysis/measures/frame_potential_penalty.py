@@ -23,8 +23,8 @@ from pursuitify.analysis.measures.bind_network import bind, evaluating
 from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 
-#: Columns below this share of their latent's usual length are out of the penalty: otherwise one that
-#: is nearly dead has derivatives as large as it is short.
+#: Columns below this share of their latent's usual length are out of the penalty: otherwise one
+#: that is nearly dead has derivatives as large as it is short.
 _FLOOR = 1e-3
 
 

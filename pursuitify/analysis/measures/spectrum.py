@@ -178,6 +178,11 @@ def extreme_eigenvalues(
                 stacked = torch.stack(basis)
                 v = v - stacked.T @ (stacked @ v)
             betas.append(float(v.norm()))
+            if not math.isfinite(alphas[-1] + betas[-1]):
+                raise InputError(
+                    "the dictionary holds NaN or infinite values, or its squares overflow: it has "
+                    "no spectrum. Look at the weights"
+                )
             if betas[-1] < 1e-10 * max(alphas):
                 break
             basis.append(v / betas[-1])

@@ -12,6 +12,7 @@ import copy
 import inspect
 import operator
 import re
+import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -39,8 +40,10 @@ from pursuitify.compiler.tracing.tracer import Leaf, LeafModule, Tracer
 from pursuitify.rules import hints
 from pursuitify.utils import patched_methods, training_modes
 
-_TORCH, _HERE = (str(Path(m.__file__).parent) for m in (torch, errors))
-_CHECKPOINT = Path(torch.utils.checkpoint.__file__)
+_TORCH, _HERE = (
+    str(Path(str(sys.modules[name].__file__)).parent) for name in ("torch", __name__.split(".")[0])
+)
+_CHECKPOINT = Path(str(torch.utils.checkpoint.__file__))
 #: A TypeError of torch's argument parser starts with the function's name.
 _CALLED = re.compile(r"(\w+)\(\)")
 _FACTORIES = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pursuitify import PursuitNetwork, coherence, pursuitify
-from pursuitify.analysis import FramePotentialPenalty
+from pursuitify.analysis import FramePotentialPenalty, certify
 from pursuitify.errors import InputError, PursuitifyError
 
 
@@ -41,9 +41,7 @@ def converted(model: nn.Module, factors: dict[str, float]) -> PursuitNetwork:
 
 @settings(max_examples=25, deadline=None)
 @given(st.floats(-30, 30), st.sampled_from([("interior", "centre"), ("exact", "batch")]))
-def test_the_scale_of_one_layer_decoder_does_not_matter(
-    exponent: float, how: tuple[str, str]
-) -> None:
+def test_the_scale_of_one_layer_does_not_matter(exponent: float, how: tuple[str, str]) -> None:
     """A latent in one row: its columns' directions do not change with the scale of its weights."""
     boundary, switches = how
     model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU()).eval()
@@ -93,11 +91,11 @@ def test_what_is_not_finite_is_refused(value: float, boundary: str, name: str) -
         dict(model.named_parameters())[name].view(-1)[3] = value
     for layout in ("decoder", "encoder"):
         net = pursuitify(model, layout=layout).eval()
-        with pytest.raises(PursuitifyError, match="NaN|finite|infinite"):
+        with pytest.raises(PursuitifyError, match=r"NaN|finite|infinite"):
             coherence(net, SHAPE, boundary)
-    with pytest.raises(PursuitifyError, match="NaN|finite|infinite"):
+    with pytest.raises(PursuitifyError, match=r"NaN|finite|infinite"):
         coherence(pursuitify(model), SHAPE, switches="worst")
-    with pytest.raises(PursuitifyError, match="NaN|finite|infinite"):
+    with pytest.raises(PursuitifyError, match=r"NaN|finite|infinite"):
         FramePotentialPenalty(pursuitify(model), SHAPE)()
 
 
@@ -137,3 +135,14 @@ def test_the_penalty_is_exact_where_no_channel_is_dead() -> None:
     report = coherence(net, SHAPE)
     penalty = FramePotentialPenalty(net, SHAPE)
     assert float(penalty.exact().detach()) == pytest.approx(report.frame_potential**2, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["dense", "lanczos"])
+@pytest.mark.parametrize("name", ["0.weight", "0.bias", "2.weight", "2.bias"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nothing_is_certified_of_what_is_not_finite(method: str, name: str, value: float) -> None:
+    model = chain()
+    with torch.no_grad():
+        dict(model.named_parameters())[name].view(-1)[0] = value
+    with pytest.raises(PursuitifyError, match=r"NaN|finite|infinite"):
+        certify(pursuitify(model), torch.randn(1, 5), method=method, iterations=20)
