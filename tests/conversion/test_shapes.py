@@ -44,6 +44,13 @@ def moved(move: Move, x: Tensor, layers: nn.ModuleDict) -> Tensor:
     if op in {"sum", "mean"}:
         dims, keep = more
         return getattr(x, op)(dims, keepdim=keep) if keep else getattr(torch, op)(x, dim=dims)
+    if op == "joined":
+        dim, how, keep, *factors = more
+        stacked = torch.stack([x * factor for factor in factors], dim)
+        return getattr(torch, how)(stacked, dim, keepdim=keep)
+    if op == "slots":
+        dim, how, keep, factor = more
+        return getattr(torch.cat([x, x * factor], dim), how)(dim, keepdim=keep)
     if op == "unbind":
         parts = torch.unbind(x, more[0])
         return parts[more[1]] + parts[more[2]]
@@ -93,7 +100,7 @@ class Moves(nn.Module):
 OPS = (
     "permute", "transpose", "stack", "cat", "sum", "mean", "unbind", "chunk", "select", "index",
     "narrow", "flatten", "reshape", "unsqueeze", "squeeze", "expand", "pad", "relu", "skip",
-    "linear",
+    "linear", "joined", "joined", "slots", "slots",
 )  # fmt: skip
 
 
@@ -142,6 +149,10 @@ def _move(draw: st.DrawFn, x: Tensor, name: str) -> Move | None:
         dims = draw(st.lists(st.integers(0, rank - 1), min_size=1, max_size=2, unique=True))
         keep = draw(st.booleans())
         return Move(op, (dims[0] if len(dims) == 1 else tuple(dims), keep))
+    if op in {"joined", "slots"}:
+        how, keep = draw(st.sampled_from(["sum", "mean"])), draw(st.booleans())
+        factors = draw(st.lists(st.sampled_from([1.0, -0.5]), min_size=1, max_size=3))
+        return Move(op, (dim, how, keep, *(factors if op == "joined" else factors[:1])))
     if op == "unbind":
         return Move(op, (dim, draw(st.integers(0, size - 1)), draw(st.integers(0, size - 1))))
     if op == "chunk":

@@ -75,6 +75,27 @@ def test_interpolation_is_the_value(call: tuple[Tensor, dict[str, object]]) -> N
         assert dottest(found.maps[0], x) < 1e-12
 
 
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_nearest_interpolation_of_many_sizes(mode: str, dtype: torch.dtype, channels: int) -> None:
+    """Few sizes are rounded differently by torch's kernels: draws alone would seldom meet them."""
+    calls: list[tuple[int, dict[str, object]]] = [
+        *((n, {"size": (3, out)}) for n in range(2, 100, 6) for out in range(1, 100, 4)),
+        *((n, {"scale_factor": k / 20}) for n in range(2, 30, 3) for k in range(11, 60, 3)),
+    ]
+    for n, kwargs in calls:
+        x = torch.randn(1, channels, 2, n, dtype=torch.float64).to(dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        found = resample(
+            lambda t, kwargs=kwargs: F.interpolate(t, mode=mode, **kwargs),  # type: ignore[misc]
+            x,
+            mode=mode,
+            **kwargs,  # type: ignore[arg-type]
+        )
+        assert torch.equal(found.maps[0].apply(x), found.value), (n, kwargs)
+
+
 @settings(max_examples=150, deadline=None)
 @given(images(), st.data())
 def test_adaptive_average_pooling_is_the_value(x: Tensor, data: st.DataObject) -> None:
