@@ -15,7 +15,7 @@ from pursuitify import calibrate, pursuitify
 from pursuitify.errors import InputError
 from pursuitify.export import largest_difference
 from pursuitify.training import evaluate
-from pursuitify.training.objectives import hits
+from pursuitify.utils.labels import right
 
 WRONG = [math.nan, math.inf, -math.inf]
 
@@ -76,10 +76,10 @@ def test_the_export_check_refuses_an_output_that_is_not_finite(tmp_path: Path) -
 def test_logits_with_nan_are_never_right(count: int, classes: int, data: st.DataObject) -> None:
     logits = torch.randn(count, classes)
     y = torch.tensor([data.draw(st.integers(0, classes - 1)) for _ in range(count)])
-    before = hits(logits, y)
+    before = right(logits, y)
     row, column = data.draw(st.integers(0, count - 1)), data.draw(st.integers(0, classes - 1))
     logits[row, column] = math.nan
-    after = hits(logits, y)
+    after = right(logits, y)
     assert not after[row]
     assert after.sum() == before.sum() - before[row].long()
 

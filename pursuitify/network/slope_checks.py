@@ -85,7 +85,7 @@ def still_steps(gammas: Sequence[Tensor], alpha: Tensor) -> list[Tensor]:
         alpha: The extrapolation weights.
     """
     if torch.compiler.is_exporting():
-        return gammas
+        return list(gammas)
     lost = torch.where(alpha.detach().any(), torch.nan, 0.0)
     return [gamma + lost.to(gamma) for gamma in gammas]
 

@@ -24,8 +24,6 @@ from pursuitify.training.batches import (
     tensors,
 )
 from pursuitify.utils.labels import IGNORED, check_labels, check_logits, labelled, right
-from pursuitify.training.batches import Batch, Rows, Share, batches
-from pursuitify.training.objectives import checked, hits
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,6 @@ from pursuitify.training.config import Config
 from pursuitify.utils.labels import check_logits, cross_entropy, right
 
 
-def hits(logits: Tensor, y: Tensor) -> Tensor:
-    """Return which samples the logits get right: none whose logits hold NaN.
-
-    argmax takes NaN for the largest, so a network that gives nothing else would be right as often
-    as the first class occurs.
-    """
-    return (logits.argmax(1) == y) & ~logits.isnan().any(1)
-
-
 def reconstruction(dictionary: StructuredDictionary, latents: Mapping[str, Tensor]) -> Tensor:
     """Return the relative reconstruction error, ||r_j||^2 / ||u_j||^2, mean over rows and samples.
 

@@ -152,9 +152,13 @@ def labelled(y: Tensor) -> Tensor:
 
 
 def right(logits: Tensor, y: Tensor) -> Tensor:
-    """Return which samples a network gets right, as booleans; none without a label."""
+    """Return which samples a network gets right, as booleans: none without a label, none of NaN.
+
+    argmax takes NaN for the largest, so a network that gives nothing else would be right as often
+    as the first class occurs.
+    """
     wanted = y.argmax(1) if y.is_floating_point() else y
-    return logits.argmax(1) == wanted
+    return (logits.argmax(1) == wanted) & ~logits.isnan().any(1)
 
 
 def cross_entropy(logits: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from pursuitify.compiler.graph.classify import Sites, Value
 from pursuitify.compiler.graph.rows import Row, needed_operations, readers_of
+from pursuitify.compiler.lowering import layout_freedom
 from pursuitify.compiler.lowering.node_binder import activate, apply, binder, holder
 from pursuitify.compiler.lowering.pickling import Stored
 from pursuitify.compiler.lowering.program import Program
@@ -21,7 +22,6 @@ from pursuitify.compiler.tracing import nodes as pieces
 from pursuitify.compiler.tracing.nodes import is_effect
 from pursuitify.operators.activations import Linear
 from pursuitify.rules import Rule, split_ops
-from pursuitify.utils import memory_format
 
 
 def lower(
@@ -46,10 +46,10 @@ def lower(
     builder = _Builder(graph, root, sites, rows, nonnegative)
     forward, names = builder.forward()
     head = builder.head()
-    any_format = memory_format.free(graph, root)
+    any_format = layout_freedom.free(graph, root)
     if any_format:
-        memory_format.reshape_views(forward)
-        memory_format.reshape_views(head)
+        layout_freedom.reshape_views(forward)
+        layout_freedom.reshape_views(head)
     return Program(
         rows=rows,
         layout=layout,

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from pursuitify.compiler.graph.classify import Site, gate_operands
 from pursuitify.compiler.graph.rows import Row
+from pursuitify.compiler.lowering import layout_freedom
 from pursuitify.compiler.lowering.offsets import offset_of
 from pursuitify.compiler.lowering.program import Bound
 from pursuitify.compiler.tracing import nodes
 from pursuitify.operators.activations import Activation
 from pursuitify.rules import Affine, Rule, split_ops
-from pursuitify.utils import memory_format
 
 
 def apply(bound: Bound, x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def binder(rule: Rule, site: Site, still: bool = False) -> Callable[..., Any]:
     node = site.node
     if node.op == "call_method":
         # A reshape in place of a view: rows are bound in the format that the network chose.
-        method = memory_format.flexible(str(node.target))
+        method = layout_freedom.flexible(str(node.target))
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return getattr(args[0], method)(*args[1:], **kwargs)

@@ -76,7 +76,7 @@ class Program:
         readers: Per latent the (row, slot, paths) that read it.
         plain: The source network as a function ``plain(network, *args)``.
         names: Names of the operations that ``_forward`` binds.
-        any_format: Whether the memory format of images may be chosen (``formats.free``).
+        any_format: Whether the memory format of images may be chosen (``layout_freedom.free``).
         any_dtype: Per input whether it may hold integers.
     """
 
