@@ -18,7 +18,7 @@ pytest.importorskip("accelerate")
 from tests.support.distributed import RUNS, outcome
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = Path(__file__).with_name("distributed.py")
+SCRIPT = ROOT / "tests" / "support" / "distributed.py"
 
 
 @pytest.fixture(scope="module")

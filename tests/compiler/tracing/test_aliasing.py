@@ -29,6 +29,9 @@ CALLS: dict[str, Callable[[int], list[tuple[Any, ...]]]] = {
     "conv_transpose": lambda d: [(torch.ones(4, 1, *[1] * d), None, 1, 0, 0, 4)],
     "linear": lambda _: [(SQUARE,)],
     "matmul": lambda _: [(SQUARE,)],
+    "addmm": lambda _: [(SQUARE, SQUARE)],
+    "softshrink": lambda _: [(0.0,)],
+    "roll": lambda _: [(0, 1), (0,)],
     "batch_norm": lambda _: [(0 * V, V)],
     "add": lambda _: [(0,), (0 * X,)],
     "sub": lambda _: [(0,), (0 * X,)],
@@ -100,7 +103,7 @@ def test_a_fresh_result_has_memory_of_its_own(key: Any, rule: Rule) -> None:
     tried = 0
     for dims in (1, 2, 3):
         for x in (torch.rand(1, 4, *[1] * dims), torch.rand(1, 4, *[2] * dims)):
-            if name in {"mm", "linear", "Linear", "matmul"}:
+            if name in {"mm", "linear", "Linear", "matmul", "addmm"}:
                 x = x.flatten(1)[:, :1]
             if isinstance(key, type) and name[-2:] in {"1d", "2d", "3d"} and name[-2] != str(dims):
                 continue
