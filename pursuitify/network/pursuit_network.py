@@ -442,13 +442,15 @@ class PursuitNetwork(Settings):
         self, bound: StructuredDictionary, first: Pass, gammas: Sequence[Tensor]
     ) -> list[Tensor]:
         pack = functools.partial(self._kernels.pack, contents=self._norms.contents)
-        given, mode = self._given(bound, first, gammas, pack), self.derivative_mode
+        given = self._given(bound, first, gammas, pack)
         still = given.extrapolation is None and self.pursuit_solver.extrapolates
         if still and torch.compiler.is_compiling():
             steps = slope_checks.still_steps(gammas, self.pursuit.alpha)
             given = replace(given, steps=steps)
-        recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if mode.records_sweeps or not recorded:
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.pursuit_solver.last(given)
+        mode = self.derivative_mode
+        if mode.records_sweeps:
             return self.pursuit_solver.last(given)
         if func_transforms.active():
             raise InputError(
