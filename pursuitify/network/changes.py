@@ -52,7 +52,7 @@ _UNHOOK = (
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _ModuleState:
     """One module as it was.
 
     Attributes:
@@ -107,10 +107,10 @@ class Unchanged:
             network and goes on to know what the conversion saw.
     """
 
-    parts: dict[bool, dict[str, _Part]]
+    parts: dict[bool, dict[str, _ModuleState]]
     _cells: dict[bool, list[_Cell]] = field(default_factory=dict)
 
-    def __reduce__(self) -> tuple[type[Unchanged], tuple[dict[bool, dict[str, _Part]]]]:
+    def __reduce__(self) -> tuple[type[Unchanged], tuple[dict[bool, dict[str, _ModuleState]]]]:
         """Copy and pickle without references to the live modules."""
         return Unchanged, (self.parts,)
 
@@ -183,7 +183,7 @@ def _stack(node: fx.Node) -> Iterator[str]:
         yield str(path)
 
 
-def _described(network: nn.Module, program: Program) -> Iterator[tuple[str, _Part]]:
+def _described(network: nn.Module, program: Program) -> Iterator[tuple[str, _ModuleState]]:
     leaves = _leaves(program)
     for path, (rule, bound) in leaves.items():
         yield path, _describe(network.get_submodule(path), rule, bound)
@@ -201,7 +201,9 @@ def _module(network: nn.Module, path: str) -> nn.Module | None:
     return found
 
 
-def _describe(module: nn.Module, rule: Rule | None = None, bound: bool | None = None) -> _Part:
+def _describe(
+    module: nn.Module, rule: Rule | None = None, bound: bool | None = None
+) -> _ModuleState:
     """Describe a module.
 
     Args:
@@ -220,10 +222,10 @@ def _describe(module: nn.Module, rule: Rule | None = None, bound: bool | None = 
     values = {name: state[name] for name in dict.fromkeys(names)}
     attributes = {n: copy.deepcopy(v) for n, v in values.items() if _compares(v)}
     if bound is False:
-        return _Part(type(module), attributes, frozenset(), {}, None, frozenset())
+        return _ModuleState(type(module), attributes, frozenset(), {}, None, frozenset())
     iterable = bound is None and hasattr(module, "__len__")
     own = [n for n, v in state.items() if n not in _COMMON and callable(v)]
-    return _Part(
+    return _ModuleState(
         kind=type(module),
         attributes=attributes,
         parameters=frozenset(module._parameters),
@@ -261,7 +263,7 @@ def _compares(value: object) -> bool:
 
 
 def _problems(
-    parts: Mapping[str, _Part], network: nn.Module, program: Program
+    parts: Mapping[str, _ModuleState], network: nn.Module, program: Program
 ) -> Iterator[Problem]:
     leaves = _leaves(program)
     gone: list[str] = []
@@ -278,7 +280,9 @@ def _problems(
                 gone.append(path)
 
 
-def _reason(part: _Part, module: nn.Module | None, rule: Rule | None, bound: bool | None) -> str:
+def _reason(
+    part: _ModuleState, module: nn.Module | None, rule: Rule | None, bound: bool | None
+) -> str:
     """Return why a module is not what it was, or nothing."""
     if module is None:
         return "the module was removed after the conversion"
@@ -308,7 +312,7 @@ _MISSING = object()
 
 
 def _judged(
-    part: _Part, now: _Part, module: nn.Module, rule: Rule | None, changed: list[str]
+    part: _ModuleState, now: _ModuleState, module: nn.Module, rule: Rule | None, changed: list[str]
 ) -> str:
     """Return why changed attributes cannot be followed, or nothing.
 
@@ -349,7 +353,7 @@ def _name(module: nn.Module) -> str:
     return type(module).__name__
 
 
-def _cells(parts: Mapping[str, _Part], network: nn.Module) -> Iterator[_Cell]:
+def _cells(parts: Mapping[str, _ModuleState], network: nn.Module) -> Iterator[_Cell]:
     for path, part in parts.items():
         above, _, name = path.rpartition(".")
         owner = _module(network, above) if above else network

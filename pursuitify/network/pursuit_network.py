@@ -29,7 +29,7 @@ from pursuitify.solvers.inplace import kernel_packing
 from pursuitify.solvers.proximal_step import may_overwrite
 from pursuitify.solvers.settings import HELD, OFF, Settings
 from pursuitify.solvers.solver import Pack, SolverInput
-from pursuitify.solvers.step_sizes import Schedule, refuse_overflow
+from pursuitify.solvers.step_sizes import PursuitParameters, refuse_overflow
 from pursuitify.utils import func_transforms, memory_format
 from pursuitify.utils.autocast import full_precision
 from pursuitify.utils.running_statistics import untouched
@@ -74,7 +74,7 @@ class PursuitNetwork(Settings):
     Made by :func:`pursuitify.pursuitify`.
     """
 
-    pursuit: Schedule
+    pursuit: PursuitParameters
     #: What ``balance=True`` did at conversion, or None.
     balanced: Balance | None = None
     #: What the source's own train() does in either mode, where it has one; else empty.
@@ -111,7 +111,7 @@ class PursuitNetwork(Settings):
         names = {mode: [row.name for row in p.rows] for mode, p in programs.items()}
         trained, evaluated, count = slots(names[True], names[False])
         self._places = {True: trained, False: evaluated}
-        self.pursuit = Schedule(count, beta_range, like.dtype).to(like.device)
+        self.pursuit = PursuitParameters(count, beta_range, like.dtype).to(like.device)
         self._still = True
         self._unchanged = Unchanged.of(self, programs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pursuitify.analysis.certificates.certified_radius import Certificate, certified_radius
+from pursuitify.analysis.certificates.certified_radius import RadiusCertificate, certified_radius
 from pursuitify.robust.attacks.apgd import apgd
 from pursuitify.robust.attacks.autoattack import autoattack
 from pursuitify.robust.attacks.fgsm_pgd import fgsm, pgd
@@ -16,6 +16,9 @@ from pursuitify.robust.surrogates.pursuit_losses import Averaged, LatentChange, 
 from pursuitify.robust.surrogates.smoothed_backward import SmoothedBackward
 from pursuitify.robust.surrogates.sweep_counts import AtIterations, iterations
 
+#: The name that the result of ``certified_radius`` had before.
+Certificate = RadiusCertificate
+
 __all__ = [
     "PROTOCOLS",
     "AtIterations",
@@ -24,6 +27,7 @@ __all__ = [
     "Certificate",
     "LatentChange",
     "Protocol",
+    "RadiusCertificate",
     "SmoothedBackward",
     "Step",
     "Sweeps",

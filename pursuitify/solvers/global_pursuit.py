@@ -16,7 +16,7 @@ from torch import Tensor
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.solvers.differentiation.recompute import recomputed
 from pursuitify.solvers.differentiation.truncated import through_last
-from pursuitify.solvers.global_sweep import State, begin, sweep
+from pursuitify.solvers.global_sweep import SweepState, begin, sweep
 from pursuitify.solvers.inplace import descend, descend_extrapolated
 from pursuitify.solvers.proximal_step import may_overwrite
 from pursuitify.solvers.solver import Latents, Solver, SolverInput
@@ -95,7 +95,7 @@ class GlobalPursuit(Solver):
 def _middle_sweep(
     dictionary: StructuredDictionary, w: Latents, r: list[list[Tensor]], steps: Sequence[Tensor]
 ) -> tuple[Latents, list[list[Tensor]]]:
-    after = sweep(dictionary, State(w, r, False, [], [], []), steps, None, last=False)
+    after = sweep(dictionary, SweepState(w, r, False, [], [], []), steps, None, last=False)
     return after.w, after.r
 
 
@@ -103,4 +103,4 @@ def _middle_sweep(
 def _last_sweep(
     dictionary: StructuredDictionary, w: Latents, r: list[list[Tensor]], steps: Sequence[Tensor]
 ) -> Latents:
-    return sweep(dictionary, State(w, r, False, [], [], []), steps, None, last=True).w
+    return sweep(dictionary, SweepState(w, r, False, [], [], []), steps, None, last=True).w

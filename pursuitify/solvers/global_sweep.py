@@ -20,7 +20,7 @@ from pursuitify.solvers.proximal_step import proximal_step
 
 
 @dataclass(eq=False)
-class State:
+class SweepState:
     """The state that one sweep hands to the next.
 
     Attributes:
@@ -40,24 +40,24 @@ class State:
     read: list[dict[Target, Tensor]]
 
 
-def begin(dictionary: StructuredDictionary, start: Sequence[Tensor], keep: bool) -> State:
+def begin(dictionary: StructuredDictionary, start: Sequence[Tensor], keep: bool) -> SweepState:
     """Return the state at the feed-forward latents."""
     r = [
         [b - u for b, u in zip(row.decode(w), row.u, strict=True)]
         for row, w in zip(dictionary.rows, start, strict=True)
     ]
-    return State(list(start), r, keep, [], [], [])
+    return SweepState(list(start), r, keep, [], [], [])
 
 
 def sweep(
     dictionary: StructuredDictionary,
-    state: State,
+    state: SweepState,
     steps: Sequence[Tensor],
     extrapolation: Sequence[Tensor] | None,
     *,
     last: bool,
     inplace: bool = False,
-) -> State:
+) -> SweepState:
     """Update every latent once, in order (Gauss-Seidel).
 
     Args:
@@ -69,7 +69,7 @@ def sweep(
         inplace: Do the elementwise work in place.
     """
     w, r = list(state.w), [list(parts) for parts in state.r]
-    after = State(w, r, state.keep, [], [], [])
+    after = SweepState(w, r, state.keep, [], [], [])
     for j, row in enumerate(dictionary.rows):
         branch = dictionary.branches[j]
         v, parts, part = w[j], tuple(r[j]), _reader(r)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pursuitify.solvers.differentiation.implicit import Solves
-from pursuitify.solvers.differentiation.modes import MODES, Mode, Store, mode_of
+from pursuitify.solvers.differentiation.modes import MODES, Mode, StoreMode, mode_of
 from pursuitify.solvers.global_pursuit import GlobalPursuit
 from pursuitify.solvers.registry import SOLVERS
 from pursuitify.solvers.solver import Solver
@@ -22,7 +22,7 @@ OPTIONS: dict[str, Any] = {
     "solver": GlobalPursuit.name,
     "step_scale": 1.0,
     "threshold_scale": 1.0,
-    "memory": Store.name,
+    "memory": StoreMode.name,
     "recompute_levels": 1,
     "implicit_last": None,
     "implicit_iterations": 50,

@@ -99,7 +99,7 @@ def readable(value: Tensor) -> bool:
     return not torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
 
 
-class Schedule(nn.Module):
+class PursuitParameters(nn.Module):
     """The trainable beta_j and alpha_j of a network; all its parameters are named ``pursuit.*``.
 
     The values used are the parameters held to their range; the derivative passes through, so that

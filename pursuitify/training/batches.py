@@ -186,10 +186,10 @@ def batches(
     size = option_checks.positive("batch_size", size)
     if _is_table(rows):
         return Batches(
-            _Table(as_data(rows), size, share, train, seed, workers, augment, name), name
+            _Indexed(as_data(rows), size, share, train, seed, workers, augment, name), name
         )
     if isinstance(rows, IterableDataset):  # as torch would read it, with this size and workers
-        _Stream.stated(rows, train, name)
+        _Streamed.stated(rows, train, name)
         rows = DataLoader(rows, size, drop_last=train, num_workers=workers)
     if isinstance(rows, Tensor) or not isinstance(rows, Iterable):
         raise OptionError(
@@ -201,7 +201,7 @@ def batches(
             f"augment needs single samples, but {name} is an iterable of batches: augment there, "
             "or give a Dataset or a DataLoader"
         )
-    return Batches(_Stream(rows, share, train, seed, augment, name), name)
+    return Batches(_Streamed(rows, share, train, seed, augment, name), name)
 
 
 def makes_batches(rows: Rows) -> bool:
@@ -359,7 +359,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-class _Table:
+class _Indexed:
     """Batches of a data set with indices."""
 
     length: int
@@ -427,7 +427,7 @@ class _Table:
             raise DataError("the data set has no generators of its own")
 
 
-class _Stream:
+class _Streamed:
     """Batches that somebody else makes; a process reads all and takes its rows.
 
     What the source draws comes from a random stream of its own, seeded per epoch, so that batches
@@ -473,7 +473,7 @@ class _Stream:
         return self._read(epoch, start)
 
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
-        stream = seeding.Stream(seeding.derived(self._seed, seeding.SOURCE, epoch))
+        stream = seeding.RandomStream(seeding.derived(self._seed, seeding.SOURCE, epoch))
         with stream:
             source = iter(self._rows)
         seen, number = hashlib.blake2b(digest_size=16), 0

@@ -25,10 +25,10 @@ from pursuitify.training.batches import (
     tensors,
 )
 from pursuitify.training.config import Config
-from pursuitify.training.objectives import Objective
-from pursuitify.training.optimizer import Schedule, make_optimizer
+from pursuitify.training.objectives import TrainingObjective
+from pursuitify.training.optimizer import LearningRateSchedule, make_optimizer
 from pursuitify.training.run_folder import Output
-from pursuitify.training.state import Generators, Progress, State
+from pursuitify.training.state import Generators, Progress, TrainingState
 from pursuitify.utils import fingerprint
 from pursuitify.utils.labels import check_labels
 
@@ -197,7 +197,7 @@ class _First:
     config: Config
     known: dict[str, Tensor | None]
     augment: Any
-    state: State | None = None
+    state: TrainingState | None = None
     classes: int = 0
 
     def check(self, progress: Progress, generators: Generators) -> None:
@@ -252,7 +252,7 @@ def _prepared(
     identity: dict[str, Any],
     first: _First,
     resume: bool,
-) -> loop.Run:
+) -> loop.TrainingRun:
     net.to(accelerator.device)
     ema = None
     if config.ema is not None:
@@ -267,26 +267,26 @@ def _prepared(
         "settings": net.settings() if isinstance(net, PursuitNetwork) else None,
         **identity,
     }
-    first.state = state = State(net, optimizer, ema, config, facts, accelerator.scaler)
+    first.state = state = TrainingState(net, optimizer, ema, config, facts, accelerator.scaler)
     progress = Progress()
     if resume and output.state.is_file():
         progress = state.restore(output.state, first.check)
     else:
         first.check(progress, {})
-    objective, prepared = accelerator.prepare(Objective(net, config), optimizer)
+    objective, prepared = accelerator.prepare(TrainingObjective(net, config), optimizer)
     if accelerator.log_with:
         accelerator.init_trackers(TRACKED)
     sums = progress.sums
     if len(sums) != accelerator.num_processes:  # resumed on another number of processes
         sums = [loop.added(sums)]
     mine = sums[accelerator.process_index] if accelerator.process_index < len(sums) else {}
-    schedule = Schedule(
+    schedule = LearningRateSchedule(
         config,
         steps,
         sweeps=net.iterations if isinstance(net, PursuitNetwork) else 0,
         scale=net.step_scale if isinstance(net, PursuitNetwork) else 1.0,
     )
-    return loop.Run(
+    return loop.TrainingRun(
         accelerator,
         state,
         objective,

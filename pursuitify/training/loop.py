@@ -18,9 +18,9 @@ from pursuitify.training.adversarial_inputs import attack, noisy
 from pursuitify.training.batches import Batch, Batches, tensors
 from pursuitify.training.evaluation import Score, score, sums
 from pursuitify.training.interrupt import Guard, Interrupted
-from pursuitify.training.optimizer import Schedule, set_rate
+from pursuitify.training.optimizer import LearningRateSchedule, set_rate
 from pursuitify.training.run_folder import Output
-from pursuitify.training.state import Progress, State
+from pursuitify.training.state import Progress, TrainingState
 from pursuitify.utils.labels import check_labels, labelled
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class TrainingRun:
     """Everything a run works with; what changes is in ``progress`` and the modules.
 
     Attributes:
@@ -46,10 +46,10 @@ class Run:
     """
 
     accelerator: Accelerator
-    state: State
+    state: TrainingState
     objective: nn.Module
     optimizer: Any
-    schedule: Schedule
+    schedule: LearningRateSchedule
     train: Batches
     val: Batches
     output: Output
@@ -68,7 +68,7 @@ class Run:
         return self.net if self.state.ema is None else self.state.ema.module
 
 
-def train(run: Run) -> bool:
+def train(run: TrainingRun) -> bool:
     """Train to the end.
 
     Returns:
@@ -89,12 +89,12 @@ def train(run: Run) -> bool:
     return progress.epoch < config.epochs
 
 
-def _out_of_patience(run: Run) -> bool:
+def _out_of_patience(run: TrainingRun) -> bool:
     patience = run.state.config.patience
     return patience is not None and run.progress.waited >= patience
 
 
-def _epoch(run: Run, bar: progress_log.Bar, guard: Guard) -> None:
+def _epoch(run: TrainingRun, bar: progress_log.Bar, guard: Guard) -> None:
     config, progress = run.state.config, run.progress
     run.net.train()
     batches = run.train(progress.epoch, progress.batch)
@@ -115,7 +115,7 @@ def _epoch(run: Run, bar: progress_log.Bar, guard: Guard) -> None:
             _save(run)
 
 
-def _group(run: Run, batches: Iterator[Batch], size: int) -> list[Batch]:
+def _group(run: TrainingRun, batches: Iterator[Batch], size: int) -> list[Batch]:
     """Return the batches of the next step."""
     soft = run.state.config.objective == "standard"
     with _saved_before(run):
@@ -128,7 +128,7 @@ def _group(run: Run, batches: Iterator[Batch], size: int) -> list[Batch]:
 
 
 @contextlib.contextmanager
-def _saved_before(run: Run) -> Iterator[None]:
+def _saved_before(run: TrainingRun) -> Iterator[None]:
     """Save the state as it is where what follows fails: a file that cannot be read, a bad label.
 
     Not with several processes: the others go on and would not take part in saving.
@@ -142,7 +142,7 @@ def _saved_before(run: Run) -> Iterator[None]:
             _save(run)
 
 
-def _step(run: Run, group: list[Batch]) -> None:
+def _step(run: TrainingRun, group: list[Batch]) -> None:
     config, step = run.state.config, run.progress.step
     process = run.accelerator.process_index
     set_rate(run.state.optimizer, run.schedule.rate(step))
@@ -169,7 +169,7 @@ def _step(run: Run, group: list[Batch]) -> None:
         run.state.ema.update_parameters(run.net)
 
 
-def _of_group(run: Run, loss: torch.Tensor, count: int) -> torch.Tensor:
+def _of_group(run: TrainingRun, loss: torch.Tensor, count: int) -> torch.Tensor:
     """Return a batch's loss so that a step follows the mean over its own ``count`` batches.
 
     accelerate divides by the number of batches that it was told; an epoch's last step may have
@@ -179,12 +179,12 @@ def _of_group(run: Run, loss: torch.Tensor, count: int) -> torch.Tensor:
     return loss if count == told else loss * (told / count)
 
 
-def _synchronised(run: Run, last: bool) -> Any:
+def _synchronised(run: TrainingRun, last: bool) -> Any:
     """Leave the processes apart until the last batch of a step, as accelerate does."""
     return contextlib.nullcontext() if last else run.accelerator.no_sync(run.objective)
 
 
-def _schedule_pursuit(run: Run, step: int) -> None:
+def _schedule_pursuit(run: TrainingRun, step: int) -> None:
     if not isinstance(run.net, PursuitNetwork):
         return
     run.net.iterations = run.schedule.iterations(step)
@@ -192,7 +192,7 @@ def _schedule_pursuit(run: Run, step: int) -> None:
         run.net.step_scale = run.schedule.step_scale(step)
 
 
-def settle(run: Run) -> None:
+def settle(run: TrainingRun) -> None:
     """Give the network the settings that it has at the end."""
     if isinstance(run.net, PursuitNetwork):
         run.net.iterations = run.schedule.sweeps
@@ -200,7 +200,7 @@ def settle(run: Run) -> None:
             run.net.step_scale = run.schedule.scale
 
 
-def _note(run: Run, parts: dict[str, torch.Tensor], count: int) -> None:
+def _note(run: TrainingRun, parts: dict[str, torch.Tensor], count: int) -> None:
     """Add a batch's numbers to the running sums: one transfer from the device."""
     names = list(parts)
     values = torch.stack([parts[name].detach().float() for name in names]).tolist()
@@ -238,7 +238,7 @@ def _agreed(accelerator: Accelerator, asked: bool) -> bool:
     return bool(accelerator.check_trigger())
 
 
-def _gathered(run: Run) -> list[dict[str, float]]:
+def _gathered(run: TrainingRun) -> list[dict[str, float]]:
     """Return every process's running sums."""
     if run.accelerator.num_processes == 1:
         return [dict(run.own_sums)]
@@ -248,7 +248,7 @@ def _gathered(run: Run) -> list[dict[str, float]]:
     return found
 
 
-def _save(run: Run) -> None:
+def _save(run: TrainingRun) -> None:
     if run.output.folder is None:
         return
     progress = run.progress
@@ -269,7 +269,7 @@ def added(parts: list[dict[str, float]]) -> dict[str, float]:
     return total
 
 
-def _validate(run: Run) -> Score:
+def _validate(run: TrainingRun) -> Score:
     with run.accelerator.autocast():
         own = sums(run.kept, run.val(0))
     total = torch.tensor(own, dtype=torch.float64)
@@ -279,7 +279,7 @@ def _validate(run: Run) -> Score:
     return score(total.tolist())
 
 
-def _finish_epoch(run: Run) -> None:
+def _finish_epoch(run: TrainingRun) -> None:
     """Validate, compare with the best, save, log."""
     progress, config = run.progress, run.state.config
     progress.sums = _gathered(run)

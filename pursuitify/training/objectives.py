@@ -41,7 +41,7 @@ def reconstruction(dictionary: StructuredDictionary, latents: Mapping[str, Tenso
     return total / len(dictionary.rows)
 
 
-class Objective(nn.Module):
+class TrainingObjective(nn.Module):
     """A network with its training objective."""
 
     def __init__(self, net: nn.Module, config: Config) -> None:

@@ -105,7 +105,7 @@ def restore_state(
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LearningRateSchedule:
     """Learning rate, sweeps and step scale at every step.
 
     Attributes:

@@ -39,7 +39,7 @@ def kept(cuda: bool = True) -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-class Stream:
+class RandomStream:
     """A random stream of its own: inside ``with``, torch, NumPy and Python draw from it."""
 
     def __init__(self, seed: int) -> None:

@@ -61,7 +61,7 @@ class Progress:
 
 
 @dataclass(eq=False)
-class State:
+class TrainingState:
     """What is saved and restored together.
 
     Attributes:

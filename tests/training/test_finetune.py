@@ -17,7 +17,7 @@ pytest.importorskip("accelerate")
 from pursuitify import OptionError, pursuitify
 from pursuitify.errors import MissingExtraError, TrainingError
 from pursuitify.training import Config, adversarial_inputs, evaluate, finetune, loop, reconstruction
-from pursuitify.training.optimizer import Schedule
+from pursuitify.training.optimizer import LearningRateSchedule
 from tests.support.toy import model, network, rows
 
 QUIET = {"progress": False, "batch_size": 8}
@@ -222,7 +222,7 @@ def test_rates_decay_and_groups() -> None:
 
 def test_schedules() -> None:
     config = Config(warmup=0.2, final_lr=0.1, first_sweeps=1, sweeps_ramp=0.5, step_ramp=0.25)
-    schedule = Schedule(config, steps=20, sweeps=9, scale=0.8)
+    schedule = LearningRateSchedule(config, steps=20, sweeps=9, scale=0.8)
     rates = [schedule.rate(i) for i in range(21)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[12] == pytest.approx(0.55)

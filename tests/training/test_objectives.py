@@ -15,7 +15,7 @@ from pursuitify import coherence, pursuitify
 from pursuitify.errors import InputError, OptionError
 from pursuitify.training import RECIPES, Config, finetune, recipe
 from pursuitify.training.adversarial_inputs import attack, noisy
-from pursuitify.training.objectives import Objective
+from pursuitify.training.objectives import TrainingObjective
 from tests.support.toy import model, network, rows
 
 QUIET: dict[str, Any] = {"progress": False, "batch_size": 8}
@@ -26,7 +26,7 @@ def parts_of(config: Config, attacked: Tensor | None) -> tuple[Any, Any]:
     net = pursuitify(model().double(), iterations=2).eval()
     x, y = rows(8)
     with torch.no_grad():
-        found = Objective(net, config)(x.double(), y, attacked, True, 0)
+        found = TrainingObjective(net, config)(x.double(), y, attacked, True, 0)
     return net, found
 
 

@@ -59,7 +59,7 @@ def lipschitz_in_x(step: float, reach: float, direct: float, count: int) -> floa
 
 
 @dataclass(frozen=True, eq=False)
-class Certificate:
+class RadiusCertificate:
     """What is certain about the decisions on a batch.
 
     Attributes:
@@ -92,7 +92,7 @@ def _share(predictions: Tensor, radius: Tensor, y: Tensor, eps: float) -> float:
 
 
 @torch.no_grad()
-def certified_radius(net: PursuitNetwork, x: Tensor, *, local: bool = True) -> Certificate:
+def certified_radius(net: PursuitNetwork, x: Tensor, *, local: bool = True) -> RadiusCertificate:
     """Certify how far each input may move in l2 without a change of the decision.
 
     Args:
@@ -137,7 +137,7 @@ def certified_radius(net: PursuitNetwork, x: Tensor, *, local: bool = True) -> C
         }
     radius = _radius(logits, head, bounds[-1], certain)
     plain, forward, lengths = _feedforward(net, x, blocks, direct, head, dictionary.names)
-    return Certificate(
+    return RadiusCertificate(
         predictions=logits.argmax(1),
         radius=radius,
         feedforward_predictions=plain.argmax(1),

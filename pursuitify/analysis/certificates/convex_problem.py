@@ -16,7 +16,7 @@ from pursuitify.operators.activations import Activation
 
 
 @dataclass(frozen=True)
-class Problem:
+class ConvexProblem:
     """min_w 1/2 ||D w - y||^2 + <lam, w> + sum f_j(w_j), with unit columns.
 
     Attributes:
@@ -100,7 +100,7 @@ def minimise(
     return w
 
 
-def problem(net: PursuitNetwork, x: Tensor) -> Problem:
+def problem(net: PursuitNetwork, x: Tensor) -> ConvexProblem:
     """Return the convex problem that the network's pursuit solves at one input."""
     with torch.no_grad():
         dictionary = bind(net, None, x)
@@ -110,4 +110,4 @@ def problem(net: PursuitNetwork, x: Tensor) -> Problem:
     sizes = [shape.numel() for shape in dictionary.shapes]
     parts = tuple((n, row.activation) for n, row in zip(sizes, dictionary.rows, strict=True))
     scaled = thresholds / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    return Problem(unit, signal, scaled, norms, parts)
+    return ConvexProblem(unit, signal, scaled, norms, parts)

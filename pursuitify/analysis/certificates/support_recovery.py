@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pursuitify.analysis.certificates.convex_problem import Problem
+from pursuitify.analysis.certificates.convex_problem import ConvexProblem
 from pursuitify.errors import OptionError
 
 
@@ -181,7 +181,7 @@ class Certificate:
         )
 
 
-def certify_problem(given: Problem, latents: Tensor | None = None) -> Certificate:
+def certify_problem(given: ConvexProblem, latents: Tensor | None = None) -> Certificate:
     """Certify a minimiser of a problem with unit columns.
 
     Args:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pursuitify.analysis.gram.operator_symbols import block_of
 from pursuitify.analysis.gram.symbol import (
-    Site,
     Symbol,
+    TensorSite,
     UnsupportedError,
     select_rows,
     site_of,
@@ -53,7 +53,7 @@ class Blocks:
     """
 
     names: tuple[str, ...]
-    sites: tuple[Site, ...]
+    sites: tuple[TensorSite, ...]
     heights: tuple[int, ...]
     uses: tuple[tuple[Use, ...], ...]
 
@@ -162,8 +162,8 @@ def blocks_of(dictionary: StructuredDictionary, border: bool, worst: bool = Fals
 
 
 def _target(
-    row: BoundRow, slot: int, landed: Sequence[tuple[BoundPath, Symbol, Site]], dims: int
-) -> Site:
+    row: BoundRow, slot: int, landed: Sequence[tuple[BoundPath, Symbol, TensorSite]], dims: int
+) -> TensorSite:
     """Return where a slot lives: positions if it is a flattened image."""
     sites = {site for _, _, site in landed}
     if len(sites) > 1:
@@ -177,8 +177,8 @@ def _target(
 
 def _diagonal(
     row: BoundRow,
-    target: Site,
-    own: Site,
+    target: TensorSite,
+    own: TensorSite,
     start: int,
     extent: int,
     like: Tensor,
@@ -207,7 +207,7 @@ def _diagonal(
     return Symbol(weight, rows, cols, full.lines, (full.channels[0], extent))
 
 
-def _operator(maps: Sequence[LinearMap], site: Site, like: Tensor, border: bool) -> Symbol:
+def _operator(maps: Sequence[LinearMap], site: TensorSite, like: Tensor, border: bool) -> Symbol:
     return block_of(maps, site, like, border)[0]
 
 

@@ -14,13 +14,13 @@ from pursuitify.analysis.gram import position_relations
 from pursuitify.analysis.gram.max_pool_switches import centre, every
 from pursuitify.analysis.gram.position_relations import Line
 from pursuitify.analysis.gram.rearrangements import moved
-from pursuitify.analysis.gram.symbol import Site, Switch, Symbol, UnsupportedError, unit
+from pursuitify.analysis.gram.symbol import Switch, Symbol, TensorSite, UnsupportedError, unit
 from pursuitify.operators import Identity, LinearMap, Select
 
 
 def block_of(
-    maps: Sequence[LinearMap], site: Site, like: Tensor, border: bool, worst: bool = False
-) -> tuple[Symbol, Site]:
+    maps: Sequence[LinearMap], site: TensorSite, like: Tensor, border: bool, worst: bool = False
+) -> tuple[Symbol, TensorSite]:
     """Return the symbol of a chain of maps from ``site``, and where it ends.
 
     Args:
@@ -33,13 +33,13 @@ def block_of(
     Raises:
         UnsupportedError: If a map mixes positions and channels in another way.
     """
-    reader = _Reader(unit(site, like, border), site, worst)
+    reader = _SymbolReader(unit(site, like, border), site, worst)
     for item in maps:
         reader.read(item)
     return reader.finish()
 
 
-class _Reader:
+class _SymbolReader:
     """The symbol of a chain as far as it was heard: each map says what it does.
 
     Attributes:
@@ -52,7 +52,7 @@ class _Reader:
     total = staticmethod(position_relations.summed)
     matrix = staticmethod(position_relations.from_matrix)
 
-    def __init__(self, symbol: Symbol, site: Site, worst: bool) -> None:
+    def __init__(self, symbol: Symbol, site: TensorSite, worst: bool) -> None:
         self.symbol, self.site, self.worst = symbol, site, worst
         self._item: LinearMap = Identity()
         self._run: list[LinearMap] = []
@@ -62,7 +62,7 @@ class _Reader:
         self._item = item
         item.symbol(self)
 
-    def finish(self) -> tuple[Symbol, Site]:
+    def finish(self) -> tuple[Symbol, TensorSite]:
         """Return the symbol of all maps, and where it ends."""
         self._follow()
         return self.symbol.spread(), self.site
@@ -140,7 +140,7 @@ def _window(select: Select) -> tuple[int, ...]:
     return select.windows.kernel if select.windows is not None else select.size
 
 
-def _switched(symbol: Symbol, site: Site, item: Select) -> tuple[Symbol, Site]:
+def _switched(symbol: Symbol, site: TensorSite, item: Select) -> tuple[Symbol, TensorSite]:
     """Return a symbol before a max pooling of which every choice is kept."""
     if site.flat:
         raise UnsupportedError("a max pooling after a flatten")
@@ -159,7 +159,7 @@ def _switched(symbol: Symbol, site: Site, item: Select) -> tuple[Symbol, Site]:
     return replace(symbol, lines=joined, switch=Switch(key, joined)), replace(site, sizes=sizes)
 
 
-def _dense(symbol: Symbol, site: Site, weight: Tensor) -> tuple[Symbol, Site]:
+def _dense(symbol: Symbol, site: TensorSite, weight: Tensor) -> tuple[Symbol, TensorSite]:
     sizes = site.sizes
     if not site.flat and math.prod(sizes) != 1:
         raise UnsupportedError("a dense layer along the last dimension of an image")
@@ -170,7 +170,7 @@ def _dense(symbol: Symbol, site: Site, weight: Tensor) -> tuple[Symbol, Site]:
     )
     grouped = weight.reshape(1, out, site.channels, -1)
     joined, _ = _then(symbol, grouped, index, torch.arange(site.channels)[None], along, out)
-    return joined, Site(out, (1,) * len(sizes))
+    return joined, TensorSite(out, (1,) * len(sizes))
 
 
 def _then(
@@ -180,7 +180,7 @@ def _then(
     cols: Tensor,
     along: tuple[Line, ...],
     outputs: int,
-) -> tuple[Symbol, Site]:
+) -> tuple[Symbol, TensorSite]:
     """Return a weighted operator after a symbol that only selects and scales channels."""
     if symbol.weight.shape[1:] != (1, 1, 1):
         raise UnsupportedError("two weighted operators on one path")
@@ -208,10 +208,10 @@ def _then(
     sizes = tuple(line.n_out for line in joined)
     ends = (symbol.channels[0], outputs)
     result = Symbol(weight, rows, cols_from, joined, ends, symbol.switch)
-    return result, Site(outputs, sizes)
+    return result, TensorSite(outputs, sizes)
 
 
-def _scaled(symbol: Symbol, site: Site, factor: Tensor | float) -> Symbol:
+def _scaled(symbol: Symbol, site: TensorSite, factor: Tensor | float) -> Symbol:
     if not isinstance(factor, Tensor):
         return symbol.scaled(factor)
     if factor.numel() == 1:

@@ -15,11 +15,17 @@ from torch import Tensor
 
 from pursuitify.analysis.gram import position_relations
 from pursuitify.analysis.gram.position_relations import Line
-from pursuitify.analysis.gram.symbol import Site, Symbol, UnsupportedError, select_rows, site_of
+from pursuitify.analysis.gram.symbol import (
+    Symbol,
+    TensorSite,
+    UnsupportedError,
+    select_rows,
+    site_of,
+)
 from pursuitify.operators import LinearMap
 
 
-def moved(symbol: Symbol, site: Site, run: Sequence[LinearMap]) -> tuple[Symbol, Site]:
+def moved(symbol: Symbol, site: TensorSite, run: Sequence[LinearMap]) -> tuple[Symbol, TensorSite]:
     """Return a symbol after a run of maps that only move elements.
 
     Raises:
@@ -50,7 +56,7 @@ def moved(symbol: Symbol, site: Site, run: Sequence[LinearMap]) -> tuple[Symbol,
     return _gathered(symbol, first, along, out)
 
 
-def _numbers(site: Site, run: Sequence[LinearMap]) -> Tensor:
+def _numbers(site: TensorSite, run: Sequence[LinearMap]) -> Tensor:
     """Return which element lands where, -1 where none does."""
     dims = len(site.sizes)
     for skip in range(dims + 1):  # sizes were padded with ones: find how many the map knows
@@ -104,8 +110,8 @@ def _index_lines(base: Tensor, sizes: tuple[int, ...]) -> tuple[Line, ...]:
 
 
 def _gathered(
-    symbol: Symbol, index: Tensor, along: tuple[Line, ...], out: Site
-) -> tuple[Symbol, Site]:
+    symbol: Symbol, index: Tensor, along: tuple[Line, ...], out: TensorSite
+) -> tuple[Symbol, TensorSite]:
     """Return a symbol whose output channel o is the former channel index[o]; -1 is zero."""
     names = (index >= 0).nonzero()[:, 0]
     joined = tuple(

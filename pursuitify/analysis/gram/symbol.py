@@ -92,7 +92,7 @@ class Symbol:
 
 
 @dataclass(frozen=True)
-class Site:
+class TensorSite:
     """Where a tensor lives: its channels and positions, flattened or not."""
 
     channels: int
@@ -100,15 +100,15 @@ class Site:
     flat: bool = False
 
 
-def site_of(shape: Sequence[int], dims: int) -> Site:
+def site_of(shape: Sequence[int], dims: int) -> TensorSite:
     """Return the site of a tensor (1, channels, *sizes), sizes padded with ones to ``dims``."""
     sizes = tuple(shape[2:])
     if len(shape) < 2 or len(sizes) > dims:
         raise UnsupportedError(f"a value of shape {tuple(shape)} has no channel dimension 1")
-    return Site(shape[1], sizes + (1,) * (dims - len(sizes)))
+    return TensorSite(shape[1], sizes + (1,) * (dims - len(sizes)))
 
 
-def unit(site: Site, like: Tensor, border: bool) -> Symbol:
+def unit(site: TensorSite, like: Tensor, border: bool) -> Symbol:
     """Return the identity on a site; with ``border``, what follows is cut off at the border."""
     index = torch.arange(site.channels)[:, None]
     weight = like.new_ones(site.channels, 1, 1, 1)

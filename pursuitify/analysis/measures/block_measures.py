@@ -83,7 +83,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Norms:
+class ColumnNorms:
     """Statistics of the global column norms of one latent."""
 
     latent: str
@@ -149,7 +149,7 @@ def blocks(gram: Gram, progress: Callable[[int, int], None] | None = None) -> tu
     return tuple(b for b in found if b.count)
 
 
-def norms(gram: Gram) -> tuple[Norms, ...]:
+def norms(gram: Gram) -> tuple[ColumnNorms, ...]:
     """Return statistics of the column norms of every latent."""
     found = []
     for j, name in enumerate(gram.blocks.names):
@@ -160,5 +160,5 @@ def norms(gram: Gram) -> tuple[Norms, ...]:
             total += count * float(values.sum())
             number += count * len(values)
             zero += count * float((values == 0).sum())
-        found.append(Norms(name, low, total / number, high, zero))
+        found.append(ColumnNorms(name, low, total / number, high, zero))
     return tuple(found)

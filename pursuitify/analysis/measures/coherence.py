@@ -22,7 +22,7 @@ from pursuitify.analysis.measures.bind_network import (
     layouts,
     touched,
 )
-from pursuitify.analysis.measures.block_measures import Block, Norms
+from pursuitify.analysis.measures.block_measures import Block, ColumnNorms
 from pursuitify.analysis.measures.coherence_report import CoherenceReport
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
@@ -121,7 +121,7 @@ def _measured(
     boundary: str,
     switches: str,
     advance: Callable[[int, int], None] | None,
-) -> tuple[tuple[Block, ...], tuple[Norms, ...], float, list[str]]:
+) -> tuple[tuple[Block, ...], tuple[ColumnNorms, ...], float, list[str]]:
     notes: list[str] = []
     rows_of = touched(dictionary)
     if not (switches == "batch" and holds(dictionary, Select)):
@@ -150,7 +150,7 @@ def _measured(
     return found, norms, welch_bounds.frame_excess(columns, rows_of, heights), notes
 
 
-def _alive(columns: Sequence[float], norms: Sequence[Norms]) -> list[float]:
+def _alive(columns: Sequence[float], norms: Sequence[ColumnNorms]) -> list[float]:
     """Return the numbers of columns that are not zero: Welch's bound is about unit vectors."""
     return [max(n - stats.zero, 0.0) for n, stats in zip(columns, norms, strict=True)]
 

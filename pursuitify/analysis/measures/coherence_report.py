@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from pursuitify.analysis.measures.block_measures import N_RULE, Block, Norms, Pair
+from pursuitify.analysis.measures.block_measures import N_RULE, Block, ColumnNorms, Pair
 
 SCALE_RULE = (
     "columns of the global B have unit norm, identity parts included; weights as they are, no "
@@ -38,7 +38,7 @@ class CoherenceReport:
     input_shape: tuple[int, ...]
     assumptions: tuple[str, ...]
     blocks: tuple[Block, ...]
-    column_norms: tuple[Norms, ...]
+    column_norms: tuple[ColumnNorms, ...]
     columns: int
     rows: int
     excess: float

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pursuitify.analysis.measures.block_measures import Block, Norms, Pair
+from pursuitify.analysis.measures.block_measures import Block, ColumnNorms, Pair
 from pursuitify.dictionary.bound_rows import BoundPath
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError
@@ -77,7 +77,7 @@ def _pattern(dictionary: StructuredDictionary) -> StructuredDictionary:
 
 def measure(
     dictionary: StructuredDictionary, progress: Callable[[int, int], None] | None = None
-) -> tuple[tuple[Block, ...], tuple[Norms, ...]]:
+) -> tuple[tuple[Block, ...], tuple[ColumnNorms, ...]]:
     """Measure every block and every latent's column norms."""
     unit, lengths, structural = normalised(dictionary)
     gram = unit.T @ unit
@@ -118,7 +118,7 @@ def measure(
     stats = []
     for name, part in zip(names, lengths.split(sizes), strict=True):  # type: ignore[no-untyped-call]
         low, mean, high = float(part.min()), float(part.mean()), float(part.max())
-        stats.append(Norms(name, low, mean, high, float((part == 0).sum())))
+        stats.append(ColumnNorms(name, low, mean, high, float((part == 0).sum())))
     return tuple(found), tuple(stats)
 
 

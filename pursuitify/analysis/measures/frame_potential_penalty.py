@@ -29,7 +29,7 @@ _FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
-class _Part:
+class _BlockClasses:
     """The classes of one block, gathered by what is common to them.
 
     Attributes:
@@ -115,7 +115,7 @@ class FramePotentialPenalty:
         with evaluating(self._net):
             return blocks_of(bind(self._net, self._shape, None), border=False)
 
-    def _draw(self) -> list[tuple[_Part, float]]:
+    def _draw(self) -> list[tuple[_BlockClasses, float]]:
         if self._drawn is None or self._drawn >= len(self._parts):
             return [(part, 1.0) for part in self._parts]
         share = torch.tensor([float(p.weight.sum()) for p in self._parts])
@@ -123,7 +123,7 @@ class FramePotentialPenalty:
         drawn = torch.multinomial(share, self._drawn, replacement=True, generator=self._generator)
         return [(self._parts[i], 1 / (self._drawn * float(share[i]))) for i in drawn.tolist()]
 
-    def _part(self, positions: Positions, j: int, k: int) -> _Part:
+    def _part(self, positions: Positions, j: int, k: int) -> _BlockClasses:
         classes: list[Class] = list(positions.classes(j, k))
         gathered: dict[int, list[tuple[int, int, int, float]]] = {}
         for i, found in enumerate(classes):
@@ -137,7 +137,7 @@ class FramePotentialPenalty:
             v = torch.tensor(values, dtype=torch.float64)
             entries.append((meeting, c, t, u, v))
         zero = tuple(i for i, found in enumerate(classes) if found.lag_zero)
-        return _Part(
+        return _BlockClasses(
             (j, k),
             torch.tensor([found.count / self.count for found in classes], dtype=torch.float64),
             zero,
@@ -145,7 +145,7 @@ class FramePotentialPenalty:
             tuple(entries),
         )
 
-    def _estimate(self, gram: Gram, part: _Part) -> Tensor:
+    def _estimate(self, gram: Gram, part: _BlockClasses) -> Tensor:
         """Return sum over classes of weight ||(G_c - I) v||^2, v of random signs."""
         j, k = part.pair
         right_channels = gram.blocks.sites[k].channels

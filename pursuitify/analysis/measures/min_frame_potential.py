@@ -115,7 +115,7 @@ def minimum_frame_potential(
         net = pursuitify(model_or_net, layout=layout).eval()  # type: ignore[arg-type]
     if sum(p.numel() for p in net.parameters()) < 1_000_000:
         net = net.double()
-    search = _Search(net, tuple(input_shape))
+    search = _PotentialSearch(net, tuple(input_shape))
     closed = search.closed_form()
     if method == "closed" and closed is None:
         raise OptionError("only chains in decoder layout have a closed form; optimise this graph")
@@ -130,7 +130,7 @@ def minimum_frame_potential(
     return MinimumFramePotential(value, whole, found, search.count, tuple(input_shape))
 
 
-class _Bound(nn.Module):
+class _Rebound(nn.Module):
     """Binds the dictionary with other parameters than the network's own."""
 
     def __init__(self, net: PursuitNetwork, x: Tensor) -> None:
@@ -141,7 +141,7 @@ class _Bound(nn.Module):
         return self.net.dictionary(self.x)
 
 
-class _Search:
+class _PotentialSearch:
     """Frame potential of an architecture as a function of its weights."""
 
     def __init__(self, net: PursuitNetwork, input_shape: tuple[int, ...]) -> None:
@@ -151,7 +151,7 @@ class _Search:
         self.positions = Positions(self.blocks, keep=True)
         self.gram = Gram(self.blocks, self.positions)
         self.count = self.gram.count()
-        self.bound = _Bound(net, self.first.inputs[0])
+        self.bound = _Rebound(net, self.first.inputs[0])
         self.neutral = _neutral(net)
         self.shapes = {
             f"net.{name}": p.shape

@@ -32,7 +32,7 @@ _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(eq=False)
-class _Group:
+class _FunctionCall:
     """The nodes that were made inside one call of a custom Function.
 
     Attributes:
@@ -144,7 +144,7 @@ class Watch:
     def __init__(self) -> None:
         self._inference = torch.is_inference_mode_enabled()
         self._autocast = _depth()
-        self._groups: list[_Group] = []
+        self._groups: list[_FunctionCall] = []
         self._forwards = _forwards()
 
     def note(self, node: fx.Node) -> None:
@@ -163,7 +163,7 @@ class Watch:
         elif not torch.is_grad_enabled():
             node.meta["still"] = True
 
-    def _group(self, node: fx.Node) -> _Group | None:
+    def _group(self, node: fx.Node) -> _FunctionCall | None:
         """Return the call of a custom Function that a new node belongs to, or None."""
         outer: FrameType | None = None
         frame: FrameType | None = sys._getframe(2)
@@ -174,7 +174,7 @@ class Watch:
             # The frames are held, so that none is taken for another that came after it.
             known = next((g for g in self._groups if g.frame is outer), None)
             if known is None:
-                known = _Group(self._forwards[outer.f_code], _arguments(outer), outer, [])
+                known = _FunctionCall(self._forwards[outer.f_code], _arguments(outer), outer, [])
                 self._groups.append(known)
             return known
         if node.target == "view_as" and len(set(node.args)) == 1 and not torch.is_grad_enabled():
@@ -182,7 +182,7 @@ class Watch:
             caller: FrameType | None = sys._getframe(2)
             while caller is not None and _is_torch(caller):
                 caller = caller.f_back
-            group = _Group(_named_in(caller), None, None, [])
+            group = _FunctionCall(_named_in(caller), None, None, [])
             self._groups.append(group)
             return group
         return None
@@ -256,7 +256,7 @@ def keep(graph: fx.Graph) -> None:
         guard.meta = {"nn_module_stack": node.meta.get("nn_module_stack")}
 
 
-def _lost_function(group: _Group) -> Problem:
+def _lost_function(group: _FunctionCall) -> Problem:
     node, name = group.nodes[0], group.name
     hint = (
         f"Give it a rule: rules={{{name}: pursuitify.rules.linear(...), .activation(...) or "

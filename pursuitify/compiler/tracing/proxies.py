@@ -36,7 +36,7 @@ def _attribute(value: fx.Proxy, name: str) -> fx.Proxy:
     return _Attribute(value, name)
 
 
-class Value(fx.Proxy):
+class TracedValue(fx.Proxy):
     """A traced value that is no tensor: a size, a dtype, a tuple of pieces.
 
     A plain Proxy turns ``y += b`` into ``y = y + b``; where another name still refers to the old
@@ -63,7 +63,7 @@ class Value(fx.Proxy):
         return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
 
-class TracedTensor(Value, Tensor):  # type: ignore[misc]  # Proxy and Tensor differ in signatures
+class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tensor differ in signatures
     """A traced tensor."""
 
     @staticmethod

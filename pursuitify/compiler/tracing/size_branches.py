@@ -96,12 +96,8 @@ def guess(node: fx.Node, root: nn.Module) -> bool | None:
     """Return the likely truth of a condition, by dimensions, channels, dtype and device."""
     try:
         return bool(_evaluate(node, root))
-    except (_UnknownError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError):
+    except (UnknownError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError):
         return None
-
-
-class _UnknownError(Exception):
-    pass
 
 
 class Judge:
@@ -164,7 +160,7 @@ def _usual(root: nn.Module) -> list[Tensor]:
     start = fx.Graph().placeholder("input")
     try:
         channels: int | None = _extent(start, 1, root)
-    except _UnknownError:
+    except UnknownError:
         channels = None
     dtypes = (p.dtype for p in root.parameters() if p.is_floating_point())
     return usual(rank(start, root) or 4, channels, next(dtypes, torch.float32))
@@ -180,7 +176,7 @@ def _evaluate(value: Any, root: nn.Module) -> Any:
     ):
         found = rank(value.all_input_nodes[0], root)
         if found is None:
-            raise _UnknownError
+            raise UnknownError
         return found
     if value.target is getattr and value.args[1] in {"dtype", "device", "is_cuda"}:
         like = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(()))
@@ -195,7 +191,7 @@ def _evaluate(value: Any, root: nn.Module) -> Any:
     if value.op == "call_function" and nodes.is_shape(value) and value.target is not getattr:
         function: Callable[..., Any] = value.target  # type: ignore[assignment]
         return function(*(_evaluate(a, root) for a in value.args))
-    raise _UnknownError
+    raise UnknownError
 
 
 def _extent(node: fx.Node, index: int, root: nn.Module) -> int:
@@ -215,7 +211,7 @@ def _extent(node: fx.Node, index: int, root: nn.Module) -> int:
     same = ("relu", "pool", "dropout", "identity", "batch_norm", "act")
     if index == 1 and node.all_input_nodes and any(part in name.lower() for part in same):
         return _extent(node.all_input_nodes[0], index, root)
-    raise _UnknownError
+    raise UnknownError
 
 
 def rank(node: fx.Node, root: nn.Module) -> int | None:

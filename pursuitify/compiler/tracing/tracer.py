@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from pursuitify import errors
 from pursuitify.compiler.tracing import contexts, guards, nodes, size_branches
 from pursuitify.compiler.tracing.contexts import Watch
-from pursuitify.compiler.tracing.proxies import TracedTensor, Value
+from pursuitify.compiler.tracing.proxies import TracedTensor, TracedValue
 from pursuitify.compiler.tracing.size_branches import Choices, Judge
 from pursuitify.rules import preprocessing, split_ops
 from pursuitify.rules.functions import Applied
@@ -115,7 +115,7 @@ class Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return our own kind of proxy, which is a tensor where the value is one."""
         tensor = not nodes.is_shape(node) and split_ops.splitter_of(node) is None
-        return TracedTensor(node, self) if tensor else Value(node, self)
+        return TracedTensor(node, self) if tensor else TracedValue(node, self)
 
     def create_arg(self, a: Any) -> Any:
         """Know a proxy although it is a tensor."""

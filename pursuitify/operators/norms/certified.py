@@ -95,7 +95,7 @@ def lanczos(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     return value, vector / scale.sqrt()[:, None, None]
 
 
-class _Search:
+class _NormSearch:
     """The largest eigenvalue met so far, where it was met, and the certified level above it."""
 
     def __init__(self, like: Tensor) -> None:
@@ -208,7 +208,7 @@ def _largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Te
     symmetric, skew = hermitian_parts(lags)
     plain = len(angles) == 1
     margin = 8 * columns * torch.finfo(kernel.dtype).eps
-    search = _Search(kernel)
+    search = _NormSearch(kernel)
     item = groups * columns**2 * kernel.element_size() * (1 if plain else 2)
     size = max(1, _CHUNK_BYTES // item)
     for first in range(0, len(angles), size):

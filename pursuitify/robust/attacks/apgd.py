@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.robust.attacks.input_checks import check_count
-from pursuitify.robust.attacks.objective import Guide, Value
+from pursuitify.robust.attacks.objective import Guide, LossValue
 from pursuitify.robust.attacks.runner import Batch, Campaign
 from pursuitify.robust.attacks.threat_model import Ball
 
@@ -66,7 +66,7 @@ def apgd(
 
     def attack(batch: Batch) -> None:
         for aim in _aims(batch.logits, batch.labels, targets) * restarts:
-            _Run(batch, steps, early_stop, aim)(batch.ball.draw(batch.generator))
+            _Ascent(batch, steps, early_stop, aim)(batch.ball.draw(batch.generator))
 
     campaign = Campaign("APGD", seed, norm, loss, batch_size, progress, guide)
     ticks = restarts * max(targets, 1) * steps
@@ -83,7 +83,7 @@ def _aims(logits: Tensor, labels: Tensor, targets: int) -> list[Tensor | None]:
 
 
 @dataclass
-class _State:
+class _AscentState:
     """What APGD keeps of each example that is still under attack."""
 
     index: Tensor
@@ -106,7 +106,7 @@ class _State:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Ascent:
     """One run from given starting points."""
 
     batch: Batch
@@ -138,10 +138,10 @@ class _Run:
                 _adapt(state, period)
                 since, period = 0, max(period - decrease, least)
 
-    def _start(self, ball: Ball, points: Tensor, index: Tensor) -> tuple[_State, Tensor]:
+    def _start(self, ball: Ball, points: Tensor, index: Tensor) -> tuple[_AscentState, Tensor]:
         value = self._value(points, ball, index)
         shape = [-1, *[1] * (points.ndim - 1)]
-        state = _State(
+        state = _AscentState(
             index=index,
             points=points,
             before=points.clone(),
@@ -157,7 +157,7 @@ class _Run:
         )
         return state, value.fooled
 
-    def _step(self, ball: Ball, state: _State, *, first: bool) -> Tensor:
+    def _step(self, ball: Ball, state: _AscentState, *, first: bool) -> Tensor:
         """Take one step and return which examples it fooled."""
         moved = ball.project(state.points + state.size * ball.direction(state.slope))
         if not first:
@@ -172,7 +172,7 @@ class _Run:
         state.slope, state.loss = value.gradient, value.loss
         return value.fooled
 
-    def _value(self, points: Tensor, ball: Ball, index: Tensor) -> Value:
+    def _value(self, points: Tensor, ball: Ball, index: Tensor) -> LossValue:
         """Evaluate the points and note the worst.
 
         Losses toward different targets do not compare; points that fool do.
@@ -186,7 +186,7 @@ class _Run:
         return value
 
 
-def _adapt(state: _State, period: int) -> None:
+def _adapt(state: _AscentState, period: int) -> None:
     """Halve the step of examples that no longer gain, and send them back to their best point."""
     stalled = state.rises <= _RHO * period
     stalled |= ~state.halved & (state.checked_loss >= state.best_loss)

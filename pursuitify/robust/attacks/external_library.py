@@ -19,7 +19,7 @@ from pursuitify.robust.attacks.input_checks import (
     check_labels,
 )
 from pursuitify.robust.attacks.losses import cross_entropy
-from pursuitify.robust.attacks.objective import Objective
+from pursuitify.robust.attacks.objective import AttackObjective
 from pursuitify.robust.attacks.threat_model import BALLS, Ball
 
 
@@ -90,7 +90,7 @@ def verified(
     ball_type = check_choice("norm", norm, BALLS)
     check_inputs(model, x, y, eps)
     devices = [x.device] if x.device.type == "cuda" else []
-    objective = Objective(model, cross_entropy)
+    objective = AttackObjective(model, cross_entropy)
     done = []
     with attack_mode(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

@@ -25,7 +25,7 @@ from pursuitify.robust.attacks.input_checks import (
     check_positive,
 )
 from pursuitify.robust.attacks.losses import LOSSES
-from pursuitify.robust.attacks.objective import Guide, Objective
+from pursuitify.robust.attacks.objective import AttackObjective, Guide
 from pursuitify.robust.attacks.runner import Batch, Campaign
 from pursuitify.robust.attacks.threat_model import BALLS
 
@@ -58,7 +58,7 @@ def fgsm(
         The perturbed inputs, inside the ball and [0, 1].
     """
     check_inputs(model, x, y, eps)
-    objective = Objective(model, check_choice("loss", loss, LOSSES), guide)
+    objective = AttackObjective(model, check_choice("loss", loss, LOSSES), guide)
     done = []
     with attack_mode(model, guide):
         for part, labels in batches(x, y, batch_size):

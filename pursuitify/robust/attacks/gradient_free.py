@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
 from pursuitify.robust.attacks.input_checks import check_count
-from pursuitify.robust.attacks.query_search import Hunt, Plan
+from pursuitify.robust.attacks.query_search import Hunt, QueryCampaign
 from pursuitify.robust.attacks.threat_model import LinfBall
 
 # Square's schedule (Andriushchenko et al. 2020): after each of these shares of the queries the
@@ -58,7 +58,7 @@ def random_noise(
                 points = ball.project(ball.x + ball.eps * ball.direction(points - ball.x))
             hunt.look(points)
 
-    plan = Plan("noise", seed, norm, "margin", batch_size, progress)
+    plan = QueryCampaign("noise", seed, norm, "margin", batch_size, progress)
     return plan.search(strategy, model, x, y, eps, draws)
 
 
@@ -110,7 +110,7 @@ def square(
             halvings = sum(query > share * queries for share in _HALVINGS)
             hunt.look(_windowed(hunt, area / 2**halvings))
 
-    plan = Plan("Square", seed, norm, loss, batch_size, progress)
+    plan = QueryCampaign("Square", seed, norm, loss, batch_size, progress)
     return plan.search(strategy, model, x, y, eps, queries)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.robust.attacks.input_checks import check_count
-from pursuitify.robust.attacks.query_search import Hunt, Plan
+from pursuitify.robust.attacks.query_search import Hunt, QueryCampaign
 from pursuitify.robust.attacks.threat_model import LinfBall
 
 _BISECTIONS = 8
@@ -50,7 +50,7 @@ def hard_label(
     def strategy(hunt: Hunt) -> None:
         _Rays(hunt, queries, random=seed is not None).search()
 
-    plan = Plan("hard label", seed, norm, "margin", batch_size, progress)
+    plan = QueryCampaign("hard label", seed, norm, "margin", batch_size, progress)
     return plan.search(strategy, model, x, y, eps, queries)
 
 

@@ -23,7 +23,7 @@ Guide = Callable[[Tensor, Tensor, Tensor, Loss], Tensor]
 
 
 @dataclass(frozen=True)
-class Value:
+class LossValue:
     """What the model makes of some points.
 
     Attributes:
@@ -39,7 +39,7 @@ class Value:
     logits: Tensor
 
 
-class Objective:
+class AttackObjective:
     """The model and the loss to raise, with every check on what the model returns.
 
     With a guide the loss and its gradient are the guide's; whether an example is fooled is always
@@ -63,7 +63,7 @@ class Objective:
         clean: Tensor | None = None,
         targets: Tensor | None = None,
         gradient: bool = False,
-    ) -> Value:
+    ) -> LossValue:
         """Evaluate the model; parameters gather no gradient either way.
 
         Args:
@@ -87,8 +87,8 @@ class Objective:
         logits = logits.detach()
         fooled = logits.argmax(1) != labels
         if not gradient:
-            return Value(loss, fooled, points.new_empty(0), logits)
-        return Value(loss.detach(), fooled, slope_at(points, loss), logits)
+            return LossValue(loss, fooled, points.new_empty(0), logits)
+        return LossValue(loss.detach(), fooled, slope_at(points, loss), logits)
 
     def logits(self, points: Tensor, labels: Tensor) -> Tensor:
         """Return the model's logits, in float32 at least, after checking them."""

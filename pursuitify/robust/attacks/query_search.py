@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pursuitify.robust.attacks.objective import Value
+from pursuitify.robust.attacks.objective import LossValue
 from pursuitify.robust.attacks.runner import Batch, Campaign
 from pursuitify.robust.attacks.threat_model import Ball
 
@@ -37,7 +37,7 @@ class Hunt:
         """The worst points of the examples that are left."""
         return self.batch.worst.points[self.index]
 
-    def ask(self, points: Tensor, of: Tensor | None = None) -> Value:
+    def ask(self, points: Tensor, of: Tensor | None = None) -> LossValue:
         """Return what the model makes of ``points`` of the examples left, or of some of them."""
         index = self.index if of is None else self.index[of]
         return self.batch.objective(points, self.batch.labels[index])
@@ -65,7 +65,7 @@ class Hunt:
 
 
 @dataclass(frozen=True)
-class Plan(Campaign):
+class QueryCampaign(Campaign):
     """A campaign that takes no gradient and leaves what is fooled."""
 
     def search(

@@ -17,7 +17,7 @@ from pursuitify.robust.attacks.input_checks import (
     check_labels,
 )
 from pursuitify.robust.attacks.losses import LOSSES
-from pursuitify.robust.attacks.objective import Guide, Objective
+from pursuitify.robust.attacks.objective import AttackObjective, Guide
 from pursuitify.robust.attacks.threat_model import BALLS, Ball
 from pursuitify.utils.progress_bar import bar_console
 
@@ -36,7 +36,7 @@ class Batch:
         tick: Moves the bar on by one.
     """
 
-    objective: Objective
+    objective: AttackObjective
     ball: Ball
     labels: Tensor
     logits: Tensor
@@ -89,7 +89,7 @@ class Campaign:
         """
         check_inputs(model, x, y, eps)
         ball_type = check_choice("norm", self.norm, BALLS)
-        objective = Objective(model, check_choice("loss", self.loss, LOSSES), self.guide)
+        objective = AttackObjective(model, check_choice("loss", self.loss, LOSSES), self.guide)
         seed = self.seed
         generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
         done = []

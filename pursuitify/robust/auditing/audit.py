@@ -25,7 +25,7 @@ from pursuitify.robust.attacks.threat_model import BALLS
 from pursuitify.robust.auditing.attack_registry import Attack
 from pursuitify.robust.auditing.audit_report import AuditReport
 from pursuitify.robust.auditing.protocols import PROTOCOLS, Protocol
-from pursuitify.robust.auditing.results_record import Record, subject_identity
+from pursuitify.robust.auditing.results_record import AuditRecord, subject_identity
 from pursuitify.robust.auditing.run_protocol import TWIN, Auditor
 from pursuitify.robust.surrogates.sweep_counts import AtIterations, exact_derivatives, find_pursuit
 from pursuitify.utils.run_fingerprint import fingerprint
@@ -122,7 +122,7 @@ def audit(
             "version of pursuitify": VERSION,
             "version of torch": str(torch.__version__),
         }
-        record = Record(resume, identity | _beyond_weights(subjects, x, y, batch_size, seed))
+        record = AuditRecord(resume, identity | _beyond_weights(subjects, x, y, batch_size, seed))
         run = Auditor(
             net=net,
             subjects=subjects,

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from pursuitify.robust.auditing.gradient_statistics import GradientStatistics, wilson
 from pursuitify.robust.auditing.protocols import KINDS
-from pursuitify.robust.auditing.red_flags import FLAGS, Flag, Point
-from pursuitify.robust.auditing.results_record import Result, write
+from pursuitify.robust.auditing.red_flags import FLAGS, CurvePoint, Flag
+from pursuitify.robust.auditing.results_record import AttackResult, write
 from pursuitify.utils.atomic_files import whole
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class AuditReport:
 
     setting: Mapping[str, Any]
     clean: Mapping[str, float]
-    results: tuple[Result, ...]
-    curve: tuple[Point, ...]
+    results: tuple[AttackResult, ...]
+    curve: tuple[CurvePoint, ...]
     gradients: tuple[GradientStatistics, ...]
     flags: tuple[Flag, ...]
     seconds: float

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pursuitify.robust.attacks.input_checks import attack_mode, batches, evaluation_mode
 from pursuitify.robust.attacks.losses import cross_entropy, margin
-from pursuitify.robust.attacks.objective import Objective, check_logits, slope_at
+from pursuitify.robust.attacks.objective import AttackObjective, check_logits, slope_at
 from pursuitify.robust.surrogates.sweep_counts import at_each
 
 _SWEEPS = 50
@@ -136,7 +136,7 @@ def through_sweeps(
 @torch.no_grad()
 def spread(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Return by how much two passes over the same inputs differ, relative to the largest logit."""
-    objective = Objective(model, margin)
+    objective = AttackObjective(model, margin)
     with evaluation_mode(model):
         first, second = (objective.logits(x, y) for _ in range(2))
     return float((first - second).abs().max() / first.abs().max().clamp(min=1e-30))
@@ -145,7 +145,7 @@ def spread(model: nn.Module, x: Tensor, y: Tensor) -> float:
 @torch.no_grad()
 def predictions(model: nn.Module, x: Tensor, y: Tensor, batch_size: int | None) -> Tensor:
     """Return which inputs the model gets wrong."""
-    objective = Objective(model, cross_entropy)
+    objective = AttackObjective(model, cross_entropy)
     with evaluation_mode(model):
         parts = [objective(part, labels).fooled for part, labels in batches(x, y, batch_size)]
     return torch.cat(parts)
@@ -155,4 +155,4 @@ def predictions(model: nn.Module, x: Tensor, y: Tensor, batch_size: int | None) 
 def class_count(model: nn.Module, x: Tensor, y: Tensor) -> int:
     """Return how many classes the model tells apart."""
     with evaluation_mode(model):
-        return Objective(model, cross_entropy).logits(x, y).shape[1]
+        return AttackObjective(model, cross_entropy).logits(x, y).shape[1]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pursuitify.robust.auditing.gradient_statistics import GradientStatistics, wilson
-from pursuitify.robust.auditing.results_record import Result
+from pursuitify.robust.auditing.results_record import AttackResult
 
 #: Every flag there is, and what it looks for.
 FLAGS = {
@@ -44,7 +44,7 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """Accuracy at one epsilon of the sweep."""
 
     eps: float
@@ -52,7 +52,7 @@ class Point:
     unbounded: bool = False
 
 
-def of_attacks(results: Sequence[Result], images: int) -> list[Flag]:
+def of_attacks(results: Sequence[AttackResult], images: int) -> list[Flag]:
     """Compare who was fooled by what; ``results`` are those on the network itself."""
     done = {result.name: set(result.fooled) for result in results if not result.error}
     kinds = {result.name: result.kind for result in results}
@@ -76,7 +76,7 @@ def of_attacks(results: Sequence[Result], images: int) -> list[Flag]:
     return [*flags, *_weak(results, images)]
 
 
-def _weak(results: Sequence[Result], images: int) -> list[Flag]:
+def _weak(results: Sequence[AttackResult], images: int) -> list[Flag]:
     """Find iterated attacks that lose to one step, and attacks handed in that lose to PGD too."""
     flags = []
     flags += of_failures(results)
@@ -98,7 +98,7 @@ def _weak(results: Sequence[Result], images: int) -> list[Flag]:
     return flags
 
 
-def of_failures(results: Iterable[Result]) -> list[Flag]:
+def of_failures(results: Iterable[AttackResult]) -> list[Flag]:
     """Name the attacks that could not run."""
     return [
         Flag("weak attack", f"{result.name} could not run: {result.error}")
@@ -107,7 +107,7 @@ def of_failures(results: Iterable[Result]) -> list[Flag]:
     ]
 
 
-def of_curve(points: Sequence[Point], clean: float, classes: int, images: int) -> list[Flag]:
+def of_curve(points: Sequence[CurvePoint], clean: float, classes: int, images: int) -> list[Flag]:
     """Judge accuracy against epsilon."""
     flags = []
     chance = 1 / classes

@@ -21,7 +21,7 @@ from pursuitify.robust.attacks.objective import check_logits
 from pursuitify.utils.atomic_files import write_json
 from pursuitify.utils.run_fingerprint import attributes, fingerprint
 
-__all__ = ["Record", "Result", "answers", "fingerprint", "subject_identity", "write"]
+__all__ = ["AttackResult", "AuditRecord", "answers", "fingerprint", "subject_identity", "write"]
 
 #: Answers that differ by more than this share of their norm are another network's. The weights and
 #: attributes are compared exactly; this leaves room for sums in another order.
@@ -30,7 +30,7 @@ _FEW = 64  # inputs that are answered twice
 
 
 @dataclass(frozen=True)
-class Result:
+class AttackResult:
     """What one attack did to one network.
 
     Attributes:
@@ -56,7 +56,7 @@ class Result:
     error: str = ""
 
 
-class Record:
+class AuditRecord:
     """Finished results by key; written after every attack, the old file staying until then."""
 
     def __init__(self, path: str | os.PathLike[str] | None, identity: Mapping[str, Any]) -> None:
@@ -72,14 +72,14 @@ class Record:
         """
         self.path = None if path is None else Path(path)
         self.identity = dict(identity)
-        self.results: dict[str, Result] = {}
+        self.results: dict[str, AttackResult] = {}
         if self.path is None or not self.path.exists():
             return
         try:
             held = json.loads(self.path.read_text(encoding="utf-8"))
             other = dict(held["identity"])
             results = {
-                key: Result(**{**value, "fooled": tuple(value["fooled"])})
+                key: AttackResult(**{**value, "fooled": tuple(value["fooled"])})
                 for key, value in held["results"].items()
             }
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
@@ -92,7 +92,7 @@ class Record:
             )
         self.results = results
 
-    def find(self, key: str, fooled: set[int]) -> Result | None:
+    def find(self, key: str, fooled: set[int]) -> AttackResult | None:
         """Return a finished result, None if there is none.
 
         Args:
@@ -102,7 +102,7 @@ class Record:
         found = self.results.get(key)
         return None if found is None else replace(found, new=len({*found.fooled} - fooled))
 
-    def keep(self, key: str, result: Result) -> None:
+    def keep(self, key: str, result: AttackResult) -> None:
         """Add a result and write the file; an attack that failed is tried again when resumed."""
         self.results[key] = result
         if self.path is not None:

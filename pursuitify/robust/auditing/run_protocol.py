@@ -29,7 +29,7 @@ from pursuitify.robust.auditing.gradient_statistics import (
     through_sweeps,
 )
 from pursuitify.robust.auditing.protocols import Protocol, Step
-from pursuitify.robust.auditing.results_record import Record, Result
+from pursuitify.robust.auditing.results_record import AttackResult, AuditRecord
 from pursuitify.robust.surrogates.sweep_counts import find_pursuit
 from pursuitify.utils.progress_bar import bar_console
 from pursuitify.utils.run_fingerprint import fingerprint
@@ -67,7 +67,7 @@ class Auditor:
     norm: str
     seed: int
     batch_size: int | None
-    record: Record
+    record: AuditRecord
     marks: dict[str, str] = field(default_factory=dict)
 
     def report(
@@ -84,7 +84,7 @@ class Auditor:
             warnings.warn(message, stacklevel=3)
         steps = self._steps(classes, random=drift > _DRIFT)
         clean: dict[str, float] = {}
-        results: list[Result] = []
+        results: list[AttackResult] = []
         with _bar(progress) as bar, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="the model seems to return probabilities")
             count = sum(len(steps[name]) for name in self.subjects)
@@ -152,7 +152,7 @@ class Auditor:
 
     def _attack(
         self, name: str, wrong: set[int], steps: Sequence[Step], tell: Callable[[str], None]
-    ) -> list[Result]:
+    ) -> list[AttackResult]:
         """Run the steps on one subject; ``wrong`` is fooled from the start."""
         fooled, results = set(wrong), []
         for step in steps:
@@ -164,7 +164,7 @@ class Auditor:
 
     def _step(
         self, title: str, name: str, step: Step, eps: float, wrong: set[int], fooled: set[int]
-    ) -> Result:
+    ) -> AttackResult:
         """Run one step, or find it in the record."""
         involved = {name, step.guide.removeprefix("twin:")} - {"network", TWIN}
         depends = [self._mark(twin) for twin in sorted(involved & self.subjects.keys())]
@@ -186,10 +186,10 @@ class Auditor:
     def _own(
         self,
         wrong: set[int],
-        before: Sequence[Result],
+        before: Sequence[AttackResult],
         own: Mapping[str, Attack],
         tell: Callable[[str], None],
-    ) -> list[Result]:
+    ) -> list[AttackResult]:
         """Run the attacks that were handed in."""
         fooled = wrong.union(*(result.fooled for result in before))
         results = []
@@ -224,7 +224,7 @@ class Auditor:
         wrong: set[int],
         fooled: set[int],
         skip: set[int],
-    ) -> Result:
+    ) -> AttackResult:
         """Run an attack on all inputs but ``skip``, judge its points, and keep the result.
 
         The record's key names everything that the points depend on beside the audit's identity:
@@ -252,7 +252,7 @@ class Auditor:
                 hit |= {left[n] for n in missed.nonzero().flatten().tolist()}
             except Exception as reason:  # whatever an attack raises must not cost the others
                 error = _cause(reason)
-        result = Result(
+        result = AttackResult(
             name=name,
             kind=kind,
             subject=subject,
@@ -285,7 +285,7 @@ class Auditor:
 
     def _curve(
         self, classes: int, tell: Callable[[str], None]
-    ) -> tuple[list[red.Point], list[Result]]:
+    ) -> tuple[list[red.CurvePoint], list[AttackResult]]:
         """Return the epsilon sweep, and those of its attacks that failed."""
         wrong, radii, points = self._wrong(self.net), self._radii(), []
         failed = []
@@ -300,7 +300,7 @@ class Auditor:
                 if result.error:
                     failed.append(replace(result, name=f"{step.name} at {radius:.3g}"))
             accuracy = 1 - len(fooled) / len(self.x)
-            points.append(red.Point(radius, accuracy, unbounded=radius == radii[-1]))
+            points.append(red.CurvePoint(radius, accuracy, unbounded=radius == radii[-1]))
         return points, failed
 
     def _gradients(self) -> tuple[list[GradientStatistics], list[red.Flag]]:

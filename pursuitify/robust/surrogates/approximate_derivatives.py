@@ -36,7 +36,7 @@ class Implicit(nn.Module):
         before = pursuit.memory, pursuit.implicit_last
         if not pursuit.pursuit_solver.minimises:
             return self.net(x)
-        pursuit.memory, pursuit.implicit_last = modes.Implicit.name, self.last
+        pursuit.memory, pursuit.implicit_last = modes.ImplicitMode.name, self.last
         try:
             return self.net(x)
         finally:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
-from pursuitify.solvers.differentiation.modes import Recompute
+from pursuitify.solvers.differentiation.modes import RecomputeMode
 
 
 def find_pursuit(model: object) -> PursuitNetwork | None:
@@ -58,7 +58,7 @@ def exact_derivatives(net: nn.Module) -> Iterator[None]:
     if pursuit is None or pursuit.derivative_mode.exact:
         yield
         return
-    before, pursuit.memory = pursuit.memory, Recompute.name
+    before, pursuit.memory = pursuit.memory, RecomputeMode.name
     try:
         yield
     finally:

@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class CheckpointPlan:
     """What a run needs beside tensors.
 
     Attributes:
@@ -62,7 +62,7 @@ class Plan:
         count: int,
         levels: int,
         device: str,
-    ) -> Plan:
+    ) -> CheckpointPlan:
         """Make the plan of a run of ``count`` sweeps."""
         keeps_all = levels == 1
         stride = count if keeps_all else math.isqrt(count - 1) + 1
@@ -87,7 +87,7 @@ class Plan:
 
     def restore(
         self, saved: Sequence[Tensor], times: Sequence[int]
-    ) -> tuple[Arguments[Tensor], Record]:
+    ) -> tuple[Arguments[Tensor], KeptSweeps]:
         """Sort what was kept: the arguments but for start and residuals, and the record."""
         rest = [t.detach() for t in saved]
         size = len(self.slots)
@@ -100,7 +100,9 @@ class Plan:
         steps, alphas = take(size), take(size if self.extrapolates else 0)
         held = take(len(rest) - kept - flat)
         latents = {t: take(size) for t in times}
-        return Arguments([], [], steps, alphas, held), Record(latents, _nested(self, take(flat)))
+        return Arguments([], [], steps, alphas, held), KeptSweeps(
+            latents, _nested(self, take(flat))
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +129,7 @@ class Arguments(Generic[Value]):
         return [*self.start, *parts, *self.steps, *self.extrapolation, *self.held]
 
     @staticmethod
-    def sorted(plan: Plan, values: Sequence[Value]) -> Arguments[Value]:
+    def sorted(plan: CheckpointPlan, values: Sequence[Value]) -> Arguments[Value]:
         """Sort a flat sequence."""
         size, rest = len(plan.slots), iter(values)
         start = list(itertools.islice(rest, size))
@@ -138,7 +140,7 @@ class Arguments(Generic[Value]):
 
 
 @dataclass(eq=False)
-class Record:
+class KeptSweeps:
     """What a forward run keeps for the reverse one.
 
     Attributes:
@@ -149,7 +151,7 @@ class Record:
     latents: dict[int, Latents]
     r: Residuals
 
-    def note(self, plan: Plan, t: int, state: global_sweep.State) -> None:
+    def note(self, plan: CheckpointPlan, t: int, state: global_sweep.SweepState) -> None:
         """Keep what is needed of the state after ``t`` sweeps."""
         starts = {first for first, _ in plan.stretches()}
         starts |= {first - 1 for first in starts} if plan.extrapolates else set()
@@ -159,24 +161,24 @@ class Record:
             self.r = [list(parts) for parts in state.r]
 
     def flat(self) -> list[Tensor]:
-        """Return all tensors, as ``Plan.restore`` reads them."""
+        """Return all tensors, as ``CheckpointPlan.restore`` reads them."""
         latents = itertools.chain.from_iterable(self.latents.values())
         return [*latents, *itertools.chain.from_iterable(self.r)]
 
 
-def _nested(plan: Plan, flat: Sequence[Value]) -> list[list[Value]]:
+def _nested(plan: CheckpointPlan, flat: Sequence[Value]) -> list[list[Value]]:
     rest = iter(flat)
     return [list(itertools.islice(rest, n)) for n in plan.slots]
 
 
 def run_on(
-    plan: Plan,
+    plan: CheckpointPlan,
     dictionary: StructuredDictionary,
     given: Arguments[Tensor],
-    state: global_sweep.State,
+    state: global_sweep.SweepState,
     first: int,
     stop: int,
-) -> Iterator[global_sweep.State]:
+) -> Iterator[global_sweep.SweepState]:
     """Yield the states after the sweeps ``first`` to ``stop - 1``.
 
     Raises:
@@ -200,7 +202,12 @@ def run_on(
 
 
 def begin_again(
-    plan: Plan, given: Arguments[Tensor], record: Record, run: Reverse, first: int, stop: int
+    plan: CheckpointPlan,
+    given: Arguments[Tensor],
+    record: KeptSweeps,
+    run: Reverse,
+    first: int,
+    stop: int,
 ) -> dict[int, Latents]:
     """Return the latents before and after every sweep of a stretch, the one before it included.
 
@@ -217,7 +224,7 @@ def begin_again(
     if not end:
         for j in range(len(r)):
             image(dictionary, j, latents[stop][j] - latents[first][j]).take_back(r, j)
-    state = global_sweep.State(latents[first], r, plan.extrapolates, [], [], [])
+    state = global_sweep.SweepState(latents[first], r, plan.extrapolates, [], [], [])
     if plan.extrapolates and first > 0:
         for j, w in enumerate(latents[first]):
             state.change.append(w - latents[first - 1][j])

@@ -108,9 +108,9 @@ def implicit(
     signal = [list(parts) for parts in dictionary.signal_slots()]
     skeleton, held = take_out(read_by_sweeps(dictionary))
     slots = tuple(len(parts) for parts in signal)
-    call = _Call(skeleton, slots, len(held), iterations, tolerance, report)
+    call = _SolveOptions(skeleton, slots, len(held), iterations, tolerance, report)
     flat = itertools.chain(*signal)
-    return list(_Implicit.apply(call, *last, *flat, *steps, *held, *(extrapolation or ())))
+    return list(_ImplicitFunction.apply(call, *last, *flat, *steps, *held, *(extrapolation or ())))
 
 
 def _paths(dictionary: StructuredDictionary) -> Iterator[BoundPath]:
@@ -121,7 +121,7 @@ def _paths(dictionary: StructuredDictionary) -> Iterator[BoundPath]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Call:
+class _SolveOptions:
     """What the function needs beside tensors."""
 
     skeleton: StructuredDictionary
@@ -140,11 +140,11 @@ class _Call:
         return latents, rows, steps, list(itertools.islice(rest, self.held))
 
 
-class _Implicit(torch.autograd.Function):
+class _ImplicitFunction(torch.autograd.Function):
     """The identity on finished latents; its adjoint is that of the minimiser."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: _SolveOptions, *tensors: Tensor) -> tuple[Tensor, ...]:
         latents, signal, steps, held = call.sort(tensors)
         w = [t.to(step.dtype) for t, step in zip(latents, steps, strict=True)]
         dictionary = put_in(call.skeleton, [t.detach() for t in held])
@@ -164,7 +164,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *w_bar: Tensor | None) -> tuple[Tensor | None, ...]:
-        call: _Call = ctx.call
+        call: _SolveOptions = ctx.call
         w, r, steps, held = call.sort([t.detach() for t in ctx.saved_tensors])
         *_, wanted = call.sort(ctx.needs_input_grad[1:])
         held = [t.requires_grad_(want) for t, want in zip(held, wanted, strict=True)]
@@ -181,7 +181,7 @@ class _Implicit(torch.autograd.Function):
 
 
 @dataclass(frozen=True, eq=False)
-class _Point:
+class _FixedPoint:
     """Where the derivatives are taken.
 
     Attributes:
@@ -203,7 +203,9 @@ class _Point:
     distance: float
 
 
-def _stand_at(dictionary: StructuredDictionary, w: Vectors, r: Residuals, steps: Vectors) -> _Point:
+def _stand_at(
+    dictionary: StructuredDictionary, w: Vectors, r: Residuals, steps: Vectors
+) -> _FixedPoint:
     z, slopes, gaps = [], [], []
     for row, value, slope, step in zip(
         dictionary.rows, w, dictionary.adjoint_slots(r), steps, strict=True
@@ -220,10 +222,10 @@ def _stand_at(dictionary: StructuredDictionary, w: Vectors, r: Residuals, steps:
         (d,) = derivatives([out], [leaf], [torch.ones_like(out)])
         slopes.append(torch.zeros_like(leaf) if d is None else d)
     distance = float(dot(gaps, gaps).sqrt() / dot(w, w).sqrt().clamp_min(1e-30))
-    return _Point(dictionary, w, r, steps, z, slopes, distance)
+    return _FixedPoint(dictionary, w, r, steps, z, slopes, distance)
 
 
-def _solve(point: _Point, call: _Call, w_bar: Sequence[Tensor | None]) -> Vectors:
+def _solve(point: _FixedPoint, call: _SolveOptions, w_bar: Sequence[Tensor | None]) -> Vectors:
     """Return v, and report."""
     kappa = [
         torch.where(d > 0, (1 / d - 1) / step, 0.0)
@@ -263,7 +265,11 @@ def _magnitude(value: float) -> str:
 
 
 def _pull(
-    point: _Point, v: Vectors, moved: Residuals, held: Sequence[Held], tensors: Sequence[Tensor]
+    point: _FixedPoint,
+    v: Vectors,
+    moved: Residuals,
+    held: Sequence[Held],
+    tensors: Sequence[Tensor],
 ) -> list[Tensor | None]:
     """Return the cotangents of what the dictionary holds; ``moved`` is B v."""
     bars: list[Tensor | None] = [None] * len(tensors)

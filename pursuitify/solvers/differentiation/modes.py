@@ -2,7 +2,7 @@
 
 A mode is a frozen record of its own options with one method, ``solve``, which returns the latents
 after the last sweep. Outputs are the same in every mode, and so are derivatives but with
-:class:`Implicit`, which approximates. Where no derivative is recorded, and under torch.compile
+:class:`ImplicitMode`, which approximates. Where no derivative is recorded, and under torch.compile
 (whose own partitioner decides what is kept), every mode is plain unrolling. Add a mode by a class
 here, or in a file of its own, and one entry in ``MODES``.
 """
@@ -21,7 +21,7 @@ Report = Callable[[Solves], None]
 
 
 @dataclass(frozen=True)
-class Store:
+class StoreMode:
     """Plain unrolling: autograd keeps what it needs of every sweep.
 
     Attributes:
@@ -41,7 +41,7 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Recompute:
+class RecomputeMode:
     """The derivatives of plain unrolling, to rounding, from the latents of the sweeps alone.
 
     Attributes:
@@ -63,7 +63,7 @@ class Recompute:
 
 
 @dataclass(frozen=True)
-class Implicit:
+class ImplicitMode:
     """Derivatives at the last iterate, or through the last sweeps: approximate, least memory.
 
     Attributes:
@@ -107,8 +107,10 @@ class Implicit:
         )
 
 
-Mode = Store | Recompute | Implicit
-MODES: dict[str, type[Mode]] = {mode.name: mode for mode in (Store, Recompute, Implicit)}
+Mode = StoreMode | RecomputeMode | ImplicitMode
+MODES: dict[str, type[Mode]] = {
+    mode.name: mode for mode in (StoreMode, RecomputeMode, ImplicitMode)
+}
 
 
 def mode_of(name: str, options: Mapping[str, Any]) -> Mode:

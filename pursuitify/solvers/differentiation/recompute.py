@@ -26,8 +26,8 @@ from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.solvers import global_sweep
 from pursuitify.solvers.differentiation.checkpoint_schedule import (
     Arguments,
-    Plan,
-    Record,
+    CheckpointPlan,
+    KeptSweeps,
     begin_again,
     run_on,
 )
@@ -63,7 +63,9 @@ def recomputed(
     # The residuals at the start are plain autograd's: no more of it is alive than in one layer.
     r = global_sweep.begin(dictionary, start, keep=False).r
     skeleton, held = take_out(read_by_sweeps(dictionary))
-    plan = Plan.of(skeleton, r, extrapolation is not None, count, levels, start[0].device.type)
+    plan = CheckpointPlan.of(
+        skeleton, r, extrapolation is not None, count, levels, start[0].device.type
+    )
     given = Arguments(list(start), r, list(steps), list(extrapolation or ()), held)
     return list(_Recomputed.apply(plan, *given.flat()))
 
@@ -72,12 +74,12 @@ class _Recomputed(torch.autograd.Function):
     """The sweeps, and their adjoint."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, plan: CheckpointPlan, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = Arguments.sorted(plan, tensors)
         plain = Arguments.sorted(plan, [t.detach() for t in tensors])
         dictionary = put_in(plan.skeleton, plain.held)
-        record = Record({0: given.start}, given.r)
-        state = global_sweep.State(plain.start, plain.r, plan.extrapolates, [], [], [])
+        record = KeptSweeps({0: given.start}, given.r)
+        state = global_sweep.SweepState(plain.start, plain.r, plan.extrapolates, [], [], [])
         for t, after in enumerate(run_on(plan, dictionary, plain, state, 0, plan.count), 1):
             record.note(plan, t, after)
             state = after
@@ -89,7 +91,7 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *w_bar: Tensor | None) -> tuple[Tensor | None, ...]:
-        plan: Plan = ctx.plan
+        plan: CheckpointPlan = ctx.plan
         given, record = plan.restore(ctx.saved_tensors, ctx.times)
         wanted = Arguments.sorted(plan, ctx.needs_input_grad[1:])
         with plan.cast():
@@ -107,7 +109,10 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _stand_at_end(
-    plan: Plan, given: Arguments[Tensor], wanted: Arguments[bool], w_bar: Sequence[Tensor | None]
+    plan: CheckpointPlan,
+    given: Arguments[Tensor],
+    wanted: Arguments[bool],
+    w_bar: Sequence[Tensor | None],
 ) -> Reverse:
     """Return the reverse run before its first step; its residuals are still missing."""
     held = [

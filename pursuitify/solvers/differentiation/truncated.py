@@ -54,8 +54,8 @@ def through_last(
 
 
 def _attached(
-    dictionary: StructuredDictionary, state: global_sweep.State, before: Sequence[Tensor]
-) -> global_sweep.State:
+    dictionary: StructuredDictionary, state: global_sweep.SweepState, before: Sequence[Tensor]
+) -> global_sweep.SweepState:
     """Return the state with residuals that depend on what the dictionary holds."""
     signal = dictionary.signal_slots()
     r = [
@@ -63,7 +63,7 @@ def _attached(
         [value + ((b - y) - (b - y).detach()) for value, b, y in zip(*parts, strict=True)]
         for parts in zip(state.r, dictionary.apply_slots(state.w), signal, strict=True)
     ]
-    after = global_sweep.State(state.w, r, state.keep, [], [], [])
+    after = global_sweep.SweepState(state.w, r, state.keep, [], [], [])
     if state.keep:
         for j, (w, last) in enumerate(zip(state.w, before, strict=True)):
             after.change.append((w - last).detach())

@@ -73,7 +73,7 @@ class Kernels:
             dictionary: The bound dictionary.
             steps: gamma_j per latent; where it differs between samples nothing is packed.
             extrapolated: Whether sweeps keep products, so that they are not added to a sum at once.
-            contents: What its kernels are, as ``steps.Norms.contents`` says; empty for unknown.
+            contents: What its kernels are, as ``Norms.contents`` says; empty for unknown.
 
         Under ``torch.backends.mkldnn.flags(enabled=False)`` nothing is packed: counters of
         operations, for one, know the public convolutions alone.

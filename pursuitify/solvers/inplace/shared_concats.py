@@ -33,7 +33,7 @@ _Value = tuple[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class ConcatRun:
     """What one row reads of a concat.
 
     Attributes:
@@ -83,9 +83,9 @@ class Concats:
     """
 
     concats: tuple[Concat, ...]
-    runs: dict[int, Run]
+    runs: dict[int, ConcatRun]
 
-    def view(self, run: Run, channels: int) -> Tensor:
+    def view(self, run: ConcatRun, channels: int) -> Tensor:
         """Return -c_i: what one row reads, by its number of channels."""
         concat = self.concats[run.concat]
         start = sum(part.shape[DIM] for part in concat.parts[: run.first])
@@ -114,7 +114,7 @@ class Concats:
 
 
 @dataclass
-class _Group:
+class _SharingRows:
     """Rows of one concat, the longest first: each with its first slot there."""
 
     values: tuple[_Value, ...]
@@ -123,7 +123,7 @@ class _Group:
 
 def shared(dictionary: StructuredDictionary, w: Sequence[Tensor]) -> Concats:
     """Return the concats that two or more rows scale, at the latents ``w``."""
-    groups: list[_Group] = []
+    groups: list[_SharingRows] = []
     wanted = [_values(row, value.dim()) for row, value in zip(dictionary.rows, w, strict=True)]
     readable = {i: values for i, values in enumerate(wanted) if values is not None}
     for i, values in sorted(readable.items(), key=lambda item: -len(item[1])):
@@ -133,19 +133,22 @@ def shared(dictionary: StructuredDictionary, w: Sequence[Tensor]) -> Concats:
                 group.rows.append((i, first))
                 break
         else:
-            groups.append(_Group(values, [(i, 0)]))
-    runs: dict[int, Run] = {}
+            groups.append(_SharingRows(values, [(i, 0)]))
+    runs: dict[int, ConcatRun] = {}
     made: list[Concat] = []
     for group in groups:
         if len(group.rows) > 1:
             for i, first in group.rows:
-                runs[i] = Run(len(made), first, _factors(dictionary.rows[i], w[i]))
+                runs[i] = ConcatRun(len(made), first, _factors(dictionary.rows[i], w[i]))
             made.append(_concat(dictionary.rows, group, runs, w))
     return Concats(tuple(made), runs)
 
 
 def _concat(
-    rows: Sequence[BoundRow], group: _Group, runs: Mapping[int, Run], w: Sequence[Tensor]
+    rows: Sequence[BoundRow],
+    group: _SharingRows,
+    runs: Mapping[int, ConcatRun],
+    w: Sequence[Tensor],
 ) -> Concat:
     longest = rows[group.rows[0][0]]
     inner = [_cut(path)[0] for (path,) in longest.slots]

@@ -10,7 +10,7 @@ from torch import nn
 
 from pursuitify import pursuitify
 from pursuitify.analysis import certify, layered_gain, margin_radius, theorem_a, theorem_b
-from pursuitify.analysis.certificates.convex_problem import Problem, problem
+from pursuitify.analysis.certificates.convex_problem import ConvexProblem, problem
 from pursuitify.analysis.certificates.support_recovery import certify_problem
 from pursuitify.analysis.measures import dense_gram
 from pursuitify.errors import InputError, OptionError
@@ -33,7 +33,7 @@ def incoherent(seed, rows=60, columns=80, k=3):
     made[chosen] = 2 + torch.rand(k, generator=generator, dtype=torch.float64)
     lam = torch.full((columns,), 0.4, dtype=torch.float64)
     ones = torch.ones(columns, dtype=torch.float64)
-    return Problem(matrix, matrix @ made, lam, ones, ((columns, ReLU()),)), made
+    return ConvexProblem(matrix, matrix @ made, lam, ones, ((columns, ReLU()),)), made
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -52,7 +52,7 @@ def test_theorem_b_is_never_broken_by_perturbations_inside_its_radius(seed):
             (found.by_slack, e.norm(), 2),
         ):
             noise = e * (share * verdict.radius / size)
-            other = Problem(given.matrix, given.signal + noise, *vars_of(given)).solve()
+            other = ConvexProblem(given.matrix, given.signal + noise, *vars_of(given)).solve()
             assert not (other[~inside] > 1e-9).any()
             moved = torch.linalg.vector_norm(other - found.latents, order)
             assert float(moved) <= verdict.gain * share * verdict.radius + 1e-8
@@ -74,7 +74,7 @@ def test_theorem_a_recovers_the_support_that_made_the_signal(seed):
     e = e * (eps / (given.matrix.T @ e).abs().max())
     verdict = theorem_a(mu, 2, 0.4, 0.4, eps)
     assert verdict.holds
-    w = Problem(given.matrix, given.signal + e, *vars_of(given)).solve()
+    w = ConvexProblem(given.matrix, given.signal + e, *vars_of(given)).solve()
     assert not (w[made == 0] > 1e-9).any()
     assert float((w - made).abs().max()) <= verdict.gain * eps + 1e-8
 
@@ -109,7 +109,7 @@ def test_on_a_network_the_slack_form_holds_where_coherence_is_vacuous(name):
     for _ in range(10):
         e = torch.randn(len(given.signal), generator=generator, dtype=torch.float64)
         e = e * (0.999 * found.by_slack.radius / e.norm())
-        w = Problem(given.matrix, given.signal + e, *vars_of(given)).solve()
+        w = ConvexProblem(given.matrix, given.signal + e, *vars_of(given)).solve()
         assert not (w[outside] > 1e-7).any()
         moved = float((w - found.latents).norm())
         assert moved <= found.by_slack.gain * float(e.norm()) + 1e-6
@@ -147,7 +147,7 @@ def test_the_slack_radius_is_what_the_worst_perturbation_needs(seed):
     direction = apart / apart.norm()
     for size, enters in ((0.999 * found.by_slack.radius, False), (1.0, True)):
         e = direction * (size if not enters else 1.01 * found.slack / float(apart.norm()))
-        w = Problem(given.matrix, given.signal + e, *vars_of(given)).solve()
+        w = ConvexProblem(given.matrix, given.signal + e, *vars_of(given)).solve()
         assert bool(w[j] > 1e-9) == enters
     assert found.by_slack.radius == pytest.approx(found.slack, rel=1e-6)
     assert found.slack / float(apart.norm()) < 1.2 * found.by_slack.radius
@@ -163,7 +163,7 @@ def test_the_radius_of_theorem_b_is_what_the_worst_perturbation_needs(seed):
     matrix = torch.stack([first, second, torch.eye(3, dtype=torch.float64)[2]], 1)
     signal = 3 * first + 0.1 * torch.rand(3, generator=generator, dtype=torch.float64)
     lam = torch.tensor([0.5, 1.5, 3.0], dtype=torch.float64)
-    given = Problem(matrix, signal, lam, torch.ones(3).double(), ((3, ReLU()),))
+    given = ConvexProblem(matrix, signal, lam, torch.ones(3).double(), ((3, ReLU()),))
     found = certify_problem(given)
     assert found.support == 1
     assert found.by_coherence.holds
@@ -173,7 +173,7 @@ def test_the_radius_of_theorem_b_is_what_the_worst_perturbation_needs(seed):
     e = pair @ torch.linalg.solve(pair.T @ pair, wanted)
     assert float((matrix.T @ e).abs().max()) == pytest.approx(1)
     for size, enters in ((0.999, False), (1.001, True)):
-        w = Problem(matrix, signal + size * eps * e, *vars_of(given)).solve()
+        w = ConvexProblem(matrix, signal + size * eps * e, *vars_of(given)).solve()
         assert bool(w[1] > 1e-12) == enters
         moved = float((w - found.latents).abs().max())
         if not enters:
@@ -215,7 +215,7 @@ def test_without_a_matrix_the_certificate_is_more_careful_and_holds(name):
     for _ in range(3):
         e = torch.randn(len(given.signal), generator=generator, dtype=torch.float64)
         e = e * (0.999 * min(found.by_slack.radius, 1.0) / e.norm())
-        w = Problem(given.matrix, given.signal + e, *vars_of(given)).solve() / given.norms
+        w = ConvexProblem(given.matrix, given.signal + e, *vars_of(given)).solve() / given.norms
         assert not (w[~inside] > 1e-7).any()
         moved = float((w - found.latents).norm())
         assert moved <= found.by_slack.gain * float(e.norm()) + 1e-6
@@ -263,7 +263,7 @@ def test_an_atom_may_leave_the_support_and_the_words_say_so():
 def test_a_subclass_with_its_own_prox_is_not_taken_to_be_bounded_below():
     given, _ = incoherent(0)
     for activation, bounded in ((ReLU(), True), (Reaching(), False)):
-        problem_of = Problem(
+        problem_of = ConvexProblem(
             given.matrix, given.signal, given.thresholds, given.norms, ((80, activation),)
         )
         assert bool(problem_of.bounded_below().all()) == bounded

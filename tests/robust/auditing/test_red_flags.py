@@ -9,19 +9,19 @@ import pytest
 from pursuitify.robust.auditing.gradient_statistics import GradientStatistics
 from pursuitify.robust.auditing.red_flags import (
     FLAGS,
-    Point,
+    CurvePoint,
     of_attacks,
     of_curve,
     of_gradients,
     tolerance,
 )
-from pursuitify.robust.auditing.results_record import Result
+from pursuitify.robust.auditing.results_record import AttackResult
 
 IMAGES = 1000
 
 
 def result(name, kind, fooled, *, attacked=IMAGES, error=""):
-    return Result(name, kind, "network", 0.1, attacked, tuple(fooled), 0, 0.0, error)
+    return AttackResult(name, kind, "network", 0.1, attacked, tuple(fooled), 0, 0.0, error)
 
 
 def honest(**more):
@@ -92,7 +92,7 @@ def test_an_attack_that_could_not_run():
 
 
 def curve(*accuracies, start=0.1):
-    points = [Point(start * 2**n, a) for n, a in enumerate(accuracies)]
+    points = [CurvePoint(start * 2**n, a) for n, a in enumerate(accuracies)]
     return [*points[:-1], replace(points[-1], unbounded=True)]
 
 
@@ -118,7 +118,7 @@ def test_curves(accuracies, raised):
 
 
 def test_two_radii_close_by_may_tie():
-    points = [Point(0.1, 0.5), Point(0.12, 0.5), Point(1.0, 0.0, unbounded=True)]
+    points = [CurvePoint(0.1, 0.5), CurvePoint(0.12, 0.5), CurvePoint(1.0, 0.0, unbounded=True)]
     assert of_curve(points, 0.96, 10, IMAGES) == []
 
 
