@@ -8,7 +8,6 @@ still agree with the source's. Labels are not used; nothing is random.
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.utils import option_checks
+from pursuitify.utils.terminal import as_text
 
 STEP_SCALES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 
@@ -98,9 +97,7 @@ class Calibration:
 
     def __str__(self) -> str:
         """Return the table as text."""
-        out = io.StringIO()
-        Console(file=out, width=100).print(self.table())
-        return out.getvalue()
+        return as_text(self.table(), width=100)
 
 
 @torch.no_grad()

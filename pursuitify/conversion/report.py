@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from pursuitify.errors import Problem
+from pursuitify.utils.terminal import as_text
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,7 @@ class Report:
 
     def __str__(self) -> str:
         """Return the report as text."""
-        out = io.StringIO()
-        Console(file=out, width=140).print(self)
-        return out.getvalue()
+        return as_text(self, width=140)
 
     def markdown(self) -> str:
         """Return the report as Markdown."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.utils.terminal import as_text
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,8 @@ class PursuitTrace:
 
     def __str__(self) -> str:
         """Return the table and the warnings as text."""
-        out = io.StringIO()
-        console = Console(file=out, width=100)
-        console.print(self.table())
-        for warning in self.warnings:
-            console.print(f"warning: {warning}")
-        return out.getvalue()
+        warnings = (f"warning: {warning}" for warning in self.warnings)
+        return as_text(self.table(), *warnings, width=100)
 
 
 def _norm(values: Tensor, samples: int | None, batch: int) -> float:

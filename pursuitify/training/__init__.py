@@ -3,7 +3,7 @@
 from pursuitify.training.config import RECIPES, Config, recipe
 from pursuitify.training.evaluation import Score, evaluate
 from pursuitify.training.finetune import Result, finetune
-from pursuitify.training.interrupt import Interrupted
+from pursuitify.training.loop import Interrupted
 from pursuitify.training.objectives import reconstruction
 
 __all__ = [

@@ -1,11 +1,14 @@
-"""The loop: epochs, steps, validation, and when to save."""
+"""The loop: epochs, steps, validation, when to save, and what Ctrl-C does."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +20,6 @@ from pursuitify.training import progress_log, seeding
 from pursuitify.training.adversarial_inputs import attack, noisy
 from pursuitify.training.batches import Batch, Batches, tensors
 from pursuitify.training.evaluation import Score, score, sums
-from pursuitify.training.interrupt import Guard, Interrupted
 from pursuitify.training.optimizer import LearningRateSchedule, set_rate
 from pursuitify.training.run_folder import Output
 from pursuitify.training.state import Progress, TrainingState
@@ -25,6 +27,47 @@ from pursuitify.utils.labels import check_labels, labelled
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was interrupted; the message says how to go on."""
+
+
+class Guard:
+    """While entered, the first SIGINT or SIGTERM only leaves word; the second acts at once.
+
+    Attributes:
+        asked: Whether the run is to stop.
+    """
+
+    def __init__(self, active: bool) -> None:
+        """Guard, if ``active`` and in the main thread, where alone Python takes signals."""
+        self.asked = False
+        self._active = active and threading.current_thread() is threading.main_thread()
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Guard:
+        if self._active:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True, eq=False)

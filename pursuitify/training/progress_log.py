@@ -7,7 +7,6 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +14,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from pursuitify.utils.terminal import bar_console
 
 COLUMNS = (
     "epoch",
@@ -52,7 +53,7 @@ class Bar:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[numbers]}"),
-            console=Console(stderr=True),
+            console=bar_console(),
             disable=not shown,
         )
         self._task = self._progress.add_task(title, total=total, completed=done, numbers="")

@@ -1,8 +1,8 @@
-"""Short texts that stand for data and callables, to tell whether a run goes on with what it had.
+"""Short texts that stand for data, modules and callables: they tell whether two are the same.
 
 A fingerprint is equal where its subject is; it says nothing about what differs. Of a callable it
-covers the code and all that the code is bound to: defaults, closures, attributes, and the plain
-values and functions that it names in its module.
+covers the code and all that the code is bound to: defaults, closures, attributes, and what it names
+in its module. Installed libraries count by name and version and are not looked into.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
+import re
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,15 @@ from torch import Tensor, nn
 #: What fingerprints start with, so that a message does not print them.
 MARK = "#"
 _ENTRIES = 4096
-#: Libraries whose classes are known by their names: their code is their version's business.
-_KNOWN = frozenset({"torch", "torchvision", "numpy", "PIL", "accelerate", *sys.stdlib_module_names})
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+#: Libraries whose version says nothing here: those who compare fingerprints compare it themselves,
+#: or accept that a run goes on with another one.
+_KNOWN = frozenset({"torch", "torchvision", "numpy", "PIL", "accelerate", "pursuitify"})
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
+_NAMED = (torch.dtype, torch.device, torch.Size, torch.layout, range, slice)
+_CODE = (types.FunctionType, types.MethodType, type, functools.partial)
+#: What every module has: no setting of the user's.
+_OWN = {*vars(nn.Module()), "inplace"}
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 
 
 def of_tensors(*tensors: Tensor) -> str:
@@ -60,16 +68,44 @@ def of_sample(seen: Any, x: Tensor, y: Tensor) -> None:
     _add_tensor(seen.update, y)
 
 
-def of_values(*values: Any) -> str:
-    """Return the fingerprint of callables, objects and plain values.
+def of_values(*values: Any, attributes: bool = True) -> str:
+    """Return the fingerprint of tensors, modules, callables, objects and plain values together.
 
     It begins with the version of Python where code is part of it: another version compiles the
     same code to something else.
+
+    Args:
+        values: Anything.
+        attributes: Whether modules count with their class and all their public attributes. If not,
+            they count with what they print and what their state_dict holds: attributes may be
+            counters, which a pass changes. ``attributes_of`` gives those one by one.
     """
-    walk = _Walk()
+    walk = _Walk(attributes)
     for value in values:
         walk.add(value)
-    return f"{MARK}{walk.version}{walk.hash.hexdigest()}"
+    return walk.text()
+
+
+def attributes_of(module: nn.Module) -> dict[str, str]:
+    """Return the fingerprint of each number, text or tensor that a module, or one in it, keeps.
+
+    Those are what a state_dict does not hold: the mean of a normalisation written as
+    ``self.mean = 0.4``, a buffer that is not persistent. Modules of this library are passed over:
+    what they compute is said by their settings.
+
+    Returns:
+        Path of the attribute to its fingerprint.
+    """
+    found = {}
+    for path, part in module.named_modules():
+        if type(part).__module__.split(".")[0] == "pursuitify":
+            continue
+        left_out = part._non_persistent_buffers_set
+        loose = {name: part._buffers[name] for name in left_out if name in part._buffers}
+        for name, value in {**vars(part), **loose}.items():
+            if name not in _OWN and _is_value(value):
+                found[f"{path}.{name}" if path else name] = of_values(value)
+    return found
 
 
 def comparable(one: Any, other: Any) -> bool:
@@ -80,37 +116,53 @@ def comparable(one: Any, other: Any) -> bool:
 
 def holds_generator(value: Any) -> bool:
     """Whether an object is bound to a random generator of its own, whose state is not kept."""
-    walk = _Walk()
+    walk = _Walk(attributes=True)
     walk.add(value)
     return walk.generator
 
 
 def _add_tensor(update: Callable[[Any], Any], tensor: Tensor) -> None:
     update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    _add_entries(update, tensor)
+    if tensor.device.type != "meta":
+        _add_entries(update, tensor)
 
 
 def _add_entries(update: Callable[[Any], Any], tensor: Tensor) -> None:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
+    flat = dense.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if flat.numel():
         if flat.is_quantized:
             flat = flat.int_repr()
         update(flat.view(torch.uint8).numpy())
 
 
-class _Walk:
-    """A walk through what an object is made of; each part is visited once."""
+def _is_value(value: object) -> bool:
+    """Whether a value is a number, a text, an array, or a list, tuple or dict of such."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_value, value))
+    if isinstance(value, dict):
+        return all(map(_is_value, value.values()))
+    return isinstance(value, (*_PLAIN, *_NAMED, Tensor, np.ndarray, np.generic))
 
-    def __init__(self) -> None:
+
+class _Walk:
+    """A walk through what an object is made of; each part is visited once, so that cycles end."""
+
+    def __init__(self, attributes: bool, seen: Mapping[int, int] | None = None) -> None:
         self.hash = hashlib.blake2b(digest_size=16)
         self.generator = False
         self.version = ""
-        self._seen: dict[int, int] = {}
+        self._attributes = attributes
+        self._seen = dict(seen or {})
         self._alive: list[Any] = []  # an object that is gone could lend its id to another one
+
+    def text(self) -> str:
+        """Return the fingerprint of what was added."""
+        return f"{MARK}{self.version}{self.hash.hexdigest()}"
 
     def add(self, value: Any) -> None:
         """Add a value and all that it holds."""
-        if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype)):
+        if isinstance(value, (*_PLAIN, *_NAMED)):
             self._text(f"{type(value).__name__} {value!r}")
             return
         if id(value) in self._seen:
@@ -120,20 +172,48 @@ class _Walk:
         self._alive.append(value)
         if isinstance(value, Tensor):
             _add_tensor(self.hash.update, value)
-        elif isinstance(value, np.ndarray):
-            self._text(f"{value.dtype}{value.shape}")
-            self.hash.update(value.tobytes() if value.dtype != object else b"")
-        elif isinstance(value, _GENERATORS):
+        elif isinstance(value, (np.ndarray, np.generic)):
+            self._array(value)
+        elif self._draws(value):
             self.generator = True
-            self._text(type(value).__name__)
         elif isinstance(value, Mapping):
             self._all("mapping", [part for item in value.items() for part in item])
         elif isinstance(value, Set):
-            self._text("set " + " ".join(sorted(map(repr, value))))
-        elif isinstance(value, (list, tuple, range)):
+            self._all("set", sorted(self._alone(item) for item in value))
+        elif isinstance(value, (list, tuple)):
             self._all(type(value).__name__, list(value))
         else:
             self._other(value)
+
+    def _array(self, value: Any) -> None:
+        self._text(f"array {value.dtype} {value.shape}")
+        if value.dtype == object:
+            self.add(value.tolist())
+        else:
+            self.hash.update(value.tobytes())
+
+    def _alone(self, item: Any) -> str:
+        """Return an item's own fingerprint: the items of a set have no order."""
+        walk = _Walk(self._attributes, self._seen)
+        walk.add(item)
+        self.generator |= walk.generator
+        self.version = self.version or walk.version
+        return walk.text()
+
+    def _draws(self, value: Any) -> bool:
+        """Add the state of a random generator, if the value is one."""
+        if isinstance(value, torch.Generator):
+            state: Any = value.get_state()
+        elif isinstance(value, np.random.Generator):
+            state = value.bit_generator.state
+        elif isinstance(value, np.random.RandomState):
+            state = value.get_state(legacy=False)
+        elif isinstance(value, random.Random):
+            state = None if isinstance(value, random.SystemRandom) else value.getstate()
+        else:
+            return False
+        self._all(type(value).__name__, [state])
+        return True
 
     def _other(self, value: Any) -> None:
         if isinstance(value, functools.partial):
@@ -146,29 +226,36 @@ class _Walk:
             self._code(value)
         elif isinstance(value, type):
             self._type(value)
-        elif isinstance(value, (types.BuiltinFunctionType, types.ModuleType)):
-            self._text(f"{getattr(value, '__module__', '')} {value.__name__}")
+        elif isinstance(value, types.ModuleType):
+            self._library(value.__name__, "")
+        elif isinstance(value, types.BuiltinFunctionType):
+            self._text(f"{value.__module__} {value.__name__}")
         elif isinstance(value, nn.Module):
-            hidden = ("_parameters", "_buffers", "_modules")
-            own = {k: v for k, v in vars(value).items() if not k.startswith("_") or k in hidden}
-            self._all("module", [type(value), own])
+            self._module(value)
         else:
             slots = [n for c in type(value).__mro__ for n in getattr(c, "__slots__", ())]
             own = {n: getattr(value, n) for n in slots if isinstance(n, str) and hasattr(value, n)}
             own.pop("__dict__", None)
             own.pop("__weakref__", None)
-            self._all("object", [type(value), own | getattr(value, "__dict__", {})])
+            held = getattr(value, "__dict__", None)
+            name = getattr(value, "__qualname__", "")  # of a function of C
+            self._all("object", [type(value), name, own | (held if isinstance(held, dict) else {})])
+
+    def _module(self, value: nn.Module) -> None:
+        if not self._attributes:
+            self._all("module", [repr(value), value.state_dict()])
+            return
+        hidden = ("_parameters", "_buffers", "_modules")
+        own = {k: v for k, v in vars(value).items() if not k.startswith("_") or k in hidden}
+        self._all("module", [type(value), own])
 
     def _function(self, value: types.FunctionType) -> None:
+        if _installed(value.__module__):
+            self._library(value.__module__, value.__qualname__)
+            return
         cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
-        named = {}
-        for name in _names(value.__code__):
-            found = value.__globals__.get(name)
-            own = isinstance(found, (types.FunctionType, type)) and (
-                found.__module__ == value.__module__
-            )
-            if own or isinstance(found, (bool, int, float, str, tuple, list, dict, Tensor)):
-                named[name] = found
+        names = sorted({n for n in _names(value.__code__) if n in value.__globals__})
+        named = {name: _named(value.__globals__[name]) for name in names}
         self._all(
             f"function {value.__qualname__}",
             [value.__code__, value.__defaults__, value.__kwdefaults__, cells, named],
@@ -177,19 +264,23 @@ class _Walk:
     def _code(self, code: types.CodeType) -> None:
         self.version = f"{sys.version_info.major}.{sys.version_info.minor}:"
         self.hash.update(code.co_code)
-        self._all("code", [code.co_names, code.co_varnames, *code.co_consts])
+        names = (code.co_names, code.co_varnames, code.co_freevars)
+        self._all("code", [*names, *code.co_consts])
 
     def _type(self, value: type) -> None:
-        self._text(f"type {value.__module__} {value.__qualname__}")
-        if value.__module__.partition(".")[0] in _KNOWN and value.__module__ != "__main__":
+        if _installed(value.__module__):
+            self._library(value.__module__, value.__qualname__)
             return
-        kinds = (types.FunctionType, bool, int, float, str, tuple, property, staticmethod)
-        for name, part in vars(value).items():
-            if isinstance(part, kinds) and name not in ("__module__", "__doc__", "__qualname__"):
-                self._text(name)
-                inner = part.fget if isinstance(part, property) else part
-                self.add(inner.__func__ if isinstance(inner, staticmethod) else inner)
+        self._text(f"type {value.__module__} {value.__qualname__}")
+        for name, part in _members(value):
+            self._text(name)
+            self.add(part)
         self._all("bases", [base for base in value.__bases__ if base is not object])
+
+    def _library(self, module: str, name: str) -> None:
+        top = module.partition(".")[0]
+        version = "" if top in _KNOWN else getattr(sys.modules.get(top), "__version__", "")
+        self._text(f"library {module} {name} {version}")
 
     def _all(self, what: str, parts: list[Any]) -> None:
         self._text(f"{what} {len(parts)}")
@@ -197,13 +288,31 @@ class _Walk:
             self.add(part)
 
     def _text(self, text: str) -> None:
-        self.hash.update(text.encode("utf-8", "surrogateescape") + b"\0")
+        """Add a text with its length, so that no two read alike."""
+        data = text.encode("utf-8", "surrogatepass")
+        self.hash.update(f"{len(data)}:".encode() + data)
 
 
-def _names(code: types.CodeType) -> list[str]:
-    """Return the names that code and the functions inside it look up."""
-    inner = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in _names(c)]
-    return [*code.co_names, *inner]
+def _named(value: Any) -> Any:
+    """Return what counts of a value that a function names in its module.
+
+    Of an object of a library, such as a logger, that is how it prints: what it holds may be the
+    whole process.
+    """
+    data = (Tensor, nn.Module, torch.Generator, random.Random, np.random.Generator)
+    if _is_value(value) or isinstance(value, (*data, *_CODE, types.ModuleType)):
+        return value
+    if isinstance(value, (list, tuple, dict, Set)) or not _installed(type(value).__module__):
+        return value
+    return type(value), _ADDRESS.sub("", repr(value))
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Yield the names that code and the functions inside it look up."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
 
 
 def _filled(cell: types.CellType) -> bool:
@@ -211,3 +320,27 @@ def _filled(cell: types.CellType) -> bool:
         return cell.cell_contents is not cell
     except ValueError:  # a name of an enclosing function that has no value yet
         return False
+
+
+def _members(kind: type) -> Iterator[tuple[str, object]]:
+    """Yield the methods and the constants of a class."""
+    for name, value in vars(kind).items():
+        if isinstance(value, (staticmethod, classmethod)):
+            yield name, value.__func__
+        elif isinstance(value, property):
+            yield name, value.fget
+        elif isinstance(value, types.FunctionType) or (
+            _is_value(value) and not (name.startswith("__") and name.endswith("__"))
+        ):
+            yield name, value
+
+
+def _installed(module: str) -> bool:
+    """Whether a module is of the standard library, of ours, or of a library that was installed."""
+    top = (module or "").partition(".")[0]
+    if top == "__main__":
+        return False
+    if top in sys.stdlib_module_names or top == "pursuitify":
+        return True
+    parts = PurePath(getattr(sys.modules.get(top), "__file__", None) or "").parts
+    return "site-packages" in parts or "dist-packages" in parts

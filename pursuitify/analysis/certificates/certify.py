@@ -23,7 +23,7 @@ from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.utils import option_checks
-from pursuitify.utils.progress import bar
+from pursuitify.utils.terminal import bar
 
 METHODS = ("auto", "dense", "lanczos")
 

@@ -29,7 +29,7 @@ from pursuitify.errors import InputError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.operators import Select
 from pursuitify.utils import option_checks
-from pursuitify.utils.progress_bar import bar_console
+from pursuitify.utils.terminal import bar_console
 
 BOUNDARIES = ("interior", "exact")
 SWITCHES = ("centre", "worst", "batch")

@@ -22,7 +22,7 @@ from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.operators import Reshape, Select
-from pursuitify.utils.progress import bar
+from pursuitify.utils.terminal import bar
 
 SCALE_RULE = (
     "columns of the global B have unit norm, identity parts included; the weights are free, each "

@@ -11,14 +11,12 @@ Which values can be moved at all, and which only together, is said in ``scales``
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import networkx as nx
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -33,6 +31,7 @@ from pursuitify.compiler.equalization.scale_groups import (
 )
 from pursuitify.compiler.lowering.program import Program
 from pursuitify.errors import OptionError
+from pursuitify.utils.terminal import as_text
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,7 @@ class Balance:
 
     def __str__(self) -> str:
         """Return the table as text."""
-        out = io.StringIO()
-        Console(file=out, width=120).print(self.table())
-        return out.getvalue()
+        return as_text(self.table(), width=120)
 
 
 def balance(model: nn.Module, programs: Mapping[bool, Program]) -> Balance:

@@ -19,7 +19,7 @@ from pursuitify.robust.attacks.input_checks import (
 from pursuitify.robust.attacks.losses import LOSSES
 from pursuitify.robust.attacks.objective import AttackObjective, Guide
 from pursuitify.robust.attacks.threat_model import BALLS, Ball
-from pursuitify.utils.progress_bar import bar_console
+from pursuitify.utils.terminal import bar_console
 
 
 @dataclass(frozen=True)

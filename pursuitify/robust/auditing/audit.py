@@ -28,7 +28,7 @@ from pursuitify.robust.auditing.protocols import PROTOCOLS, Protocol
 from pursuitify.robust.auditing.results_record import AuditRecord, subject_identity
 from pursuitify.robust.auditing.run_protocol import TWIN, Auditor
 from pursuitify.robust.surrogates.sweep_counts import AtIterations, exact_derivatives, find_pursuit
-from pursuitify.utils.run_fingerprint import fingerprint
+from pursuitify.utils.fingerprint import of_tensors, of_values
 from pursuitify.version import VERSION
 
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor | int]] | Dataset[Any]
@@ -115,10 +115,10 @@ def audit(
         identity = {
             **setting,
             "batch_size": batch_size,
-            "network": fingerprint(net),
-            "data": fingerprint(x, y),
+            "network": of_values(net, attributes=False),
+            "data": of_tensors(x, y),
             "device": x.device.type,
-            "steps": fingerprint(repr(protocol)),
+            "steps": of_values(repr(protocol)),
             "version of pursuitify": VERSION,
             "version of torch": str(torch.__version__),
         }
@@ -159,8 +159,8 @@ def _beyond_weights(
                 continue
             try:
                 # A twin of other weights is another twin, attacked anew; only its own are compared.
-                title = name if name == "network" else f"{name} {fingerprint(subject)}"
-                found |= subject_identity(title, subject, x, y, batch_size, seed)
+                mark = "" if name == "network" else f" {of_values(subject, attributes=False)}"
+                found |= subject_identity(name + mark, subject, x, y, batch_size, seed)
             except InputError as error:
                 if name == "network":
                     raise

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from pursuitify.robust.auditing.protocols import KINDS
 from pursuitify.robust.auditing.red_flags import FLAGS, CurvePoint, Flag
 from pursuitify.robust.auditing.results_record import AttackResult, write
 from pursuitify.utils.atomic_files import whole
+from pursuitify.utils.terminal import as_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,9 +121,7 @@ class AuditReport:
 
     def __str__(self) -> str:
         """Return the tables as plain text."""
-        text = io.StringIO()
-        Console(file=text, width=110, color_system=None).print(self)
-        return text.getvalue()
+        return as_text(self, width=110)
 
     def _attacks(self, subject: str) -> Table:
         s = self.setting

@@ -19,9 +19,7 @@ from pursuitify.errors import OptionError
 from pursuitify.robust.attacks.input_checks import batches, evaluation_mode
 from pursuitify.robust.attacks.objective import check_logits
 from pursuitify.utils.atomic_files import write_json
-from pursuitify.utils.run_fingerprint import attributes, fingerprint
-
-__all__ = ["AttackResult", "AuditRecord", "answers", "fingerprint", "subject_identity", "write"]
+from pursuitify.utils.fingerprint import attributes_of
 
 #: Answers that differ by more than this share of their norm are another network's. The weights and
 #: attributes are compared exactly; this leaves room for sums in another order.
@@ -142,11 +140,11 @@ def subject_identity(
     and left out. The answers are those on all inputs; where a network does not repeat itself under
     the same seed there is nothing to compare, and the entry is empty.
     """
-    before = attributes(net)
+    before = attributes_of(net)
     first = answers(net, x, y, batch_size, seed)
     again = answers(net, x[:_FEW], y[:_FEW], batch_size, seed)
     once = answers(net, x[:_FEW], y[:_FEW], batch_size, seed)
-    after = attributes(net)
+    after = attributes_of(net)
     repeats = _close(again, once)
     return {
         f"attributes of {name}": {k: v for k, v in before.items() if after.get(k) == v},

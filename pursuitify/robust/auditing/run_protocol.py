@@ -31,8 +31,8 @@ from pursuitify.robust.auditing.gradient_statistics import (
 from pursuitify.robust.auditing.protocols import Protocol, Step
 from pursuitify.robust.auditing.results_record import AttackResult, AuditRecord
 from pursuitify.robust.surrogates.sweep_counts import find_pursuit
-from pursuitify.utils.progress_bar import bar_console
-from pursuitify.utils.run_fingerprint import fingerprint
+from pursuitify.utils.fingerprint import of_values
+from pursuitify.utils.terminal import bar_console
 
 #: The twin that every pursuit network has.
 TWIN = "same weights at T = 0"
@@ -204,7 +204,7 @@ class Auditor:
                     raise InputError("it must return perturbed inputs of the shape of x")
                 return BALLS[self.norm](x, self.eps).admit(points.detach().to(x))
 
-            title, depends = f"own | {name}", [fingerprint(own[name])]
+            title, depends = f"own | {name}", [of_values(own[name], attributes=False)]
             found = self._run(
                 title, depends, attack, "network", name, "yours", self.eps, wrong, fooled, set()
             )
@@ -233,7 +233,7 @@ class Auditor:
 
         An attack that raises is a result with an error, which raises a flag, and the audit goes on.
         """
-        more = fingerprint(*depends, *sorted(skip)) if depends or skip else ""
+        more = of_values(*depends, *sorted(skip)) if depends or skip else ""
         key = f"{title} | {more}" if more else title
         held = self.record.find(key, fooled)
         if held is not None:
@@ -280,7 +280,7 @@ class Auditor:
     def _mark(self, twin: str) -> str:
         """Return a hash of a twin, as it was when the audit first met it."""
         if twin not in self.marks:
-            self.marks[twin] = fingerprint(self.subjects[twin])
+            self.marks[twin] = of_values(self.subjects[twin], attributes=False)
         return self.marks[twin]
 
     def _curve(
