@@ -219,7 +219,7 @@ def compile_program(
         *unknown_values(traced.graph, model, sites),
     ]
     if not any(site.value is Value.LATENT for site in sites.values()):
-        cuts = refusals.cutting_freezes(traced.graph, model, sites)
+        cuts = refusals.cutting_freezes(model, sites)
         if cuts:
             raise ConversionError(
                 f"{type(model).__name__} has no activation left to pursue, for frozen values cut "

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from pursuitify.compiler.graph.classify import Sites, Value, classify
+from pursuitify.compiler.graph.completeness import account
 from pursuitify.compiler.graph.dependency_graph import to_networkx
 from pursuitify.compiler.graph.rows import Layout, Row, needed_operations
 from pursuitify.compiler.lowering.program import Program
-from pursuitify.compiler.tracing.nodes import describe, module_path
+from pursuitify.compiler.tracing.nodes import describe, module_path, upstream
 from pursuitify.compiler.tracing.trace import trace
 from pursuitify.compiler.tracing.tracer import LeafModule
 from pursuitify.conversion import model_checks
@@ -147,14 +148,6 @@ def _weighted(sites: Sites, rows: Sequence[Row]) -> int:
     return sum(rule.kind == "weighted" for rule in rules if rule is not None)
 
 
-_ROLES = {
-    Value.INPUT: "input",
-    Value.CONSTANT: "constant",
-    Value.SHAPE: "constant",
-    Value.FROZEN: "frozen",
-}
-
-
 def _entries(
     graph: fx.Graph,
     root: nn.Module,
@@ -162,20 +155,16 @@ def _entries(
     rows: Sequence[Row],
     refused: Mapping[str, Problem],
 ) -> tuple[Entry, ...]:
+    places = account(graph, sites, rows)
     latents = {row.name: row for row in rows}
-    edges = needed_operations(rows)
     diagonal = {name: row for row in rows for name, _ in row.diagonal}
     gated = set(_gated(sites, rows))
-    useful: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if node.op == "output" or any(u in useful for u in node.users):
-            useful.add(node)
+    useful = set(upstream(n for n in graph.nodes if n.op == "output"))
 
     def entry(node: fx.Node) -> Entry:
-        note = ""
-        if node.op == "output":
+        role, note = places.get(node, "head"), ""  # of a refused model, rows are not known
+        if role == "output":
             return Entry(node.name, "output", "", "output")
-        role = _ROLES.get(sites[node].value, "")
         if node.name in refused:
             role, note = "refused", f"{refused[node.name].reason}. {refused[node.name].hint}"
         elif node.name in latents:
@@ -186,10 +175,10 @@ def _entries(
             role, note = "diagonal operator", f"B of {diagonal[node.name].name}"
         elif node in gated:
             role, note = "frozen gate", "a diagonal scale, fixed at the feed-forward pass"
-        elif node.name in edges:
+        elif role == "row":
             role = "edge"
-        elif not role:
-            role = "head" if node in useful else "unused"
+        elif role == "head" and node not in useful:
+            role = "unused"
         return Entry(node.name, describe(node, root), module_path(node), role, note)
 
     return tuple(entry(node) for node in graph.nodes)

@@ -27,7 +27,7 @@ def build(graph: fx.Graph, root: nn.Module, sites: Sites, layout: Layout) -> tup
     Raises:
         ConversionError: If ``layout="decoder"`` and a row has no decoder form.
     """
-    cuts = find_cuts(graph, sites)
+    cuts = find_cuts(sites)
     latents = [n for n, s in sites.items() if s.value is Value.LATENT or n in cuts]
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     known = {n: -1 - i for i, n in enumerate(inputs) if sites[n].value is Value.INPUT}

@@ -7,7 +7,7 @@ pass together with all that only they read (MATH section 4).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -31,6 +31,13 @@ class Value(Enum):
     OTHER = "other"
 
 
+#: Roles that a value alone decides; the others depend on the rows.
+_ROLES = {
+    Value.INPUT: "input",
+    Value.CONSTANT: "constant",
+    Value.SHAPE: "constant",
+    Value.FROZEN: "frozen",
+}
 AFFINE_LIKE = {Value.INPUT, Value.AFFINE, Value.LATENT}
 
 
@@ -59,6 +66,11 @@ class Site:
     gate: fx.Node | None = None
 
     @property
+    def role(self) -> str:
+        """``input``, ``constant`` or ``frozen``; empty where rows or the head hold the node."""
+        return _ROLES.get(self.value, "")
+
+    @property
     def unary(self) -> fx.Node | None:
         """The only affine operand, or None if there are several or none."""
         affine = [o for o in self.operands if o is not None]
@@ -71,14 +83,10 @@ Sites = Mapping[fx.Node, Site]
 def classify(graph: fx.Graph, root: nn.Module, registry: Registry) -> Sites:
     """Classify every node of a normalised graph."""
     sites: dict[fx.Node, Site] = {}
-    ancestors: dict[fx.Node, set[fx.Node]] = {}
     leading = _leading(graph, root, registry)
     for node in graph.nodes:
-        ancestors[node] = set(node.all_input_nodes).union(
-            *(ancestors[n] for n in node.all_input_nodes)
-        )
         if node.op != "output":
-            sites[node] = _classify(node, root, registry, sites, ancestors)
+            sites[node] = _classify(node, root, registry, sites)
             rule = sites[node].rule
             if rule is not None and rule.kind == "frozen" and node not in leading:
                 sites[node] = replace(sites[node], value=Value.OTHER)
@@ -93,12 +101,8 @@ def classify(graph: fx.Graph, root: nn.Module, registry: Registry) -> Sites:
 
 def _leading(graph: fx.Graph, root: nn.Module, registry: Registry) -> set[fx.Node]:
     """Nodes with an activation after them; the others are the head's, which needs no freezing."""
-    found: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        rule = registry.find(node, root)
-        if node in found or (rule is not None and rule.kind == "activation"):
-            found.update(node.all_input_nodes)
-    return found
+    rules = ((node, registry.find(node, root)) for node in graph.nodes)
+    return nodes.before([n for n, rule in rules if rule is not None and rule.kind == "activation"])
 
 
 def _classify(
@@ -106,7 +110,6 @@ def _classify(
     root: nn.Module,
     registry: Registry,
     sites: Sites,
-    ancestors: Mapping[fx.Node, set[fx.Node]],
 ) -> Site:
     if node.op == "placeholder":
         return Site(node, Value.CONSTANT if node.args else Value.INPUT)
@@ -134,7 +137,7 @@ def _classify(
     refusal = rule.check(**static_parameters(rule, call, module)) if rule.check else None
     if refusal:
         return Site(node, Value.OTHER, rule, call, reason=refusal)
-    return _operands(node, rule, call, sites, ancestors)
+    return _operands(node, rule, call, sites)
 
 
 def _operands(
@@ -142,7 +145,6 @@ def _operands(
     rule: Rule,
     call: Call,
     sites: Sites,
-    ancestors: Mapping[fx.Node, set[fx.Node]],
 ) -> Site:
     def value_of(argument: object) -> Value:
         return sites[argument].value if isinstance(argument, fx.Node) else Value.CONSTANT
@@ -163,7 +165,7 @@ def _operands(
     values = [value_of(o) for o in call.operands]
     affine = [i for i, v in enumerate(values) if v in AFFINE_LIKE]
     if rule.kind == "product" and len(affine) == 2:
-        gate = _gate(call, ancestors)
+        gate = _gate(call)
         if gate is None:
             return Site(
                 node,
@@ -174,7 +176,7 @@ def _operands(
             )
         affine.remove(gate)
     elif Value.OTHER in values and not (rule.kind == "product" and len(affine) == 1):
-        gate = _gate(call, ancestors) if rule.kind == "product" and _all_nodes(call) else None
+        gate = _gate(call) if rule.kind == "product" and _all_nodes(call) else None
         return Site(
             node, Value.OTHER, rule, call, gate=None if gate is None else call.operands[gate]
         )
@@ -191,12 +193,14 @@ def _all_nodes(call: Call) -> bool:
     return all(isinstance(o, fx.Node) for o in call.operands)
 
 
-def _gate(call: Call, ancestors: Mapping[fx.Node, set[fx.Node]]) -> int | None:
+def _gate(call: Call) -> int | None:
     """Which of two factors is computed from the other, if one is."""
     first, second = call.operands
-    if first in ancestors[second]:
+    assert isinstance(first, fx.Node)
+    assert isinstance(second, fx.Node)
+    if first in nodes.before([second]):
         return 1
-    return 0 if second in ancestors[first] else None
+    return 0 if second in nodes.before([first]) else None
 
 
 def gate_operands(site: Site) -> set[fx.Node]:
@@ -210,17 +214,28 @@ def gate_operands(site: Site) -> set[fx.Node]:
     }
 
 
+def leading_to(latents: Iterable[fx.Node], sites: Sites) -> set[fx.Node]:
+    """Return the nodes from which values that no gate or constant breaks reach some of latents."""
+
+    def affine(node: fx.Node) -> list[fx.Node]:
+        return [operand for operand in sites[node].operands if operand is not None]
+
+    return nodes.before(latents, affine)
+
+
 def _alive(graph: fx.Graph, sites: Sites) -> set[fx.Node]:
     """Nodes whose value is read other than through gates and shapes (or by nobody at all)."""
-    alive: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        users = [u for u in node.users if u.op == "output" or sites[u].value is not Value.SHAPE]
-        if not users or any(u.op == "output" or _reads(u, node, sites, alive) for u in users):
-            alive.add(node)
-    return alive
 
+    def read(node: fx.Node) -> list[fx.Node]:
+        if node.op == "output":
+            return node.all_input_nodes
+        site = sites[node]
+        if site.value in {Value.SHAPE, Value.FROZEN}:
+            return []
+        gates = gate_operands(site) - set(site.operands)
+        return [n for n in node.all_input_nodes if n not in gates]
 
-def _reads(user: fx.Node, node: fx.Node, sites: Sites, alive: set[fx.Node]) -> bool:
-    site = sites[user]
-    gated = node in gate_operands(site) and node not in site.operands
-    return user in alive and site.value is not Value.FROZEN and not gated
+    def idle(node: fx.Node) -> bool:
+        return all(u.op != "output" and sites[u].value is Value.SHAPE for u in node.users)
+
+    return set(nodes.upstream([n for n in graph.nodes if idle(n)], read))

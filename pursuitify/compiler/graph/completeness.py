@@ -9,17 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx
 
-from pursuitify.compiler.graph.classify import Sites, Value
+from pursuitify.compiler.graph.classify import Sites, Value, leading_to
 from pursuitify.compiler.graph.rows import Row, needed_operations
 from pursuitify.errors import InternalError
-
-#: Places whose nodes are computed once per forward, as the source does.
-_FIXED = {
-    Value.INPUT: "input",
-    Value.CONSTANT: "constant",
-    Value.SHAPE: "constant",
-    Value.FROZEN: "frozen",
-}
 
 
 def check_complete(graph: fx.Graph, sites: Sites, rows: Sequence[Row]) -> None:
@@ -82,18 +74,15 @@ def account(graph: fx.Graph, sites: Sites, rows: Sequence[Row]) -> dict[fx.Node,
     nodes = {node.name: node for node in graph.nodes}
     latents = {nodes[row.name] for row in rows}
     rowwise = {nodes[name] for name in needed_operations(rows)}
+    leads = leading_to(latents.union(n for n, s in sites.items() if s.value is Value.LATENT), sites)
     places: dict[fx.Node, str] = {}
-    leads: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        users = [u for u in node.users if u.op != "output" and node in sites[u].operands]
-        if any(u in leads or sites[u].value is Value.LATENT or u in latents for u in users):
-            leads.add(node)
+    for node in graph.nodes:
         if node.op == "output":
             places[node] = "output"
         elif node in latents or node in rowwise:
             places[node] = "row"
-        elif sites[node].value in _FIXED:
-            places[node] = _FIXED[sites[node].value]
+        elif sites[node].role:
+            places[node] = sites[node].role
         elif node not in leads:
             places[node] = "head"
     return places

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from pursuitify.compiler.graph.classify import Site, Sites, Value
+from pursuitify.compiler.graph.classify import Site, Sites, Value, leading_to
 
 
 def transparent(site: Site) -> bool:
@@ -43,15 +43,9 @@ def _consumers(node: fx.Node, sites: Sites) -> list[fx.Node | None]:
     return found
 
 
-def find_cuts(graph: fx.Graph, sites: Sites) -> set[fx.Node]:
+def find_cuts(sites: Sites) -> set[fx.Node]:
     """Return the nodes that become identity latents (MATH section 1, cases 2 and 3)."""
-    leads: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        for user in node.users:
-            if user.op == "output" or node not in sites[user].operands:
-                continue
-            if sites[user].value is Value.LATENT or user in leads:
-                leads.add(node)
+    leads = leading_to((n for n, s in sites.items() if s.value is Value.LATENT), sites)
     cuts: set[fx.Node] = set()
     weighted: dict[fx.Node, bool] = {}
     joins: dict[fx.Node, int] = {}

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from torch import Tensor, fx, nn
 
 from pursuitify.compiler.graph.classify import Site, Sites, Value, gate_operands
-from pursuitify.compiler.tracing.nodes import describe, module_path
+from pursuitify.compiler.tracing.nodes import before, describe, module_path
 from pursuitify.errors import Problem
 from pursuitify.rules import hints as advice
 
@@ -19,17 +19,14 @@ def _activates(site: Site) -> bool:
 
 def _reaching(graph: fx.Graph, sites: Sites, ends: Collection[fx.Node]) -> set[fx.Node]:
     """Nodes that some of ``ends`` read, or the output if there are none, other than as a gate."""
-    found: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        for user in node.users:
-            if user.op == "output":
-                reads = not ends
-            else:
-                gate = node in gate_operands(sites[user]) or node is sites[user].gate
-                reads = not gate and (user in ends or user in found)
-            if reads:
-                found.add(node)
-    return found
+
+    def read(node: fx.Node) -> list[fx.Node]:
+        if node.op == "output":
+            return node.all_input_nodes
+        gates = gate_operands(sites[node])
+        return [n for n in node.all_input_nodes if n not in gates and n is not sites[node].gate]
+
+    return before(ends or [n for n in graph.nodes if n.op == "output"], read)
 
 
 def unknown_values(graph: fx.Graph, root: nn.Module, sites: Sites) -> list[Problem]:
@@ -44,10 +41,10 @@ def unknown_values(graph: fx.Graph, root: nn.Module, sites: Sites) -> list[Probl
         for n, s in sites.items()
         if s.value in {Value.LATENT, Value.OTHER} and n in main and _activates(s)
     }
-    before = _reaching(graph, sites, activations) if activations else main
+    wanted = _reaching(graph, sites, activations) if activations else main
     found = []
     for node, site in sites.items():
-        if site.value is Value.OTHER and site.reason and node in before:
+        if site.value is Value.OTHER and site.reason and node in wanted:
             op = describe(node, root)
             hint = advice.hint_for(op, site.reason)
             found.append(Problem(node.name, op, module_path(node), site.reason, hint))
@@ -99,7 +96,7 @@ _HINT = (
 )
 
 
-def cutting_freezes(graph: fx.Graph, root: nn.Module, sites: Sites) -> list[Problem]:
+def cutting_freezes(root: nn.Module, sites: Sites) -> list[Problem]:
     """Return a problem for every frozen operation that leaves activations without a row.
 
     What reads a frozen value alone is fixed with it, and so is what nothing but frozen values read.
@@ -109,16 +106,13 @@ def cutting_freezes(graph: fx.Graph, root: nn.Module, sites: Sites) -> list[Prob
         for node, site in sites.items()
         if site.value is Value.FROZEN and site.rule is not None and site.rule.kind == "activation"
     ]
-    before: dict[fx.Node, set[fx.Node]] = {}
-    for node in graph.nodes:
-        inputs = node.all_input_nodes
-        before[node] = set(inputs).union(*(before[n] for n in inputs))
+    frozen = [(n, s) for n, s in sites.items() if s.rule is not None and s.rule.kind == "frozen"]
+    leads = {a: before([a]) for a in lost} if frozen else {}
     found = []
-    for node, site in sites.items():
-        if site.rule is None or site.rule.kind != "frozen":
-            continue
-        early = [a.name for a in lost if a in before[node]]
-        late = [a.name for a in lost if node in before[a]]
+    for node, _ in frozen:
+        led = before([node])
+        early = [a.name for a in lost if a in led]
+        late = [a.name for a in lost if node in leads[a]]
         said = []
         if early:
             said.append(f"{', '.join(early)} before it lead to nothing else")

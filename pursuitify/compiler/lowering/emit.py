@@ -7,7 +7,7 @@ open to torch.compile and torch.export.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -131,15 +131,17 @@ class _Builder:
         self.row_of = {self.nodes[row.name]: row for row in rows}
         self.operations = dict.fromkeys(self.nodes[name] for name in needed_operations(rows))
         rows_need = [*self.row_of, *(self.nodes[row.u] for row in rows), *self.operations]
-        self.run = _ancestors([*rows_need, *(n for n in graph.nodes if is_effect(n, root))])
+        self.run = set(
+            pieces.upstream([*rows_need, *(n for n in graph.nodes if is_effect(n, root))])
+        )
         self.output = next(n for n in graph.nodes if n.op == "output")
         self.captured: dict[fx.Node, None] = {}
         self.tail = self._walk_tail()
         self.stateful = {n: None for n in self.tail if self._is_stateful(n)}
         self.bound = {**self.operations, **self.stateful}
         self.still = _without_derivatives(graph)
-        self.run |= _ancestors([*self.stateful, *self.captured])
-        self.run |= _ancestors(n for n in graph.nodes if self._is_idle(n))
+        self.run.update(pieces.upstream([*self.stateful, *self.captured]))
+        self.run.update(pieces.upstream([n for n in graph.nodes if self._is_idle(n)]))
 
     def _is_stateful(self, node: fx.Node) -> bool:
         site = self.sites[node]
@@ -158,19 +160,20 @@ class _Builder:
     def _walk_tail(self) -> set[fx.Node]:
         """Find the head: nodes between the latents and the output, and what it captures."""
         tail: set[fx.Node] = set()
-        stack = list(self.output.all_input_nodes)
-        while stack:
-            node = stack.pop()
-            if node in tail or node in self.row_of or node.op == "placeholder":
+
+        def operands(node: fx.Node) -> list[fx.Node]:
+            # Asked after the loop's body has seen the node: the walk goes on from the tail alone.
+            if node not in tail:
+                return []
+            return [self._operand(node)] if self._is_stateful(node) else node.all_input_nodes
+
+        for node in pieces.upstream(self.output.all_input_nodes, operands):
+            if node in self.row_of or node.op == "placeholder":
                 continue
             if self._frozen(node):
                 self.captured[node] = None
-                continue
-            tail.add(node)
-            if self._is_stateful(node):
-                stack.append(self._operand(node))
             else:
-                stack.extend(node.all_input_nodes)
+                tail.add(node)
         return tail
 
     def _frozen(self, node: fx.Node) -> bool:
@@ -283,14 +286,3 @@ class _Builder:
 
 def _operand_names(rule: Rule) -> set[str]:
     return {n.rstrip("*") for n in rule.operands} | {"x", "self", "a"}
-
-
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found

@@ -1,8 +1,9 @@
-"""Questions about one node of a traced graph: its module, its name, whether it is a shape."""
+"""Questions about nodes of a traced graph: module, name, whether a shape, what leads to them."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import fx, nn
@@ -42,16 +43,40 @@ def is_like(node: fx.Node) -> bool:
     return node.op in {"call_function", "call_method"} and node.target in _LIKE
 
 
+#: The operands of a node through which a walk goes on.
+Operands = Callable[[fx.Node], Iterable[fx.Node]]
+
+
+def operands_of(node: fx.Node) -> list[fx.Node]:
+    """Return everything that a node reads."""
+    return node.all_input_nodes
+
+
+def upstream(ends: Iterable[fx.Node], operands: Operands = operands_of) -> Iterator[fx.Node]:
+    """Yield nodes, themselves first, and all that leads to them, each once.
+
+    Args:
+        ends: Where the walk starts; it goes against the direction of computation.
+        operands: Which operands of a node it follows: all of them, unless said otherwise.
+    """
+    seen: set[fx.Node] = set()
+    stack = list(ends)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            stack.extend(operands(node))
+
+
+def before(ends: Iterable[fx.Node], operands: Operands = operands_of) -> set[fx.Node]:
+    """Return all that leads to some of ``ends``; one of them where it leads to another."""
+    return set(upstream((operand for end in ends for operand in operands(end)), operands))
+
+
 def reads_input(node: fx.Node) -> bool:
     """Whether the node is computed from an input of the network, if only from its sizes."""
-    seen, stack = {node}, [node]
-    while stack:
-        current = stack.pop()
-        if current.op == "placeholder":
-            return True
-        stack += [n for n in current.all_input_nodes if n not in seen]
-        seen.update(current.all_input_nodes)
-    return False
+    return any(n.op == "placeholder" for n in upstream([node]))
 
 
 def is_random(node: fx.Node) -> bool:

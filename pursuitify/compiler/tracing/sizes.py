@@ -32,14 +32,8 @@ class UnknownError(Exception):
 
 
 def reads(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield the nodes of a condition on sizes, itself first, down to the tensors it reads."""
-    seen, stack = {node}, [node]
-    while stack:
-        current = stack.pop()
-        yield current
-        if nodes.is_shape(current):
-            stack += [n for n in current.all_input_nodes if n not in seen]
-            seen.update(current.all_input_nodes)
+    """Return the nodes of a condition on sizes, itself first, down to the tensors it reads."""
+    return nodes.upstream([node], lambda n: n.all_input_nodes if nodes.is_shape(n) else ())
 
 
 def evaluate(value: Any, shape_of: Callable[[fx.Node], Sequence[int]]) -> Any:

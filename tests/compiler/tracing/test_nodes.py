@@ -1,0 +1,71 @@
+"""What leads to a node: one walk, compared with networkx on graphs that are drawn."""
+
+from __future__ import annotations
+
+import networkx as nx
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import fx
+
+from pursuitify.compiler.tracing.nodes import before, reads_input, upstream
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> fx.Graph:
+    """A graph of calls and attributes that read some of the nodes made before them."""
+    graph = fx.Graph()
+    nodes = [graph.placeholder("x")]
+    for i in range(draw(st.integers(1, 9))):
+        read = draw(st.lists(st.sampled_from(nodes), max_size=3))
+        call = graph.call_function(max, tuple(read)) if read else graph.get_attr(f"a{i}")
+        nodes.append(call)
+    graph.output(draw(st.sampled_from(nodes)))
+    return graph
+
+
+def edges(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
+    found: nx.DiGraph[fx.Node] = nx.DiGraph()
+    found.add_nodes_from(graph.nodes)
+    found.add_edges_from((n, node) for node in graph.nodes for n in node.all_input_nodes)
+    return found
+
+
+@given(graphs(), st.data())
+def test_what_leads_to_nodes_is_their_ancestors(graph: fx.Graph, data: st.DataObject) -> None:
+    ends = data.draw(st.lists(st.sampled_from(list(graph.nodes)), max_size=3))
+    ancestors = set().union(*(nx.ancestors(edges(graph), end) for end in ends))
+    assert before(ends) == ancestors
+    walked = list(upstream(ends))
+    assert set(walked) == ancestors.union(ends)
+    assert len(walked) == len(set(walked)), "each once"
+    for end in ends:
+        placeholders = [n for n in upstream([end]) if n.op == "placeholder"]
+        assert reads_input(end) == bool(placeholders)
+
+
+@given(graphs(), st.data())
+def test_a_walk_goes_through_the_operands_it_is_told(graph: fx.Graph, data: st.DataObject) -> None:
+    nodes = list(graph.nodes)
+    closed = data.draw(st.sets(st.sampled_from(nodes)))
+    ends = data.draw(st.lists(st.sampled_from(nodes), max_size=3))
+    open_edges = edges(graph)
+    open_edges.remove_edges_from([(n, m) for n, m in open_edges.edges if m in closed])
+
+    def operands(node: fx.Node) -> list[fx.Node]:
+        return [] if node in closed else node.all_input_nodes
+
+    ancestors = set().union(*(nx.ancestors(open_edges, end) for end in ends))
+    assert before(ends, operands) == ancestors
+    assert set(upstream(ends, operands)) == ancestors.union(ends)
+
+
+def test_an_operand_is_asked_for_after_its_reader_was_seen() -> None:
+    """A loop may decide, node by node, where the walk goes on."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    y = graph.call_function(abs, (x,))
+    z = graph.call_function(abs, (y,))
+    seen: list[fx.Node] = []
+    for node in upstream([z], lambda n: n.all_input_nodes if n in seen and n is not y else []):
+        seen.append(node)
+    assert seen == [z, y]
