@@ -146,14 +146,19 @@ def _is_value(value: object) -> bool:
 
 
 class _Walk:
-    """A walk through what an object is made of; each part is visited once, so that cycles end."""
+    """A walk through what an object is made of.
 
-    def __init__(self, attributes: bool, seen: Mapping[int, int] | None = None) -> None:
+    Each object has a hash of its own, which stands for it wherever it is met: two equal parts read
+    alike, be they one object or two. An object inside itself is how many levels up it is.
+    """
+
+    def __init__(self, attributes: bool) -> None:
         self.hash = hashlib.blake2b(digest_size=16)
         self.generator = False
         self.version = ""
         self._attributes = attributes
-        self._seen = dict(seen or {})
+        self._open: dict[int, int] = {}  # by id: the level of an object that is being read
+        self._done: dict[int, str] = {}
         self._alive: list[Any] = []  # an object that is gone could lend its id to another one
 
     def text(self) -> str:
@@ -165,11 +170,25 @@ class _Walk:
         if isinstance(value, (*_PLAIN, *_NAMED)):
             self._text(f"{type(value).__name__} {value!r}")
             return
-        if id(value) in self._seen:
-            self._text(f"again {self._seen[id(value)]}")
+        key, level = id(value), len(self._open)
+        if key in self._open:
+            self._text(f"circle {level - self._open[key]}")
             return
-        self._seen[id(value)] = len(self._seen)
-        self._alive.append(value)
+        if key not in self._done:
+            self._alive.append(value)
+            self._open[key] = level
+            self._done[key] = self._alone(self._content, value)
+            del self._open[key]
+        self._text(self._done[key])
+
+    def _alone(self, add: Callable[[Any], None], value: Any) -> str:
+        """Return the hash of what ``add`` adds of a value, which is not added itself."""
+        outer, self.hash = self.hash, hashlib.blake2b(digest_size=16)
+        add(value)
+        found, self.hash = self.hash.hexdigest(), outer
+        return found
+
+    def _content(self, value: Any) -> None:
         if isinstance(value, Tensor):
             _add_tensor(self.hash.update, value)
         elif isinstance(value, (np.ndarray, np.generic)):
@@ -179,7 +198,7 @@ class _Walk:
         elif isinstance(value, Mapping):
             self._all("mapping", [part for item in value.items() for part in item])
         elif isinstance(value, Set):
-            self._all("set", sorted(self._alone(item) for item in value))
+            self._all("set", sorted(self._alone(self.add, item) for item in value))
         elif isinstance(value, (list, tuple)):
             self._all(type(value).__name__, list(value))
         else:
@@ -191,14 +210,6 @@ class _Walk:
             self.add(value.tolist())
         else:
             self.hash.update(value.tobytes())
-
-    def _alone(self, item: Any) -> str:
-        """Return an item's own fingerprint: the items of a set have no order."""
-        walk = _Walk(self._attributes, self._seen)
-        walk.add(item)
-        self.generator |= walk.generator
-        self.version = self.version or walk.version
-        return walk.text()
 
     def _draws(self, value: Any) -> bool:
         """Add the state of a random generator, if the value is one."""
