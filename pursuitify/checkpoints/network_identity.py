@@ -48,7 +48,7 @@ def _by_mode(
     net: PursuitNetwork, part: Callable[[Program, PursuitNetwork], list[Any]]
 ) -> dict[str, list[Any]]:
     modes = {"evaluation": False, "training": True}
-    return {name: part(net._programs[mode], net) for name, mode in modes.items()}
+    return {name: part(net.compiled_programs[mode], net) for name, mode in modes.items()}
 
 
 def _as_json(part: Any) -> Any:
@@ -134,7 +134,7 @@ def _constants(net: PursuitNetwork) -> dict[str, Any]:
     """Return a sketch of every tensor that operations read and the state_dict does not hold."""
     held = net.state_dict().keys()
     found: dict[str, Any] = {}
-    for node in [n for program in net._programs.values() for n in program.graph.nodes]:
+    for node in [n for program in net.compiled_programs.values() for n in program.graph.nodes]:
         target = str(node.target)
         if node.op == "get_attr":
             found[target] = operator.attrgetter(target)(net)

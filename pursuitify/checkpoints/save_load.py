@@ -130,9 +130,9 @@ def _header(net: PursuitNetwork) -> dict[str, Any]:
         "version": VERSION,
         "options": {
             **net.settings(),
-            "layout": net._program.layout,
+            "layout": net.compiled_program.layout,
             "paper": net.pursuit.beta_range == PAPER_BETA,
-            "nonnegative_thresholds": net._program.nonnegative,
+            "nonnegative_thresholds": net.compiled_program.nonnegative,
         },
         **identity(net),
     }

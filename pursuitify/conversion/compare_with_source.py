@@ -82,7 +82,7 @@ def _compare(
         ) from error
     with began.again(net):
         try:
-            found, mine = _run(net, net._plain, inputs)
+            found, mine = _run(net, net.source_output, inputs)
         except PursuitifyError as error:
             return [Problem("-", name, "", f"in {mode} mode the model runs: {error}", "")]
     tolerance = verification.tolerance_of(inputs[0].dtype, inputs[0].device)

@@ -124,10 +124,11 @@ def pursuitify(
     own = _copied(model) if copy else model
     balanced = rescale(own, programs) if balance else None
     beta_range = PAPER_BETA if paper else SAFE_BETA
-    net = PursuitNetwork(own, programs, constants, beta_range=beta_range, **settings)
-    net.balanced, net.self_check = balanced, verify
+    modes = None
     if training_modes.overridden(model):
-        net._modes = {mode: training_modes.put(skeleton(model), mode) for mode in (True, False)}
+        modes = {mode: training_modes.put(skeleton(model), mode) for mode in (True, False)}
+    net = PursuitNetwork(own, programs, constants, beta_range=beta_range, modes=modes, **settings)
+    net.balanced, net.self_check = balanced, verify
     if example:
         compare_with_source(net, model, example)
     return net

@@ -64,6 +64,20 @@ class Inference(NamedTuple):
     dictionary: StructuredDictionary
 
 
+class BoundPass(NamedTuple):
+    """One feed-forward pass, bound to its batch, before any sweep.
+
+    Attributes:
+        values: The call's values in the order of the placeholders, as the head takes them.
+        first: What the pass found: feed-forward latents and what is frozen.
+        dictionary: The dictionary bound to this batch.
+    """
+
+    values: tuple[Any, ...]
+    first: Pass
+    dictionary: StructuredDictionary
+
+
 class PursuitNetwork(Settings):
     """A network whose latents are inferred together by T sweeps of pursuit.
 
@@ -87,6 +101,7 @@ class PursuitNetwork(Settings):
         constants: Mapping[str, Tensor],
         *,
         beta_range: tuple[float, float],
+        modes: Mapping[bool, Modes] | None = None,
         **settings: Any,
     ) -> None:
         """Take over the model's children; see :func:`pursuitify.pursuitify`."""
@@ -114,6 +129,8 @@ class PursuitNetwork(Settings):
         self.pursuit = PursuitParameters(count, beta_range, like.dtype).to(like.device)
         self._still = True
         self._unchanged = Unchanged.of(self, programs)
+        if modes:
+            self._modes = modes
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
@@ -142,6 +159,41 @@ class PursuitNetwork(Settings):
     @property
     def _program(self) -> Program:
         return self._programs[self.training]
+
+    # What other parts of the package read of the network; the names are ones that no model's child
+    # is likely to have, for they are reserved.
+
+    @property
+    def compiled_program(self) -> Program:
+        """The program of the current mode: rows, classified nodes and generated code."""
+        return self._program
+
+    @property
+    def compiled_programs(self) -> Mapping[bool, Program]:
+        """The programs by mode, True in training; both are one where the modes do not differ."""
+        return MappingProxyType(self._programs)
+
+    def bind_batch(self, *args: Any, **kwargs: Any) -> BoundPass:
+        """Run the feed-forward pass and bind the dictionary, as ``forward`` begins.
+
+        A pass like any other: in training mode running statistics move. Raises what ``forward``
+        does.
+        """
+        values = self._values(self._program, args, kwargs)
+        return BoundPass(values, *self._bind(self._program, values))
+
+    def norm_state(self) -> dict[str, Tensor]:
+        """Return the states of the power iterations, by place: training's next step reads them."""
+        return self._norms.state()
+
+    def restore_norm_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from states that ``norm_state`` returned.
+
+        Args:
+            state: The tensors by name, on any device.
+        """
+        like = next(self.parameters())
+        self._norms.restore({name: value.to(like.device) for name, value in state.items()})
 
     @property
     def graph(self) -> nx.DiGraph[str]:
@@ -275,7 +327,7 @@ class PursuitNetwork(Settings):
         rest = first, bound, used, thresholds
         return verification.prove(self, self._source_name, self._program, began, *rest)
 
-    def _plain(self, *args: Any, **kwargs: Any) -> Any:
+    def source_output(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the source's own operations give, whatever ``iterations`` is.
 
         Raises:

@@ -97,7 +97,7 @@ class TrainingState:
             "net": self.net.state_dict(),
             "optimizer": state_tensors(self.net, self.optimizer),
             "ema": {} if self.ema is None else self.ema.state_dict(),
-            "norms": self.net._norms.state() if isinstance(self.net, PursuitNetwork) else {},
+            "norms": self.net.norm_state() if isinstance(self.net, PursuitNetwork) else {},
         }
         for name, states in generators.items():
             parts[name] = {str(number): state for number, state in enumerate(states)}
@@ -170,8 +170,7 @@ class TrainingState:
         if self.ema is not None:
             self.ema.load_state_dict(parts["ema"])
         if isinstance(self.net, PursuitNetwork):
-            like = next(self.net.parameters())
-            self.net._norms.restore({k: v.to(like.device) for k, v in parts["norms"].items()})
+            self.net.restore_norm_state(parts["norms"])
         if self.scaler is not None and header.get("scaler") is not None:
             self.scaler.load_state_dict(header["scaler"])
         return progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import itertools
 import math
@@ -23,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pursuitify as package
 from pursuitify import OptionError, PursuitNetwork, pursuitify
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
+from pursuitify.network.pursuit_network import RESERVED
 from pursuitify.solvers.registry import SOLVERS
 from pursuitify.solvers.solver import SolverInput
 from tests.support.nets import BY_NAME, CASES, LAYOUTS, Case, random_net, randomise
@@ -952,3 +954,64 @@ def test_infer_is_one_pass(sweeps: int, training: bool) -> None:
     if sweeps:
         output.square().sum().backward()
         assert all(p.grad is not None for n, p in net.named_parameters() if n != "pursuit.alpha")
+
+
+def _private_access(code: str, names: set[str]) -> list[str]:
+    """Return the accesses to some attributes of anything but ``self``, with their lines."""
+    return [
+        f"{node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Attribute)
+        and node.attr in names
+        and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"})
+    ]
+
+
+def _private_names() -> set[str]:
+    return {n for n in RESERVED if n.startswith("_") and not n.endswith("__")}
+
+
+def test_the_rest_of_the_package_uses_methods_of_the_network() -> None:
+    names, home = _private_names(), Path(package.__file__).parent
+    assert {"_program", "_programs", "_bind", "_steps", "_alphas", "_norms", "_kernels"} <= names
+    found = {}
+    for path in sorted(home.rglob("*.py")):
+        place = path.relative_to(home)
+        if place.parts[0] != "network":
+            accesses = _private_access(path.read_text(encoding="utf-8"), names)
+            if accesses:
+                found[str(place)] = accesses
+    assert found == {}
+
+
+@pytest.mark.parametrize("code", ["net._bind(x)", "self.net._norms.state()", "f(x)._program.rows"])
+def test_private_access_is_found(code: str) -> None:
+    assert _private_access(code, _private_names())
+    assert not _private_access(code.replace("._", "."), _private_names())
+
+
+def test_the_inner_interface_is_the_network_s_own_state() -> None:
+    """What other parts of the package read is what the network itself works with."""
+    torch.manual_seed(0)
+    net = pursuitify(ResidualNet(3, 5, width=4), iterations=2)
+    x = torch.rand(2, 3, 16, 16)
+    assert net.compiled_programs[True] is net.compiled_program
+    net.eval()
+    assert net.compiled_programs[False] is net.compiled_program
+    with pytest.raises(TypeError):
+        net.compiled_programs[True] = net.compiled_program  # type: ignore[index]
+    net.iterations = 0  # with sweeps the memory format may be another
+    bound = net.bind_batch(x)
+    output = net.compiled_program.head(net, bound.first.latents, bound.first, bound.values)
+    torch.testing.assert_close(output, net.source_output(x), rtol=0, atol=0)
+    torch.testing.assert_close(output, net(x), rtol=0, atol=0)
+    net.iterations = 2
+    net.train()(x)
+    state = {name: value.clone() for name, value in net.norm_state().items()}
+    assert state
+    steps = net.step_sizes(x)
+    net.restore_norm_state({})
+    assert not net.norm_state()
+    net.restore_norm_state(state)
+    again = net.step_sizes(x)
+    assert all(torch.equal(again[name], steps[name]) for name in steps)

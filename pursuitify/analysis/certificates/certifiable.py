@@ -15,9 +15,6 @@ from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.rules import default, static_parameters
 
-#: Values that are the same at every input of one shape.
-_SAME = {Value.CONSTANT, Value.SHAPE}
-
 
 def check_certifiable(net: object) -> None:
     """Refuse a network whose answer the certificate would not cover.
@@ -34,7 +31,7 @@ def check_certifiable(net: object) -> None:
         reasons.append("there is no sweep: set net.iterations and net.step_scale above 0")
     if net.training:
         reasons.append("it is in training mode: call net.eval()")
-    program = net._program
+    program = net.compiled_program
     if len(program.inputs) != 1:
         reasons.append(f"it takes {len(program.inputs)} arguments; one input can be certified")
     for site in program.sites.values():
@@ -55,18 +52,18 @@ def refusal(reasons: list[str]) -> OptionError:
 def has_own_rules(net: PursuitNetwork) -> bool:
     """Return whether an operation has a rule that is not one of the library's own objects."""
     known = {id(rule) for rule in default().values()}
-    rules = (site.rule for site in net._program.sites.values())
+    rules = (site.rule for site in net.compiled_program.sites.values())
     return any(rule is not None and id(rule) not in known for rule in rules)
 
 
 def _reason(site: Site, net: PursuitNetwork) -> str | None:
     """Return why a node's map may differ between inputs, or that it is not affine."""
-    node, value = site.node, site.value
-    if value is Value.INPUT or value in _SAME:
-        return "it draws at random" if nodes.is_random(node) else None
-    if value is Value.FROZEN:
+    node = site.node
+    if site.role == "frozen":
         return "its value is frozen from the input"
-    if value is Value.OTHER or site.rule is None or site.call is None:
+    if site.role:  # the input, or the same at every input of one shape
+        return "it draws at random" if nodes.is_random(node) else None
+    if site.value is Value.OTHER or site.rule is None or site.call is None:
         return "it is not affine"
     module = net.get_submodule(str(node.target)) if node.op == "call_module" else None
     reason = site.rule.dependence(static_parameters(site.rule, site.call, module))
@@ -79,24 +76,20 @@ def _factor(site: Site, net: PursuitNetwork) -> str | None:
     for operand, affine in zip(site.call.operands, site.operands, strict=False):
         if affine is not None or not isinstance(operand, fx.Node):
             continue
-        if net._program.sites[operand].value not in _SAME:
+        if net.compiled_program.sites[operand].role != "constant":
             return f"it multiplies by a value that depends on the input ({operand.name})"
     return None
 
 
 def _bypasses(net: PursuitNetwork) -> list[fx.Node]:
     """Return the inputs that the head reads past the latents."""
-    program = net._program
+    program = net.compiled_program
     latents = {program.nodes[row.name] for row in program.rows}
     output = next(n for n in program.graph.nodes if n.op == "output")
-    seen: set[fx.Node] = set()
-    stack, found = list(output.all_input_nodes), []
-    while stack:
-        node = stack.pop()
-        if node in seen or node in latents or program.sites[node].value is Value.SHAPE:
-            continue
-        seen.add(node)
-        if node.op == "placeholder":
-            found.append(node)
-        stack.extend(node.all_input_nodes)
-    return found
+
+    def operands(node: fx.Node) -> list[fx.Node]:
+        held = node in latents or program.sites[node].value is Value.SHAPE
+        return [] if held else node.all_input_nodes
+
+    read = nodes.upstream(output.all_input_nodes, operands)
+    return [node for node in read if node.op == "placeholder"]

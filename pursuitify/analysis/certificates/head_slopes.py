@@ -56,9 +56,8 @@ def head_of(net: PursuitNetwork, x: Tensor) -> Head:
     Raises:
         OptionError: If the latents do not hold sample after sample along dimension 0.
     """
-    program = net._program
-    values = arguments.arguments(program, (x,), {}, net)
-    first, bound = net._bind(program, values)
+    program = net.compiled_program
+    values, first, bound = net.bind_batch(x)
     if bound.samples is None:
         raise refusal([MOVES])
 
