@@ -14,6 +14,7 @@ from pursuitify.compiler.tracing import nodes
 from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.rules import default, static_parameters
+from pursuitify.solvers.synchronous import SynchronousPursuit
 
 
 def check_certifiable(net: object) -> None:
@@ -25,8 +26,9 @@ def check_certifiable(net: object) -> None:
     if not isinstance(net, PursuitNetwork):
         raise OptionError(f"net must be a PursuitNetwork, not {type(net).__name__}")
     reasons = []
-    if net.solver != "synchronous":
-        reasons.append(f'the solver is {net.solver!r}: set net.solver = "synchronous"')
+    if not isinstance(net.pursuit_solver, SynchronousPursuit):
+        name = SynchronousPursuit.name
+        reasons.append(f'the solver is {net.solver!r}: set net.solver = "{name}"')
     if net.iterations == 0 or net.step_scale == 0:
         reasons.append("there is no sweep: set net.iterations and net.step_scale above 0")
     if net.training:
