@@ -99,3 +99,34 @@ def test_sizes_that_take_turns_are_packed_once(monkeypatch: pytest.MonkeyPatch) 
         net.get_parameter("0.weight").mul_(1.1)
     assert packings(sizes[:1]) == once
     assert len(net._kernels._kept) == 1, "what was packed of other weights is gone"
+
+
+def test_a_model_runs_and_learns_while_another_thread_converts_it(hasty: None) -> None:
+    model, x = made(), torch.rand(2, 4, 6, 6)
+    expected = model(x)
+    wrong: list[str] = []
+    done = threading.Event()
+
+    def use() -> None:
+        try:
+            while not done.is_set():
+                value = model(x)
+                value.sum().backward()
+                if not torch.equal(value, expected):
+                    wrong.append("another value")
+        except Exception as error:
+            wrong.append(repr(error))
+
+    threads = [threading.Thread(target=use) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        nets = [pursuitify(model, iterations=0) for _ in range(12)]
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+    count = len(list(pursuitify(model).source.graph.nodes))
+    assert all(len(list(net.source.graph.nodes)) == count for net in nets), "nothing else is traced"
+    assert all(torch.equal(net(x), expected) for net in nets)

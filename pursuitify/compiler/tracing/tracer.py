@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -63,6 +64,7 @@ class Tracer(fx.Tracer):
         self.choices = choices
         self._example = example
         self._judging = False
+        self._thread = threading.get_ident()
         self._tensors: dict[nn.Module, dict[str, Any]] = {}
         self.watch = Watch()
         self.unseen = ""
@@ -134,6 +136,15 @@ class Tracer(fx.Tracer):
             self.create_proxy("call_function", guards.assume, (obj, value, text), {})
         return value
 
+    @property
+    def _aside(self) -> bool:
+        """Whether a module runs as it is, whatever torch.fx has put in the place of its call.
+
+        torch.fx replaces ``nn.Module.__call__`` and ``__getattr__`` for all threads. What another
+        thread runs meanwhile, be it the model that is traced, is no part of the trace.
+        """
+        return self._judging or threading.get_ident() != self._thread
+
     def _ask(self, question: Callable[..., Any], *args: Any) -> Any:
         """Answer with the hooks of torch.fx out of the way: modules run, attributes are plain."""
         self._judging = True
@@ -145,8 +156,8 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:
-        """Record or enter a module; see ``_ask``."""
-        if self._judging:
+        """Record or enter a module; see ``_aside``."""
+        if self._aside:
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
@@ -172,8 +183,8 @@ class Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """Return a proxy of a parameter or buffer; see ``_ask``."""
-        if self._judging:
+        """Return a proxy of a parameter or buffer; see ``_aside``."""
+        if self._aside:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 

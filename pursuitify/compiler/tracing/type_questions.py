@@ -56,7 +56,7 @@ def answered(root: nn.Module) -> Iterator[None]:
             yield
         finally:
             for scope in scopes:
-                del scope["type"]
+                scope.pop("type", None)
 
 
 def _asking(root: nn.Module) -> list[dict[str, Any]]:
