@@ -49,7 +49,10 @@ def binder(rule: Rule, site: Site, still: bool = False) -> Callable[..., Any]:
             if isinstance(operands[i], Tensor):
                 term = result.maps[i].apply(operands[i])
                 offset = term if offset is None else offset + term
-        return result.value, Bound(result.maps, offset, tuple(result.value.shape))
+        value = result.value
+        if offset is not None and offset.dtype is not value.dtype:
+            offset = _widened(offset, value.dtype)
+        return value, Bound(result.maps, offset, tuple(value.shape))
 
     def arguments(operands: tuple[Any, ...]) -> tuple[Any, ...]:
         return (list(operands),) if sequence else operands
@@ -92,6 +95,15 @@ def binder(rule: Rule, site: Site, still: bool = False) -> Callable[..., Any]:
     # torch.fx calls it by this name in the generated code.
     chosen.__name__ = "bind_" + "".join(c if c.isalnum() else "_" for c in rule.name)
     return chosen
+
+
+def _widened(offset: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return an offset in the precision of its value, where that is the wider one.
+
+    A constant may be less exact than the network: a plain tensor attribute of a module, which
+    ``net.double()`` does not reach. torch's own addition widens it, too.
+    """
+    return offset.to(dtype) if torch.promote_types(offset.dtype, dtype) is dtype else offset
 
 
 def _run_still(run: Callable[..., Any]) -> Callable[..., Any]:
