@@ -31,6 +31,8 @@ from pursuitify.solvers.settings import HELD, OFF, Settings
 from pursuitify.solvers.solver import Pack, SolverInput
 from pursuitify.solvers.step_sizes import PursuitParameters, refuse_overflow
 from pursuitify.utils import func_transforms, memory_format
+from pursuitify.solvers.step_sizes import Schedule, refuse_overflow
+from pursuitify.utils import func_transforms, memory_format, option_checks
 from pursuitify.utils.autocast import full_precision
 from pursuitify.utils.running_statistics import untouched
 from pursuitify.utils.training_modes import Modes
@@ -248,7 +250,7 @@ class PursuitNetwork(Settings):
     def _inferred(
         self, values: Sequence[Any]
     ) -> tuple[Any, tuple[Tensor, ...], StructuredDictionary]:
-        began = self._begin_proof(values)
+        began = self._begin_proof(values, self._packs) if self.pursues else None
         first, bound = self._bind(self._program, values)
         latents = tuple(self._last(bound, first, began)) if self.pursues else first.latents
         with arguments.input_errors():
@@ -266,9 +268,12 @@ class PursuitNetwork(Settings):
             kwargs: Likewise.
 
         Raises:
-            OptionError: If the solver does not pass through smaller numbers of sweeps on the way to
-                a larger one, or the memory mode keeps too little of them for derivatives.
+            OptionError: If a count is no whole number >= 0, the solver does not pass through
+                smaller numbers of sweeps on the way to a larger one, or the memory mode keeps too
+                little of them for derivatives.
+            InputError: As ``forward``.
         """
+        wanted = {option_checks.count("counts", count) for count in counts}
         solver, program = self.pursuit_solver, self._program
         if not (solver.passes_through and self.derivative_mode.records_sweeps):
             raise OptionError(
@@ -276,20 +281,30 @@ class PursuitNetwork(Settings):
                 "several numbers of sweeps in one pass: run it once for each"
             )
         values = self._values(program, args, kwargs)
+        moves = solver.pursues and self.step_scale > 0 and any(wanted)
+        began = self._begin_proof(values, packs=False) if moves else None
         first, bound = self._bind(program, values)
-        given = replace(self._given(bound, first, self._steps(bound)), count=max(counts))
-        reached = solver.sweeps(given) if given.count else ()
-        return {
-            count: program.head(self, tuple(latents), first, values)
-            for count, latents in enumerate((first.latents, *reached))
-            if count in counts
-        }
+        reached: dict[int, Sequence[Tensor]] = dict.fromkeys(wanted, first.latents)
+        if moves:
+            gammas = self._steps(bound)
+            if began is not None:
+                self._self_prove(began, first, bound, bound)
+            given = replace(self._given(bound, first, gammas), count=max(wanted))
+            swept = enumerate(solver.sweeps(given), start=1)
+            reached |= {count: latents for count, latents in swept if count in wanted}
+            for latents in reached.values():
+                refuse_overflow(latents, bound.names)
+        with arguments.input_errors():
+            return {
+                count: program.head(self, tuple(latents), first, values)
+                for count, latents in sorted(reached.items())
+            }
 
-    def _begin_proof(self, values: Sequence[Any]) -> Start | None:
-        """Return what the coming pass starts from if it has to be proven, None otherwise."""
-        if torch.compiler.is_compiling() or not self.pursues or self._self_check == OFF:
+    def _begin_proof(self, values: Sequence[Any], packs: bool) -> Start | None:
+        """Return what the coming sweeps start from if they have to be proven, None otherwise."""
+        if torch.compiler.is_compiling() or self._self_check == OFF:
             return None
-        return self._proofs.begin(self, values, self._packs)
+        return self._proofs.begin(self, self._program, values, packs)
 
     @property
     def _packs(self) -> bool:

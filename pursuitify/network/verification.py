@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -245,11 +246,14 @@ class Proofs:
         """Pickle none of them."""
         return Proofs, ()
 
-    def begin(self, network: nn.Module, values: Sequence[Any], packs: bool) -> Start | None:
+    def begin(
+        self, network: nn.Module, program: Program, values: Sequence[Any], packs: bool
+    ) -> Start | None:
         """Return what the pass starts from if it has to be proven, None otherwise.
 
         Args:
             network: The network.
+            program: The program of its mode.
             values: The arguments of the call.
             packs: Whether the sweeps may run on packed kernels.
         """
@@ -258,10 +262,10 @@ class Proofs:
         tensors = [v for v in values if isinstance(v, Tensor)]
         if any(v.is_meta for v in tensors):
             return None
-        found, unsettled = structure(network)
+        found, hooked = structure(network)
         sizes = tuple((v.dtype, v.device, v.shape[1:], v.shape[:1] == (1,)) for v in tensors)
         key = (found, network.training, packs, sizes, _autocast(tensors))
-        if key in self._proven and not unsettled:
+        if key in self._proven and not _computes_kernels(hooked, network, program):
             return None
         began = start(network, values)
         began.key = key
@@ -279,38 +283,49 @@ def _autocast(tensors: Sequence[Tensor]) -> torch.dtype | None:
     return None
 
 
-#: Containers that hang on every module; what they hold is looked at by name where it matters.
-_CONTAINERS = (dict, list, set)
+#: Containers that hang on every module (what they hold is looked at by name where it matters), and
+#: tensors. Other kinds of containers have no hash and are told apart by their type.
+_SKIPPED = frozenset({dict, OrderedDict, list, set, Tensor, nn.Parameter})
 
 
-def structure(network: nn.Module) -> tuple[int, bool]:
-    """Return a number that changes with the network's modules, and whether hooks write to them.
+def structure(network: nn.Module) -> tuple[int, set[nn.Module]]:
+    """Return a number that changes with the network's modules, and the modules with pre-hooks.
 
     The number stands for the modules' types, their plain attributes (a stride, a patched forward),
     the names of their parameters and their hooks, not for tensors: training does not change it.
-    A pre-hook may compute a parameter anew in every call, as pruning does, so that no proof of one
-    call says anything of the next.
     """
     parts: list[object] = []
-    unsettled = False
+    hooked: set[nn.Module] = set()
     stack = [module for module in network._modules.values() if module is not None]
     while stack:
         module = stack.pop()
         own = module.__dict__
         parts.append(type(module))
-        for value in own.values():
-            if isinstance(value, (*_CONTAINERS, Tensor)):
-                continue
-            parts.append(value)
-        parts.extend(own["_parameters"])
-        parts.extend(own["_forward_hooks"])
+        parts += [value for value in own.values() if type(value) not in _SKIPPED]
+        parts += own["_parameters"]
+        parts += own["_forward_hooks"]
         if own["_forward_pre_hooks"]:
-            unsettled = True
-        stack.extend(child for child in own["_modules"].values() if child is not None)
+            parts += own["_forward_pre_hooks"]
+            hooked.add(module)
+        stack += [child for child in own["_modules"].values() if child is not None]
     try:
-        return hash(tuple(parts)), unsettled
+        return hash(tuple(parts)), hooked
     except TypeError:  # an attribute of a kind that has no hash: what it is, not what it holds
-        return hash(tuple(p if _hashes(p) else type(p) for p in parts)), unsettled
+        return hash(tuple(p if _hashes(p) else type(p) for p in parts)), hooked
+
+
+def _computes_kernels(hooked: Collection[nn.Module], network: nn.Module, program: Program) -> bool:
+    """Return whether sweeps read parameters of a module with a pre-hook.
+
+    Such a hook may compute a parameter anew in every call, as pruning does, so that no proof of one
+    call says anything of the next. What is called after the last latents may have hooks.
+    """
+    if not hooked:
+        return False
+    read = {*program.names, *(row.name for row in program.rows)}
+    called = [program.nodes[name] for name in read]
+    paths = [str(node.target) for node in called if node.op == "call_module"]
+    return any(network.get_submodule(path) in hooked for path in paths)
 
 
 def _hashes(value: object) -> bool:
@@ -561,7 +576,10 @@ class _Work:
         """Return a random direction, of the shape and memory order of a value."""
         if like.dtype not in self.directions:
             self.directions[like.dtype] = self.directions[torch.float32].to(like.dtype)
-        flat = self.directions[like.dtype][: like.numel()]
+        flat = self.directions[like.dtype]
+        if like.numel() > flat.numel():  # an input, or a value inside a chain: padded, upsampled
+            flat = flat.repeat(math.ceil(like.numel() / max(flat.numel(), 1)))
+        flat = flat[: like.numel()]
         order = sorted(range(like.dim()), key=like.stride, reverse=True)
         shape = [like.shape[d] for d in order]
         back = sorted(range(like.dim()), key=order.__getitem__)

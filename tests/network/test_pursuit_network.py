@@ -1015,3 +1015,92 @@ def test_the_inner_interface_is_the_network_s_own_state() -> None:
     net.restore_norm_state(state)
     again = net.step_sizes(x)
     assert all(torch.equal(again[name], steps[name]) for name in steps)
+
+
+def at_each(net: PursuitNetwork, counts: list[int], x: Tensor) -> dict[int, Tensor]:
+    found = {}
+    for count in counts:
+        twin = copy.deepcopy(net)
+        twin.iterations = count
+        found[count] = twin(x)
+    return found
+
+
+@pytest.mark.parametrize("step_scale", [1.0, 0.0])
+@pytest.mark.parametrize("solver", [n for n, s in SOLVERS.items() if s.passes_through])
+def test_outputs_at_are_those_of_as_many_sweeps(solver: str, step_scale: float) -> None:
+    net = pursuitify(build("ResidualNet-bn").eval(), solver=solver, step_scale=step_scale)
+    x = torch.rand(3, 2, 8, 8, dtype=torch.float64)
+    for counts in ([4, 0, 2], [0], [3], []):
+        found, expected = net.outputs_at(counts, x), at_each(net, counts, x)
+        assert list(found) == sorted(counts)
+        for count in counts:
+            assert torch.allclose(found[count], expected[count], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, True, "2"])
+def test_outputs_at_no_number_of_sweeps(count: Any) -> None:
+    net = pursuitify(build("ResidualNet-bn").eval())
+    with pytest.raises(OptionError, match="is not a whole number >= 0"):
+        net.outputs_at([2, count], torch.rand(3, 2, 8, 8, dtype=torch.float64))
+
+
+def test_outputs_at_are_proven_and_held_to_their_range() -> None:
+    x = torch.rand(3, 2, 8, 8, dtype=torch.float64)
+    net = pursuitify(build("ResidualNet-bn").eval())
+    calls = []
+    prove = net._self_prove
+    net._self_prove = lambda *a: calls.append(prove(*a))  # type: ignore[method-assign, func-returns-value]
+    for _ in range(2):
+        net.outputs_at([1, 2], x)
+    assert len(calls) == 1
+
+    class Grows(nn.Module):
+        """Its feed-forward pass fits float16; the signal of its first row does not."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.b(F.relu(self.a(x))))
+
+    torch.manual_seed(0)
+    grows = Grows()
+    with torch.no_grad():
+        grows.a.weight.copy_(torch.tensor([[300.0, 300.0], [300.0, 300.0]]))
+        grows.b.weight.copy_(torch.tensor([[0.5, 0.0], [0.0, 0.5]]))
+    net = pursuitify(grows.half().eval(), iterations=2)
+    x = torch.full((2, 2), 100.0, dtype=torch.float16)
+    for run in (lambda: net(x), lambda: net.outputs_at([2], x)):
+        with pytest.raises(package.errors.InputError, match="overflow float16"):
+            run()
+
+
+def test_a_constant_of_another_precision_goes_with_the_network() -> None:
+    class Shift(nn.Module):
+        """It keeps a plain tensor, which ``double()`` does not reach."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean = torch.tensor([0.25, 0.5]).view(1, 2, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - self.mean) / 0.5
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = Shift()
+            self.conv, self.head = nn.Conv2d(2, 3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(self.conv(self.shift(x))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = Shifted().eval(), torch.rand(2, 2, 6, 6)
+    net = pursuitify(model, iterations=3)
+    expected = net(x)
+    assert torch.allclose(net.double()(x.double()), expected.double(), rtol=1e-5, atol=1e-6)
+    net.iterations = 0
+    assert torch.equal(net(x.double()), model.double()(x.double()))

@@ -349,6 +349,19 @@ def test_a_weight_computed_by_a_hook_is_proven_in_every_call() -> None:
             prove_alone(net, x)
 
 
+def test_a_hook_after_the_last_latents_costs_no_later_call_a_proof(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, x = converted(), image()
+    proofs = []
+    prove = verification.prove
+    monkeypatch.setattr(verification, "prove", lambda *a: proofs.append(1) or prove(*a))
+    net.get_submodule("7").register_forward_pre_hook(lambda _module, _args: None)
+    for _ in range(3):
+        net(x)
+    assert len(proofs) == 1
+
+
 def test_a_forward_patched_on_an_instance_is_seen() -> None:
     def circular(self: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(F.pad(x, (1,) * 4, mode="circular"), weight, bias)
@@ -362,6 +375,20 @@ def test_a_forward_patched_on_an_instance_is_seen() -> None:
             conv._conv_forward = types.MethodType(circular, conv)
         with pytest.raises(VerificationError):
             prove_alone(net, x)
+
+
+@pytest.mark.parametrize("layout", ["auto", "encoder"])
+def test_a_fault_is_named_where_a_chain_holds_more_than_every_latent(layout: Any) -> None:
+    torch.manual_seed(0)
+    padded = nn.Conv2d(4, 4, 3, padding=2, padding_mode="reflect")
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), padded, nn.ReLU(), nn.Conv2d(4, 4, 5))
+    net = pursuitify(model.append(nn.ReLU()).double().eval(), layout=layout)
+    x, mutate = torch.rand(2, 3, 5, 5, dtype=torch.float64), MUTATIONS["adjoint scaled"]
+    for number in range(3):
+        report = proven(net, x, lambda bound, n=number: mutated(bound, mutate, n))
+        (problem,) = report.problems
+        assert problem.reason.endswith("in its OtherWeight")
+        assert "of its u_j" not in problem.reason
 
 
 # -- against the model ----------------------------------------------------------------------------
@@ -405,9 +432,12 @@ def test_a_model_that_is_not_its_program_is_seen(build: type[nn.Module], mode: b
     assert caught.value.problems
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
     assert all(torch.equal(state[k], net.state_dict()[k]) for k in state)
-    with pytest.raises(ConversionError):
-        pursuitify(build().double().train(mode), example_inputs=image())
-    assert not explain(build().double().train(mode), example_inputs=image()).ok
+    # Converted as it is, it is its program: what it decides is kept, not lost.
+    net = pursuitify(model, example_inputs=image(), iterations=0)
+    twin = copy.deepcopy(model)
+    assert torch.equal(net(image()), twin(image()))
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in twin.state_dict().items())
+    assert explain(model, example_inputs=image()).ok
 
 
 @pytest.mark.parametrize("options", [{}, {"copy": False}, {"balance": True}, {"paper": True}])
