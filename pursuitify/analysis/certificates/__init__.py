@@ -1,1 +1,1 @@
-"""What coherence and the objective prove about a minimiser."""
+"""Proofs about a minimiser from coherence and the objective."""

@@ -1,4 +1,4 @@
-"""Which networks can be certified: nothing in them may be frozen from data, the head is affine.
+"""Checks that a network can be certified: nothing is frozen from data, and the head is affine.
 
 What is known is what the rules of the graph say of themselves, ``Rule.input_dependent`` first of
 all; a rule that says nothing is refused, for a certificate must not rest on a promise nobody made.

@@ -60,7 +60,7 @@ def lipschitz_in_x(step: float, reach: float, direct: float, count: int) -> floa
 
 @dataclass(frozen=True, eq=False)
 class RadiusCertificate:
-    """What is certain about the decisions on a batch.
+    """The certified radii of the decisions on a batch.
 
     Attributes:
         predictions: The classes decided for, (batch,).

@@ -25,7 +25,7 @@ from pursuitify.errors import OptionError
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one theorem says.
+    """The answer of one theorem.
 
     Attributes:
         name: The theorem.
@@ -137,7 +137,7 @@ def layered_gain(sparsities: Sequence[int]) -> float:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What can be certified of the latents at one input.
+    """The certificate of the latents at one input.
 
     Attributes:
         mutual_coherence: mu of the dictionary as bound; nan where it was not computed.

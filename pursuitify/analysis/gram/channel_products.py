@@ -130,7 +130,7 @@ def _symmetric(one: Tensor, two: Tensor, cut: int = 1024) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Support:
-    """Where the entries of some meetings together stand in a pair's channel matrix."""
+    """The places in a pair's channel matrix that the entries of some meetings take together."""
 
     channels: tuple[Tensor, Tensor] | None
     places: tuple[Tensor | None, ...]

@@ -1,4 +1,4 @@
-"""Which entries of the Gram matrix are alike: classes of pairs of atoms, per spatial dimension.
+"""Classes of pairs of atoms whose entries of the Gram matrix are alike, per spatial dimension.
 
 An entry of B^T B between two atoms is a sum over pairs of taps that meet in a row. Along each
 dimension the pairs of positions fall into few groups in which the same taps meet; a class of

@@ -46,7 +46,7 @@ class Entries:
 
     @property
     def number(self) -> int:
-        """How many off-diagonal entries there are."""
+        """The number of off-diagonal entries."""
         if self.channels is None:
             return self.values.numel() - (len(self.values) if self.raw.lag_zero else 0)
         if not self.raw.lag_zero:

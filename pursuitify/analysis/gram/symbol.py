@@ -93,7 +93,7 @@ class Symbol:
 
 @dataclass(frozen=True)
 class TensorSite:
-    """Where a tensor lives: its channels and positions, flattened or not."""
+    """The index set of a tensor: its channels and positions, flattened or not."""
 
     channels: int
     sizes: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Where the search for the least frame potential starts."""
+"""The start of the search for the least frame potential."""
 
 from __future__ import annotations
 
