@@ -1,4 +1,4 @@
-"""What tells one network from another beyond names and shapes of its tensors.
+"""The identity of a network beyond the names and shapes of its tensors.
 
 Three parts, each plain JSON: the rows of the dictionary, every operation with its static
 parameters (stride, padding, slopes, dimensions ...), and a sketch of the tensors that the
