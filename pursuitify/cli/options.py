@@ -1,4 +1,4 @@
-"""What the commands share: options by name, how a network is made, how results are printed."""
+"""Common parts of the commands: options by name, making a network, printing results."""
 
 from __future__ import annotations
 
