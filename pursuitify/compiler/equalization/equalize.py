@@ -36,7 +36,7 @@ from pursuitify.utils.terminal import as_text
 
 @dataclass(frozen=True)
 class Balance:
-    """What a rescaling of latents did.
+    """The outcome of a rescaling of latents.
 
     Attributes:
         scales: Factor by latent, in graph order; 1 where it could not be moved.

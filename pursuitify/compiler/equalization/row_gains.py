@@ -1,4 +1,4 @@
-"""How much each row of a network enlarges what it reads, from the weights alone."""
+"""Gains: by how much each row of a network enlarges its operands, from the weights alone."""
 
 from __future__ import annotations
 

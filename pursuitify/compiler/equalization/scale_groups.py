@@ -1,4 +1,4 @@
-"""Which values of a network can be rescaled, and which must have the same scale.
+"""Groups of values of a network that can be rescaled and must have the same scale.
 
 Every value of the graph has a scale. A pool, an addition, a concat and a ReLU have the same scale
 on both sides; convolutions, dense layers and the affine part of BatchNorm take up a difference of

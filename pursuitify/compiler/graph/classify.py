@@ -1,4 +1,4 @@
-"""What every node of the graph is: affine in the latents, a latent, frozen, or neither.
+"""Classification of the graph's nodes: affine in the latents, a latent, frozen, or neither.
 
 Compile time only: no tensor is looked at. The result says for each node which of its operands are
 affine in latents and input; products with anything else are *gates*, frozen at the feed-forward
@@ -20,7 +20,7 @@ from pursuitify.utils import patched_methods
 
 
 class Value(Enum):
-    """What a node's value is."""
+    """The kinds of values that a node may have."""
 
     INPUT = "input"
     CONSTANT = "constant"
@@ -194,7 +194,7 @@ def _all_nodes(call: Call) -> bool:
 
 
 def _gate(call: Call) -> int | None:
-    """Which of two factors is computed from the other, if one is."""
+    """Return the position of the factor that is computed from the other one, None if neither is."""
     first, second = call.operands
     assert isinstance(first, fx.Node)
     assert isinstance(second, fx.Node)

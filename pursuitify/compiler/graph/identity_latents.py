@@ -1,4 +1,4 @@
-"""Where a graph is cut beyond its activations: identity latents (MATH section 1, cases 2, 3)."""
+"""Identity latents: the cuts of a graph beyond its activations (MATH section 1, cases 2, 3)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _parameter(operand: object) -> bool:
 
 
 def _consumers(node: fx.Node, sites: Sites) -> list[fx.Node | None]:
-    """What reads a value, through transparent chains; None stands for the head."""
+    """Return the nodes that read a value, through transparent chains; None stands for the head."""
     found: list[fx.Node | None] = []
     for user in node.users:
         if user.op == "output":

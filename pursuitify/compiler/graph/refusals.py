@@ -1,4 +1,4 @@
-"""Inputs that the forward reads as lists, tuples, dicts or objects, not as tensors."""
+"""Problems that stand in the way of a conversion: unknown values, containers, cutting freezes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def container_inputs(sites: Sites) -> list[Problem]:
 
 
 def _container_read(user: fx.Node) -> str:
-    """How a node reads an input as a container; empty where it does not."""
+    """Return the expression by which a node reads an input as a container; empty if it does not."""
     if user.op == "call_function" and user.target in {operator.getitem, getattr}:
         key = user.args[1]
         if user.target is getattr:

@@ -1,4 +1,4 @@
-"""What generated code calls: functions that run one node of the source and bind it."""
+"""Functions that generated code calls: each runs one node of the source and binds it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def binder(rule: Rule, site: Site, still: bool = False) -> Callable[..., Any]:
     variadic, keywords = (bool(bind.__code__.co_flags & flag) for flag in (0x04, 0x08))
 
     def passed(rest: Any, kwargs: Any) -> tuple[Any, Any]:
-        """What a bind with *args or **kwargs gets of the call's own."""
+        """Return the call's own arguments that a bind with *args or **kwargs gets."""
         return (rest if variadic else ()), {**(kwargs if keywords else {}), **extra}
 
     def run_module(

@@ -1,4 +1,4 @@
-"""What a compiled network is: three generated functions and the rows they serve.
+"""The compiled network: three generated functions and the rows they serve.
 
 * ``plain``: the source graph as it stands; what T = 0 is.
 * ``forward``: the feed-forward pass that also binds every operation of the rows to this batch and
@@ -44,7 +44,7 @@ class Bound:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What the feed-forward pass leaves for the sweeps and the head.
+    """The results of the feed-forward pass that the sweeps and the head read.
 
     Attributes:
         latents: The latents' values, in graph order.

@@ -1,4 +1,4 @@
-"""Which values may share memory, so that an in-place write into one changes the other.
+"""Aliases: values that may share memory, so that an in-place write into one changes the other.
 
 The default is that they may: an operation hands its operands' memory on unless it is known that
 its result is always memory of its own. What is not known is then refused, never computed wrongly.

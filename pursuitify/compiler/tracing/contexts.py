@@ -1,4 +1,4 @@
-"""What surrounds an operation of the forward: no_grad, inference mode, autocast, custom Functions.
+"""Contexts of the forward's operations: no_grad, inference mode, autocast, custom Functions.
 
 torch.fx records operations and forgets what they ran under. Here that is read off torch's own state
 whenever a node is made: nothing of torch is replaced, so any way of entering a context is seen.

@@ -1,4 +1,4 @@
-"""What generated code checks at run time: that an assumption made while tracing still holds."""
+"""Guards: generated code checks at run time that an assumption made while tracing still holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trace would lose or fix silently: reads of a module's mode, randomness, Python state."""
+"""State that a trace would lose or fix silently: a module's mode, randomness, Python state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands for values while a forward is traced: real tensors without content.
+"""Stand-ins for values while a forward is traced: real tensors without content.
 
 ``isinstance(x, Tensor)`` must say True of a traced tensor, or code that asks goes the wrong way.
 Python and C++ ask the same question, and C++ unpacks what says yes; so a traced tensor *is* a

@@ -54,7 +54,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 @dataclass(frozen=True)
 class Traced:
-    """What tracing yields.
+    """The result of tracing a model in one mode.
 
     Attributes:
         graph: The normalised graph; targets are paths in the model.

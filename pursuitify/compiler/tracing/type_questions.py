@@ -22,7 +22,7 @@ _LOCK = threading.RLock()
 
 
 class _Asked(type):
-    """What calling ``_Type`` does."""
+    """The metaclass of ``_Type``: it answers the call ``type(x)``."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """Return the type of a value, a proxy's as it says itself; or make a type."""
