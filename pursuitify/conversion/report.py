@@ -1,4 +1,4 @@
-"""What explain() finds, and how it reads on a terminal, as text and as Markdown."""
+"""The report of explain(), and its forms on a terminal, as text and as Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pursuitify.utils.terminal import as_text
 
 @dataclass(frozen=True)
 class Entry:
-    """What one node becomes.
+    """The role of one node in the conversion.
 
     Attributes:
         node: The fx node's name.
