@@ -1,4 +1,4 @@
-"""What a data set is here: images in [0, 1], labels, three parts that share no sample."""
+"""Data sets: images in [0, 1], labels, three parts that share no sample."""
 
 from __future__ import annotations
 
