@@ -84,7 +84,7 @@ class Norms:
 
     @property
     def contents(self) -> bytes:
-        """What the kernels were when the bounds were last looked up; empty in training mode."""
+        """The kernels' contents when the bounds were last looked up; empty in training mode."""
         return b"" if self.training else self._kept[0]
 
     def clear(self) -> None:

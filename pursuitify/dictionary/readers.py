@@ -1,4 +1,4 @@
-"""Who reads a latent, as a tree of shared maps: the off-diagonal blocks of one column.
+"""The readers of a latent as a tree of shared maps: the off-diagonal blocks of one column.
 
 A pool that several rows inline is one map: a sweep applies it once to the change of its latent,
 and once, adjoint, to the sum of what those rows send back.
