@@ -36,7 +36,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class PursuitTrace:
-    """What a pursuit did, sweep by sweep; sweep 0 is where the solver starts.
+    """The course of a pursuit, sweep by sweep; sweep 0 is where the solver starts.
 
     Attributes:
         latents: Names of the latents, in graph order.

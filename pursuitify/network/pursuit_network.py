@@ -53,7 +53,7 @@ def slots(trained: Sequence[str], evaluated: Sequence[str]) -> tuple[list[int], 
 
 
 class Inference(NamedTuple):
-    """What one pass of a pursuit network found.
+    """The results of one pass of a pursuit network.
 
     Attributes:
         output: What the network returns.

@@ -85,7 +85,7 @@ class RowProof:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was proven on one input, and what was not.
+    """The report of a proof on one input.
 
     Attributes:
         model: Name of the source's class.
