@@ -17,7 +17,7 @@ Relation = Any
 
 
 class Symbols(Protocol):
-    """What hears the maps of a chain, one after the other, the first applied first."""
+    """A visitor of the maps of a chain, one after the other, the first applied first."""
 
     def read(self, item: Any) -> None:
         """Hear one map: calls its ``symbol``."""

@@ -1,4 +1,4 @@
-"""What tells one kernel's contents from another's, for results kept as long as it stays."""
+"""Fingerprints of kernels' contents: results are kept as long as these stay."""
 
 from __future__ import annotations
 
