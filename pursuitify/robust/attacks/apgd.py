@@ -84,7 +84,7 @@ def _aims(logits: Tensor, labels: Tensor, targets: int) -> list[Tensor | None]:
 
 @dataclass
 class _AscentState:
-    """What APGD keeps of each example that is still under attack."""
+    """The state of APGD for each example that is still under attack."""
 
     index: Tensor
     points: Tensor

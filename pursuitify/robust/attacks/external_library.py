@@ -1,4 +1,4 @@
-"""What the adapters of outside libraries share."""
+"""Common parts of the adapters of outside libraries."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def outside(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Target:
-    """What an outside attack is let loose on.
+    """The target of an outside attack.
 
     Attributes:
         model: Returns logits.

@@ -1,4 +1,4 @@
-"""What every attack asks of its arguments, and the state in which it runs the model."""
+"""Checks of every attack's arguments, and the state in which it runs the model."""
 
 from __future__ import annotations
 

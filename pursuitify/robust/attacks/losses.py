@@ -1,4 +1,4 @@
-"""What an attack raises: one loss per example, large where the network is wrong."""
+"""Losses that an attack raises: one number per example, large where the network is wrong."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ Guide = Callable[[Tensor, Tensor, Tensor, Loss], Tensor]
 
 @dataclass(frozen=True)
 class LossValue:
-    """What the model makes of some points.
+    """The model's answers and losses at some points.
 
     Attributes:
         loss: The loss to raise, per example.

@@ -1,4 +1,4 @@
-"""What the attacks without gradients share: queries, and leaving what is fooled."""
+"""Common parts of the attacks without gradients: queries, and leaving what is fooled."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Hunt:
 
     @property
     def left(self) -> int:
-        """How many examples are not fooled yet."""
+        """The number of examples that are not fooled yet."""
         return len(self.index)
 
     @property

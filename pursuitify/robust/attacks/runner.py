@@ -1,4 +1,4 @@
-"""What every attack that keeps each example's worst point shares: batches, chance, a bar."""
+"""Common parts of attacks that keep each example's worst point: batches, chance, a bar."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Campaign:
-    """How to attack all inputs.
+    """The plan of an attack on all inputs.
 
     Attributes:
         title: What the progress bar says.

@@ -1,4 +1,4 @@
-"""Where an attack may go: the ball around each input, met with [0, 1], in the input's own floats.
+"""The threat model: the ball around each input, met with [0, 1], in the input's own floats.
 
 Every point a ball hands out is inside it as computed in those floats, rounding included, so an
 evaluation that measures the perturbation afterwards never finds it a hair too large.

@@ -1,4 +1,4 @@
-"""What the steps of a protocol name: attacks, and what they differentiate."""
+"""The names in the steps of a protocol: attacks, and the networks that they differentiate."""
 
 from __future__ import annotations
 

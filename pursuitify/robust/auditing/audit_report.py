@@ -1,4 +1,4 @@
-"""What an audit found: tables, JSON, a plot; and the verdict, which never says robust."""
+"""The report of an audit: tables, JSON, a plot; and the verdict, which never says robust."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class AuditReport:
 
     @property
     def images(self) -> int:
-        """How many inputs were attacked."""
+        """The number of inputs that were attacked."""
         return int(self.setting["images"])
 
     def fooled(self, subject: str = "network") -> set[int]:

@@ -1,4 +1,4 @@
-"""What the audit measures beside attacks: intervals, gradients, whether answers repeat."""
+"""Measurements of an audit beside attacks: intervals, gradients, whether answers repeat."""
 
 from __future__ import annotations
 

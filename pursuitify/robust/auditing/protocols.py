@@ -44,7 +44,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What an audit runs.
+    """The steps of an audit.
 
     Attributes:
         name: Its name.

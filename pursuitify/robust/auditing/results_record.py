@@ -29,7 +29,7 @@ _FEW = 64  # inputs that are answered twice
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What one attack did to one network.
+    """The result of one attack on one network.
 
     Attributes:
         name: The attack.

@@ -42,7 +42,7 @@ _FEW = 64  # inputs that a cheap look takes
 
 @dataclass
 class Auditor:
-    """What one audit attacks, and where its results go.
+    """One audit: the networks and inputs that it attacks, and the record of its results.
 
     Attributes:
         net: The network.

@@ -1,4 +1,4 @@
-"""What an attacker who knows the pursuit differentiates in the network's place.
+"""Losses that an attacker who knows the pursuit differentiates in the network's place.
 
 Every attack takes one of these as ``guide``: the loss and its gradient are the guide's, whether an
 example is fooled is the network's own answer. So none can make a network look weaker than it is.
@@ -55,7 +55,7 @@ class Sweeps:
 
 
 class LatentChange:
-    """How far the pursued latents move from the clean input's, each relative to its own size.
+    """The distance of the pursued latents from the clean input's, each relative to its own size.
 
     It reads no label and no logit, so neither a saturated head nor a shrunken logit hides it.
     Start at random: at the clean input itself the distance has no slope.
