@@ -174,7 +174,7 @@ def dropout(
 
 @registry.register(nn.Identity, "contiguous", kind="linear", channelwise=True, elementwise=True)
 def identity(op: Op, input: Tensor, *_args: Any, **_kwargs: Any) -> Affine:
-    """What changes no value."""
+    """Bind an operation that changes no value."""
     return Affine(op(input), (Identity(),))
 
 

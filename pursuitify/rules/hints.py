@@ -1,4 +1,4 @@
-"""What to tell a user about operations that cannot be converted."""
+"""Advice about operations that cannot be converted."""
 
 from __future__ import annotations
 

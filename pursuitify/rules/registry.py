@@ -45,7 +45,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Rule:
-    """What an operation is and how it is bound at run time.
+    """The rule of an operation: its kind, and the function that binds it at run time.
 
     Attributes:
         name: Shown in reports.
