@@ -91,7 +91,7 @@ class Settings(nn.Module):
 
     @property
     def memory(self) -> str:
-        """What is kept for derivatives: ``store``, ``recompute`` or ``implicit``.
+        """The derivative mode: ``store``, ``recompute`` or ``implicit``.
 
         Outputs are the same, and so are derivatives but with ``implicit``, which approximates.
         """
@@ -144,7 +144,7 @@ class Settings(nn.Module):
 
     @property
     def solves(self) -> Solves | None:
-        """How well the last backward pass with ``memory="implicit"`` solved its two equations."""
+        """The accuracy of the last backward pass with ``memory="implicit"``; None before it."""
         return self._solves
 
     @solves.setter

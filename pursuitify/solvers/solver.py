@@ -46,7 +46,7 @@ class SolverInput:
 
 
 class Solver:
-    """How latents are inferred; this base class is the feed-forward pass, which moves nothing.
+    """A way of inferring latents; this base class is the feed-forward pass, which moves nothing.
 
     Attributes:
         name: The value of ``net.solver`` that selects it.

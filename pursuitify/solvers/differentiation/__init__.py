@@ -1,4 +1,4 @@
-"""What is kept for the derivatives of the sweeps: less than plain unrolling keeps.
+"""Derivatives of the sweeps by keeping less than plain unrolling keeps.
 
 ``store``
     Plain unrolling: autograd keeps what it needs of every sweep.

@@ -1,4 +1,4 @@
-"""Which sweeps' latents are kept, and how the sweeps between them are run once more.
+"""The schedule of sweeps whose latents are kept, and the repetition of the sweeps between them.
 
 With one level the latents of every sweep are kept and nothing is run again. With two, a stretch is
 ceil(sqrt(T)) sweeps long, and of each stretch only the latents at its start are kept (two sweeps'
@@ -31,7 +31,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, eq=False)
 class CheckpointPlan:
-    """What a run needs beside tensors.
+    """The inputs of a run beside tensors.
 
     Attributes:
         skeleton: The dictionary without its tensors.
@@ -107,7 +107,7 @@ class CheckpointPlan:
 
 @dataclass(frozen=True, eq=False)
 class Arguments(Generic[Value]):
-    """What a run takes: tensors, or one thing said of each of them.
+    """The arguments of a run: tensors, or one value for each of them.
 
     Attributes:
         start: Per latent, where it starts.
@@ -141,7 +141,7 @@ class Arguments(Generic[Value]):
 
 @dataclass(eq=False)
 class KeptSweeps:
-    """What a forward run keeps for the reverse one.
+    """The record that a forward run keeps for the reverse one.
 
     Attributes:
         latents: By number of sweeps done, the latents.

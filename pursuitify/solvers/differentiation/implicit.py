@@ -58,7 +58,7 @@ class ImplicitWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Solves:
-    """How well the two equations behind implicit derivatives were solved.
+    """The accuracy to which the two equations behind implicit derivatives were solved.
 
     Attributes:
         forward: How far the latents are from a fixed point: |w - S(w)| / |w|, S one synchronous
@@ -122,7 +122,7 @@ def _paths(dictionary: StructuredDictionary) -> Iterator[BoundPath]:
 
 @dataclass(frozen=True, eq=False)
 class _SolveOptions:
-    """What the function needs beside tensors."""
+    """The inputs of the autograd function beside tensors."""
 
     skeleton: StructuredDictionary
     slots: tuple[int, ...]
@@ -182,7 +182,7 @@ class _ImplicitFunction(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class _FixedPoint:
-    """Where the derivatives are taken.
+    """The point at which the derivatives are taken.
 
     Attributes:
         dictionary: What the sweeps read, with leaves where a derivative is wanted.

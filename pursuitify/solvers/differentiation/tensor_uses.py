@@ -1,4 +1,4 @@
-"""Which tensors of a bound dictionary the sweeps read, and in which latent's update."""
+"""The tensors of a bound dictionary that sweeps read, by the latents whose update reads them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pursuitify.solvers.differentiation.tensor_extraction import holes
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """Which of the tensors taken out of the dictionary a latent's update holds.
+    """The tensors, of those taken out of the dictionary, that a latent's update holds.
 
     Attributes:
         column: Indices of those in K_j that a derivative is wanted of.

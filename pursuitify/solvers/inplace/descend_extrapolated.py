@@ -20,7 +20,7 @@ from pursuitify.solvers.inplace.visits import Visit, visits_of
 
 @dataclass(eq=False)
 class _Last:
-    """What is kept of a latent's last change d_j.
+    """The parts of a latent's last change d_j that the next sweep reads.
 
     Attributes:
         change: d_j.

@@ -1,4 +1,4 @@
-"""Which maps of a dictionary get packed kernels, and how long these are kept."""
+"""Packed kernels: the choice of maps that get them, and the time for which they are kept."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def pools_alone(branch: Branch) -> bool:
 
 
 class Pooled:
-    """What the pools of one latent give, in memory that is used again from sweep to sweep.
+    """The outputs of one latent's pools, in memory that is used again from sweep to sweep.
 
     Attributes:
         branch: Who reads the latent.

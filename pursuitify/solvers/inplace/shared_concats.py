@@ -34,7 +34,7 @@ _Value = tuple[int, tuple[int, ...]]
 
 @dataclass(frozen=True, eq=False)
 class ConcatRun:
-    """What one row reads of a concat.
+    """The part of a concat that one row reads.
 
     Attributes:
         concat: Index of the concat.

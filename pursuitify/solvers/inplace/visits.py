@@ -1,4 +1,4 @@
-"""What a sweep in place does at each latent (``inplace``), worked out once per call."""
+"""Visits: the work of a sweep in place (``descend``) at each latent, planned once per call."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """What a sweep does at one latent.
+    """The work of a sweep at one latent.
 
     Attributes:
         row: Its row.
