@@ -1,4 +1,4 @@
-"""What inputs are moved to before a step: by noise, and by the attack of adversarial training.
+"""Inputs moved before a step: by noise, and by the attack of adversarial training.
 
 The attack is the library's PGD, on the network in evaluation mode: its frozen BatchNorms and
 certified steps are those that will be attacked in the end.

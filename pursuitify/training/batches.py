@@ -41,7 +41,7 @@ _END = object()
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every batch a process takes: ``index`` of ``count``."""
+    """The part of every batch that a process takes: ``index`` of ``count``."""
 
     index: int = 0
     count: int = 1
@@ -59,11 +59,11 @@ class Share:
 
 
 class _Reader(Protocol):
-    """What reads an epoch from its data."""
+    """A reader of the epochs of one data set."""
 
     @property
     def length(self) -> int | None:
-        """How many batches a pass has; None where nobody says."""
+        """The number of batches in a pass; None where it is not known."""
         ...
 
     def read(self, epoch: int, start: int) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""What a user may choose about fine-tuning, checked all at once."""
+"""The options of fine-tuning, checked all at once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ READ_WITH: tuple[tuple[tuple[str, ...], str, Callable[[Config], bool]], ...] = (
 
 @dataclass(frozen=True)
 class Config:
-    """How to fine-tune. Fractions are of the whole training.
+    """The options of a fine-tuning. Fractions are of the whole training.
 
     Attributes:
         epochs: Passes over the training data.

@@ -28,7 +28,7 @@ from pursuitify.utils.labels import IGNORED, check_labels, check_logits, labelle
 
 @dataclass(frozen=True)
 class Score:
-    """How good a network is on some data.
+    """The accuracy and losses of a network on some data.
 
     Attributes:
         accuracy: Share of samples it gets right.

@@ -178,7 +178,7 @@ def _facts(net: nn.Module, train: Rows, val: Rows, config: Config, augment: Any)
 
 @dataclass
 class _First:
-    """What is looked at before the first step, new or resumed.
+    """The inputs of the checks before the first step, new or resumed.
 
     Attributes:
         net: The network.
@@ -303,7 +303,7 @@ def _prepared(
 
 @dataclass(frozen=True)
 class Result:
-    """What a fine-tuning did.
+    """The outcome of a fine-tuning.
 
     Attributes:
         history: Per epoch: ``epoch``, ``step``, ``lr``, ``loss``, ``accuracy`` on the training

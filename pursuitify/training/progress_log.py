@@ -1,4 +1,4 @@
-"""What a user sees of a run: a progress bar and a CSV file."""
+"""The display of a run: a progress bar and a CSV file."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _KEYS = {True: "pursuitify", False: "pursuitify.weights"}
 
 @dataclass
 class Output:
-    """Where a run leaves what it makes.
+    """The folder in which a run leaves its files.
 
     Attributes:
         folder: The folder, or None to keep the best weights in memory and nothing else.

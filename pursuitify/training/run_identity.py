@@ -1,4 +1,4 @@
-"""What makes a run the run it is, so that only that one is resumed.
+"""The identity of a run: only the run that was begun is resumed.
 
 That is what it learns from, what it validates on, how samples are changed, what the network's
 modules are set to and what the network answers. Options and rows are compared elsewhere.

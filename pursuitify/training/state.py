@@ -37,7 +37,7 @@ Generators = Mapping[str, Sequence[Tensor]]
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         epoch: Epochs done.
@@ -62,7 +62,7 @@ class Progress:
 
 @dataclass(eq=False)
 class TrainingState:
-    """What is saved and restored together.
+    """The state of a run: all that is saved and restored together.
 
     Attributes:
         net: The network.
