@@ -1,4 +1,4 @@
-"""Where numbers have to be as exact as the network's parameters are."""
+"""A context in which numbers are as exact as the network's parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was done to modules from outside: replaced methods, hooks. It is kept or it is refused."""
+"""Changes to modules from outside: replaced methods and hooks are kept, or they are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's own train() and eval() do beyond setting the mode of every module."""
+"""Effects of a model's own train() and eval() beyond setting the mode of every module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Modes:
-    """What a model does when it is put in one mode.
+    """The changes that a model makes when it is put in one mode.
 
     Attributes:
         training: Per path of a submodule whether it is then in training mode.
