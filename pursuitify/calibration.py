@@ -1,4 +1,4 @@
-"""How far pursuit may go before outputs change: scales chosen on unlabelled batches.
+"""Calibration: scales of pursuit, chosen on unlabelled batches, at which outputs hardly change.
 
 A pretrained network was trained for the latents its feed-forward pass gives; sweeps at full step
 move them to where the objective is lower, and the classifier may not know what it sees there.
@@ -29,7 +29,7 @@ STEP_SCALES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 
 @dataclass(frozen=True)
 class Trial:
-    """What one pair of scales does to the batches.
+    """The effect of one pair of scales on the batches.
 
     Attributes:
         step_scale: The factor on the steps.

@@ -115,7 +115,7 @@ class DenseBlock(nn.Module):
 
 
 class _Classifier(nn.Module):
-    """What the reference networks share: blocks, pooling to ``pool`` x ``pool``, classifier."""
+    """The base of the reference networks: blocks, pooling to ``pool`` x ``pool``, classifier."""
 
     def __init__(self, blocks: list[nn.Module], channels: int, num_classes: int, pool: int) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ _NAMED = 24  # rows that are labelled by name; beyond, by index
 
 
 class _Trace(Protocol):
-    """What ``plot_objective`` asks of a PursuitTrace."""
+    """The part of a PursuitTrace that ``plot_objective`` reads."""
 
     def to_dict(self) -> Mapping[str, Any]:
         """Return latents and sweeps."""
