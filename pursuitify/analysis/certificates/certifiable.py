@@ -2,7 +2,7 @@
 
 What is known is what the rules of the graph say of themselves, ``Rule.input_dependent`` first of
 all; a rule that says nothing is refused, for a certificate must not rest on a promise nobody made.
-``independence`` then tries, at other inputs and batches, whether the promises are kept.
+``input_independence`` then tries, at other inputs and batches, whether the promises are kept.
 """
 
 from __future__ import annotations

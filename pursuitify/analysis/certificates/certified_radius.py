@@ -14,7 +14,7 @@ entries that are certainly zero drop out of h_a - h_b.
 
 A radius is one input's own: the network must give an input the same logits in every batch. Rules
 that do not promise to be independent of the input, heads that mix samples or read the size of the
-batch, and promises that do not hold where they are tried (``independence``) are refused.
+batch, and promises that do not hold where they are tried (``input_independence``) are refused.
 
 Everything holds in exact arithmetic. The radii are computed in the network's own precision: use
 float64 where the last digits matter.
