@@ -6,7 +6,7 @@ the objective of pursuit does, because its rows are weighed otherwise. The scale
 the weights alone: the gains of the rows, how much each operator enlarges what it reads, are
 brought as near to one as the graph allows (least squares of their logarithms).
 
-Which values can be moved at all, and which only together, is said in ``scales``.
+Which values can be moved at all, and which only together, is said in ``scale_groups``.
 """
 
 from __future__ import annotations

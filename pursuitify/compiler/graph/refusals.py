@@ -99,7 +99,8 @@ _HINT = (
 def cutting_freezes(root: nn.Module, sites: Sites) -> list[Problem]:
     """Return a problem for every frozen operation that leaves activations without a row.
 
-    What reads a frozen value alone is fixed with it, and so is what nothing but frozen values read.
+    Freezing an operation fixes the activations after it that read no other value, and those before
+    it whose value nothing else reads: they would keep their feed-forward values.
     """
     lost = [
         node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,7 +58,9 @@ def binder(rule: Rule, site: Site, still: bool = False) -> Callable[..., Any]:
     def arguments(operands: tuple[Any, ...]) -> tuple[Any, ...]:
         return (list(operands),) if sequence else operands
 
-    variadic, keywords = (bool(bind.__code__.co_flags & flag) for flag in (0x04, 0x08))
+    kinds = {parameter.kind for parameter in inspect.signature(bind).parameters.values()}
+    variadic = inspect.Parameter.VAR_POSITIONAL in kinds
+    keywords = inspect.Parameter.VAR_KEYWORD in kinds
 
     def passed(rest: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the call's own arguments that a bind with *args or **kwargs gets."""

@@ -2,7 +2,7 @@
 
 Generated functions have no place where pickle could find them, so what they were generated from is
 kept: the nodes of the source graph one by one, then the rows and sites, which refer to nodes and
-to built-in rules by name. ``lower.revive`` generates the functions again.
+to built-in rules by name. ``emit.revive`` generates the functions again.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class Program:
         return self
 
     def __reduce__(self) -> tuple[type[Stored], tuple[bytes]]:
-        """Pickle what the code is generated from; ``lower.revive`` makes a program of it."""
+        """Pickle what the code is generated from; ``emit.revive`` makes a program of it."""
         rest = (self.sites, self.rows, self.layout, self.nonnegative)
         return Stored, (dump(self.graph, rest).content,)
 

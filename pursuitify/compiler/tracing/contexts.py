@@ -235,7 +235,7 @@ def _writes_outside(node: fx.Node, root: nn.Module) -> bool:
 def keep(graph: fx.Graph) -> None:
     """Write into a graph what is kept: where derivatives end, and where autocast must be off.
 
-    A value made without derivatives is read by everything else through ``pieces.detached``.
+    A value made without derivatives is read by everything else through ``split_ops.detached``.
     """
     for node in list(graph.nodes):
         if "still" in node.meta and not pieces.is_shape(node):
