@@ -75,7 +75,8 @@ def pursuitify(
         copy: Deep-copy the weights; with False the network shares the model's modules.
         balance: Rescale latents of the copied weights, as far as ReLU's positive homogeneity
             allows, so that the rows' gains are alike; outputs at T = 0 stay what they are, to
-            rounding. What was done is in the network's ``balanced``; see :mod:`balance`.
+            rounding. What was done is in the network's ``balanced``; see
+            :mod:`pursuitify.compiler.equalization.equalize`.
         paper: Let beta_j range over the paper's (0, 1] instead of (1/2, 1], where descent of the
             objective is guaranteed.
         nonnegative_thresholds: Hold thresholds (negated biases) of sparse latents to >= 0, the
@@ -90,8 +91,8 @@ def pursuitify(
         verify: ``first``: the network proves itself at its first call with each program, dtype
             and input size (a few forward passes); ``off``: only when ``net.verify(x)`` is called.
             Settable later as ``net.self_check``.
-        **settings: Further settings of the network by name; see :class:`settings.Settings`.
-            An unknown name is refused.
+        **settings: Further settings of the network by name; see
+            :class:`pursuitify.solvers.settings.Settings`. An unknown name is refused.
 
     Returns:
         The pursuit network, in the model's own mode.
