@@ -73,8 +73,8 @@ class Norms:
     In evaluation mode every bound is certified, once per parameter version: what was found is kept
     as long as the kernels' contents stay what they were, and its derivative is evaluated afresh
     wherever one is wanted. In training mode, where the weights move at every step, a warm-started
-    power iteration with a stated margin (``maps.ESTIMATE_MARGIN``) stands in; its state is kept
-    from step to step.
+    power iteration with a stated margin (``power_iteration.ESTIMATE_MARGIN``) stands in; its state
+    is kept from step to step.
     """
 
     def __init__(self) -> None:
