@@ -41,7 +41,7 @@ _HOOKS = {
 _COMMON = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 #: Attributes of leaves that decide how they are converted although no rule takes them.
 _DECIDING = ("inplace",)
-#: Attributes whose range is checked at every call, at T > 0 alone (``slopes``).
+#: Attributes whose range is checked at every call, at T > 0 alone (``slope_checks``).
 _RANGED = frozenset({"negative_slope"})
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, type)
 _AGAIN = "Undo it, or make the change in the model and call pursuitify(model) again"

@@ -462,7 +462,8 @@ class PursuitNetwork(Settings):
         if torch.compiler.is_compiling() or func_transforms.active():
             first = slope_checks.poison(first)
         else:
-            self._still = not slope_checks.check(program, first, self.pursuit.alpha)
+            moving = slope_checks.checked_and_moving(program, first, self.pursuit.alpha)
+            self._still = not moving
         leaves = arguments.floating(values, first.latents[0].dtype)
         return first, structured.bind(program, first, leaves, self.threshold_scale)
 

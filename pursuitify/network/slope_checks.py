@@ -24,8 +24,11 @@ def moving(alpha: Tensor) -> bool:
     return not alpha.is_meta and bool(alpha.any())
 
 
-def check(program: Program, first: Pass, alpha: Tensor) -> bool:
-    """Refuse slopes outside (0, 1].
+def checked_and_moving(program: Program, first: Pass, alpha: Tensor) -> bool:
+    """Refuse slopes outside (0, 1], and return whether an extrapolation weight is not zero.
+
+    Both are read in one transfer, so that an accelerator is waited for no more often than without
+    slopes.
 
     Args:
         program: The program.
@@ -33,8 +36,7 @@ def check(program: Program, first: Pass, alpha: Tensor) -> bool:
         alpha: The extrapolation weights, which a pass reads anyway.
 
     Returns:
-        Whether ``moving(alpha)``: both are read in one transfer, so that an accelerator is waited
-        for no more often than without slopes.
+        Whether ``moving(alpha)``.
 
     Raises:
         OptionError: If a slope is outside; names the module.
