@@ -76,7 +76,7 @@ class Symbols(Protocol):
         """Every channel alike: ``factor`` times a relation per dimension; None for the identity."""
 
     def selected(self, select: Any) -> None:
-        """A choice of one element per window (``maps.Select``)."""
+        """A choice of one element per window (``max_pool.Select``)."""
 
     def moved(self, item: Any) -> None:
         """Elements are moved, dropped or repeated, none is scaled or added up; this is tried."""
