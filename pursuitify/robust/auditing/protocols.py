@@ -23,10 +23,10 @@ class Step:
 
     Attributes:
         name: How the report calls it.
-        attack: A key of ``menu.ATTACKS``.
+        attack: A key of ``attack_registry.ATTACKS``.
         kind: A key of ``KINDS``.
         options: Keyword arguments of the attack.
-        guide: A key of ``menu.GUIDES``, or empty for the network's own gradients.
+        guide: A key of ``attack_registry.GUIDES``, or empty for the network's own gradients.
         survivors: Attack only what nothing before has fooled. Without it the attack has an
             accuracy of its own.
         needs: ``"pursuit"`` or ``"random"``: only for pursuit networks, or networks that answer
