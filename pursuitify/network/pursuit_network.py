@@ -30,8 +30,6 @@ from pursuitify.solvers.proximal_step import may_overwrite
 from pursuitify.solvers.settings import HELD, OFF, Settings
 from pursuitify.solvers.solver import Pack, SolverInput
 from pursuitify.solvers.step_sizes import PursuitParameters, refuse_overflow
-from pursuitify.utils import func_transforms, memory_format
-from pursuitify.solvers.step_sizes import Schedule, refuse_overflow
 from pursuitify.utils import func_transforms, memory_format, option_checks
 from pursuitify.utils.autocast import full_precision
 from pursuitify.utils.running_statistics import untouched

@@ -20,7 +20,8 @@ Writing S out and g <B d, P e> <= g/2 |B d|^2 + g/2 |P e|^2, the terms in B d^{t
 
     |d^{t+1}|^2 <= |d^t|^2 - g |B d^t|^2 + g |P e|^2,   hence   |d^T|^2 <= T g ||P||^2 |e|^2.
 
-The first s sweeps may be bounded by the first, the rest by the second: see ``lipschitz_in_x``.
+The first s sweeps may be bounded by the first, the rest by the second: see
+``analysis.certificates.certified_radius.lipschitz_in_x``.
 """
 
 from __future__ import annotations

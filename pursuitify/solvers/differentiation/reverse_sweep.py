@@ -1,7 +1,7 @@
 """The adjoint of one sweep, written by hand: from the latents before and after it, backwards.
 
-With K = K_j the column of latent j (``column.py``) and p = K Delta, Delta the last change, the
-update of latent j is
+With K = K_j the column of latent j (``column_products.py``) and p = K Delta, Delta the last change,
+the update of latent j is
 
     v = w + alpha Delta,   s = K^T (r + alpha p) + lam,   z = v - gamma s,
     w' = prox(z),          delta = w' - w,                r' = r + K delta.
@@ -140,7 +140,10 @@ def _through_change(run: Reverse, j: int, change: Tensor, moved: Image) -> Tenso
 
 
 def _through_step(run: Reverse, j: int, total: Tensor, after: Tensor, before: Tensor) -> Tensor:
-    """Return the cotangent of the latent before, but for what its change owes."""
+    """Return the cotangent of the latent before the step, as the step's start alone gives it.
+
+    The latent enters its change, too, as minus the value before: ``undo`` subtracts that part.
+    """
     step, activation = run.steps[j], run.dictionary.rows[j].activation
     kept, alpha = run.kept[j], None if run.extrapolation is None else run.extrapolation[j]
     v, seen = before, None

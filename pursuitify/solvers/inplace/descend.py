@@ -1,17 +1,18 @@
 """Global pursuit where no derivative is recorded: the elementwise work in place.
 
-The same values as ``pursuit.sweep`` up to rounding, without extrapolation. What is saved is memory
-traffic, which is what remains beside the weighted operators:
+The values are those of ``global_sweep.sweep`` up to rounding, without extrapolation. This saves
+memory traffic, which is the cost that remains beside the weighted operators:
 
 * every term of a step is added into the new latent, every change into the residuals that read it;
-  packed convolutions (``packing``) do so themselves;
+  packed convolutions (``kernel_packing``) do so themselves;
 * a row's slots are views of one tensor: nothing is joined for its operator, and nothing split;
 * a max-pool's adjoint is scattered into the sum it belongs to;
 * a *link* row, r_j = B_j w_j - w_k with nothing else in it, is held as its product p_j = B_j w_j.
   Its share of w_k's step is then one interpolation, w_k - gamma (w_k - p_j), and neither latent's
   change has to be formed for it;
-* of rows that scale one concat the concat is held (``concats``);
-* of a latent that is read through pools alone what these give is held (``pools``).
+* rows that scale one concat keep one copy of that concat, not a residual each
+  (``shared_concats``);
+* a latent that is read through pools alone keeps the pools' outputs (``pooled_latents``).
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def descend(
     count: int,
     observed: bool,
 ) -> Iterator[list[Tensor]]:
-    """Yield the latents after each sweep; see ``pursuit.global_pursuit``.
+    """Yield the latents after each sweep; see ``GlobalPursuit.sweeps``.
 
     Args:
         dictionary: The bound dictionary.

@@ -1,4 +1,4 @@
-"""Global pursuit with extrapolation where no derivative is recorded: ``inplace``, with a memory.
+"""Global pursuit with extrapolation where no derivative is recorded: ``descend`` with a memory.
 
 A step starts at v_j = w_j + alpha_j d_j, where d_j is the latent's last change. Residuals are held
 at w; at v_j they follow from the products of d_j, which are kept from when they were applied.
@@ -41,7 +41,7 @@ def descend(
     count: int,
     observed: bool,
 ) -> Iterator[list[Tensor]]:
-    """Yield the latents after each sweep; see ``pursuit.global_pursuit``.
+    """Yield the latents after each sweep; see ``GlobalPursuit.sweeps``.
 
     Args:
         dictionary: The bound dictionary.

@@ -73,8 +73,9 @@ class Kernels:
             dictionary: The bound dictionary.
             steps: gamma_j per latent; where it differs between samples nothing is packed.
             extrapolated: Whether sweeps keep products, so that they are not added to a sum at once.
-            contents: What its kernels are, as ``Norms.contents`` says; empty for unknown.
-
+                    contents: Fingerprint of its kernels, from ``norm_bounds.Norms.contents``; empty for
+                unknown.
+        
         Under ``torch.backends.mkldnn.flags(enabled=False)`` nothing is packed: counters of
         operations, for one, know the public convolutions alone.
         """
@@ -82,14 +83,16 @@ class Kernels:
             return dictionary
         sizes = tuple(tuple(x.shape) for x in dictionary.inputs if isinstance(x, Tensor))
         packing = _Packing(self._packs(contents, sizes), dictionary.inputs[0].shape[0])
-        there = 1.0 if extrapolated else -1.0
+        # A change's products are subtracted from residuals: the kernels hold the sign, unless the
+        # sweeps keep the products themselves for the next step.
+        sign = 1.0 if extrapolated else -1.0
         gammas = [float(step) if step.dim() == 0 else None for step in steps]
         rows = tuple(
             row if gamma is None else packing.row(row, gamma)
             for row, gamma in zip(dictionary.rows, gammas, strict=True)
         )
         branches = tuple(
-            branch if gamma is None else packing.branch(branch, row.name, there, gamma)
+            branch if gamma is None else packing.branch(branch, row.name, sign, gamma)
             for branch, row, gamma in zip(dictionary.branches, dictionary.rows, gammas, strict=True)
         )
         return dataclasses.replace(dictionary, rows=rows, branches=branches)
@@ -116,21 +119,21 @@ class _Packing:
         ]
         return dataclasses.replace(row, diagonal=Chain(tuple(maps)))
 
-    def branch(self, branch: Branch, place: str, there: float, gamma: float) -> Branch:
-        """Pack what reads a latent: A for ``there``, A^T for gamma where it ends at the latent."""
+    def branch(self, branch: Branch, place: str, sign: float, gamma: float) -> Branch:
+        """Pack a latent's readers: A for ``sign``, A^T for gamma where it ends at the latent."""
         through = tuple(
             (
-                self._packed(m, f"{place}:{i}", there, gamma),
-                self.branch(rest, f"{place}:{i}", there, 1.0),
+                self._packed(m, f"{place}:{i}", sign, gamma),
+                self.branch(rest, f"{place}:{i}", sign, 1.0),
             )
             for i, (m, rest) in enumerate(branch.through)
         )
         return Branch(branch.targets, through)
 
-    def _packed(self, linear: LinearMap, place: str, there: float, back: float) -> LinearMap:
+    def _packed(self, linear: LinearMap, place: str, forward: float, back: float) -> LinearMap:
         if not isinstance(linear, Conv) or not packable(linear):
             return linear
-        direct = self._kernel(f"{place}+", linear, there, direct_kernel)
+        direct = self._kernel(f"{place}+", linear, forward, direct_kernel)
         turned = self._kernel(f"{place}-", linear, back, adjoint_kernel)
         assert direct is not None
         return PackedConv(linear, direct, turned)

@@ -9,8 +9,9 @@ change of every w_i is added to its row. Held as c
 * a slot's share is sum_i s_i (w_i - s_i c), over the rows that read it, likewise;
 * a change of a slot is added to c, once.
 
-So nothing has to be kept up to date but c. What is held is -c: a change is subtracted from it, as
-from the residuals that others read. A factor may be one number, or missing, and c a single value.
+So c is all that has to be kept up to date. The code keeps -c instead of c, so that a change is
+subtracted from it, as it is from the residuals of other rows. A factor may be one number, or
+missing, and c a single value.
 """
 
 from __future__ import annotations

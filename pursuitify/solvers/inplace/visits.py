@@ -18,7 +18,7 @@ from pursuitify.solvers.inplace.shared_concats import DIM, Concats
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """The step of a row that scales a concat, of which -c_i is held: see ``concats``.
+    """The step of a row that scales a concat, of which -c_i is held: see ``shared_concats``.
 
     Attributes:
         held: -c_i.
