@@ -8,7 +8,8 @@ that the Python code of a forward has read while it was traced. Such a change is
 
 The comparison costs a look at every module per call. It is fast because the live objects are kept
 together with the values they had when they last passed (``_Cell``); only where one of them differs
-the change is judged by the record.
+the change is judged by the record. Each time it is, the record's ``version`` becomes another, so
+that whoever depends on the modules (a proof of the network) need not look at them again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import copy
 import dis
 import functools
+import itertools
 import operator
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -109,6 +111,8 @@ class Unchanged:
 
     parts: dict[bool, dict[str, _ModuleState]]
     _cells: dict[bool, list[_Cell]] = field(default_factory=dict)
+    _versions: dict[bool, int] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def __reduce__(self) -> tuple[type[Unchanged], tuple[dict[bool, dict[str, _ModuleState]]]]:
         """Copy and pickle without references to the live modules."""
@@ -149,7 +153,16 @@ class Unchanged:
                 "pursuit cannot follow",
                 found,
             )
+        # The version first: who passes by the new cells must not find the version of the old ones.
+        self._versions[training] = next(self._numbers)
         self._cells[training] = [*_cells(self.parts[training], network)]
+
+    def version(self, training: bool) -> int:
+        """Return a number that is another one after every change that ``check`` let pass.
+
+        It counts within this object alone; -1 before the first check in that mode.
+        """
+        return self._versions.get(training, -1)
 
 
 def _leaves(program: Program) -> dict[str, tuple[Rule | None, bool]]:

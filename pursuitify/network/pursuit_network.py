@@ -127,6 +127,7 @@ class PursuitNetwork(Settings):
         trained, evaluated, count = slots(names[True], names[False])
         self._places = {True: trained, False: evaluated}
         self.pursuit = PursuitParameters(count, beta_range, like.dtype).to(like.device)
+        self.pursuit.train(model.training)
         self._still = True
         self._unchanged = Unchanged.of(self, programs)
         if modes:
@@ -249,7 +250,7 @@ class PursuitNetwork(Settings):
         self, values: Sequence[Any]
     ) -> tuple[Any, tuple[Tensor, ...], StructuredDictionary]:
         began = self._begin_proof(values, self._packs) if self.pursues else None
-        first, bound = self._bind(self._program, values)
+        first, bound = self._bind(self._program, values, self._recording(began, values))
         latents = tuple(self._last(bound, first, began)) if self.pursues else first.latents
         with arguments.input_errors():
             output = self._program.head(self, latents, first, values)
@@ -281,7 +282,7 @@ class PursuitNetwork(Settings):
         values = self._values(program, args, kwargs)
         moves = solver.pursues and self.step_scale > 0 and any(wanted)
         began = self._begin_proof(values, packs=False) if moves else None
-        first, bound = self._bind(program, values)
+        first, bound = self._bind(program, values, self._recording(began, values))
         reached: dict[int, Sequence[Tensor]] = dict.fromkeys(wanted, first.latents)
         if moves:
             gammas = self._steps(bound)
@@ -302,7 +303,8 @@ class PursuitNetwork(Settings):
         """Return what the coming sweeps start from if they have to be proven, None otherwise."""
         if torch.compiler.is_compiling() or self._self_check == OFF:
             return None
-        return self._proofs.begin(self, self._program, values, packs)
+        version = self._unchanged.version(self.training)
+        return self._proofs.begin(self, values, version, packs)
 
     @property
     def _packs(self) -> bool:
@@ -322,23 +324,36 @@ class PursuitNetwork(Settings):
         if bound.samples is not None and bound.samples > 2 * verification.SAMPLES:
             few = [v[: verification.SAMPLES] if isinstance(v, Tensor) else v for v in bound.inputs]
         if few is None:
-            report = self._prove(began, first, bound, used)
+            report = self._prove(began, first, bound, used, every=False)
         else:
             with verification.aside(self, few) as again:
-                report = self._prove(again, *self._bind(self._program, few), used)
+                first, bound = self._bind(self._program, few, self._recording(again, few))
+                report = self._prove(again, first, bound, used, every=False)
         report.demand()
         self._proofs.passed(began)
 
+    def _recording(self, began: Start | None, values: Sequence[Any]) -> Start | None:
+        """Return the start of a pass whose products are kept for its proof, or None."""
+        if began is None or self._program.nonnegative:
+            return None
+        few = all(len(v) <= 2 * verification.SAMPLES for v in values if _is_batch(v))
+        return began if few else None
+
     def _prove(
-        self, began: Start, first: Pass, bound: StructuredDictionary, used: StructuredDictionary
+        self,
+        began: Start,
+        first: Pass,
+        bound: StructuredDictionary,
+        used: StructuredDictionary,
+        every: bool = True,
     ) -> Verification:
-        """Prove a pass, with the operators its sweeps use."""
+        """Prove a pass, with the operators its sweeps use; see ``verification.prove``."""
         plain = bound
         if self.threshold_scale != 1:  # the feed-forward pass knows nothing of it
             plain = structured.bind(self._program, first, bound.inputs)
         thresholds = [row.threshold for row in plain.rows]
         rest = first, bound, used, thresholds
-        return verification.prove(self, self._source_name, self._program, began, *rest)
+        return verification.prove(self, self._source_name, self._program, began, *rest, every)
 
     def source_output(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the source's own operations give, whatever ``iterations`` is.
@@ -368,7 +383,8 @@ class PursuitNetwork(Settings):
         """
         values, packs = self._values(self._program, args, kwargs), self._packs
         with verification.aside(self, values) as began:
-            first, bound = self._bind(self._program, values)
+            recording = None if self._program.nonnegative else began
+            first, bound = self._bind(self._program, values, recording)
             used = self._packed(bound, self._steps(bound)) if packs else bound
             return self._prove(began, first, bound, used).demand()
 
@@ -452,11 +468,24 @@ class PursuitNetwork(Settings):
         self._unchanged.check(self, self.training, self._program)
         return True
 
-    def _bind(self, program: Program, values: Sequence[Any]) -> tuple[Pass, StructuredDictionary]:
+    def _bind(
+        self, program: Program, values: Sequence[Any], recording: Start | None = None
+    ) -> tuple[Pass, StructuredDictionary]:
+        """Run the feed-forward pass and bind the rows to it.
+
+        Args:
+            program: The program of the current mode.
+            values: The arguments, in the order of the placeholders.
+            recording: The start of the pass, where its products are kept; without derivatives of
+                their own they are the source's values, for ``verification.prove``.
+        """
         if self._chooses_format:
             values = [memory_format.preferred(value) for value in values]
         with arguments.input_errors():
-            first = program.forward(self, *values)
+            if recording is None:
+                first = program.forward(self, *values)
+            else:
+                first = self._proofs.recorded_pass(self, program, recording, values)
         if torch.compiler.is_compiling() or func_transforms.active():
             first = slope_checks.poison(first)
         else:
@@ -560,6 +589,10 @@ class PursuitNetwork(Settings):
         """Generate the code again where the network comes out of a pickle."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._programs = revive(self._programs, self)
+
+
+def _is_batch(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
 
 
 def _start_cold(network: nn.Module, _keys: Any) -> None:

@@ -18,9 +18,9 @@ then left is as large as rounding could make it, for every operator alike.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pursuitify.compiler.graph.rows import needed_operations
+from pursuitify.compiler.lowering.emit import Recorded, recorded
 from pursuitify.compiler.lowering.program import Pass, Program
 from pursuitify.compiler.tracing.hidden_state import random_state, restore_random_state
 from pursuitify.compiler.tracing.nodes import describe
@@ -36,7 +37,7 @@ from pursuitify.dictionary.readers import Branch
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import Problem, VerificationError
 from pursuitify.network import structures
-from pursuitify.operators import LinearMap
+from pursuitify.operators import Conv, LinearMap, Scale
 from pursuitify.operators.onednn_conv import PackedConv
 from pursuitify.utils import func_transforms
 from pursuitify.utils.running_statistics import untouched
@@ -54,6 +55,9 @@ _TF32 = 2e-2
 SAMPLES = 2
 #: Seed of the directions of the dot tests; a generator of its own, so that no one else's moves.
 _SEED = 17
+#: Entries of a direction after which it starts again: drawing costs more than the tests. A prime
+#: number, so that no size of a tensor lines the repetitions up.
+_DRAWN = 65537
 _HINT = (
     "If the network was changed after its conversion (a module replaced, an attribute, a hook, a "
     "forward), convert the changed source again. If the source itself does what torch.fx cannot "
@@ -147,6 +151,21 @@ class Verification:
 # -- the state a pass starts from -----------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Products:
+    """The source's own products of one pass, and a way to run the source around them.
+
+    Attributes:
+        operands: What the chains of its operations started from.
+        values: What they gave.
+        plain: ``Recorded.plain``.
+    """
+
+    operands: tuple[Any, ...]
+    values: tuple[Any, ...]
+    plain: Callable[..., Any]
+
+
 @dataclass
 class Start:
     """The random numbers and buffers a pass starts from, kept so that it can be run again.
@@ -158,6 +177,7 @@ class Start:
         buffers: Copies of the buffers, by the identity of the network's own; none where nothing
             is in training mode.
         key: What is proven if the proof holds.
+        products: What the source's operations with weights gave in the pass, if that was recorded.
         kept: The network's own buffers, by the identity of the copy that stands in for them.
     """
 
@@ -166,7 +186,9 @@ class Start:
     device_numbers: Tensor | None
     buffers: dict[int, Tensor]
     key: object = None
+    products: Products | None = None
     kept: dict[int, Tensor] = field(default_factory=dict)
+    _clean: dict[int, Tensor] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def again(self, network: nn.Module) -> Iterator[None]:
@@ -182,6 +204,7 @@ class Start:
             for name, buffer in module._buffers.items()
             if buffer is not None and id(buffer) in self.buffers
         ]
+        self._clean = {name: copy.clone() for name, copy in self.buffers.items()}
         self.kept = {id(self.buffers[id(buffer)]): buffer for _, _, buffer in held}
         try:
             self.restore_numbers()
@@ -193,6 +216,12 @@ class Start:
                 module._buffers[name] = buffer
             restore_random_state(numbers)
             _set_device_numbers(self.device, own)
+
+    def restore(self, network: nn.Module) -> None:
+        """Start once more inside ``again``: the first attempt has drawn numbers and written."""
+        self.restore_numbers()
+        for name, copy in self.buffers.items():
+            copy.copy_(self._clean[name])
 
     def restore_numbers(self) -> None:
         """Put the random number generators back to where the pass started."""
@@ -237,6 +266,11 @@ class Proofs:
 
     def __init__(self) -> None:
         self._proven: set[object] = set()
+        self._recorded: dict[tuple[int, bool], tuple[Program, Recorded]] = {}
+
+    def forget(self) -> None:
+        """Forget what was proven."""
+        self._proven.clear()
 
     def __deepcopy__(self, memo: Any) -> Proofs:
         """Return none: a copy proves itself."""
@@ -247,7 +281,7 @@ class Proofs:
         return Proofs, ()
 
     def begin(
-        self, network: nn.Module, program: Program, values: Sequence[Any], packs: bool
+        self, network: nn.Module, values: Sequence[Any], version: int, packs: bool
     ) -> Start | None:
         """Return what the pass starts from if it has to be proven, None otherwise.
 
@@ -255,6 +289,7 @@ class Proofs:
             network: The network.
             program: The program of its mode.
             values: The arguments of the call.
+            version: Another number wherever the network's modules were changed.
             packs: Whether the sweeps may run on packed kernels.
         """
         if func_transforms.active() or torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
@@ -262,14 +297,25 @@ class Proofs:
         tensors = [v for v in values if isinstance(v, Tensor)]
         if any(v.is_meta for v in tensors):
             return None
-        found, hooked = structure(network)
         sizes = tuple((v.dtype, v.device, v.shape[1:], v.shape[:1] == (1,)) for v in tensors)
-        key = (found, network.training, packs, sizes, _autocast(tensors))
-        if key in self._proven and not _computes_kernels(hooked, network, program):
+        key = (version, network.training, packs, sizes, _autocast(tensors))
+        if key in self._proven:
             return None
         began = start(network, values)
         began.key = key
         return began
+
+    def recorded_pass(
+        self, network: nn.Module, program: Program, began: Start, values: Sequence[Any]
+    ) -> Pass:
+        """Run the feed-forward pass and keep its products in ``began``."""
+        key = id(program), not began.buffers
+        known = self._recorded.get(key)
+        if known is None:
+            known = self._recorded[key] = program, recorded(program, network, key[1])
+        *found, operands, given = known[1].forward(network, *values)
+        began.products = Products(operands, given, known[1].plain)
+        return program.passed(tuple(found))
 
     def passed(self, began: Start) -> None:
         """Note that the pass that began there was proven."""
@@ -281,59 +327,6 @@ def _autocast(tensors: Sequence[Tensor]) -> torch.dtype | None:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
-
-
-#: Containers that hang on every module (what they hold is looked at by name where it matters), and
-#: tensors. Other kinds of containers have no hash and are told apart by their type.
-_SKIPPED = frozenset({dict, OrderedDict, list, set, Tensor, nn.Parameter})
-
-
-def structure(network: nn.Module) -> tuple[int, set[nn.Module]]:
-    """Return a number that changes with the network's modules, and the modules with pre-hooks.
-
-    The number stands for the modules' types, their plain attributes (a stride, a patched forward),
-    the names of their parameters and their hooks, not for tensors: training does not change it.
-    """
-    parts: list[object] = []
-    hooked: set[nn.Module] = set()
-    stack = [module for module in network._modules.values() if module is not None]
-    while stack:
-        module = stack.pop()
-        own = module.__dict__
-        parts.append(type(module))
-        parts += [value for value in own.values() if type(value) not in _SKIPPED]
-        parts += own["_parameters"]
-        parts += own["_forward_hooks"]
-        if own["_forward_pre_hooks"]:
-            parts += own["_forward_pre_hooks"]
-            hooked.add(module)
-        stack += [child for child in own["_modules"].values() if child is not None]
-    try:
-        return hash(tuple(parts)), hooked
-    except TypeError:  # an attribute of a kind that has no hash: what it is, not what it holds
-        return hash(tuple(p if _hashes(p) else type(p) for p in parts)), hooked
-
-
-def _computes_kernels(hooked: Collection[nn.Module], network: nn.Module, program: Program) -> bool:
-    """Return whether sweeps read parameters of a module with a pre-hook.
-
-    Such a hook may compute a parameter anew in every call, as pruning does, so that no proof of one
-    call says anything of the next. What is called after the last latents may have hooks.
-    """
-    if not hooked:
-        return False
-    read = {*program.names, *(row.name for row in program.rows)}
-    called = [program.nodes[name] for name in read]
-    paths = [str(node.target) for node in called if node.op == "call_module"]
-    return any(network.get_submodule(path) in hooked for path in paths)
-
-
-def _hashes(value: object) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 # -- the proof ------------------------------------------------------------------------------------
@@ -349,6 +342,7 @@ def prove(
     bound: StructuredDictionary,
     used: StructuredDictionary,
     thresholds: Sequence[Tensor | None],
+    every: bool = True,
 ) -> Verification:
     """Prove one pass.
 
@@ -361,6 +355,9 @@ def prove(
         bound: The dictionary bound to it.
         used: The same as the sweeps use it, its kernels packed where they are.
         thresholds: lam_j per row as the feed-forward pass has them, unscaled.
+        every: Whether every operator is put to the dot test. If not, of the convolutions that
+            differ in nothing but their weights one is: their adjoint is the same code, and (17)
+            tests the weights of all.
 
     Returns:
         The report; nothing is raised for what does not hold.
@@ -371,13 +368,19 @@ def prove(
     problems: list[Problem] = []
     gaps, output = [float("nan")] * len(bound.rows), float("nan")
     if not program.nonnegative:
-        replay = _Replay(network, program, first)
         with began.again(network):
-            answer = replay.run(*map(_own, bound.inputs), enable_io_processing=False)
-            problems += _state_problems(network, began)
+            answer = _around_products(network, began, first, bound.inputs)
+            gaps = [0.0] * len(bound.rows)
+            if answer is None:
+                began.restore(network)
+                replay = _Replay(network, program, first)
+                answer = replay.run(*map(_own, bound.inputs), enable_io_processing=False)
+                gaps = replay.gaps
+            if began.buffers:
+                problems += _state_problems(network, began)
             output = _output_error(network, program, first, bound.inputs, answer, tolerance)
-        gaps = replay.gaps
-    work = _Work(bound, used, first, thresholds, tolerance)
+    began.products = None
+    work = _Work(bound, used, first, thresholds, tolerance, every)
     rows = tuple(
         RowProof(row.name, plan.source, *work.row(j, gaps[j]))
         for j, (row, plan) in enumerate(zip(bound.rows, program.rows, strict=True))
@@ -405,6 +408,8 @@ def prove(
     return Verification(name, network.training, tolerance, rows, output, tuple(problems))
 
 
+#: Errors of a row of which nothing can be said.
+_NOTHING = (math.nan,) * 4
 _REASONS = {
     "source": "the source's operations give another value than the feed-forward pass of the "
     "sweeps, by {:.3g} of its size",
@@ -423,6 +428,7 @@ def tolerance_of(dtype: torch.dtype, device: torch.device) -> float:
     return TOLERANCES.get(dtype, max(TOLERANCES.values()))
 
 
+@functools.lru_cache(maxsize=8)
 def _floor(dtype: torch.dtype) -> float:
     """Return the size below which products lose digits because they leave the dtype's range."""
     info = torch.finfo(dtype)
@@ -493,6 +499,27 @@ def _state_problems(network: nn.Module, began: Start) -> list[Problem]:
     ]
 
 
+def _around_products(
+    network: nn.Module, began: Start, first: Pass, inputs: Sequence[Any]
+) -> Any | None:
+    """Return the source's output, its products taken from the pass; inside ``again``.
+
+    None unless every latent and every operand of a product is that of the pass to the last bit:
+    then the source has to be run in full, from latent to latent.
+    """
+    products = began.products
+    if products is None:
+        return None
+    values = (v.detach() if isinstance(v, Tensor) else v for v in products.values)
+    answer, latents, operands = products.plain(network, *map(_own, inputs), *values)
+    found, known = (*latents, *operands), (*first.latents, *products.operands)
+    return answer if all(map(_same, found, known)) else None
+
+
+def _same(a: Any, b: Any) -> bool:
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.equal(b)
+
+
 class _Replay(fx.Interpreter):
     """Runs the source's graph, every latent started from its recorded value."""
 
@@ -532,6 +559,12 @@ class _Work:
         first: The pass it is bound to.
         thresholds: lam_j per row, unscaled.
         tolerance: Errors below it are not looked at again.
+        every: See ``prove``.
+        tested: What the convolutions that passed the dot test have in common with others.
+        packed: The packed form of a map, by its identity.
+        drawn: Random numbers.
+        directions: The same by dtype, repeated as often as the largest tensor so far needed.
+        blamed: By row, which operator failed its dot test.
     """
 
     bound: StructuredDictionary
@@ -539,7 +572,10 @@ class _Work:
     first: Pass
     thresholds: Sequence[Tensor | None]
     tolerance: float
+    every: bool = True
+    tested: set[object] = field(default_factory=set)
     packed: dict[int, PackedConv] = field(default_factory=dict)
+    drawn: Tensor = field(init=False)
     directions: dict[torch.dtype, Tensor] = field(default_factory=dict)
     blamed: dict[str, str] = field(default_factory=dict)
 
@@ -552,12 +588,9 @@ class _Work:
                         self._pair(one, other)
             for branch, twin in zip(self.bound.branches, self.used.branches, strict=True):
                 self._pair_branch(branch, twin)
-        sizes = [w.numel() for w in self.first.latents]
-        sizes += [sum(part.numel() for part in row.u) for row in self.bound.rows]
-        like = self.first.latents[0]
-        generator = torch.Generator(like.device).manual_seed(_SEED)
-        drawn = torch.randn(max(sizes), generator=generator, device=like.device)
-        self.directions = {torch.float32: drawn.float()}
+        device = self.first.latents[0].device
+        generator = torch.Generator(device).manual_seed(_SEED)
+        self.drawn = torch.randn(_DRAWN, generator=generator, device=device, dtype=torch.float32)
 
     def _pair(self, plain: LinearMap, used: LinearMap) -> None:
         if isinstance(used, PackedConv):
@@ -574,13 +607,14 @@ class _Work:
 
     def direction(self, like: Tensor) -> Tensor:
         """Return a random direction, of the shape and memory order of a value."""
-        if like.dtype not in self.directions:
-            self.directions[like.dtype] = self.directions[torch.float32].to(like.dtype)
-        flat = self.directions[like.dtype]
-        if like.numel() > flat.numel():  # an input, or a value inside a chain: padded, upsampled
-            flat = flat.repeat(math.ceil(like.numel() / max(flat.numel(), 1)))
-        flat = flat[: like.numel()]
-        order = sorted(range(like.dim()), key=like.stride, reverse=True)
+        known = self.directions.get(like.dtype)
+        if known is None or len(known) < like.numel():
+            known = self.drawn.to(like.dtype).repeat(-(-like.numel() // _DRAWN))
+            self.directions[like.dtype] = known
+        flat = known[: like.numel()]
+        if like.is_contiguous():
+            return flat.view(like.shape)
+        order = structures.order(like)
         shape = [like.shape[d] for d in order]
         back = sorted(range(like.dim()), key=order.__getitem__)
         return flat.reshape(shape).permute(back)
@@ -592,7 +626,7 @@ class _Work:
             given.append(x)
             packed = self.packed.get(id(item))
             if packed is not None and _usable(packed.direct.factor):
-                x = packed.direct.apply(x) / packed.direct.factor
+                x = packed.direct.apply(x).div_(packed.direct.factor)
             else:
                 x = item.apply(x)
         return x, given
@@ -603,7 +637,7 @@ class _Work:
             packed = self.packed.get(id(item))
             turned = None if packed is None else packed.turned
             if turned is not None and _usable(turned.factor):
-                y = turned.add(torch.zeros_like(x), y) / turned.factor
+                y = turned.add(torch.zeros_like(x), y).div_(turned.factor)
             else:
                 y = item.adjoint(y)
         return y
@@ -616,17 +650,18 @@ class _Work:
             gap: Largest difference of its latent from what the source's operations give.
         """
         row, w, lam = self.bound.rows[j], self.first.latents[j].detach(), self.thresholds[j]
-        whole = structures.largest(w)
+        whole, floor = structures.largest(w), _floor(w.dtype)
+        if not math.isfinite(whole) or 0 < whole < floor:
+            return _NOTHING  # the source overflows or underflows: nothing to prove
         recorded = row.join(row.u).detach()
-        within, floor = structures.size(recorded), _floor(w.dtype)
-        if not math.isfinite(whole) or 0 < whole < floor or 0 < within < floor:
-            return (math.nan,) * 4  # the source overflows or underflows: nothing to prove
         maps = () if row.diagonal is None else row.diagonal.maps
         try:
-            u, adjoint = self._u_of(row, recorded)
+            u, adjoint = self._u_of(row)
             z, given = self.apply(maps, u)
             value = row.activation(z if lam is None else z - lam)
         except RuntimeError as error:  # shapes that do not fit
+            if 0 < structures.size(recorded) < floor:
+                return _NOTHING
             self.blamed[row.name] = f" ({error})"
             return structures.ratio(gap, whole), math.inf, math.inf, math.inf
         gaps = [gap, math.inf, math.inf]
@@ -634,14 +669,21 @@ class _Work:
             gaps[1] = structures.gap(u, recorded)
         if value.shape == w.shape:
             gaps[2] = structures.gap(value, w)
-        if maps:
+        if self._untested(maps, u, z):
             y = self.direction(z)
-            found = self._dot(z, y, [(u, self.adjoint(maps, given, y))])
+            found = self._dot(z, y, u, self.adjoint(maps, given, y))
             if found > self.tolerance:
                 self._name(row.name, maps, given)
             adjoint = max(found, adjoint) if adjoint == adjoint else found
+        # The size of u is looked at where it matters alone: where nothing differs, it does not.
+        within = structures.size(recorded) if gaps[1] > 0 or adjoint > self.tolerance else whole
+        if 0 < within < floor:
+            return _NOTHING
         errors = _ratios(gaps, (whole, within, whole))
         if any(error > self.tolerance for error in errors):
+            within = structures.size(recorded)
+            if 0 < within < floor:
+                return _NOTHING
             terms = self._terms(row, recorded)
             inner = structures.size(self.first.u[j].detach() - recorded)
             within = max(structures.size(terms), within, inner)
@@ -654,33 +696,54 @@ class _Work:
             errors = _ratios(gaps, (whole, within, whole))
         return errors[0], errors[1], errors[2], adjoint
 
-    def _u_of(self, row: BoundRow, recorded: Tensor) -> tuple[Tensor, float]:
-        """Return u_j by the row's operators, and the error of their dot test; NaN without any.
+    def _u_of(self, row: BoundRow) -> tuple[Tensor, float]:
+        """Return u_j by the row's operators, and the worst error of their dot tests; NaN without.
 
-        The latents alone are tested: nothing applies the adjoint of what reads the input.
+        Paths from latents alone are tested: nothing applies the adjoint of what reads the input.
         """
-        y = self.direction(recorded)
-        parts, pairs, left = [], [], 0.0
-        for paths, like, direction in zip(row.slots, row.u, row.split(y), strict=True):
+        parts, errors = [], []
+        for paths, like in zip(row.slots, row.u, strict=True):
             total: Tensor | None = None
             for path in paths:
                 x = self._leaf(path.leaf)
                 value, given = self.apply(path.maps, x)
                 total = value if total is None else total + value
-                if path.leaf >= 0 and path.maps:
-                    pairs.append((x, self.adjoint(path.maps, given, direction.expand_as(value))))
-                else:
-                    left -= _inner(value, direction.expand_as(value))
-            parts.append(torch.zeros_like(like) if total is None else total)
-        u = row.join(tuple(parts))
-        if not pairs:
-            return u, math.nan
-        left += _inner(u, y.expand_as(u))
-        error = self._dot(u, y, pairs, left)
-        if error > self.tolerance:
-            for path in (path for paths in row.slots for path in paths if path.leaf >= 0):
-                self._name(row.name, path.maps, self.apply(path.maps, self._leaf(path.leaf))[1])
-        return u, error
+                if path.leaf >= 0 and self._untested(path.maps, x, value):
+                    y = self.direction(value)
+                    found = self._dot(value, y, x, self.adjoint(path.maps, given, y))
+                    errors.append(found)
+                    if found > self.tolerance:
+                        self._name(row.name, path.maps, given)
+            parts.append(torch.zeros_like(like) if total is None else total.expand_as(like))
+        return row.join(tuple(parts)), max(errors, default=math.nan)
+
+    def _untested(self, maps: Sequence[LinearMap], x: Tensor, value: Tensor) -> bool:
+        """Whether a chain that made ``value`` of ``x`` has to pass the dot test, and note it.
+
+        Factors alone are their own adjoint by construction.
+        """
+        rest = [item for item in maps if type(item) is not Scale]
+        if not rest and value.shape == x.shape:
+            return False
+        if self.every or not all(type(item) is Conv for item in rest):
+            return True
+        keys = [self._kind(item) for item in rest if isinstance(item, Conv)]
+        if self.tested.issuperset(keys):
+            return False
+        self.tested.update(keys)
+        return True
+
+    def _kind(self, conv: Conv) -> object:
+        """Return what a convolution is but for its weights, packed kernels included."""
+        packed = self.packed.get(id(conv))
+        kernels = packed and (
+            _usable(packed.direct.factor),
+            packed.turned and (packed.turned.spread, _usable(packed.turned.factor)),
+        )
+        own = conv.stride, conv.padding, conv.dilation, conv.size
+        depthwise = conv.weight.shape[1] == 1 and conv.groups > 1
+        groups = -1 if depthwise else conv.groups
+        return tuple(conv.weight.shape[2:]), own, groups, kernels
 
     def _leaf(self, leaf: int) -> Tensor:
         value = self.bound.inputs[-1 - leaf] if leaf < 0 else self.first.latents[leaf]
@@ -692,17 +755,11 @@ class _Work:
             value = self.apply([item], x)[0]
             y = self.direction(value)
             back = self.adjoint([item], [x], y)
-            if self._dot(value, y, [(x, back)]) > self.tolerance:
+            if self._dot(value, y, x, back) > self.tolerance:
                 self.blamed[name] = f" in its {type(item).__name__}"
 
-    def _dot(
-        self,
-        value: Tensor,
-        y: Tensor,
-        pairs: Sequence[tuple[Tensor, Tensor]],
-        left: float | None = None,
-    ) -> float:
-        """Return the error of <A x, y> = sum <x, A^T y>, relative to the size of A x.
+    def _dot(self, value: Tensor, y: Tensor, x: Tensor, back: Tensor) -> float:
+        """Return the error of <A x, y> = <x, A^T y>, relative to the size of A x.
 
         Where that cancels, relative to the terms' root sum of squares: a random y makes the terms
         add up like that, and rounding errors too.
@@ -710,17 +767,17 @@ class _Work:
         Args:
             value: A x.
             y: The direction.
-            pairs: Per operator its x and its A^T y.
-            left: <A x, y> if it is not that of ``value``.
+            x: What A was applied to.
+            back: A^T y.
         """
-        if any(x.shape != back.shape for x, back in pairs):
+        if x.shape != back.shape:
             return math.inf
-        left = _inner(value, y) if left is None else left
-        gap = abs(left - sum(_inner(x, back) for x, back in pairs))
+        gap = abs(structures.inner(value, y) - structures.inner(x, back))
         scale = structures.square(value)
         error = structures.ratio(gap, scale**0.5)
-        if error > self.tolerance:
-            scale += sum(structures.square(_product(x, back)) for x, back in pairs)
+        if error > self.tolerance or error != error:
+            gap = abs(structures.inner(value, y, True) - structures.inner(x, back, True))
+            scale += structures.square(_product(x, back))
             error = structures.ratio(gap, scale**0.5)
         return error
 
@@ -742,11 +799,6 @@ def _usable(factor: float) -> bool:
 
 def _ratios(gaps: Sequence[float], sizes: Sequence[float]) -> list[float]:
     return [structures.ratio(gap, size) for gap, size in zip(gaps, sizes, strict=True)]
-
-
-def _inner(a: Tensor, b: Tensor) -> float:
-    """Return the inner product."""
-    return float(_product(a, b).sum())
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -78,6 +78,8 @@ class Rule:
             value, and ``weight`` the inverse of one on its operand.
         channel_gains: Returns by output channel how much a module enlarges what it reads: the norms
             of its filters, or the size of its factors. None where it has no channels of its own.
+        runs_source: Whether the ``value`` that ``bind`` returns is what ``op`` returned for its one
+            operand, so that it need not be computed again to be compared with the source's.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Rule:
     homogeneous: bool | Callable[..., bool] = False
     absorbs_scale: bool = False
     channel_gains: Callable[[nn.Module], Tensor] | None = None
+    runs_source: bool = False
 
     def dependence(self, parameters: Mapping[str, Any]) -> str | None:
         """Return how the result depends on the input beyond what is affine in it, or None.

@@ -53,7 +53,7 @@ def _kernel(module: nn.Module) -> Tensor:
 
 @registry.register(
     nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d, kind="weighted",
-    check=_conv_check, absorbs_scale=True, channel_gains=filter_norms,
+    check=_conv_check, absorbs_scale=True, channel_gains=filter_norms, runs_source=True,
 )  # fmt: skip
 def conv(
     op: Op,
@@ -92,7 +92,7 @@ def transposed_filter_norms(module: nn.Module) -> Tensor:
 @registry.register(
     nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, kind="weighted",
-    absorbs_scale=True, channel_gains=transposed_filter_norms,
+    absorbs_scale=True, channel_gains=transposed_filter_norms, runs_source=True,
 )  # fmt: skip
 def conv_transpose(
     op: Op,
@@ -115,8 +115,9 @@ def conv_transpose(
 
 
 @registry.register(
-    nn.Linear, F.linear, kind="weighted", absorbs_scale=True, channel_gains=filter_norms
-)
+    nn.Linear, F.linear, kind="weighted", absorbs_scale=True, channel_gains=filter_norms,
+    runs_source=True,
+)  # fmt: skip
 def linear(op: Op, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Affine:
     """Dense layer on the last dimension."""
     return Affine(op(input), (Dense(weight, input.dim()),), bias)
@@ -170,6 +171,7 @@ def batch_norm_factors(module: nn.Module) -> Tensor:
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, F.batch_norm, torch.batch_norm,
     kind="diagonal", channelwise=True, elementwise=True, stateful=True,
     input_dependent=_statistics, absorbs_scale=True, channel_gains=batch_norm_factors,
+    runs_source=True,
 )  # fmt: skip
 def batch_norm(
     op: Op,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from pursuitify.compiler.graph.classify import Sites, Value
@@ -81,6 +83,43 @@ def _any_dtype(sites: Sites, inputs: tuple[fx.Node, ...]) -> tuple[bool, ...]:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """Two more functions of a program, for a proof: they say what the others keep to themselves.
+
+    Products are what the source's own operations give in the feed-forward pass
+    (``Rule.runs_source``), where nothing but such operations reads them: at the end of each chain
+    of them there is one.
+
+    Attributes:
+        forward: The feed-forward pass; returns what ``Program._forward`` does, then the operands
+            at the start of the chains and the products at their ends.
+        plain: The source, its products given: ``plain(network, *args, *products)`` returns the
+            output, the latents and the operands at the start of the chains.
+    """
+
+    forward: Callable[..., Any]
+    plain: Callable[..., Any]
+
+
+def recorded(program: Program, root: nn.Module, still: bool) -> Recorded:
+    """Generate the functions that record a pass.
+
+    Args:
+        program: The program.
+        root: The module its targets are paths in.
+        still: Whether no operation writes to a buffer or draws a number in the coming passes.
+    """
+    rest = program.graph, root, program.sites, program.rows, program.nonnegative
+    builder = _Builder(*rest)
+    builder.choose_products(still)
+    forward, plain = builder.forward(products=True)[0], builder.replay()
+    if program.any_format:
+        layout_freedom.reshape_views(forward)
+        layout_freedom.reshape_views(plain)
+    return Recorded(_function(forward, root), _function(plain, root))
+
+
 def revive(programs: Mapping[bool, Program | Stored], root: nn.Module) -> dict[bool, Program]:
     """Return the programs; of those that were pickled the code is generated again."""
     whole: dict[int, Program] = {}
@@ -142,6 +181,9 @@ class _Builder:
         self.still = _without_derivatives(graph)
         self.run.update(pieces.upstream([*self.stateful, *self.captured]))
         self.run.update(pieces.upstream([n for n in graph.nodes if self._is_idle(n)]))
+        self.inside: set[fx.Node] = set()
+        self.starts: list[fx.Node] = []
+        self.products: list[fx.Node] = []
 
     def _is_stateful(self, node: fx.Node) -> bool:
         site = self.sites[node]
@@ -198,8 +240,50 @@ class _Builder:
         assert isinstance(operand, fx.Node)
         return operand
 
-    def forward(self) -> tuple[fx.Graph, tuple[str, ...]]:
-        """Return the feed-forward graph and the names of the operations it binds."""
+    def choose_products(self, still: bool) -> None:
+        """Find the chains of operations that the feed-forward pass runs as the source does.
+
+        Args:
+            still: Whether those that may keep a state keep none now.
+        """
+        inside = {node for node in self.bound if self._runs_source(node, still)}
+        self.starts = [
+            n for n in self.graph.nodes if n in inside and self._operand(n) not in inside
+        ]
+        self.inside = inside
+        self.products = [
+            n for n in self.graph.nodes if n in inside and not inside.issuperset(n.users)
+        ]
+
+    def _runs_source(self, node: fx.Node, still: bool) -> bool:
+        rule = self.sites[node].rule
+        if rule is None or not rule.runs_source or (rule.stateful and not still):
+            return False
+        return node not in self.row_of and len(self.sites[node].operands) == 1
+
+    def replay(self) -> fx.Graph:
+        """Return the source graph with its products as further arguments: see ``Recorded``."""
+        new = fx.Graph()
+        inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
+        env = {node: new.node_copy(node) for node in inputs}
+        given = {node: new.placeholder(f"product_of_{node.name}") for node in self.products}
+        for node in self.graph.nodes:
+            if node in given:
+                # A tensor of its own: what follows may work on it in place.
+                env[node] = new.call_function(torch.clone, (given[node],))
+            elif node is not self.output and node not in env and node not in self.inside:
+                env[node] = new.node_copy(node, env.__getitem__)
+        result = fx.map_arg(self.output.args[0], env.__getitem__)
+        latents = tuple(env[node] for node in self.row_of)
+        new.output((result, latents, tuple(env[self._operand(node)] for node in self.starts)))
+        return new
+
+    def forward(self, products: bool = False) -> tuple[fx.Graph, tuple[str, ...]]:
+        """Return the feed-forward graph and the names of the operations it binds.
+
+        Args:
+            products: Return the operands and the values of the products as well.
+        """
         own = {**self.bound, **self.row_of}
         new = fx.Graph()
         env: dict[fx.Node, fx.Node] = {}
@@ -221,6 +305,10 @@ class _Builder:
                 env[node] = new.call_function(operator.getitem, (pair, 0))
                 bound[node.name] = new.call_function(operator.getitem, (pair, 1))
         linear = new.call_function(Linear, ())
+        extra: tuple[Any, ...] = ()
+        if products:
+            operands = tuple(env[self._operand(node)] for node in self.starts)
+            extra = operands, tuple(env[node] for node in self.products)
         new.output(
             (
                 tuple(env[node] for node in self.row_of),
@@ -228,6 +316,7 @@ class _Builder:
                 tuple(bound.values()),
                 tuple(activations.get(node, linear) for node in self.row_of),
                 tuple(env[node] for node in self.captured),
+                *extra,
             )
         )
         return new, tuple(bound)

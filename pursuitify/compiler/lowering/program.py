@@ -111,7 +111,11 @@ class Program:
 
     def forward(self, network: nn.Module, *args: Any) -> Pass:
         """Run the feed-forward pass and bind the rows to this batch."""
-        latents, u, bound, activations, captured = self._forward(network, *args)
+        return self.passed(self._forward(network, *args))
+
+    def passed(self, found: tuple[Any, ...]) -> Pass:
+        """Return the record of what the feed-forward function returned."""
+        latents, u, bound, activations, captured = found
         named = dict(zip(self.names, bound, strict=True))
         return Pass(latents, u, named, activations, captured)
 

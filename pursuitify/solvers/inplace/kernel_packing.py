@@ -73,9 +73,9 @@ class Kernels:
             dictionary: The bound dictionary.
             steps: gamma_j per latent; where it differs between samples nothing is packed.
             extrapolated: Whether sweeps keep products, so that they are not added to a sum at once.
-                    contents: Fingerprint of its kernels, from ``norm_bounds.Norms.contents``; empty for
+            contents: Fingerprint of its kernels, from ``norm_bounds.Norms.contents``; empty for
                 unknown.
-        
+
         Under ``torch.backends.mkldnn.flags(enabled=False)`` nothing is packed: counters of
         operations, for one, know the public convolutions alone.
         """
