@@ -42,11 +42,12 @@ format: $(STAMP) ## Format, and fix what can be fixed.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Not coverage.py, which writes docs/coverage.md: it is run by hand. render.py comes last, since it
-# writes docs/performance.md from what the others measured.
-BENCHMARKS := $(filter-out %/common.py %/coverage.py %/render.py,$(wildcard benchmarks/*.py))
+# Not coverage.py and coverage_libraries.py, which write pages of docs: they are run by hand.
+# render.py comes last, since it writes docs/performance.md from what the others measured.
+BENCHMARKS := $(filter-out %/common.py %/coverage.py %/coverage_libraries.py %/render.py, \
+	$(wildcard benchmarks/*.py))
 
-bench: $(STAMP) ## Run every benchmark but coverage.py, then write docs/performance.md from them.
+bench: $(STAMP) ## Run every benchmark but the coverage pages', then write docs/performance.md from them.
 	@set -e; for script in $(BENCHMARKS) benchmarks/render.py; do \
 		echo "== $$script"; $(BIN)/python "$$script"; \
 	done

@@ -25,9 +25,8 @@ from torchvision import models
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.agreement import bound_pass, compare, error  # noqa: E402
-
 from pursuitify import PursuitNetwork, explain, pursuitify  # noqa: E402
+from tests.support.agreement import bound_pass, compare, error  # noqa: E402
 
 PAGE = ROOT / "docs" / "coverage.md"
 TOLERANCE = 1e-5
