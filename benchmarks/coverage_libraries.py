@@ -28,7 +28,7 @@ from tests.support.libraries import FAULTS, LIBRARIES, Network, Result, networks
 
 PAGE = ROOT / "docs" / "coverage-other-libraries.md"
 #: What a network of the ReLU family can become.
-_OURS = ("converted", "refused", "too large", "does not run")
+_OURS = ("converted", "explained", "refused", "too large", "does not run")
 COLUMNS = ("family", "examined", "ReLU family", *_OURS, "faults", "why not")
 
 
@@ -72,13 +72,16 @@ def page(results: Sequence[Result]) -> str:
     lines = [
         "# Coverage of other libraries",
         "",
-        "What `explain` and `pursuitify` make of networks that other libraries construct, each",
-        "examined in a child process: every conversion is run through `net.verify` and compared",
-        "with its source at T = 0, in evaluation and in training mode. *Faults* are deaths of the",
-        "process, errors that are not of pursuitify's own family, conversions that are not their",
-        "source, and refusals after the conversion; there must be none. Networks with GELU, SiLU,",
-        "LayerNorm, instance norm and the like count as examined, but not as ReLU family; larger",
-        "ones than 150 million parameters are not built. Written by",
+        "What `explain` and `pursuitify` make of networks that other libraries construct.",
+        "",
+        "*Converted* networks were run through `net.verify` and compared with their source at",
+        "T = 0, in evaluation and in training mode; *explained* ones would convert, which was not",
+        "run. *Faults* are deaths of the process, errors that are not of pursuitify's own family,",
+        "conversions that are not their source, and refusals after the conversion; there must be",
+        "none. Networks with GELU, SiLU, LayerNorm, instance norm and the like that are refused",
+        "count as examined, but not as ReLU family. Larger ones than 150 million parameters are",
+        "explained alone. *Why not* says by what the refused ones are refused. The networks are",
+        "those measured so far, not all that the libraries have. Written by",
         "`benchmarks/coverage_libraries.py`; the slow test",
         "`tests/conversion/test_other_libraries.py` runs the same over all networks.",
         "",
@@ -107,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, required=True, help="file of JSON lines")
     parser.add_argument("--library", choices=LIBRARIES, nargs="*", default=LIBRARIES)
     parser.add_argument("--each", type=int, help="the first networks of every family only")
+    parser.add_argument("--explain", action="store_true", help="explain, convert nothing")
     parser.add_argument("--page", action="store_true", help="write the page, examine nothing")
     options = parser.parse_args(arguments)
     if options.page:
@@ -119,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = {result.network for result in read(options.results)}
         left = [n for n in chosen(library, options.each) if n not in known]
         with options.results.open("a") as file:
-            for result in sweep(left):
+            for result in sweep(left, prove=not options.explain):
                 print(json.dumps(dataclasses.asdict(result)), file=file, flush=True)
                 print(f"{library} {result.network.name}: {result.outcome} {result.detail}")
     return 0

@@ -70,7 +70,7 @@ def _here(name: str) -> Network:
     ("name", "outcome", "said"),
     [
         ("plain", "converted", ""),
-        ("smooth", "other family", "GELU x1"),
+        ("smooth", "other family", "GELU"),
         ("sorting", "refused", "sort"),
         ("small_only", "does not run", ""),
         ("absent", "not built", "no internet"),
@@ -103,6 +103,11 @@ def test_faults_of_a_conversion_are_found(monkeypatch: pytest.MonkeyPatch) -> No
         assert examine(_here("plain")).outcome == outcome
     monkeypatch.setattr(libraries, "pursuitify", changed)
     assert examine(_here("plain")).outcome in {"verify", "late"}
+
+
+def test_an_explanation_alone_converts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "pursuitify", None)
+    assert examine(_here("plain"), prove=False).outcome == "explained"
 
 
 @pytest.mark.slow

@@ -25,10 +25,11 @@ import torch
 from torch import nn
 
 from pursuitify import PursuitifyError, explain, pursuitify
+from pursuitify.conversion.report import Report
 from tests.support.agreement import error
 
 LIBRARIES = ("timm", "segmentation_models_pytorch", "monai", "pytorchcv", "efficientnet_pytorch")
-#: Larger networks are not built.
+#: Larger networks are explained alone.
 MOST_PARAMETERS = 150_000_000
 #: Longest time for one network, in seconds.
 LONGEST = 900.0
@@ -71,9 +72,10 @@ class Result:
 
     Attributes:
         network: The network.
-        outcome: ``converted``, ``refused``, ``other family``, ``not built``, ``too large``,
-            ``does not run``, or a fault: ``died``, ``untyped``, ``too long``, ``verify`` (a row
-            does not hold), ``wrong`` (T = 0 is not the source) or ``late`` (refused when called).
+        outcome: ``converted``, ``explained`` (it would convert), ``refused``, ``other family``,
+            ``not built``, ``too large`` or ``does not run`` (explained alone), or a fault:
+            ``died``, ``untyped``, ``too long``, ``verify`` (a row does not hold), ``wrong``
+            (T = 0 is not the source) or ``late`` (refused when called).
         detail: The reason of a refusal or fault.
         parameters: Number of parameters.
         seconds: Time of the examination.
@@ -424,8 +426,8 @@ def _reason(failure: PursuitifyError) -> str:
     return "; ".join(f"{op}: {why} x{n}"[:200] for (op, why), n in counts.most_common(4))
 
 
-def examine(network: Network) -> Result:
-    """Construct one network, explain and convert it, and prove it in both modes."""
+def examine(network: Network, prove: bool = True) -> Result:
+    """Construct one network and explain it; convert it and prove it in both modes."""
     small = _meta(network)
     try:
         model = small if small is not None else build(network)
@@ -438,19 +440,19 @@ def examine(network: Network) -> Result:
         return Result(network, outcome, detail, count)
 
     try:
-        if outside:
-            report = explain(model.eval())
-            said = ", ".join(f"{name} x{n}" for name, n in outside.most_common(3))
-            return result("converted outside" if report.ok else "other family", said)
+        report = explain(model.eval())
+        if not report.ok and outside:
+            return result("other family", ", ".join(name for name, _ in outside.most_common(3)))
+        if not report.ok:
+            return result("refused", _refusal(report))
+        if not prove:
+            return result("explained")
         if count > MOST_PARAMETERS:
             return result("too large")
         if small is not None:
             torch.manual_seed(0)
             model = build(network)
         model.eval()
-        report = explain(model)
-        if not report.ok:
-            return result("refused", _reason_of(report))
         with torch.no_grad():
             x = runs(model, shapes(network, model))
             if x is None:
@@ -462,11 +464,10 @@ def examine(network: Network) -> Result:
         return result("untyped", f"{type(failure).__name__}: {failure}"[:400])
 
 
-def _reason_of(report: Any) -> str:
-    counts = Counter(
-        (p.op, p.reason.split(": ")[0] if p.node == "-" else p.reason) for p in report.problems
-    )
-    return "; ".join(f"{op}: {why} x{n}"[:220] for (op, why), n in counts.most_common(4))
+def _refusal(report: Report) -> str:
+    """Return what is refused and why, most frequent first."""
+    counts = Counter((p.op, p.reason) for p in report.problems)
+    return "; ".join(f"{op}: {why}"[:300] for (op, why), _ in counts.most_common(4))
 
 
 def _proven(model: nn.Module, x: torch.Tensor) -> tuple[str, str]:
@@ -496,7 +497,7 @@ def _proven(model: nn.Module, x: torch.Tensor) -> tuple[str, str]:
     return "converted", ""
 
 
-def _child() -> None:
+def _child(prove: bool) -> None:
     """Examine the networks named on stdin, one JSON line each."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -504,7 +505,7 @@ def _child() -> None:
         network = Network(**json.loads(line))
         with contextlib.redirect_stdout(sys.stderr):
             began = os.times()
-            found = examine(network)
+            found = examine(network, prove)
             ended = os.times()
         found = dataclasses.replace(found, seconds=round(ended.user - began.user, 2))
         print(_MARK + json.dumps(dataclasses.asdict(found)), flush=True)
@@ -513,9 +514,9 @@ def _child() -> None:
 class _Child:
     """One child process and its answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, prove: bool) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.libraries"],
+            [sys.executable, "-m", "tests.support.libraries", *([] if prove else ["--explain"])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -554,7 +555,7 @@ class _Child:
         self.process.wait()
 
 
-def sweep(listed: Sequence[Network], per_child: int = 100) -> Iterator[Result]:
+def sweep(listed: Sequence[Network], prove: bool = True, per_child: int = 100) -> Iterator[Result]:
     """Examine networks in child processes, a new one after a death and every ``per_child``."""
     child, asked = None, 0
     try:
@@ -562,7 +563,7 @@ def sweep(listed: Sequence[Network], per_child: int = 100) -> Iterator[Result]:
             if child is None or asked >= per_child:
                 if child is not None:
                     child.close()
-                child, asked = _Child(), 0
+                child, asked = _Child(prove), 0
             found = child.ask(network, LONGEST)
             asked += 1
             yield found
@@ -575,4 +576,4 @@ def sweep(listed: Sequence[Network], per_child: int = 100) -> Iterator[Result]:
 
 
 if __name__ == "__main__":
-    _child()
+    _child(prove="--explain" not in sys.argv)

@@ -256,6 +256,14 @@ def keep(graph: fx.Graph) -> None:
         guard.meta = {"nn_module_stack": node.meta.get("nn_module_stack")}
 
 
+#: What to do about a custom Function whose call cannot be recorded as one node.
+MODULE_OF_ITS_OWN = (
+    "Call it in the forward of a module of its own, name that in leaf_modules=[...] and "
+    "give it a rule: rules={TheModule: pursuitify.rules.linear(...), .activation(...) or "
+    ".frozen()}"
+)
+
+
 def _lost_function(group: _FunctionCall) -> Problem:
     node, name = group.nodes[0], group.name
     hint = (
@@ -263,11 +271,7 @@ def _lost_function(group: _FunctionCall) -> Problem:
         f".frozen()}}, with the Function itself as the key"
     )
     if group.args is None:
-        hint = (
-            "Call it in the forward of a module of its own, name that in leaf_modules=[...] and "
-            "give it a rule: rules={TheModule: pursuitify.rules.linear(...), .activation(...) or "
-            ".frozen()}"
-        )
+        hint = MODULE_OF_ITS_OWN
     if group.function is CheckpointFunction:
         return Problem(
             node.name, "checkpoint", module_path(node),

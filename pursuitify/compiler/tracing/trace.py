@@ -9,6 +9,7 @@ random numbers, Python state) is either guarded in the graph or refused.
 from __future__ import annotations
 
 import copy
+import dis
 import inspect
 import operator
 import re
@@ -118,12 +119,32 @@ def trace(
                 return traced
             raise errors.TraceError(_impossible(model, choices))
         except errors.TraceError as error:
-            first = first or error
+            if first is None or (_declined(first.__cause__) and _untraceable(error.__cause__)):
+                first = error
             choices = choices.turned()
             if choices is None:
                 break
     assert first is not None
     raise first
+
+
+def _declined(error: BaseException | None) -> bool:
+    """Whether the model's own code raised an error, as it does for sizes that it does not take.
+
+    Branches that lead there are those of no real input, so what fails on other branches says more.
+    """
+    last = error.__traceback__ if error is not None else None
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or last.tb_frame.f_code.co_filename.startswith((_TORCH, _HERE)):
+        return False
+    steps = dis.get_instructions(last.tb_frame.f_code)
+    return any(s.opname == "RAISE_VARARGS" for s in steps if s.offset == last.tb_lasti)
+
+
+def _untraceable(error: BaseException | None) -> bool:
+    """Whether a trace ended at something that cannot be traced."""
+    return error is not None and not _declined(error)
 
 
 def _refuse_patches(model: nn.Module, leaves: tuple[Leaf, ...]) -> None:
@@ -319,9 +340,11 @@ def _explain(error: Exception, model: nn.Module, tracer: Tracer, example: tuple[
         return f"{where}{error}"
     kind = "TraceError" if tracer.unseen else type(error).__name__
     reason = ((tracer.unseen or str(error)).strip().splitlines() or ["no message"])[0].rstrip(".")
+    if function is not None:
+        return f"{where}{kind}: {reason}. {contexts.MODULE_OF_ITS_OWN}"
     guessed = [text for text in tracer.choices.taken if text not in tracer.choices.certain]
     branches = ""
-    if guessed and not example:
+    if guessed and not example and _declined(error):
         branches = f". It branches on sizes (`{guessed[-1]}`), which were guessed. {_EXAMPLE}"
     return f"{where}{kind}: {reason}. {_advice(error, model, frames)}{branches}"
 

@@ -189,8 +189,13 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def length(self, obj: fx.Proxy) -> int | None:
-        """Return the number of sizes a tensor has, guarded; None for all else."""
-        node = obj.node
+        """Return the number of sizes a tensor has, or a slice of them, guarded; None for else."""
+        node, part = obj.node, slice(None)
+        if node.target is operator.getitem and isinstance(node.args[1], slice):
+            part = node.args[1]
+            if len(node.all_input_nodes) > 1:  # its ends are sizes themselves
+                return None
+            node = node.all_input_nodes[0]
         whole = node.op == "call_method" and node.target == "size" and len(node.args) == 1
         if not (whole or (node.target is getattr and node.args[1] == "shape")):
             return None
@@ -202,7 +207,7 @@ class Tracer(fx.Tracer):
         text = f"{size_branches.text_of(equal.node)}"
         if self.choices.choose(text, True, certain=bool(self._example))[1]:
             self.create_proxy("call_function", guards.assume, (equal, True, text), {})
-        return count
+        return len(range(count)[part])
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Iterate over the pieces of a split, where their number is written in the model."""

@@ -298,3 +298,40 @@ def test_a_custom_function_keeps_its_arguments() -> None:
     # What its forward was called with is no longer known, so the value could be wrong.
     (problem,) = explain(custom(FUNCTIONS["Rebinding"]), rules={Rebinding: frozen()}).problems
     assert "leaf_modules" in problem.hint
+
+
+class Untraceable(Reversal):
+    """Its forward asks a size for a number, which a traced one does not have."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        if x.size(0) > 1000:
+            raise ValueError("too many samples")
+        return x.view(int(x.size(0)), -1)
+
+
+class Reversing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Untraceable.apply(x)  # type: ignore[no-any-return]
+
+
+def test_what_to_do_about_a_custom_function_that_cannot_be_traced_works() -> None:
+    model, x = custom(lambda x: Untraceable.apply(x)), torch.randn(3, 4, dtype=torch.float64)
+    (problem,) = explain(model).problems
+    assert "in the torch.autograd.Function Untraceable" in problem.reason
+    assert "module of its own" in problem.reason
+    assert "leaf_modules" in problem.reason
+    assert "example_inputs" not in problem.reason  # they would change nothing
+
+    class Holding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.reversing = Reversing()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.fc2(self.reversing(F.relu(self.fc1(x)))))
+
+    rules = {Reversing: linear(Identity())}
+    net = pursuitify(Holding().double(), rules=rules, leaf_modules=[Reversing], iterations=2)
+    assert net.verify(x).ok

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,6 +167,62 @@ def test_branches_that_exclude_each_other_are_refused_with_advice() -> None:
 
     with pytest.raises(TraceError, match="example_inputs"):
         pursuitify(Branching(excluded))
+
+
+@pytest.mark.parametrize(
+    ("untraceable", "said"),
+    [
+        (lambda x: list(range(x.size(0))), "cannot be interpreted as an integer"),
+        (lambda x: int(x.size(1) // 2), "int()"),
+        (lambda x: float(x.mean()), "__float__"),
+    ],
+)
+@pytest.mark.parametrize("first", [False, True])
+def test_what_no_example_can_mend_is_not_blamed_on_a_branch(
+    untraceable: Callable[[Tensor], Any], said: str, first: bool
+) -> None:
+    """A branch on which the model itself raises an error is no way that an input goes."""
+
+    def condition(x: Tensor) -> bool:
+        if (x.shape[2] % 7 == 0) is first:
+            raise ValueError("not this size")
+        untraceable(x)
+        return True
+
+    for options in ({}, {"example_inputs": torch.rand(1, 3, 8 if first else 7, 7)}):
+        with pytest.raises(TraceError, match=re.escape(said)) as caught:
+            pursuitify(Branching(condition), **options)
+        assert "example_inputs" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        lambda x: [2 * s for s in x.shape[2:]],
+        lambda x: tuple(2 * s for s in x.size()[-2:]),
+        lambda x: [s * k for s, k in zip(x.shape[2:], (2, 2), strict=True)],
+        lambda x: [2 * s for s in x.shape[:1:-1]][::-1],
+        lambda x: [2 * x.shape[2:][i] for i in range(len(x.shape[2:]))],
+    ],
+)
+def test_some_of_the_sizes_are_iterated(sizes: Callable[[Tensor], Any]) -> None:
+    class Resizing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.conv1(x))
+            return F.relu(self.conv2(F.interpolate(x, size=sizes(x))))
+
+    model = Resizing().double().eval()
+    net = pursuitify(model, iterations=1)
+    for shape in ((2, 3, 5, 7), (1, 3, 8, 6)):
+        x = torch.rand(shape, dtype=torch.float64)
+        assert net.verify(x).ok
+        net.iterations = 0
+        assert error(net(x), model(x)) == 0
+        net.iterations = 1
 
 
 def test_a_size_that_the_model_demands_is_found() -> None:
