@@ -53,6 +53,20 @@ def without_dispatch_modes() -> AbstractContextManager[Any]:
     return found
 
 
+def version_of(value: Tensor) -> int:
+    """Return how often a tensor was written into, past what its subclass makes of the question.
+
+    Where torch cannot be asked so, the answer is 0: a custom Function that marks its argument as
+    written into, and does nothing else, is not seen by the tracer then. So it is with tensors that
+    were made in inference mode, which count nothing.
+    """
+    try:
+        with torch._C.DisableTorchFunctionSubclass():
+            return int(Tensor._version.__get__(value))  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):
+        return 0
+
+
 # -- oneDNN's convolutions, which torch's compiler uses and no public function wraps. Where they are
 # -- missing, AttributeError, RuntimeError or TypeError is raised, and onednn_conv.available() is
 # -- False: nothing is packed, and sweeps use the public convolutions.

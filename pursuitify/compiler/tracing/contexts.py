@@ -232,12 +232,20 @@ def _writes_outside(node: fx.Node, root: nn.Module) -> bool:
     return "still" not in first.meta and first.op != "get_attr" and not pieces.is_shape(first)
 
 
-def keep(graph: fx.Graph) -> None:
+def keep(graph: fx.Graph, root: nn.Module) -> None:
     """Write into a graph what is kept: where derivatives end, and where autocast must be off.
 
-    A value made without derivatives is read by everything else through ``split_ops.detached``.
+    A value made without derivatives is read by everything else through ``split_ops.detached``, and
+    so is a parameter that is written into without them: torch lets no one write into it otherwise.
     """
     for node in list(graph.nodes):
+        first = node.args[0] if node.args else None
+        writes = "still" in node.meta and isinstance(first, fx.Node) and first.op == "get_attr"
+        if writes and is_inplace(node, root):
+            with graph.inserting_before(node):
+                free = graph.call_function(split_ops.detached, (first,))
+            free.meta = dict(node.meta)
+            node.replace_input_with(first, free)
         if "still" in node.meta and not pieces.is_shape(node):
             users = [u for u in node.users if "still" not in u.meta and not pieces.is_shape(u)]
             if users:

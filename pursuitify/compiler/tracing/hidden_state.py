@@ -29,7 +29,7 @@ class _Watched(dict[str, Any]):
 
     def __init__(self, buffers: dict[str, Any], training: bool, path: str, asked: set[str]) -> None:
         super().__init__(buffers)
-        self._training, self._path, self._asked = training, path, asked
+        self.training, self._path, self._asked = training, path, asked
 
     def __contains__(self, name: object) -> bool:
         if name == "training" and sys._getframe(1).f_code is _LOOKS_UP:
@@ -40,7 +40,7 @@ class _Watched(dict[str, Any]):
         if name != "training":
             raise KeyError(name)
         self._asked.add(self._path)
-        return self._training
+        return self.training
 
 
 @contextlib.contextmanager
@@ -92,6 +92,47 @@ def python_state(root: nn.Module) -> dict[tuple[str, str], Any]:
         for name, value in vars(module).items()
         if isinstance(value, plain)
     }
+
+
+def settings(module: nn.Module) -> dict[str, Any]:
+    """Return the mode of a module and every plain Python value that it holds itself.
+
+    A module that is one node of the graph runs with these as they are when the network runs.
+    """
+    plain = (bool, int, float, str, tuple, list, type(None))
+    held = {k: v for k, v in vars(module).items() if isinstance(v, plain)}
+    # A watched module's mode stands among its buffers; asked for there, it is noted, see _Watched.
+    buffers = vars(module).get("_buffers")
+    if isinstance(buffers, _Watched):
+        held.setdefault("training", buffers.training)
+    return {k: list(v) if isinstance(v, list) else v for k, v in held.items()}
+
+
+def changed_settings(module: nn.Module, before: dict[str, Any]) -> list[str]:
+    """Return the names of the settings of a module that are others than before."""
+    now = settings(module)
+    missing = object()
+    return sorted(k for k in {*now, *before} if now.get(k, missing) != before.get(k, missing))
+
+
+def check_trainable(root: nn.Module, before: dict[nn.Parameter, bool]) -> None:
+    """Put back which parameters require a derivative; refuse where the forward had changed it.
+
+    The Parameters of a skeleton are those of the model.
+
+    Raises:
+        TraceError: If any was changed.
+    """
+    changed = []
+    for name, parameter in root.named_parameters():
+        if parameter.requires_grad is not before.get(parameter, parameter.requires_grad):
+            parameter.requires_grad_(before[parameter])
+            changed.append(name)
+    if changed:
+        raise errors.TraceError(
+            f"{type(root).__name__}.forward freezes parameters or thaws them ({changed[0]}), which "
+            "the conversion would lose: do it once, outside the forward, or in train()"
+        )
 
 
 def check_buffers(root: nn.Module, model: nn.Module) -> None:

@@ -155,6 +155,10 @@ class Judge:
 _PLACES = {"device", "is_cuda", "requires_grad", "layout"}
 
 
+#: What a parameter or buffer says of itself, whatever the input.
+_KEPT = {"device", "is_cuda", "requires_grad", "dtype"}
+
+
 def _usual(root: nn.Module) -> list[Tensor]:
     """Return inputs that a network with these modules may usually get."""
     start = fx.Graph().placeholder("input")
@@ -178,6 +182,10 @@ def _evaluate(value: Any, root: nn.Module) -> Any:
         if found is None:
             raise UnknownError
         return found
+    owner = value.args[0] if value.args else None
+    kept = isinstance(owner, fx.Node) and owner.op == "get_attr"
+    if value.target is getattr and kept and value.args[1] in _KEPT:
+        return getattr(operator.attrgetter(str(owner.target))(root), str(value.args[1]))
     if value.target is getattr and value.args[1] in {"dtype", "device", "is_cuda"}:
         like = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(()))
         return getattr(like, str(value.args[1]))

@@ -8,6 +8,7 @@ random numbers, Python state) is either guarded in the graph or refused.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dis
 import inspect
@@ -44,6 +45,7 @@ from pursuitify.utils import patched_methods, training_modes
 _TORCH, _HERE = (
     str(Path(str(sys.modules[name].__file__)).parent) for name in ("torch", __name__.split(".")[0])
 )
+_TRANSFORMS = Path(_TORCH, "_functorch")
 _CHECKPOINT = Path(str(torch.utils.checkpoint.__file__))
 #: A TypeError of torch's argument parser starts with the function's name.
 _CALLED = re.compile(r"(\w+)\(\)")
@@ -232,7 +234,7 @@ def _trace(
     lost = watch.problems(graph, root)
     split_pieces(graph)
     functionalise(graph, root)
-    contexts.keep(graph)
+    contexts.keep(graph, root)
     graph.lint()
     return Traced(graph, constants, training, modes, tuple(lost))
 
@@ -273,15 +275,19 @@ def _run(
     """Trace the skeleton once; return also the modes that the code asked for, and what it met."""
     asked: set[str] = set()
     drawn = hidden_state.random_state()
+    trainable = {p: p.requires_grad for p in root.parameters()}
     tracer = Tracer(leaves, choices, example)
     try:
         with hidden_state.watch_modes(root, asked), type_questions.answered(root):
             graph = tracer.trace(root, concrete_args=_defaults(model) or None)
     except Exception as error:
+        with contextlib.suppress(errors.TraceError):
+            hidden_state.check_trainable(root, trainable)
         raise errors.TraceError(_explain(error, model, tracer, example)) from error
     finally:
         unchanged = hidden_state.same_random_state(drawn)
         hidden_state.restore_random_state(drawn)
+    hidden_state.check_trainable(root, trainable)
     tracer.watch.fold(graph, tracer.functions)
     if not unchanged:
         raise errors.TraceError(
@@ -339,6 +345,12 @@ def _explain(error: Exception, model: nn.Module, tracer: Tracer, example: tuple[
     if isinstance(error, errors.PursuitifyError):
         return f"{where}{error}"
     kind = "TraceError" if tracer.unseen else type(error).__name__
+    if any(Path(f.filename).is_relative_to(_TRANSFORMS) for f in frames):
+        return (
+            f"{where}it uses a transform of torch.func (vmap, grad, jvp), which asks in C++ for "
+            "what a traced value does not have. Write the operations for the whole batch, or mark "
+            "the module with leaf_modules=[...] and give it a rule with rules={...}"
+        )
     reason = ((tracer.unseen or str(error)).strip().splitlines() or ["no message"])[0].rstrip(".")
     if function is not None:
         return f"{where}{kind}: {reason}. {contexts.MODULE_OF_ITS_OWN}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,17 +13,24 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from pursuitify import errors
-from pursuitify.compiler.tracing import contexts, guards, nodes, size_branches
+from pursuitify.compiler.tracing import contexts, guards, hidden_state, nodes, size_branches
 from pursuitify.compiler.tracing.contexts import Watch
 from pursuitify.compiler.tracing.proxies import TracedTensor, TracedValue
 from pursuitify.compiler.tracing.size_branches import Choices, Judge
 from pursuitify.rules import preprocessing, split_ops
 from pursuitify.rules.functions import Applied
-from pursuitify.utils import option_checks, patched_methods
+from pursuitify.utils import option_checks, patched_methods, torch_internals
 
 LeafModule = type[nn.Module] | str
 #: What is not traced into: module types, paths of modules, functions of a user's rules.
 Leaf = LeafModule | Callable[..., Any]
+
+
+#: Methods and functions that a forward calls for derivatives, or for what happens to them.
+_ASKS_AUTOGRAD = {
+    "backward", "retain_grad", "register_hook", "register_post_accumulate_grad_hook",
+    torch.autograd.grad, torch.autograd.backward,
+}  # fmt: skip
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Any]:
@@ -66,6 +74,8 @@ class Tracer(fx.Tracer):
         self._judging = False
         self._thread = threading.get_ident()
         self._tensors: dict[nn.Module, dict[str, Any]] = {}
+        self._settings: dict[nn.Module, dict[str, Any]] = {}
+        self._called: dict[nn.Module, str] = {}
         self.watch = Watch()
         self.unseen = ""
 
@@ -74,11 +84,39 @@ class Tracer(fx.Tracer):
         with contexts.plain():
             self.watch, self._judge = Watch(), Judge(root, self._example)
             self._tensors = {m: _tensors_of(m) for m in root.modules()}
-            return super().trace(root, concrete_args)
+            self._settings = {m: hidden_state.settings(m) for m in root.modules()}
+            graph = super().trace(root, concrete_args)
+            for module, path in self._called.items():  # what is set after the call is for the next
+                self._check_settings(module, path)
+            return graph
+
+    def _check_settings(self, module: nn.Module, path: str) -> None:
+        """Refuse a module that is one node, where the forward sets its mode or its attributes."""
+        for inner, part in module.named_modules(prefix=path):
+            before = self._settings.get(part)
+            changed = [] if before is None else hidden_state.changed_settings(part, before)
+            if changed == ["training"]:
+                raise errors.TraceError(
+                    f"the forward puts '{inner}' into another mode (eval() or train()), which the "
+                    "conversion would lose: do that in the model's own train(), which is kept"
+                )
+            if changed:
+                raise errors.TraceError(
+                    f"the forward sets {', '.join(changed)} of '{inner}', a "
+                    f"{type(part).__name__}, which the conversion would lose: set it in __init__"
+                )
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Note what surrounds every node."""
         node = super().create_node(*args, **kwargs)
+        if node.op != "placeholder" and node.target in _ASKS_AUTOGRAD:
+            name = getattr(node.target, "__name__", node.target)
+            self.graph.erase_node(node)
+            raise errors.TraceError(
+                f"the forward calls {name} itself, which asks for the derivatives of a graph that "
+                "the network does not have: take them outside the forward, of the network's output "
+                "or of what net.infer(x) gives"
+            )
         self.watch.note(node)
         return node
 
@@ -120,8 +158,27 @@ class Tracer(fx.Tracer):
         return TracedTensor(node, self) if tensor else TracedValue(node, self)
 
     def create_arg(self, a: Any) -> Any:
-        """Know a proxy although it is a tensor."""
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+        """Know a proxy although it is a tensor, and keep an OrderedDict one."""
+        if isinstance(a, fx.Proxy):
+            self._check_version(a)
+            return a.node
+        if type(a) is OrderedDict:  # torch.fx would make a plain dict of it
+            made = self.create_proxy("call_function", OrderedDict, (list(a.items()),), {})
+            return made.node
+        return super().create_arg(a)
+
+    def _check_version(self, value: fx.Proxy) -> None:
+        """Refuse a tensor that a custom Function has marked as written into.
+
+        A Function that returns its own argument makes no operation. But ``mark_dirty`` counts a
+        write into it, and nothing else can: all other writes are recorded, and run nothing.
+        """
+        if isinstance(value, TracedTensor) and torch_internals.version_of(value) > 0:
+            raise errors.TraceError(
+                f"a torch.autograd.Function calls mark_dirty on '{value.node.name}': its own "
+                "derivative would be lost. Call it in the forward of a module of its own, name "
+                "that in leaf_modules=[...] and give it a rule"
+            )
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Choose a branch on sizes and guard it; values of tensors stay refused."""
@@ -170,6 +227,8 @@ class Tracer(fx.Tracer):
                         "torch.func.functional_call does, which the conversion would lose: call "
                         "the function (F.linear, F.conv2d, ...) with them"
                     )
+            self._check_settings(m, path)
+            self._called[m] = path
         elif isinstance(m, torch.jit.ScriptModule):
             raise errors.TraceError(
                 f"module '{path}' is scripted and holds no Python code to trace: put the Python "

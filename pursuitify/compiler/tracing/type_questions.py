@@ -9,6 +9,7 @@ functions that are wrapped by ``fx.wrap`` another meaning in the same way.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator
 from types import FunctionType, GenericAlias, MethodType, ModuleType
@@ -63,7 +64,8 @@ def _asking(root: nn.Module) -> list[dict[str, Any]]:
     """Return the globals of the functions a forward may reach that use the name ``type``.
 
     Functions are followed through the names in their code: of functions, and of modules that hold
-    functions. torch's own are left out.
+    functions; through what they close over and their defaults; and through lists, tuples, dicts and
+    partials of functions. torch's own are left out.
     """
     found: dict[int, dict[str, Any]] = {}
     seen: set[int] = set()
@@ -73,7 +75,13 @@ def _asking(root: nn.Module) -> list[dict[str, Any]]:
             stack += [v for kind in _own(type(owner)) for v in vars(kind).values()]
             stack += vars(owner).values() if owner is module else []
     while stack:
-        function = _plain(stack.pop())
+        value = stack.pop()
+        parts = _parts(value)
+        if parts and id(value) not in seen:
+            seen.add(id(value))
+            stack += parts
+            continue
+        function = _plain(value)
         if function is None or id(function) in seen or _is_torch(function.__module__):
             continue
         seen.add(id(function))
@@ -81,12 +89,29 @@ def _asking(root: nn.Module) -> list[dict[str, Any]]:
         if "type" in names:
             found[id(scope)] = scope
         stack += [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
+        stack += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         for name in names & scope.keys():
             stack.append(scope[name])
             if isinstance(scope[name], ModuleType):
                 held = vars(scope[name])
                 stack += [held[n] for n in names & held.keys()]
     return list(found.values())
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return what a container or a partial of functions holds; nothing of other values.
+
+    A callable object holds its ``__call__``.
+    """
+    if type(value) in {list, tuple, set, frozenset}:
+        return list(value)
+    if type(value) is dict:
+        return list(value.values())
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, (type, nn.Module, FunctionType, MethodType)):
+        return []
+    return [vars(kind)["__call__"] for kind in type(value).__mro__ if "__call__" in vars(kind)]
 
 
 def _own(kind: type) -> list[type]:

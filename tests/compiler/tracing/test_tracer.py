@@ -75,6 +75,7 @@ def test_a_mode_is_read_off_the_copy_alone() -> None:
             seen.append("training" in vars(nn.Module))
             self.norm.eval()
             assert self.norm.training is False
+            self.norm.train(self.training)
             assert hasattr(self, "training")
             assert [name for name, _ in self.named_buffers()] == names
             return F.relu(self.norm(self.fc(x))) if self.training else F.relu(self.fc(x))

@@ -1,0 +1,158 @@
+"""Forwards composed of everyday idioms (``tests.support.idiom_grammar``) are exact, or refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pursuitify import TraceError, pursuitify
+from tests.support.idiom_grammar import ENDS, STEPS, WRAPPERS, Base, made
+from tests.support.idiom_outcome import outcome
+
+#: What may be refused at a call and no earlier: it depends on the mode of autograd or the dtype.
+LATE = {"requires_grad", "register_hook", "float and back"}
+#: Kinds of fault that are known and not mended: the derivative of a Function that makes no
+#: operation at all, whose call nothing in the trace shows.
+KNOWN = {"constant Function"}
+#: What is refused as the only step after an activation. Everything else converts, and must go on.
+REFUSED = {
+    "flatten and unflatten", "len", "starred shape", "size arithmetic", "split", "unbind",
+    "view written", "entry written", "Sequential sliced", "modules made", "module copied",
+    "is_leaf", "floating", "contiguous asked", "running mean", "random in training", "finfo",
+    "finfo of the weight", "no_grad writes", "Function", "dirty Function of a layer",
+    "register_hook always", "retain_grad", "derivative", "vmap", "func", "replaced buffer",
+    "toggled", "eval inside", "eval and back", "block eval", "eps set", "momentum set",
+    "momentum set after", "p set", "slope set", "frozen", "frozen module", "assigned data",
+    "seeded",
+}  # fmt: skip
+#: What the model itself cannot do after an activation whose derivative needs its output.
+NO_MODEL = {"act in place on a skip", "out", "dirty Function", "backward"}
+
+STEADY = st.sampled_from(sorted(STEPS.keys() - KNOWN - REFUSED - NO_MODEL))
+ANY = st.sampled_from(sorted(STEPS.keys() - KNOWN))
+
+recipes = st.lists(
+    st.tuples(
+        st.one_of(STEADY, STEADY, STEADY, STEADY, ANY),
+        st.lists(st.sampled_from(sorted(WRAPPERS)), max_size=2).map(tuple),
+    ),
+    min_size=1,
+    max_size=4,
+)
+cases = {
+    "recipe": recipes,
+    "end": st.sampled_from(sorted(ENDS)),
+    "first": st.booleans(),
+    "example": st.booleans(),
+    "seed": st.integers(0, 99),
+}
+
+
+def inputs(seed: int = 1, height: int = 6) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 3, height, 4, generator=generator, dtype=torch.float64)
+
+
+def check(
+    recipe: list[tuple[str, tuple[str, ...]]], end: str, first: bool, example: bool, seed: int
+) -> None:
+    found = outcome(made(recipe, end, first), inputs(seed, 5 + seed % 3), example)
+    if found.startswith("late: the"):
+        assert LATE & {name for name, _ in recipe}, found
+    else:
+        assert found in {"exact", "refused", "no model"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(**cases)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_forward_of_idioms_is_exact_or_refused(
+    recipe: list[tuple[str, tuple[str, ...]]], end: str, first: bool, example: bool, seed: int
+) -> None:
+    check(recipe, end, first, example, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@given(**cases)
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_many_forwards_of_idioms_are_exact_or_refused(
+    recipe: list[tuple[str, tuple[str, ...]]], end: str, first: bool, example: bool, seed: int
+) -> None:
+    check(recipe, end, first, example, seed)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(STEPS.keys() - KNOWN - LATE))
+def test_each_idiom_alone(name: str) -> None:
+    """What converts today goes on converting."""
+    wanted = "refused" if name in REFUSED else "no model" if name in NO_MODEL else "exact"
+    assert outcome(made([(name, ())], "logits", True), inputs()) == wanted
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_each_end(end: str) -> None:
+    """What is returned has the source's own types: an OrderedDict stays one."""
+    assert outcome(made([("F.relu", ())], end, True), inputs()) == "exact"
+
+
+@pytest.mark.parametrize("name", sorted(WRAPPERS.keys() - {"autocast", "inference_mode"}))
+def test_each_wrapper(name: str) -> None:
+    assert outcome(made([("F.relu", (name,))], "logits", True), inputs()) == "exact"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("eval inside", "puts 'norm' into another mode"),
+        ("eval and back", "puts 'norm' into another mode"),
+        ("block eval", "puts 'block.norm' into another mode"),
+        ("eps set", "sets eps of 'norm', a BatchNorm2d"),
+        ("momentum set after", "sets momentum of 'norm'"),
+        ("p set", "sets p of 'drop', a Dropout"),
+        ("slope set", "sets negative_slope of 'leaky'"),
+        ("frozen module", "freezes parameters or thaws them .conv.weight"),
+        ("dirty Function of a layer", "mark_dirty on 'conv'"),
+        ("backward", "calls backward itself"),
+        ("derivative", "calls grad itself"),
+        ("retain_grad", "calls retain_grad itself"),
+        ("vmap", r"a transform of torch.func \(vmap"),
+    ],
+)
+def test_refusals_say_what_was_found(name: str, text: str) -> None:
+    model = made([(name, ())], "logits", True)
+    with pytest.raises(TraceError, match=text) as raised:
+        pursuitify(model)
+    assert "INTERNAL ASSERT" not in str(raised.value)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+class _Clipped(Base):
+    """Weight clipping inside the forward, as a WGAN's critic has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.conv.weight.clamp_(-0.1, 0.1)
+        return self.conv(torch.relu(self.stem(x))).relu()
+
+
+def test_a_parameter_written_without_derivatives_is_written_before_it_is_used() -> None:
+    """It is written in the network's own weights, at every call and at any T."""
+    model = _Clipped().double()
+    net = pursuitify(model, iterations=2)
+    assert float(model.conv.weight.abs().max()) > 0.1
+    net(inputs()).sum().backward()
+    weight = net.get_parameter("conv.weight")
+    assert float(weight.detach().abs().max()) == 0.1
+    assert weight.grad is not None
+    torch.testing.assert_close(
+        net(inputs()), pursuitify(_clip(model), iterations=2)(inputs()), rtol=1e-12, atol=1e-12
+    )
+
+
+def _clip(model: nn.Module) -> nn.Module:
+    model(inputs())
+    return model
