@@ -347,13 +347,18 @@ class PursuitNetwork(Settings):
         used: StructuredDictionary,
         every: bool = True,
     ) -> Verification:
-        """Prove a pass, with the operators its sweeps use; see ``verification.prove``."""
+        """Prove a pass, with the operators its sweeps use.
+
+        Raises:
+            InputError: If the head cannot run on what the pass gives it.
+        """
         plain = bound
         if self.threshold_scale != 1:  # the feed-forward pass knows nothing of it
             plain = structured.bind(self._program, first, bound.inputs)
         thresholds = [row.threshold for row in plain.rows]
         rest = first, bound, used, thresholds
-        return verification.prove(self, self._source_name, self._program, began, *rest, every)
+        with arguments.input_errors():
+            return verification.prove(self, self._source_name, self._program, began, *rest, every)
 
     def source_output(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the source's own operations give, whatever ``iterations`` is.

@@ -68,7 +68,7 @@ def check(
 
 @pytest.mark.filterwarnings("ignore")
 @given(**cases)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_forward_of_idioms_is_exact_or_refused(
     recipe: list[tuple[str, tuple[str, ...]]], end: str, first: bool, example: bool, seed: int
 ) -> None:

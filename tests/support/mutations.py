@@ -258,7 +258,7 @@ MUTATIONS: dict[str, Mutation] = {
     "block anew": _put("3", lambda _: Block(6)),
     "shared layer": lambda m: setattr(m, "8", m.get_submodule("3.conv")),
     "layer removed": lambda m: delattr(m, "12"),
-    "layer added": lambda m: m.add_module("14", nn.ReLU()),
+    "spare layer": lambda m: m.get_submodule("3").add_module("spare", nn.ReLU()),
     "class changed": _as("4", Scaled),
     "class renamed": _as("4", Named),
     "activation's class changed": _as("9", nn.Hardtanh),

@@ -183,8 +183,8 @@ def _evaluate(value: Any, root: nn.Module) -> Any:
             raise UnknownError
         return found
     owner = value.args[0] if value.args else None
-    kept = isinstance(owner, fx.Node) and owner.op == "get_attr"
-    if value.target is getattr and kept and value.args[1] in _KEPT:
+    asks = value.target is getattr and value.args[1] in _KEPT
+    if asks and isinstance(owner, fx.Node) and owner.op == "get_attr":
         return getattr(operator.attrgetter(str(owner.target))(root), str(value.args[1]))
     if value.target is getattr and value.args[1] in {"dtype", "device", "is_cuda"}:
         like = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(()))
