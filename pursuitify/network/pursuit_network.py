@@ -322,7 +322,7 @@ class PursuitNetwork(Settings):
         """
         few = None
         if bound.samples is not None and bound.samples > 2 * verification.SAMPLES:
-            few = [v[: verification.SAMPLES] if isinstance(v, Tensor) else v for v in bound.inputs]
+            few = [v[: verification.SAMPLES] if isinstance(v, Tensor) else v for v in began.values]
         if few is None:
             report = self._prove(began, first, bound, used, every=False)
         else:

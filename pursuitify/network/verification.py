@@ -176,6 +176,7 @@ class Start:
         device_numbers: State of that device's generator; None on a CPU.
         buffers: Copies of the buffers, by the identity of the network's own; none where nothing
             is in training mode.
+        values: The arguments of the pass, as the network was given them.
         key: What is proven if the proof holds.
         products: What the source's operations with weights gave in the pass, if that was recorded.
         kept: The network's own buffers, by the identity of the copy that stands in for them.
@@ -185,6 +186,7 @@ class Start:
     device: torch.device
     device_numbers: Tensor | None
     buffers: dict[int, Tensor]
+    values: tuple[Any, ...]
     key: object = None
     products: Products | None = None
     kept: dict[int, Tensor] = field(default_factory=dict)
@@ -235,7 +237,7 @@ def start(network: nn.Module, values: Sequence[Any]) -> Start:
     copies: dict[int, Tensor] = {}
     if any(module.training for module in network.modules()):
         copies = {id(b): b.detach().clone() for b in network.buffers()}
-    return Start(random_state(), device, _device_numbers(device), copies)
+    return Start(random_state(), device, _device_numbers(device), copies, tuple(values))
 
 
 @contextlib.contextmanager
@@ -369,16 +371,16 @@ def prove(
     gaps, output = [float("nan")] * len(bound.rows), float("nan")
     if not program.nonnegative:
         with began.again(network):
-            answer = _around_products(network, began, first, bound.inputs)
+            answer = _around_products(network, began, first, began.values)
             gaps = [0.0] * len(bound.rows)
             if answer is None:
                 began.restore(network)
                 replay = _Replay(network, program, first)
-                answer = replay.run(*map(_own, bound.inputs), enable_io_processing=False)
+                answer = replay.run(*map(_own, began.values), enable_io_processing=False)
                 gaps = replay.gaps
             if began.buffers:
                 problems += _state_problems(network, began)
-            output = _output_error(network, program, first, bound.inputs, answer, tolerance)
+            output = _output_error(network, program, first, began.values, answer, tolerance)
     began.products = None
     work = _Work(bound, used, first, thresholds, tolerance, every)
     rows = tuple(
