@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 
 # The tensors of the demo and the tests are too small to gain from threads, and threads that
 # share their cores with other work lose badly; benchmarks use what the machine has.
-demo test test-slow: export OMP_NUM_THREADS ?= 1
+demo test test-slow coverage: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench clean distclean
+.PHONY: help demo test test-slow coverage lint format bench clean distclean
 
 help: ## List the targets.
 	@grep -E '^[.a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,10 +27,13 @@ demo: $(STAMP) ## Train, convert, fine-tune and attack a small network; pictures
 	$(BIN)/python examples/digits.py --output demo-output
 
 test: $(STAMP) ## Run the tests that are not marked slow.
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --durations=20
 
 test-slow: $(STAMP) ## Run the tests marked slow.
 	$(BIN)/python -m pytest -m slow
+
+coverage: $(STAMP) ## Run the same tests once more, and print the lines that none of them reaches.
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov=pursuitify --cov-report=term-missing:skip-covered
 
 lint: $(STAMP) ## Check style, format, types and the order of imports.
 	$(BIN)/ruff check .
@@ -54,7 +57,7 @@ bench: $(STAMP) ## Run every benchmark but the coverage pages', then write docs/
 
 clean: ## Remove caches and outputs.
 	rm -rf demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -rf .import_linter_cache
+	rm -rf .import_linter_cache .coverage
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the virtual environment too.

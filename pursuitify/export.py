@@ -194,7 +194,7 @@ def _difference(
     names: list[str],
     path: str | os.PathLike[str],
 ) -> float:
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     kinds = sorted({str(p.dtype) for p in net.parameters()} | {str(x.dtype) for x in inputs})
     try:
@@ -244,7 +244,7 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
 
     Its errors have no common class of their own.
     """
-    from onnxruntime.capi import (  # type: ignore[import-untyped]
+    from onnxruntime.capi import (
         onnxruntime_pybind11_state as state,
     )
 

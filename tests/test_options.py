@@ -447,7 +447,7 @@ def onnx(**options: Any) -> Any:
         return found is None, session.get_inputs()[0].shape
 
 
-SEEN = {
+SEEN: dict[str, Any] = {
     "pursuitify": PURSUITIFY,
     "explain": EXPLAIN,
     "coherence": COHERENCE,

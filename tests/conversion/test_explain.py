@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
 from rich.console import Console
 from torch import Tensor, nn
 
 from pursuitify import Report, explain, pursuitify
 from pursuitify.conversion.explain import summary
 from pursuitify.models import ResidualNet
-from tests.network.test_pursuit_network import Gated, given, quick
-from tests.support.nets import CASES, LAYOUTS, Case, random_net
+from tests.support.nets import CASES, LAYOUTS, Case, Gated, quick, random_net
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -31,7 +31,7 @@ def test_agrees_with_the_conversion(case: Case, layout: str) -> None:
     assert not report.problems
     assert report.latents + report.identity_latents == len(case.order)
     assert (report.decoder_rows, report.encoder_rows) == (layouts["decoder"], layouts["encoder"])
-    assert report.edges == sum(p for _, _, p in graph.edges(data="paths"))
+    assert report.edges == sum(graph.edges[edge]["paths"] for edge in graph.edges)
     latents = [e.node for e in report.entries if e.role in ("latent", "identity latent")]
     assert latents == list(case.order)
     assert [e.node for e in report.entries] == [n.name for n in net.source.graph.nodes]

@@ -263,7 +263,9 @@ def test_names_pursuit_needs(name: str) -> None:
             self._modules[name] = nn.Linear(3, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self._modules[name](F.relu(self.first(x)))
+            layer = self._modules[name]
+            assert layer is not None
+            return layer(F.relu(self.first(x)))
 
     model = Named()
     with pytest.raises(ConversionError, match=name):

@@ -235,7 +235,7 @@ def _alone(model: nn.Module, x: Tensor) -> Tensor | None:
 class Branches(nn.Module):
     """Parallel branches, put together in one of several ways."""
 
-    def __init__(self, join: Callable[[list[Tensor]], Tensor]) -> None:
+    def __init__(self, join: Callable[[list[Tensor]], Any]) -> None:
         super().__init__()
         self.join = join
         self.branches = nn.ModuleList([nn.Conv2d(2, 4, 3) for _ in range(3)])

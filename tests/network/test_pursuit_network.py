@@ -16,7 +16,7 @@ import networkx as nx
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,13 +27,17 @@ from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
 from pursuitify.network.pursuit_network import RESERVED
 from pursuitify.solvers.registry import SOLVERS
 from pursuitify.solvers.solver import SolverInput
-from tests.support.nets import BY_NAME, CASES, LAYOUTS, Case, random_net, randomise
-
-quick = settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+from tests.support.nets import (
+    BY_NAME,
+    CASES,
+    LAYOUTS,
+    Case,
+    Gated,
+    quick,
+    random_net,
+    randomise,
 )
+
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 REFERENCES = {
@@ -582,7 +586,7 @@ def test_graph(case: Case, layout: Any) -> None:
 def test_graph_of_a_residual_net_in_detail() -> None:
     torch.manual_seed(0)
     net = pursuitify(ResidualNet(2, 5, depth=1, width=2))
-    data = dict(net.graph.nodes(data=True))
+    data: dict[str, Any] = dict(net.graph.nodes(data=True))
     assert [data[n]["layout"] for n in list(net.graph)[1:]] == ["decoder", "encoder"] * 3
     first, second = (f"blocks_0_0_relu{i}" for i in (1, 2))
     assert data[second]["source"] == "blocks.0.0.relu2"
@@ -590,21 +594,6 @@ def test_graph_of_a_residual_net_in_detail() -> None:
     assert net.graph.edges[first, second]["kind"] == "weighted"
     assert net.graph.edges["input", second]["kind"] == "identity"
     assert net.graph.edges[second, "blocks_1_0_relu2"]["kind"] == "linear"
-
-
-class Gated(nn.Module):
-    """A squeeze-excite gate, a max pool, a BatchNorm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.squeeze, self.excite = nn.Linear(4, 2), nn.Linear(2, 4)
-        self.last = nn.Conv2d(4, 3, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.norm(self.conv(x))), 3, 2, 1)
-        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
-        return F.relu(self.last(x * gate[:, :, None, None])).mean((2, 3))
 
 
 def check_independence(net: PursuitNetwork, x: Tensor, tolerance: float = 1e-12) -> None:
@@ -657,7 +646,8 @@ class Pair(nn.Module):
 
 def pair() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(3, n, generator=generator, dtype=torch.float64) for n in (4, 3))
+    a, b = (torch.randn(3, n, generator=generator, dtype=torch.float64) for n in (4, 3))
+    return a, b
 
 
 @pytest.mark.parametrize("sweeps", [0, 2])

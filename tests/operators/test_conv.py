@@ -65,6 +65,7 @@ class TestConv(MapTests):
 
     def test_scaled_and_narrowed(self, case: Case) -> None:
         linear, weight = case.bound(torch.float64)
+        assert isinstance(linear, Conv)
         x, s = randn(*case.shape), randn(weight.shape[0], seed=7)
         shape = (1, -1) + (1,) * (weight.dim() - 2)
         torch.testing.assert_close(linear.scaled(s).apply(x), linear.apply(x) * s.view(shape))

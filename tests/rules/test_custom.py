@@ -41,9 +41,9 @@ class TestLowPass(MapTests):
 
     cases: ClassVar = {
         f"{width} keep {keep}": Case(
-            build=lambda _, keep=keep: example.LowPass(keep),
+            build=lambda _, keep=keep: example.LowPass(keep),  # type: ignore[misc]
             shape=(2, 2, 3, width),
-            native=lambda _, x, keep=keep: example.lowpass(x, keep),
+            native=lambda _, x, keep=keep: example.lowpass(x, keep),  # type: ignore[misc]
             tight=0.01,
         )
         for width in (6, 7)

@@ -11,9 +11,9 @@ pytest.importorskip("torchvision")
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import Operators
 from pursuitify import pursuitify
 from pursuitify.models import ChainNet, DenseBlock, ResidualNet
+from tests.support.sweep_cost import sweep_cost
 
 #: Passes over the concats of a dense block per sweep: the residuals' slots take the change of the
 #: latent they read, and are fed back to it. Packed kernels read and write them in one piece.
@@ -52,19 +52,6 @@ class PreActivated(nn.Module):
         for norm, conv in zip(self.norms, self.convs[1:], strict=True):
             values.append(conv(torch.relu(norm(torch.cat(values, 1)))))
         return self.head(torch.relu(values[-1]).mean((2, 3)))
-
-
-def sweep_cost(model: nn.Module, x: Tensor) -> tuple[int, int]:
-    """Return convolutions, and elements written by other operators, in one sweep of many."""
-    net, found = pursuitify(model.eval()), []
-    with torch.no_grad():
-        net(x)
-        for sweeps in (3, 4):
-            net.iterations = sweeps
-            with Operators() as count:
-                net(x)
-            found.append((count.convolutions, count.elements))
-    return found[1][0] - found[0][0], found[1][1] - found[0][1]
 
 
 def joined(depth: int, x: Tensor) -> int:

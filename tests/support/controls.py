@@ -13,9 +13,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from pursuitify import pursuitify
-from pursuitify.robust import pgd
+from pursuitify.robust import Protocol, Step, pgd
 
 EPS = 0.1
+#: A protocol that takes seconds.
+TINY = Protocol(
+    name="tiny",
+    steps=(
+        Step("FGSM", "fgsm", "one-step"),
+        Step("PGD", "pgd", "white-box", {"steps": 4}),
+        Step("Square", "square", "black-box", {"queries": 10}, survivors=True),
+        Step("gradients at T = 0", "pgd", "other-sweeps", {"steps": 3}, "t=0", True, "pursuit"),
+    ),
+    twin=(Step("PGD", "pgd", "white-box", {"steps": 3}),),
+    curve=(Step("PGD", "pgd", "white-box", {"steps": 4}),),
+    factors=(1.0, 2.0),
+)
 
 
 def digits():

@@ -7,6 +7,9 @@ import math
 
 import torch
 
+from pursuitify.analysis.gram.dictionary_blocks import blocks_of
+from pursuitify.analysis.gram.normalised_gram import Gram
+
 
 def dense_gram(gram):
     """Return the whole matrix and which entries are structural, from the classes' members."""
@@ -37,3 +40,23 @@ def dense_gram(gram):
                     matrix[x, y], structural[x, y] = values, True
             assert seen * (1 if entries.raw.lag_zero else 2) == entries.raw.count
     return matrix, structural
+
+
+def reference(dictionary):
+    """Return the normalised Gram matrix and the norms of the materialised dictionary."""
+    matrix = dictionary.materialize()[0]
+    norms = matrix.norm(dim=0)
+    unit = matrix / norms.clamp_min(1e-300)
+    return unit.T @ unit, norms
+
+
+def agree(dictionary):
+    """Assert that every entry is that of the materialised dictionary; return what was compared."""
+    gram = Gram(blocks_of(dictionary, border=True))
+    values, structural = dense_gram(gram)
+    wanted, norms = reference(dictionary)
+    alive = norms > 1e-8
+    both = alive[:, None] & alive
+    assert (values - wanted)[both].abs().max() <= 1e-6
+    assert not (wanted.abs() > 1e-12)[~structural & both].any()
+    return gram, structural

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pursuitify import pursuitify
 from pursuitify.dictionary.bound_rows import BoundPath
 from pursuitify.operators import Select
 from tests.support.nets import randomise
@@ -20,12 +22,14 @@ KINDS = (
     "chain", "residual", "dense", "strided", "pooled", "averaged", "grouped", "concat", "shortcut",
     "tied", "identity", "scaled", "shuffled",
 )  # fmt: skip
+#: Sizes of images by the number of their dimensions.
+SIZES: dict[int, tuple[int, ...]] = {0: (), 1: (9,), 2: (5, 6), 3: (4, 3, 3)}
 LINEAR_KINDS = ("chain", "residual", "dense", "tied", "identity", "scaled")
 
 CONV = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORM = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-MAX_POOL = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
-AVG_POOL = (None, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+MAX_POOL: tuple[Any, ...] = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+AVG_POOL: tuple[Any, ...] = (None, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 
 class Drawn(nn.Module):
@@ -182,7 +186,7 @@ def centred(dictionary: Any) -> Any:
             chosen = []
             for q in range(o):
                 taps = [t for t in range(k) if 0 <= q * s - p + t * e < n]
-                t = min(taps, key=lambda t, k=k: (abs(t - (k - 1) // 2), t))
+                t = min((abs(t - (k - 1) // 2), t) for t in taps)[1]
                 chosen.append(q * s - p + t * e)
             shape = [-1 if i == d else 1 for i in range(len(out))]
             index = index * n + torch.tensor(chosen).reshape(shape)
@@ -199,3 +203,16 @@ def centred(dictionary: Any) -> Any:
         for row in dictionary.rows
     )
     return dataclasses.replace(dictionary, rows=rows)
+
+
+def bound(model, layout, sizes=None):
+    """Return the network and its dictionary at one input, every max-pool window at its centre."""
+    net = pursuitify(model, layout=layout)
+    shape = (2, *(SIZES[model.dims] if sizes is None else sizes))
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            model(x)
+    except RuntimeError:  # a kernel larger than what is left of the image
+        assume(False)
+    return net, centred(net.dictionary(x)), shape

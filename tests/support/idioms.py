@@ -114,8 +114,8 @@ IDIOMS: dict[str, Idiom] = {
     "np.asarray": lambda s, x: torch.from_numpy(np.asarray(x)),
     "np.multiply": lambda s, x: np.multiply(x, 2),
     "an array times it": lambda s, x: np.float32(2) * x,
-    "dlpack": lambda s, x: torch.from_dlpack(x),
-    "to_dlpack": lambda s, x: dlpack.to_dlpack(x),
+    "dlpack": lambda s, x: torch.from_dlpack(x),  # type: ignore[attr-defined]
+    "to_dlpack": lambda s, x: dlpack.to_dlpack(x),  # type: ignore[attr-defined]
     "buffer": lambda s, x: torch.frombuffer(x, dtype=torch.float32),
     "bytes": lambda s, x: bytes(x),
     "pointer": lambda s, x: ctypes.string_at(x.data_ptr(), 1) and x,
@@ -132,7 +132,7 @@ IDIOMS: dict[str, Idiom] = {
     "iteration": lambda s, x: torch.stack(list(x)),
     "reversed": lambda s, x: torch.stack(list(reversed(x))),
     "assignment": lambda s, x: (x.__setitem__(0, 0), x)[1],
-    "deletion": lambda s, x: x.__delitem__(0) or x,
+    "deletion": lambda s, x: x.__delitem__(0) or x,  # type: ignore[attr-defined]
     "|=": lambda s, x: x * ((x > 0) | (x < 1)),
     "copy": lambda s, x: copy.copy(x),
     "deepcopy": lambda s, x: copy.deepcopy(x),

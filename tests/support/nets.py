@@ -7,18 +7,25 @@ recipes; those have no rows. Nothing here imports the package.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.support.oracle import INPUT, Affine, Row, Slot, frozen_max_pool, row
 
 LAYOUTS = ("auto", "encoder")
+#: Settings of properties of random networks.
+quick = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 
 
 @dataclass(frozen=True)
@@ -601,10 +608,10 @@ class Step:
         return f"{self.op}({', '.join(said + [f'{k}={v}' for k, v in self.settings])})"
 
 
-LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LINEAR: tuple[Any, ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORM = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-MAX_POOL = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
-AVG_POOL = (None, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+MAX_POOL: tuple[Any, ...] = (None, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+AVG_POOL: tuple[Any, ...] = (None, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 RELU = ("module", "shared", "functional", "torch", "method", "inplace", "functional_", "method_")
 IN_PLACE = {"inplace": "module", "functional_": "functional", "method_": "method", "iadd": "plus"}
 
@@ -899,3 +906,26 @@ def random_net(
     generator = torch.Generator().manual_seed(seed + 1)
     x = torch.randn(batch, *recipe.shapes[0], generator=generator, dtype=torch.float64)
     return model, x.to(dtype)
+
+
+class Gated(nn.Module):
+    """A squeeze-excite gate, a max pool, a BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.squeeze, self.excite = nn.Linear(4, 2), nn.Linear(2, 4)
+        self.last = nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.norm(self.conv(x))), 3, 2, 1)
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
+        return F.relu(self.last(x * gate[:, :, None, None])).mean((2, 3))
+
+
+def dense_chain(inputs: int, widths: Sequence[int]) -> nn.Sequential:
+    """Return dense layers with ReLU of these widths, and a head of two outputs."""
+    layers: list[nn.Module] = []
+    for before, after in zip([inputs, *widths], widths, strict=False):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], 2))

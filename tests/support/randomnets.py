@@ -66,7 +66,7 @@ class GeneralNet(nn.Module):
         if step.op == "maxpool":
             return F.max_pool2d(a, *more[:3], ceil_mode=more[3])
         if step.op == "avgpool":
-            return F.avg_pool2d(a, *more[:3], ceil_mode=more[3], count_include_pad=more[4])
+            return F.avg_pool2d(a, *more)
         if step.op == "pad":
             return F.pad(a, more[0], mode=more[1])
         if step.op == "slice":

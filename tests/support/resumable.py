@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pursuitify.training import Result, adversarial_inputs, finetune
-from pursuitify.utils import atomic_files
 from tests.support.toy import network, rows
 
 STEPS = 24
@@ -56,7 +55,7 @@ def arm(count: int, where: str) -> None:
     if where == "step":
         adversarial_inputs.attack = deadly(adversarial_inputs.attack)
     else:
-        atomic_files.os.replace = deadly(os.replace)
+        os.replace = deadly(os.replace)
 
 
 def run(folder: Path, optimizer: str, **options: Any) -> Result:

@@ -321,7 +321,7 @@ def test_iterables_that_do_not_keep_to_their_length() -> None:
 
 def test_shares_that_are_dealt_out_twice() -> None:
     data = TensorDataset(*rows(8))
-    dealt = DistributedSampler(data, num_replicas=2, rank=0)
+    dealt: DistributedSampler[Any] = DistributedSampler(data, num_replicas=2, rank=0)
     with pytest.raises(OptionError, match="give the loader without it"):
         finetune(linear(), DataLoader(data, 4, sampler=dealt), rows(4), epochs=1, progress=False)
 

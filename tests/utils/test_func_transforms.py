@@ -125,7 +125,7 @@ def test_derivatives_of_the_parameters(case: tuple[PursuitNetwork, Tensor]) -> N
     params = parameters(net)
     expected = by_autograd(net, x)
     same(grad(lambda p: call(net, p, x).square().sum())(params), expected)
-    _, pull = vjp(lambda p: call(net, p, x).square().sum(), params)
+    pull = vjp(lambda p: call(net, p, x).square().sum(), params)[1]
     same(pull(torch.ones((), dtype=x.dtype))[0], expected)
 
 
@@ -136,7 +136,7 @@ def test_forward_derivatives_of_the_parameters(case: tuple[PursuitNetwork, Tenso
     expected = sum(((g * v[k]).sum() for k, g in by_autograd(net, x).items()), torch.zeros(()))
     for recorded in (True, False):
         with torch.set_grad_enabled(recorded):
-            _, mine = jvp(lambda p: call(net, p, x).square().sum(), (params,), (v,))
+            mine = jvp(lambda p: call(net, p, x).square().sum(), (params,), (v,))[1]
         same(mine, expected.to(mine.dtype))
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from pursuitify import pursuitify
 from pursuitify.analysis.gram import channel_products
-from tests.analysis.gram.test_normalised_gram import agree
+from tests.support.dense_gram import agree
 from tests.support.nets import BY_NAME, LAYOUTS, randomise
 
 

@@ -6,33 +6,18 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pursuitify import pursuitify
 from pursuitify.analysis import babel_function, coherence, minimum_frame_potential
 from pursuitify.analysis.gram.dictionary_blocks import blocks_of
 from pursuitify.analysis.gram.normalised_gram import Gram
 from pursuitify.analysis.measures.dense_gram import normalised
 from tests.support.dense_gram import dense_gram
-from tests.support.drawn_dictionaries import KINDS, centred, drawn
+from tests.support.drawn_dictionaries import KINDS, bound, drawn
 from tests.support.nets import LAYOUTS
 
-SIZES = {0: (), 1: (9,), 2: (5, 6), 3: (4, 3, 3)}
 CHECKED = settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
-
-
-def bound(model, layout, sizes=None):
-    """Return the network and its dictionary at one input, every max-pool window at its centre."""
-    net = pursuitify(model, layout=layout)
-    shape = (2, *(SIZES[model.dims] if sizes is None else sizes))
-    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    try:
-        with torch.no_grad():
-            model(x)
-    except RuntimeError:  # a kernel larger than what is left of the image
-        assume(False)
-    return net, centred(net.dictionary(x)), shape
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -96,7 +96,7 @@ def test_the_pair_that_attains_the_coherence_has_that_inner_product():
             n: torch.zeros(s).double()
             for n, s in zip(dictionary.names, dictionary.shapes, strict=True)
         }
-        latents[name][(0, channel, *position)] = 1
+        latents[name][0, channel][tuple(position)] = 1
         columns.append(torch.cat([r.reshape(-1) for r in dictionary.apply(latents).values()]))
     a, b = columns
     assert float(a @ b / (a.norm() * b.norm())) == pytest.approx(pair.value, abs=1e-9)

@@ -12,8 +12,7 @@ from pursuitify import pursuitify
 from pursuitify.analysis import FramePotentialPenalty, coherence, frame_potential_penalty
 from pursuitify.analysis.gram.normalised_gram import Gram
 from pursuitify.errors import OptionError
-from tests.analysis.gram.test_entry_classes import bound
-from tests.support.drawn_dictionaries import KINDS, drawn
+from tests.support.drawn_dictionaries import KINDS, bound, drawn
 from tests.support.nets import BY_NAME, LAYOUTS
 
 NAMES = ["linear_residual", "conv_residual", "conv_chain", "conv_dense", "separable"]

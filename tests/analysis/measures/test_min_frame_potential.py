@@ -13,7 +13,7 @@ from pursuitify import pursuitify
 from pursuitify.analysis import chain_frame_potential, coherence, minimum_frame_potential
 from pursuitify.analysis.measures.welch_bounds import _layer
 from pursuitify.models import ChainNet
-from tests.analysis.measures.test_welch_bounds import chain
+from tests.support.nets import dense_chain
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_the_least_excess_of_a_layer_is_what_a_search_over_vectors_finds(n, p, k
 
 @pytest.mark.parametrize(("inputs", "widths"), [(2, [6, 3, 4]), (2, [5, 4]), (10, [15, 12])])
 def test_a_search_over_weights_approaches_the_value_from_above(inputs, widths):
-    model = chain(inputs, widths)
+    model = dense_chain(inputs, widths)
     known = minimum_frame_potential(model, (inputs,))
     found = minimum_frame_potential(model, (inputs,), method="optimise", seeds=3, steps=200)
     assert known.value < 0.7 * known.closed_form
@@ -60,7 +60,7 @@ def test_a_search_over_weights_approaches_the_value_from_above(inputs, widths):
 def test_all_atoms_are_in_use_where_only_the_last_latent_is_wider_than_what_it_reads(
     inputs, widths
 ):
-    found = minimum_frame_potential(chain(inputs, widths), (inputs,))
+    found = minimum_frame_potential(dense_chain(inputs, widths), (inputs,))
     assert found.value == pytest.approx(chain_frame_potential(inputs, widths), rel=1e-12, abs=1e-12)
     assert found.value == pytest.approx(found.closed_form, rel=1e-12, abs=1e-12)
 

@@ -21,21 +21,15 @@ from pursuitify.analysis import (
 from pursuitify.analysis.measures.welch_bounds import frame_excess
 from pursuitify.errors import OptionError
 from pursuitify.models import ChainNet, ResidualNet
+from tests.support.nets import dense_chain
 
 PUBLISHED = [([8, 16, 32, 64], 0.102), ([64, 32, 64], 0.061), ([400, 800, 1600, 3200], 0.014)]
-
-
-def chain(inputs, widths):
-    layers = []
-    for before, after in zip([inputs, *widths], widths, strict=False):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], 2))
 
 
 @pytest.mark.parametrize(("widths", "published"), PUBLISHED)
 def test_published_minima(widths, published):
     assert chain_frame_potential(3072, widths) == pytest.approx(published, abs=5e-4)
-    found = minimum_frame_potential(chain(3072, widths), (3072,))
+    found = minimum_frame_potential(dense_chain(3072, widths), (3072,))
     assert float(found) == pytest.approx(chain_frame_potential(3072, widths), rel=1e-9)
     assert found.closed_form == pytest.approx(found.value)
     assert not found.seeds
@@ -44,7 +38,7 @@ def test_published_minima(widths, published):
 @pytest.mark.parametrize(("widths", "published"), PUBLISHED[:2])
 def test_the_optimiser_approaches_the_closed_form_from_above(widths, published):
     found = minimum_frame_potential(
-        chain(3072, widths), (3072,), method="optimise", seeds=1, steps=30
+        dense_chain(3072, widths), (3072,), method="optimise", seeds=1, steps=30
     )
     assert found.closed_form * (1 - 1e-4) <= found.value <= 1.02 * found.closed_form
     assert "seeds" in str(found)
@@ -54,7 +48,7 @@ def test_the_optimiser_approaches_the_closed_form_from_above(widths, published):
 def test_the_optimiser_on_the_widest_published_chain():
     widths = PUBLISHED[2][0]
     found = minimum_frame_potential(
-        chain(3072, widths), (3072,), method="optimise", seeds=1, steps=12
+        dense_chain(3072, widths), (3072,), method="optimise", seeds=1, steps=12
     )
     assert found.closed_form * (1 - 1e-4) <= found.value <= 1.02 * found.closed_form
 
@@ -73,7 +67,7 @@ def tight_frame(atoms, rows):
 def test_a_wide_latent_read_by_a_narrow_one_goes_below_the_closed_form():
     """A network with atoms out of use beats the bound in which all are in use."""
     d, k, n, used = 10, 15, 12, 11
-    model = chain(d, [k, n]).double()
+    model = dense_chain(d, [k, n]).double()
     found = minimum_frame_potential(model, (d,))
     assert found.value < 0.6 * found.closed_form
     with torch.no_grad():
@@ -95,7 +89,7 @@ def test_a_wide_latent_read_by_a_narrow_one_goes_below_the_closed_form():
 )
 def test_no_chain_is_below_its_minimum(inputs, widths, seed, gain):
     torch.manual_seed(seed)
-    model = chain(inputs, widths).double()
+    model = dense_chain(inputs, widths).double()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(gain)
@@ -121,7 +115,7 @@ def test_convolutional_chain_has_a_closed_form_and_skips_have_not():
 
 
 def test_weights_are_not_read():
-    one, two = chain(4, [6, 5]), chain(4, [6, 5])
+    one, two = dense_chain(4, [6, 5]), dense_chain(4, [6, 5])
     assert minimum_frame_potential(one, (4,)).value == minimum_frame_potential(two, (4,)).value
     a = minimum_frame_potential(one, (4,), method="optimise", seeds=1, steps=20)
     b = minimum_frame_potential(two, (4,), method="optimise", seeds=1, steps=20)

@@ -13,31 +13,19 @@ from torch.utils.data import TensorDataset
 
 from pursuitify import pursuitify
 from pursuitify.errors import InputError, OptionError
-from pursuitify.robust import PROTOCOLS, Protocol, Step, audit, pgd
+from pursuitify.robust import PROTOCOLS, Step, audit, pgd
 from pursuitify.robust.auditing import attack_registry
 from pursuitify.robust.auditing.gradient_statistics import wilson
 from pursuitify.robust.auditing.red_flags import FLAGS
 from tests.support.controls import (
     EPS,
+    TINY,
     Before,
     Scaled,
     jitter,
     pursue_saturated,
     quantise,
     saturate,
-)
-
-TINY = Protocol(
-    name="tiny",
-    steps=(
-        Step("FGSM", "fgsm", "one-step"),
-        Step("PGD", "pgd", "white-box", {"steps": 4}),
-        Step("Square", "square", "black-box", {"queries": 10}, survivors=True),
-        Step("gradients at T = 0", "pgd", "other-sweeps", {"steps": 3}, "t=0", True, "pursuit"),
-    ),
-    twin=(Step("PGD", "pgd", "white-box", {"steps": 3}),),
-    curve=(Step("PGD", "pgd", "white-box", {"steps": 4}),),
-    factors=(1.0, 2.0),
 )
 
 

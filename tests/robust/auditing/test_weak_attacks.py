@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from pursuitify.robust import apgd, audit, fgsm, pgd
-from tests.robust.auditing.test_audit import TINY
 from tests.support import controls
-from tests.support.controls import clamped_pgd
+from tests.support.controls import TINY, clamped_pgd
 
 EPS = 8 / 255
 

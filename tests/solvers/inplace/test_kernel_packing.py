@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,7 +28,7 @@ def made(build: type[nn.Module] = ResidualNet, **options: Any) -> tuple[PursuitN
 
 
 @pytest.fixture
-def packings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def packings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The factors that kernels were packed with."""
     factors: list[float] = []
     pack = onednn_conv._pack

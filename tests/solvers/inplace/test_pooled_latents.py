@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from pursuitify import PursuitNetwork, pursuitify
 from pursuitify.solvers.inplace.visits import Visit, visits_of
-from tests.solvers.test_cost import sweep_cost
 from tests.support.agreement import assert_fast_path
+from tests.support.sweep_cost import sweep_cost
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda v: F.max_pool2d(v, 2),
