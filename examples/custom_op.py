@@ -2,8 +2,8 @@
 
     python examples/custom_op.py
 
-The two operations below, a low-pass filter by FFT and soft thresholding, are unknown to the
-library. Each takes one small class and one entry of ``rules=``.
+The low-pass filter by FFT below is unknown to the library. Soft thresholding has a rule there, but
+rules of one's own come first. Each takes one small class and one entry of ``rules=``.
 """
 
 from __future__ import annotations
