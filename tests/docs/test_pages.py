@@ -86,3 +86,12 @@ def test_every_path_that_a_page_names_is_there(page: Path) -> None:
         assert (HOME / path).exists(), path
     for path in re.findall(r"\]\(([^):#]+)(?:#[^)]*)?\)", text):
         assert (page.parent / path).exists(), path
+
+
+def test_docstrings_cite_sections_that_are_there() -> None:
+    page = HOME / "pursuitify" / "dictionary" / "mathematics.md"
+    assert (HOME / "docs" / "mathematics.md").resolve() == page
+    sections = set(re.findall(r"^## (\d+)\. ", page.read_text(), re.MULTILINE))
+    for path in HOME.glob("pursuitify/**/*.py"):
+        cited = re.findall(r"mathematics\.md,?\s+section (\d+)", path.read_text())
+        assert set(cited) <= sections, path
