@@ -63,13 +63,15 @@ PAGES = {
         "x, y, eps = torch.rand(4, 6), torch.randint(3, (4,)), 0.1"
     ),
     "docs/coherence.md": Page(
+        "from pursuitify.models import ResidualNet",
         smaller={
-            'resnet50(weights="DEFAULT")': "resnet18()",
-            "torch.rand(2, 3, 224, 224)": "torch.rand(2, 3, 32, 32)",
-            "net, (3, 224, 224))\nprint": "net, (3, 64, 64))\nprint",
-            "net, (3, 224, 224))  #": "net)  #",
+            'torchvision.models.resnet50(weights="DEFAULT")': "ResidualNet(3, 1000, width=2)",
+            "torch.rand(2, 3, 224, 224)": "torch.rand(2, 3, 8, 8)",
+            "net, (3, 224, 224))\nprint": "net, (3, 16, 16))\nprint",
+            "net, (3, 224, 224))  #": "net, (3, 16, 16))  #",
         },
         needs=("matplotlib",),
+        slow="the search of the least frame potential",
     ),
     "docs/export.md": Page(
         MODEL,
