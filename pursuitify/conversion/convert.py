@@ -62,7 +62,8 @@ def pursuitify(
     """Turn a network of convolutions, dense layers and ReLUs into a deep pursuit network.
 
     By default latents start at the feed-forward pass (17) and take T sweeps of (18) on the
-    objective (11) of the dictionary whose rows are (16); see docs/mathematics.md.
+    objective (11) of the dictionary whose rows are (16); see mathematics.md
+    in the folder of :mod:`pursuitify.dictionary`.
 
     Args:
         model: Any module torch.fx can trace; never changed.

@@ -185,7 +185,7 @@ def _entries(
 
 
 def _runaways(root: nn.Module, program: Program) -> list[str]:
-    """Name the latents along which the objective may be unbounded below (MATH section 2)."""
+    """Name the latents along which F may be unbounded below (mathematics.md, section 2)."""
     found = []
     for row, readers in zip(program.rows, program.readers, strict=True):
         node = program.nodes[row.diagonal[0][0]] if row.diagonal else None

@@ -1,4 +1,4 @@
-"""Bounds of the norms of blocks, rows and columns of the dictionary (MATH section 5)."""
+"""Bounds of the norms of blocks, rows and columns of the dictionary (mathematics.md, section 5)."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def record(
 
 
 def runaways(dictionary: StructuredDictionary) -> list[str]:
-    """Name the latents along which F may be unbounded below (MATH section 2)."""
+    """Name the latents along which F may be unbounded below (mathematics.md, section 2)."""
     found = []
     for j, row in enumerate(dictionary.rows):
         if row.diagonal is None or dictionary.readers[j] or row.threshold is None:

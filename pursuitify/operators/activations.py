@@ -1,4 +1,4 @@
-"""Activations as proximal operators (MATH section 3; the paper's equation (2)).
+"""Activations as proximal operators (mathematics.md, section 3; the paper's equation (2)).
 
 ``prox(v, step)`` is the proximal operator of ``step * f``; at step 1 it is the activation itself,
 which is why the feed-forward pass is one proximal step from zero.

@@ -184,7 +184,7 @@ def batch_norm(
     momentum: float | None = 0.1,
     eps: float = 1e-5,
 ) -> Affine:
-    """BatchNorm, its scale and offset fixed for all sweeps (MATH section 4).
+    """BatchNorm, its scale and offset fixed for all sweeps (mathematics.md, section 4).
 
     Batch statistics in training mode, running statistics otherwise; the source's own operation
     runs once and updates the running statistics once.

@@ -81,7 +81,8 @@ class Settings(nn.Module):
         """Factor, at least 0, on the positive thresholds of sparse latents in the sweeps.
 
         Negative thresholds (positive biases) and offsets of identity latents stay as they are,
-        and so does the feed-forward pass: T = 0 is the source at any value. See MATH section 2.
+        and so does the feed-forward pass: T = 0 is the source at any value
+        (mathematics.md, section 2).
         """
         return self._threshold_scale
 

@@ -1,4 +1,4 @@
-"""Lipschitz constants and step sizes, gamma_j = 1 / (beta_j L_j) (MATH section 5)."""
+"""Lipschitz constants and step sizes, gamma_j = 1 / (beta_j L_j) (mathematics.md, section 5)."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pursuitify import pursuitify
 from tests.support import libraries
 from tests.support.libraries import FAULTS, LIBRARIES, Network, Result, examine, sweep
 
@@ -97,7 +98,7 @@ def test_faults_of_a_conversion_are_found(monkeypatch: pytest.MonkeyPatch) -> No
         model.register_forward_hook(lambda *args: args[2] + 1.0)
         return net
 
-    convert = libraries.pursuitify
+    convert = pursuitify
     for broken, outcome in ((raising, "untyped"), (shifted, "wrong")):
         monkeypatch.setattr(libraries, "pursuitify", broken)
         assert examine(_here("plain")).outcome == outcome

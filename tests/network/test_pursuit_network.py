@@ -1038,7 +1038,7 @@ def test_outputs_at_no_number_of_sweeps(count: Any) -> None:
 def test_outputs_at_are_proven_and_held_to_their_range() -> None:
     x = torch.rand(3, 2, 8, 8, dtype=torch.float64)
     net = pursuitify(build("ResidualNet-bn").eval())
-    calls = []
+    calls: list[object] = []
     prove = net._self_prove
     net._self_prove = lambda *a: calls.append(prove(*a))  # type: ignore[method-assign, func-returns-value]
     for _ in range(2):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pursuitify import PursuitNetwork, explain, pursuitify
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import ConversionError, OptionError, VerificationError
 from pursuitify.models import ChainNet, ResidualNet
 from pursuitify.network import structures, verification
@@ -385,7 +386,11 @@ def test_a_fault_is_named_where_a_chain_holds_more_than_every_latent(layout: Any
     net = pursuitify(model.append(nn.ReLU()).double().eval(), layout=layout)
     x, mutate = torch.rand(2, 3, 5, 5, dtype=torch.float64), MUTATIONS["adjoint scaled"]
     for number in range(3):
-        report = proven(net, x, lambda bound, n=number: mutated(bound, mutate, n))
+
+        def broken(bound: StructuredDictionary, n: int = number) -> Any:
+            return mutated(bound, mutate, n)
+
+        report = proven(net, x, broken)
         (problem,) = report.problems
         assert problem.reason.endswith("in its OtherWeight")
         assert "of its u_j" not in problem.reason

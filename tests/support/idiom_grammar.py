@@ -572,8 +572,8 @@ STEPS: dict[str, Step] = {
     "try": _try_shape,
     "suppress": _suppressed,
     "warning": _warned,
-    "is_scripting": lambda s, x: x if torch.jit.is_scripting() else 2 * x,
-    "is_tracing": lambda s, x: x if torch.jit.is_tracing() else 2 * x,
+    "is_scripting": lambda s, x: x if torch.jit.is_scripting() else 2 * x,  # type: ignore[attr-defined]
+    "is_tracing": lambda s, x: x if torch.jit.is_tracing() else 2 * x,  # type: ignore[attr-defined]
     "is_compiling": lambda s, x: x if torch.compiler.is_compiling() else 2 * x,
     "is_grad_enabled": lambda s, x: 3 * x if torch.is_grad_enabled() else x,
     "is_inference": lambda s, x: 3 * x if torch.is_inference_mode_enabled() else x,

@@ -380,7 +380,7 @@ def shapes(network: Network, model: nn.Module) -> list[tuple[int, ...]]:
         getattr(model, "in_channels", 3), *(getattr(model, "in_size", None) or ()),
     )  # fmt: skip
     channels = native[0] if isinstance(native[0], int) else 3
-    sizes = [(channels, size, size) for size in SIZES]
+    sizes: list[tuple[int, ...]] = [(channels, size, size) for size in SIZES]
     return [*sizes, tuple(native)] if len(native) == 3 else sizes
 
 

@@ -1,6 +1,6 @@
 """Small networks with hand-written oracle rows, and a hypothesis strategy for random ones.
 
-``CASES`` pairs each network with its rows in both layouts, written by hand after MATH.md
+``CASES`` pairs each network with its rows in both layouts, written by hand after mathematics.md,
 section 1 from the network's own torch modules. ``random_net`` draws convertible networks from
 recipes; those have no rows. Nothing here imports the package.
 """

@@ -1,4 +1,4 @@
-"""An independent dense reference of MATH.md in NumPy, float64; it knows nothing of the package.
+"""An independent dense reference of mathematics.md in NumPy, float64, without the package.
 
 A network is described by hand as a list of ``Row``s built from the source network's own torch
 modules. Torch is used only to probe those affine functions with basis vectors; every dictionary,
@@ -74,7 +74,7 @@ def row(
 
 
 def prox(activation: Activation, v: Array, g: float = 1.0) -> Array:
-    """Return prox_{g f}(v) of MATH.md section 3."""
+    """Return prox_{g f}(v) of mathematics.md, section 3."""
     kind, *parameters = (activation,) if isinstance(activation, str) else activation
     if kind == "relu":
         return np.maximum(v, 0.0)
@@ -287,7 +287,7 @@ class Oracle:
         start: Array | None = None,
         variant: str = "corrected",
     ) -> Iterator[Array]:
-        """Yield w after 0, 1, 2, ... sweeps of Algorithm 2 (MATH.md section 5), without end.
+        """Yield w after 0, 1, ... sweeps of Algorithm 2, without end (mathematics.md, section 5).
 
         Args:
             gamma: Step of each latent; 1 / L_j exactly by default.

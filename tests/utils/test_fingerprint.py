@@ -191,9 +191,9 @@ def test_sets_have_no_order_and_circles_end() -> None:
     assert of_values(one) == of_values(other)
     circle: list[Any] = [1]
     circle.append(circle)
-    other: list[Any] = [2]
-    other.append(other)
-    assert of_values(circle) != of_values(other)
+    second: list[Any] = [2]
+    second.append(second)
+    assert of_values(circle) != of_values(second)
     member = Setting(1.0)
     member.size = {member}  # type: ignore[assignment]
     assert of_values(member) == of_values(member)

@@ -1,4 +1,4 @@
-"""Certificates of support recovery and stability of the global pursuit (MATH section 7).
+"""Certificates of support recovery and stability of the global pursuit (mathematics.md, section 7).
 
 They hold for the exact minimiser of F, not for a few learned sweeps. On real convolutional
 networks the mutual coherence is near one and the conditions that rest on it fail: then they are

@@ -63,7 +63,7 @@ def coherence(
         progress: Whether to show a progress bar, or a function to call with (done, all).
 
     Returns:
-        The report, ``print``-able: numbers, and the rules they stand on (MATH section 6).
+        The report, ``print``-able: numbers, and their rules (mathematics.md, section 6).
 
     Raises:
         OptionError: If ``net`` is no pursuit network, an option has no such value, or ``x`` and

@@ -1,4 +1,4 @@
-"""Lower bounds of coherence and frame potential from shapes alone (MATH section 6)."""
+"""Lower bounds of coherence and frame potential from shapes alone (mathematics.md, section 6)."""
 
 from __future__ import annotations
 

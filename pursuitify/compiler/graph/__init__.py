@@ -1,1 +1,1 @@
-"""From a traced graph to latents, rows and layout (MATH section 1)."""
+"""From a traced graph to latents, rows and layout (mathematics.md, section 1)."""

@@ -1,4 +1,4 @@
-"""Latents, rows and layout: the dependency graph of MATH section 1.
+"""Latents, rows and layout: the dependency graph of mathematics.md, section 1.
 
 Compile time only. ``build`` cuts the classified graph into latents and gives each its row of the
 global dictionary, as sums of *paths* (chains of one-operand maps from a latent) into *slots*

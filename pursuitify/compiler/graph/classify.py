@@ -2,7 +2,7 @@
 
 Compile time only: no tensor is looked at. The result says for each node which of its operands are
 affine in latents and input; products with anything else are *gates*, frozen at the feed-forward
-pass together with all that only they read (MATH section 4).
+pass together with all that only they read (mathematics.md, section 4).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Identity latents: the cuts of a graph beyond its activations (MATH section 1, cases 2, 3)."""
+"""Identity latents: cuts of a graph beyond its activations (mathematics.md, section 1)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _consumers(node: fx.Node, sites: Sites) -> list[fx.Node | None]:
 
 
 def find_cuts(sites: Sites) -> set[fx.Node]:
-    """Return the nodes that become identity latents (MATH section 1, cases 2 and 3)."""
+    """Return the nodes that become identity latents (mathematics.md, section 1, cases 2 and 3)."""
     leads = leading_to((n for n, s in sites.items() if s.value is Value.LATENT), sites)
     cuts: set[fx.Node] = set()
     weighted: dict[fx.Node, bool] = {}

@@ -1,4 +1,4 @@
-"""The rows of the dictionary as compile time describes them (:doc:`mathematics`, section 1).
+"""The rows of the dictionary as compile time describes them (mathematics.md, section 1).
 
 A row holds names and positions, no nodes of torch.fx: code that runs at every call reads nothing
 but tuples of strings and numbers, which torch.compile takes as constants. ``Program.nodes`` leads

@@ -1,4 +1,4 @@
-"""Offsets of expression trees: their values at all-zero leaves (MATH section 1)."""
+"""Offsets of expression trees: their values at all-zero leaves (mathematics.md, section 1)."""
 
 from __future__ import annotations
 
