@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pursuitify.errors import OptionError
-from pursuitify.robust.attacks.input_checks import check_choice
-from pursuitify.utils import option_checks
+from pursuitify.utils.option_checks import (
+    chosen,
+    count,
+    number,
+    one_of,
+    positive,
+    switch,
+    unknown_options,
+)
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -111,28 +117,25 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant; all problems at once."""
         problems = [
-            *_whole(self, "epochs", "batch_size", "attack_steps", "log_every", least=1),
-            *_whole(self, "patience", "save_every", least=1, optional=True),
-            *_whole(self, "workers", "seed", least=0),
-            *_whole(self, "first_sweeps", least=0, optional=True),
-            *_number(self, "lr", above=0),
-            *_number(self, "pursuit_lr", least=0, optional=True),
-            *_number(self, "clip", "attack_step_size", above=0, optional=True),
-            *_number(self, "warmup", "final_lr", "sweeps_ramp", "step_ramp", least=0, most=1),
-            *_number(self, "weight_decay", "trades_weight", "noise", least=0),
-            *_number(self, "reconstruction", "frame_potential", least=0),
-            *_number(self, "label_smoothing", least=0, below=1),
-            *_number(self, "ema", least=0, below=1, optional=True),
-            *_number(self, "eps", least=0, most=1),
+            *_tried(self, positive, "epochs", "batch_size", "attack_steps", "log_every"),
+            *_tried(self, positive, "patience", "save_every", optional=True),
+            *_tried(self, count, "workers", "seed"),
+            *_tried(self, count, "first_sweeps", optional=True),
+            *_tried(self, number, "lr", above=0),
+            *_tried(self, number, "pursuit_lr", least=0, optional=True),
+            *_tried(self, number, "clip", "attack_step_size", above=0, optional=True),
+            *_tried(
+                self, number, "warmup", "final_lr", "sweeps_ramp", "step_ramp", least=0, most=1
+            ),
+            *_tried(self, number, "weight_decay", "trades_weight", "noise", least=0),
+            *_tried(self, number, "reconstruction", "frame_potential", least=0),
+            *_tried(self, number, "label_smoothing", least=0, below=1),
+            *_tried(self, number, "ema", least=0, below=1, optional=True),
+            *_tried(self, number, "eps", least=0, most=1),
         ]
-        choices = {"optimizer": OPTIMIZERS, "objective": OBJECTIVES, "keep": KEEP}
-        for name, valid in choices.items():
-            if getattr(self, name) not in valid:
-                listed = ", ".join(map(repr, valid))
-                problems.append(f"{name}={getattr(self, name)!r} is not one of {listed}")
-        for name in ("tensorboard", "progress"):
-            if not isinstance(getattr(self, name), bool):
-                problems.append(f"{name}={getattr(self, name)!r} is not True or False")
+        for name, valid in {"optimizer": OPTIMIZERS, "objective": OBJECTIVES, "keep": KEEP}.items():
+            problems += _tried(self, one_of, name, valid=valid)
+        problems += _tried(self, switch, "tensorboard", "progress")
         if problems:
             raise OptionError("\n".join(["the configuration has problems:", *_listed(problems)]))
 
@@ -143,7 +146,7 @@ class Config:
             OptionError: If one is unknown or out of range.
         """
         names = [field.name for field in fields(self)]
-        option_checks.unknown_options(options.keys() - set(names), names)
+        unknown_options(options.keys() - set(names), names)
         return Config(**{**asdict(self), **options})
 
     def check_read(self) -> None:
@@ -173,37 +176,31 @@ def _listed(problems: list[str]) -> list[str]:
     return [f"  - {problem}" for problem in problems]
 
 
-def _whole(config: Config, *names: str, least: int, optional: bool = False) -> list[str]:
-    found = []
-    for name in names:
-        value = getattr(config, name)
-        if value is None and optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            found.append(f"{name}={value!r} is not a whole number >= {least}")
-    return found
-
-
-def _number(
+def _tried(
     config: Config,
+    check: Callable[..., Any],
     *names: str,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    most: float = math.inf,
-    below: float = math.inf,
     optional: bool = False,
+    **limits: Any,
 ) -> list[str]:
-    limits = {">=": least, ">": above, "<=": most, "<": below}
-    wanted = " and ".join(f"{sign} {n:g}" for sign, n in limits.items() if math.isfinite(n))
+    """Return what a check of ``option_checks`` says of options; those that pass are made plain.
+
+    Args:
+        config: The configuration.
+        check: The check; what it returns takes the option's place, a plain number for numpy's.
+        names: The options.
+        optional: Whether None passes, too.
+        limits: Passed to the check.
+    """
     found = []
     for name in names:
         value = getattr(config, name)
         if value is None and optional:
             continue
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fits = fits and math.isfinite(value) and least <= value <= most and above < value < below
-        if not fits:
-            found.append(f"{name}={value!r} is not a number {wanted}")
+        try:
+            object.__setattr__(config, name, check(name, value, **limits))
+        except OptionError as error:
+            found.append(str(error))
     return found
 
 
@@ -231,7 +228,7 @@ def recipe(name: str = DEFAULT, **options: Any) -> Config:
         OptionError: If there is no such recipe, an option is unknown or out of range, or one takes
             back what the recipe is.
     """
-    own = check_choice("recipe", name, RECIPES)
+    own = chosen("recipe", name, RECIPES)
     config = Config().with_options({**own, **options})
     first, plain = next(iter(own)), Config()
     if getattr(config, first) == getattr(plain, first):

@@ -6,12 +6,15 @@ import difflib
 import inspect
 import math
 import operator
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
+
+T = TypeVar("T")
 
 LAYOUTS = ("auto", "decoder", "encoder")
 
@@ -27,11 +30,33 @@ def one_of(name: str, value: object, valid: Sequence[str]) -> str:
     return value
 
 
+def chosen(name: str, value: object, valid: Mapping[str, T]) -> T:
+    """Return what ``value`` stands for.
+
+    Raises:
+        OptionError: If it is no key of ``valid``; the message lists them.
+    """
+    return valid[one_of(name, value, tuple(valid))]
+
+
 def whole(value: object) -> int | None:
     """Return a whole number of any type (numpy's too) as an int; None for what is none."""
     if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
         return None
     return operator.index(value)
+
+
+def whole_number(name: str, value: object, *, least: int | None = None) -> int:
+    """Return ``value`` as an int if it is a whole number >= ``least``, any if there is no least.
+
+    Raises:
+        OptionError: Otherwise.
+    """
+    found = whole(value)
+    if found is None or (least is not None and found < least):
+        limit = "" if least is None else f" >= {least}"
+        raise OptionError(f"{name}={value!r} is not a whole number{limit}")
+    return found
 
 
 def count(name: str, value: object) -> int:
@@ -40,10 +65,7 @@ def count(name: str, value: object) -> int:
     Raises:
         OptionError: Otherwise.
     """
-    number = whole(value)
-    if number is None or number < 0:
-        raise OptionError(f"{name}={value!r} is not a whole number >= 0")
-    return number
+    return whole_number(name, value, least=0)
 
 
 def positive(name: str, value: object) -> int:
@@ -52,10 +74,39 @@ def positive(name: str, value: object) -> int:
     Raises:
         OptionError: Otherwise.
     """
-    number = whole(value)
-    if number is None or number < 1:
-        raise OptionError(f"{name}={value!r} is not a whole number >= 1")
-    return number
+    return whole_number(name, value, least=1)
+
+
+def number(
+    name: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> float:
+    """Return ``value`` as a float if it is a finite number, numpy's too, within limits.
+
+    Args:
+        name: The option.
+        value: What was given.
+        least: It is this or more.
+        above: It is more than this.
+        most: It is this or less.
+        below: It is less than this.
+
+    Raises:
+        OptionError: Otherwise.
+    """
+    found = math.nan
+    if not isinstance(value, bool) and isinstance(value, Real):
+        found = float(value)
+    if not (math.isfinite(found) and least <= found <= most and above < found < below):
+        limits = {">=": least, ">": above, "<=": most, "<": below}
+        wanted = " and ".join(f"{sign} {n:g}" for sign, n in limits.items() if math.isfinite(n))
+        raise OptionError(f"{name}={value!r} is not a finite number {wanted}".rstrip())
+    return found
 
 
 def factor(name: str, value: object, high: float = math.inf) -> float:
@@ -64,13 +115,7 @@ def factor(name: str, value: object, high: float = math.inf) -> float:
     Raises:
         OptionError: Otherwise.
     """
-    result = math.nan
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        result = float(value)
-    if not (math.isfinite(result) and 0 <= result <= high):
-        limit = "" if math.isinf(high) else f" and <= {high:g}"
-        raise OptionError(f"{name}={value!r} is not a finite number >= 0{limit}")
-    return result
+    return number(name, value, least=0, most=high)
 
 
 def one_or_two(name: str, value: object) -> int:

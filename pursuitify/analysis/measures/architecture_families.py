@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pursuitify.analysis.measures.min_frame_potential import minimum_frame_potential
 from pursuitify.errors import OptionError
+from pursuitify.utils import option_checks
 
 #: Per family its (size, least frame potential) points, as ``plot_families`` draws them.
 Points = dict[str, list[tuple[float, float]]]
@@ -38,8 +39,7 @@ class ReadsBack(nn.Module):
             OptionError: If an option has no such value.
         """
         super().__init__()
-        if join not in ("add", "cat"):
-            raise OptionError(f"join={join!r} is not one of 'add', 'cat'")
+        option_checks.one_of("join", join, ("add", "cat"))
         if min(reach, width, depth, inputs) < 1:
             raise OptionError("reach, width, depth and inputs must be at least 1")
         self.reach, self.join = reach, join

@@ -22,6 +22,7 @@ from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.operators import Reshape, Select
+from pursuitify.utils import option_checks
 from pursuitify.utils.terminal import bar
 
 SCALE_RULE = (
@@ -105,8 +106,7 @@ def minimum_frame_potential(
     Raises:
         OptionError: If an option has no such value, or the graph has no closed form.
     """
-    if method not in ("auto", "closed", "optimise"):
-        raise OptionError(f"method={method!r} is not one of 'auto', 'closed', 'optimise'")
+    option_checks.one_of("method", method, ("auto", "closed", "optimise"))
     if seeds < 1 or steps < 1:
         raise OptionError("seeds and steps must be at least 1")
     if isinstance(model_or_net, PursuitNetwork):

@@ -14,6 +14,7 @@ import numpy as np
 
 from pursuitify.analysis.measures.coherence_report import CoherenceReport
 from pursuitify.errors import OptionError
+from pursuitify.utils import option_checks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +41,7 @@ def plot_gram_blocks(
         path: File to write; the suffix chooses the format.
         measure: ``maximum``, ``rms``, ``mean_abs`` or ``count``.
     """
-    if measure not in MEASURES:
-        raise OptionError(f"measure={measure!r} is not one of {', '.join(map(repr, MEASURES))}")
+    option_checks.one_of("measure", measure, tuple(MEASURES))
     names = [n.latent for n in report.column_norms]
     index = {name: i for i, name in enumerate(names)}
     grid = np.full((len(names), len(names)), np.nan)

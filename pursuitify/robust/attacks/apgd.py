@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from pursuitify.robust.attacks.input_checks import check_count
 from pursuitify.robust.attacks.objective import Guide, LossValue
 from pursuitify.robust.attacks.runner import Batch, Campaign
 from pursuitify.robust.attacks.threat_model import Ball
+from pursuitify.utils import option_checks
 
 _MOMENTUM = 0.75
 _RHO = 0.75  # least share of steps that must raise the loss for the step size to stay
@@ -59,10 +59,10 @@ def apgd(
     Returns:
         The perturbed inputs, inside the ball and [0, 1].
     """
-    check_count("steps", steps)
-    check_count("restarts", restarts)
+    option_checks.positive("steps", steps)
+    option_checks.positive("restarts", restarts)
     if targets != 0:
-        check_count("targets", targets)
+        option_checks.positive("targets", targets)
 
     def attack(batch: Batch) -> None:
         for aim in _aims(batch.logits, batch.labels, targets) * restarts:

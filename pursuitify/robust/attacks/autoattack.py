@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
 from pursuitify.robust.attacks.external_library import Target, outside, verified
-from pursuitify.robust.attacks.input_checks import check_choice, check_count
+from pursuitify.utils import option_checks
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
 #: The attacks of each version, as the library chooses them, and those that ``"custom"`` takes.
@@ -61,9 +61,9 @@ def autoattack(
             or images where the inputs are none. Nothing has run then.
     """
     library = outside("pyautoattack")
-    name = check_choice("norm", norm, _NORMS)
-    known = check_choice("version", version, _VERSIONS)
-    check_count("batch_size", batch_size)
+    name = option_checks.chosen("norm", norm, _NORMS)
+    known = option_checks.chosen("version", version, _VERSIONS)
+    option_checks.positive("batch_size", batch_size)
     if (attacks is not None) != (version == "custom"):
         raise OptionError("attacks goes with version='custom', and with no other")
     chosen = known if attacks is None else tuple(attacks)

@@ -14,13 +14,13 @@ from pursuitify.errors import InputError, MissingExtraError, OptionError, Pursui
 from pursuitify.robust.attacks.input_checks import (
     attack_mode,
     batches,
-    check_choice,
     check_inputs,
     check_labels,
 )
 from pursuitify.robust.attacks.losses import cross_entropy
 from pursuitify.robust.attacks.objective import AttackObjective
 from pursuitify.robust.attacks.threat_model import BALLS, Ball
+from pursuitify.utils import option_checks
 
 
 def outside(name: str) -> Any:
@@ -87,7 +87,7 @@ def verified(
             the threat model.
         OptionError: If the library's attack fails on them.
     """
-    ball_type = check_choice("norm", norm, BALLS)
+    ball_type = option_checks.chosen("norm", norm, BALLS)
     check_inputs(model, x, y, eps)
     devices = [x.device] if x.device.type == "cuda" else []
     objective = AttackObjective(model, cross_entropy)

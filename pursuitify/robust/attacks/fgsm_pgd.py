@@ -18,16 +18,14 @@ from pursuitify.errors import OptionError
 from pursuitify.robust.attacks.input_checks import (
     attack_mode,
     batches,
-    check_choice,
-    check_count,
     check_inputs,
     check_labels,
-    check_positive,
 )
 from pursuitify.robust.attacks.losses import LOSSES
 from pursuitify.robust.attacks.objective import AttackObjective, Guide
 from pursuitify.robust.attacks.runner import Batch, Campaign
 from pursuitify.robust.attacks.threat_model import BALLS
+from pursuitify.utils import option_checks
 
 
 def fgsm(
@@ -58,7 +56,7 @@ def fgsm(
         The perturbed inputs, inside the ball and [0, 1].
     """
     check_inputs(model, x, y, eps)
-    objective = AttackObjective(model, check_choice("loss", loss, LOSSES), guide)
+    objective = AttackObjective(model, option_checks.chosen("loss", loss, LOSSES), guide)
     done = []
     with attack_mode(model, guide):
         for part, labels in batches(x, y, batch_size):
@@ -116,11 +114,11 @@ def pgd(
     Returns:
         The perturbed inputs, inside the ball and [0, 1].
     """
-    check_count("steps", steps)
-    check_count("restarts", restarts)
+    option_checks.positive("steps", steps)
+    option_checks.positive("restarts", restarts)
     if restarts > 1 and not random_start:
         raise OptionError("restarts > 1 without random_start would repeat the same run")
-    size = None if step_size is None else check_positive("step_size", step_size)
+    size = None if step_size is None else option_checks.number("step_size", step_size, above=0)
 
     def attack(batch: Batch) -> None:
         climb = _Climb(batch, steps, 2.5 * eps / steps if size is None else size, early_stop)

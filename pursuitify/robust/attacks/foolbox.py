@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
 from pursuitify.robust.attacks.external_library import Target, outside, verified
-from pursuitify.robust.attacks.input_checks import check_choice
+from pursuitify.utils import option_checks
 
 _ORDERS = {"linf": math.inf, "l2": 2.0}
 
@@ -48,7 +48,7 @@ def foolbox(
         OptionError: If there is no such attack, it is of another norm, or an option is not its.
     """
     library = outside("foolbox")
-    made = _made(library, attack, check_choice("norm", norm, _ORDERS), norm, options)
+    made = _made(library, attack, option_checks.chosen("norm", norm, _ORDERS), norm, options)
 
     def run(target: Target) -> Tensor:
         ball = target.ball

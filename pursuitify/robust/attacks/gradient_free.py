@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
-from pursuitify.robust.attacks.input_checks import check_count
 from pursuitify.robust.attacks.query_search import Hunt, QueryCampaign
 from pursuitify.robust.attacks.threat_model import LinfBall
+from pursuitify.utils import option_checks
 
 # Square's schedule (Andriushchenko et al. 2020): after each of these shares of the queries the
 # windows' area is halved once more.
@@ -46,7 +46,7 @@ def random_noise(
     Returns:
         Each example's worst draw, inside the ball and [0, 1].
     """
-    check_count("draws", draws)
+    option_checks.positive("draws", draws)
 
     def strategy(hunt: Hunt) -> None:
         for draw in range(draws):
@@ -98,7 +98,7 @@ def square(
     Returns:
         The perturbed inputs, inside the ball and [0, 1].
     """
-    check_count("queries", queries)
+    option_checks.positive("queries", queries)
     if not 0 < area <= 1:
         raise OptionError(f"area must lie in (0, 1], not {area!r}")
 

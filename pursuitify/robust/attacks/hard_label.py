@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pursuitify.robust.attacks.input_checks import check_count
 from pursuitify.robust.attacks.query_search import Hunt, QueryCampaign
 from pursuitify.robust.attacks.threat_model import LinfBall
+from pursuitify.utils import option_checks
 
 _BISECTIONS = 8
 
@@ -45,7 +45,7 @@ def hard_label(
         Points that fool the model within ``eps`` where some were found, else the point at ``eps``
         in the best direction.
     """
-    check_count("queries", queries)
+    option_checks.positive("queries", queries)
 
     def strategy(hunt: Hunt) -> None:
         _Rays(hunt, queries, random=seed is not None).search()

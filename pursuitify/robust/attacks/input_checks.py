@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral, Real
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import InputError, OptionError
-
-T = TypeVar("T")
+from pursuitify.utils import option_checks
 
 
 def check_inputs(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> None:
     """Refuse what cannot be attacked, naming the cause."""
     if not isinstance(model, nn.Module):
         raise OptionError(f"model must be an nn.Module, not {type(model).__name__}")
-    if not _is_real(eps) or not 0 <= eps < math.inf:
-        raise OptionError(f"eps must be a number of at least 0, not {eps!r}")
+    option_checks.number("eps", eps, least=0)
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, Tensor):
             raise InputError(f"{name} must be a tensor, not {type(value).__name__}")
@@ -71,37 +66,11 @@ def check_range(x: Tensor) -> None:
         raise InputError(f"x must lie in [0, 1], not {span}; normalise inside the model")
 
 
-def check_choice(name: str, value: str, valid: Mapping[str, T]) -> T:
-    """Return what ``value`` stands for."""
-    if not isinstance(value, str) or value not in valid:
-        raise OptionError(f"{name}={value!r} is unknown; valid: {', '.join(map(repr, valid))}")
-    return valid[value]
-
-
-def check_count(name: str, value: object) -> None:
-    """Refuse anything but a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise OptionError(f"{name} must be an integer of at least 1, not {value!r}")
-
-
-def check_seed(seed: object) -> None:
-    """Refuse anything but an integer."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise OptionError(f"seed must be an integer, not {seed!r}")
-
-
-def check_positive(name: str, value: float) -> float:
-    """Refuse anything but a positive finite number."""
-    if not _is_real(value) or not 0 < value < math.inf:
-        raise OptionError(f"{name} must be a positive number, not {value!r}")
-    return value
-
-
 def batches(x: Tensor, y: Tensor, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield inputs and int64 labels in parts; copies, so that inference tensors will do."""
     if batch_size is None:
         batch_size = len(x)
-    check_count("batch_size", batch_size)
+    option_checks.positive("batch_size", batch_size)
     for start in range(0, len(x), batch_size):
         part = slice(start, start + batch_size)
         yield x[part].detach().clone(), y[part].clone().long()
@@ -157,7 +126,3 @@ def attack_mode(*models: object) -> Iterator[None]:
 def _roots(models: Sequence[object]) -> list[nn.Module]:
     roots = [model for model in models if isinstance(model, nn.Module)]
     return roots + [module for model in models for module in getattr(model, "guided", ())]
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from pursuitify.robust.attacks.input_checks import (
     attack_mode,
     batches,
-    check_choice,
     check_inputs,
     check_labels,
 )
 from pursuitify.robust.attacks.losses import LOSSES
 from pursuitify.robust.attacks.objective import AttackObjective, Guide
 from pursuitify.robust.attacks.threat_model import BALLS, Ball
+from pursuitify.utils import option_checks
 from pursuitify.utils.terminal import bar_console
 
 
@@ -88,8 +88,10 @@ class Campaign:
             ticks: How often ``attack`` moves the bar per batch, at most.
         """
         check_inputs(model, x, y, eps)
-        ball_type = check_choice("norm", self.norm, BALLS)
-        objective = AttackObjective(model, check_choice("loss", self.loss, LOSSES), self.guide)
+        ball_type = option_checks.chosen("norm", self.norm, BALLS)
+        objective = AttackObjective(
+            model, option_checks.chosen("loss", self.loss, LOSSES), self.guide
+        )
         seed = self.seed
         generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
         done = []

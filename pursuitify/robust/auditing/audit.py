@@ -15,11 +15,7 @@ from torch.utils.data import Dataset
 
 from pursuitify.errors import InputError, OptionError
 from pursuitify.robust.attacks.input_checks import (
-    check_choice,
-    check_count,
     check_inputs,
-    check_positive,
-    check_seed,
 )
 from pursuitify.robust.attacks.threat_model import BALLS
 from pursuitify.robust.auditing.attack_registry import Attack
@@ -28,6 +24,7 @@ from pursuitify.robust.auditing.protocols import PROTOCOLS, Protocol
 from pursuitify.robust.auditing.results_record import AuditRecord, subject_identity
 from pursuitify.robust.auditing.run_protocol import TWIN, Auditor
 from pursuitify.robust.surrogates.sweep_counts import AtIterations, exact_derivatives, find_pursuit
+from pursuitify.utils import option_checks
 from pursuitify.utils.fingerprint import of_tensors, of_values
 from pursuitify.version import VERSION
 
@@ -89,12 +86,12 @@ def audit(
         KeyboardInterrupt: If interrupted; its text says where the finished results are.
     """
     if not isinstance(protocol, Protocol):
-        protocol = check_choice("protocol", protocol, PROTOCOLS)
-    check_choice("norm", norm, BALLS)
-    check_positive("eps", eps)
+        protocol = option_checks.chosen("protocol", protocol, PROTOCOLS)
+    option_checks.chosen("norm", norm, BALLS)
+    option_checks.number("eps", eps, above=0)
     if batch_size is not None:
-        check_count("batch_size", batch_size)
-    check_seed(seed)
+        option_checks.positive("batch_size", batch_size)
+    option_checks.whole_number("seed", seed)
     _check_own(attacks)
     x, y = gather(data)
     check_inputs(net, x, y, eps)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
-from pursuitify.robust.attacks.input_checks import check_count
 from pursuitify.robust.attacks.losses import Loss
 from pursuitify.robust.surrogates.sweep_counts import AtIterations, at_each, iterations, pursuit_of
+from pursuitify.utils import option_checks
 
 
 class Sweeps:
@@ -36,8 +36,7 @@ class Sweeps:
             how: ``"mean"`` or ``"worst"``, the sweep that is most wrong.
         """
         pursuit = pursuit_of(net)
-        if how not in ("mean", "worst"):
-            raise OptionError(f"how={how!r} is unknown; valid: 'mean', 'worst'")
+        option_checks.one_of("how", how, ("mean", "worst"))
         self.counts = list(range(pursuit.iterations + 1) if counts is None else counts)
         if not self.counts:
             raise OptionError("counts is empty: there is no sweep to read")
@@ -98,7 +97,7 @@ class Averaged:
 
     def __init__(self, model: nn.Module, draws: int = 8) -> None:
         """Average over ``draws`` passes of ``model``."""
-        check_count("draws", draws)
+        option_checks.positive("draws", draws)
         self.model = model
         self.draws = draws
         self.guided = (model,)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pursuitify.robust.attacks.input_checks import check_positive
+from pursuitify.utils import option_checks
 
 
 class SmoothedBackward(nn.Module):
@@ -25,7 +25,7 @@ class SmoothedBackward(nn.Module):
         """Wrap ``model``; shares every parameter."""
         super().__init__()
         self.model = model
-        self.slope = check_positive("slope", slope)
+        self.slope = option_checks.number("slope", slope, above=0)
         self.training = model.training
 
     def forward(self, x: Tensor) -> Any:

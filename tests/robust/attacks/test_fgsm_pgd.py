@@ -362,11 +362,11 @@ BAD_OPTIONS = {
     "infinite eps": ({"eps": float("inf")}, "eps"),
     "eps is nan": ({"eps": float("nan")}, "eps"),
     "eps is text": ({"eps": "8/255"}, "eps"),
-    "loss": ({"loss": "mse"}, "loss='mse' is unknown; valid: 'ce', 'margin', 'dlr'"),
+    "loss": ({"loss": "mse"}, "loss='mse' is not one of 'ce', 'margin', 'dlr'"),
     "batch size": ({"batch_size": 0}, "batch_size"),
 }
 BAD_PGD_OPTIONS = {
-    "norm": ({"norm": "l1"}, "norm='l1' is unknown; valid: 'linf', 'l2'"),
+    "norm": ({"norm": "l1"}, "norm='l1' is not one of 'linf', 'l2'"),
     "no steps": ({"steps": 0}, "steps"),
     "half a step": ({"steps": 1.5}, "steps"),
     "no restarts": ({"restarts": 0}, "restarts"),
