@@ -327,8 +327,12 @@ class PursuitNetwork(Settings):
             report = self._prove(began, first, bound, used, every=False)
         else:
             with verification.aside(self, few) as again:
-                first, bound = self._bind(self._program, few, self._recording(again, few))
-                report = self._prove(again, first, bound, used, every=False)
+                start, rows = self._bind(self._program, few, self._recording(again, few))
+                # Without derivatives a detached branch is bound otherwise than in the call itself:
+                # where nothing is packed, the operators that are proven are those bound here.
+                report = self._prove(
+                    again, start, rows, rows if used is bound else used, every=False
+                )
         report.demand()
         self._proofs.passed(began)
 

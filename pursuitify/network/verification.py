@@ -781,6 +781,8 @@ class _Work:
             gap = abs(structures.inner(value, y, True) - structures.inner(x, back, True))
             scale += structures.square(_product(x, back))
             error = structures.ratio(gap, scale**0.5)
+        if error != error and bool(value.isfinite().all()):
+            return math.inf  # A x is finite, and A^T y is not: NaN would pass every comparison
         return error
 
     def _terms(self, row: BoundRow, recorded: Tensor) -> Tensor:

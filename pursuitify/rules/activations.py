@@ -41,14 +41,16 @@ def threshold(
     return ReLU()
 
 
-@registry.register(nn.ReLU6, F.relu6, kind="activation")
-def relu6(_op: Op, input: Tensor, inplace: bool = False) -> Activation:
-    """Z clipped to [0, 6]."""
-    return Clip(0.0, 6.0)
-
-
 def _range_check(min_val: float = -1.0, max_val: float = 1.0, **_: Any) -> str | None:
     return None if min_val < max_val else f"its range [{min_val}, {max_val}] is empty"
+
+
+@registry.register(nn.ReLU6, F.relu6, kind="activation", check=_range_check)
+def relu6(
+    _op: Op, input: Tensor, inplace: bool = False, min_val: float = 0.0, max_val: float = 6.0
+) -> Activation:
+    """Z clipped to [0, 6]; nn.ReLU6 is a Hardtanh, whose bounds may be set to others."""
+    return Clip(float(min_val), float(max_val))
 
 
 @registry.register(nn.Hardtanh, F.hardtanh, F.hardtanh_, kind="activation", check=_range_check)

@@ -174,6 +174,24 @@ class OtherWeight(Conv):
         return 1.01 * super().adjoint(y)
 
 
+class NoNumber(Conv):
+    """A convolution whose adjoint is NaN in one entry, which no comparison is true of."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return A^T y but for one entry."""
+        value = super().adjoint(y).clone()
+        value.flatten()[1] = torch.nan
+        return value
+
+
+class Infinite(Conv):
+    """A convolution whose adjoint is infinite: NaN in a product with a zero of a latent."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return infinities of the sign of A^T y."""
+        return super().adjoint(y) * torch.inf
+
+
 def altered(conv: Conv, kind: type[Conv]) -> Conv:
     return kind(*(getattr(conv, f.name) for f in dataclasses.fields(conv)))
 
@@ -181,6 +199,8 @@ def altered(conv: Conv, kind: type[Conv]) -> Conv:
 MUTATIONS: dict[str, Callable[[Any], Any]] = {
     "adjoint moved": lambda m: altered(m, Moved),
     "adjoint scaled": lambda m: altered(m, OtherWeight),
+    "adjoint NaN": lambda m: altered(m, NoNumber),
+    "adjoint infinite": lambda m: altered(m, Infinite),
     "one pixel": lambda m: altered(m, OnePixel),
 }
 
@@ -693,3 +713,69 @@ def test_the_zoo_passes(name: str) -> None:
         net = pursuitify(twin, iterations=1)
         for mode in (False, True):
             assert net.train(mode).verify(x).ok
+
+
+class Viewed(nn.Module):
+    """A network that flattens by ``view``, which takes contiguous values alone."""
+
+    def __init__(self, flat: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.flat = flat
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+        self.dense, self.last = nn.Linear(80, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        x = F.relu(self.second(F.relu(self.first(x))))
+        return self.last(F.relu(self.dense(self.flat(x))))
+
+
+@pytest.mark.parametrize("verify", ["call", "method", "example"])
+@pytest.mark.parametrize(
+    "flat",
+    [lambda x: x.view(x.size(0), -1), lambda x: x.view(-1, 80), lambda x: x.view(x.shape[0], 80)],
+)
+def test_the_source_is_run_in_the_memory_format_of_the_call(
+    flat: Callable[[Tensor], Tensor], verify: str
+) -> None:
+    """The sweeps turn images to another format; the source's own `view` would fail on it."""
+    torch.manual_seed(0)
+    model, x = Viewed(flat).eval(), image(torch.float32)
+    net = pursuitify(model, iterations=1, example_inputs=x if verify == "example" else None)
+    with torch.no_grad():
+        if verify == "method":
+            assert net.verify(x).ok
+        assert net(x).isfinite().all()
+        net.iterations = 0
+        assert torch.equal(net(x), model(x))
+
+
+class Trunk(nn.Module):
+    """A network whose trunk runs without derivatives, as a frozen backbone does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        with torch.no_grad():
+            x = F.relu(self.trunk(x))
+        return self.last(F.relu(self.head(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 9])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("derivatives", [False, True])
+def test_a_detached_branch_is_proven_at_every_batch_size(
+    batch: int, training: bool, derivatives: bool
+) -> None:
+    """The proof runs without derivatives, the call it is part of may not."""
+    torch.manual_seed(0)
+    net = pursuitify(Trunk().train(training), iterations=2)
+    with torch.set_grad_enabled(derivatives):
+        output = net(image(torch.float32, batch))
+    assert output.isfinite().all()
+    assert output.requires_grad is derivatives
+    assert net.verify(image(torch.float32, batch)).ok

@@ -1,4 +1,4 @@
-"""Softshrink in every spelling: soft thresholding."""
+"""Softshrink in every spelling: soft thresholding; and bounds that are set to others."""
 
 from __future__ import annotations
 
@@ -66,3 +66,37 @@ def test_it_is_certified() -> None:
 def test_a_negative_threshold_is_refused() -> None:
     with pytest.raises(ConversionError, match="is negative"):
         pursuitify(Shrunk(-1.0))
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU6, lambda: nn.Hardtanh(0.0, 6.0)], ids=["relu6", "clip"])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (0.0, 0.1), (-0.05, 0.1), (0.05, 2.0)])
+@pytest.mark.parametrize("after", [False, True])
+def test_bounds_are_the_module_s_own(kind, low, high, after) -> None:
+    """nn.ReLU6 is a Hardtanh: its bounds are attributes, and hold before and after conversion."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), kind(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+        model, x = model.double().eval(), torch.randn(3, 4, dtype=torch.float64)
+
+    def bounded(module: nn.Module) -> None:
+        clip = module.get_submodule("1")
+        clip.min_val, clip.max_val = low, high
+
+    if not after:
+        bounded(model)
+    net = pursuitify(model, iterations=3)
+    bounded(model)
+    bounded(net)
+    assert net.verify(x).ok
+    assert_descends(net, x)
+    fresh = pursuitify(model, iterations=net.iterations)
+    torch.testing.assert_close(net(x), fresh(x), rtol=1e-12, atol=1e-12)
+    clip = net.dictionary(x).rows[0].activation
+    assert (clip.low, clip.high) == (low, high)
+
+
+def test_an_empty_range_of_relu6_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU6(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    model[1].max_val = -1.0
+    with pytest.raises(ConversionError, match=r"its range \[0.0, -1.0\] is empty"):
+        pursuitify(model)
