@@ -92,7 +92,7 @@ def test_bounds_are_the_module_s_own(kind, low, high, after) -> None:
     fresh = pursuitify(model, iterations=net.iterations)
     torch.testing.assert_close(net(x), fresh(x), rtol=1e-12, atol=1e-12)
     clip = net.dictionary(x).rows[0].activation
-    assert (clip.low, clip.high) == (low, high)
+    assert (clip.low, clip.high) == (low, high)  # type: ignore[attr-defined]
 
 
 def test_an_empty_range_of_relu6_is_refused() -> None:
