@@ -151,12 +151,20 @@ def exponents(rows: Sequence[common.Row]) -> list[str]:
     return table(found, columns | {"time, last two": "last", "why": "why"})
 
 
+def self_check(rows: Sequence[common.Row]) -> list[str]:
+    shown = [{**r, "autograd": bool(r["autograd"])} for r in rows]
+    columns = {"model": "model", "px": "size", "batch": "batch", "autograd": "autograd"}
+    columns |= {"source ms": "source_ms", "check, sources": "check", "spread": "spread"}
+    return table(shown, columns | {"peak MiB": "peak", "of a training step": "step_peak"})
+
+
 #: Per table: the file, the script that makes it, what it is made by.
 TABLES: dict[str, tuple[str, Callable[[Sequence[common.Row]], list[str]]]] = {
     "inference": ("inference", inference),
     "baselines": ("baselines", baselines),
     "compile": ("compile", compiling),
     "conversion": ("conversion", conversion),
+    "self-check": ("self_check", self_check),
     "training": ("training", training),
     "memory": ("memory", memory),
     "scaling": ("scaling", points),

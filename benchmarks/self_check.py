@@ -6,8 +6,8 @@ The check runs once per program, dtype and size. Everything else that a first ca
 before (step sizes, packed kernels): the network forgets what it has proven and nothing more. In
 each turn the source, a call that proves itself and a call that does not run after one another;
 "check" is the difference of the two calls as a multiple of the source's time, the median over the
-turns. The peaks are the bytes that a first call, and a training step without the check, hold at
-most beyond what is held before; they are measured apart from the times.
+turns. The peaks (``--peaks``) are the MiB that a first call, and a training step without the check,
+hold at most beyond what is held before; they are measured apart from the times.
 """
 
 from __future__ import annotations
@@ -77,7 +77,11 @@ def measure(name: str, given: argparse.Namespace) -> list[Row]:
         for size in given.sizes
         for batch in given.batches
         for autograd in given.autograd
-        if (found := one(model, net, inputs(batch, size), autograd, given.repeats, clock))
+        if (
+            found := one(
+                model, net, inputs(batch, size), bool(autograd), given.repeats, clock, given.peaks
+            )
+        )
     ]
 
 
@@ -88,7 +92,13 @@ def inputs(batch: int, size: int) -> Tensor:
 
 
 def one(
-    model: nn.Module, net: PursuitNetwork, x: Tensor, autograd: bool, repeats: int, clock: Any
+    model: nn.Module,
+    net: PursuitNetwork,
+    x: Tensor,
+    autograd: bool,
+    repeats: int,
+    clock: Any,
+    peaked: bool,
 ) -> Row:
     """Return the cost of the check at one size."""
 
@@ -96,7 +106,7 @@ def one(
         net._proofs.forget()
         net(x)
 
-    with torch.set_grad_enabled(bool(autograd)):
+    with torch.set_grad_enabled(autograd):
         calls = {"source": lambda: model(x), "first": proving, "later": lambda: net(x)}
         for call in calls.values():
             call()
@@ -104,7 +114,7 @@ def one(
         for _ in range(repeats):
             for key, call in calls.items():
                 times[key].append(min(seconds(call, clock=clock) for _ in range(2)))
-        peaks = {"peak": peak(proving)}
+        peaks = {"peak": peak(proving) / 2**20} if peaked else {}
     turns = zip(times["first"], times["later"], times["source"], strict=True)
     checks = [(first - later) / alone for first, later, alone in turns]
 
@@ -112,10 +122,11 @@ def one(
         net(x).sum().backward()
         net.zero_grad(set_to_none=True)
 
-    net.self_check = "off"
-    with torch.enable_grad():
-        peaks["step_peak"] = peak(step)
-    net.self_check = "first"
+    if peaked:
+        net.self_check = "off"
+        with torch.enable_grad():
+            peaks["step_peak"] = peak(step) / 2**20
+        net.self_check = "first"
     return {
         "source_ms": 1e3 * statistics.median(times["source"]),
         "later_ms": 1e3 * statistics.median(times["later"]),
@@ -135,6 +146,7 @@ def main() -> int:
     parser.add_argument(
         "--autograd", type=int, nargs="+", default=[0], help="with derivatives (1) or without"
     )
+    parser.add_argument("--peaks", action="store_true", help="measure memory, too (slow)")
     given = parser.parse_args()
     key = ("model", "size", "batch", "autograd")
     return per_model("What the self-check costs", measure, given, key, COLUMNS)
