@@ -141,8 +141,9 @@ class _Clipped(Base):
 
 def test_a_parameter_written_without_derivatives_is_written_before_it_is_used() -> None:
     """It is written in the network's own weights, at every call and at any T."""
-    model = _Clipped().double()
-    net = pursuitify(model, iterations=2)
+    model = _Clipped().double().eval()  # in training mode norms are estimated call by call
+    # The proof of a first call would run the forward, and write, once more before the derivatives.
+    net = pursuitify(model, iterations=2, verify="off")
     assert float(model.conv.weight.abs().max()) > 0.1
     net(inputs()).sum().backward()
     weight = net.get_parameter("conv.weight")

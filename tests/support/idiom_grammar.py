@@ -670,6 +670,7 @@ STEPS: dict[str, Step] = {
     "eval inside": _eval_inside,
     "eval and back": _eval_and_back,
     "block eval": _block_eval,
+    "conv eval": lambda s, x: s.conv.eval()(x),
     "padding set": _set_leaf("pointwise", "padding", (0, 0)),
     "eps set": _set_leaf("norm", "eps", 0.5),
     "momentum set": _set_leaf("norm", "momentum", 0.9),

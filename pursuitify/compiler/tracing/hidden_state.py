@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from pursuitify import errors
 from pursuitify.compiler.tracing.nodes import is_inplace
+from pursuitify.utils import patched_methods
 
 #: The code by which a module looks for what is no plain attribute of it.
 _LOOKS_UP = nn.Module.__getattr__.__code__
@@ -109,10 +110,20 @@ def settings(module: nn.Module) -> dict[str, Any]:
 
 
 def changed_settings(module: nn.Module, before: dict[str, Any]) -> list[str]:
-    """Return the names of the settings of a module that are others than before."""
+    """Return the names of the settings of a module that are others than before.
+
+    The mode is among them only where the module's forward asks for it.
+    """
     now = settings(module)
     missing = object()
-    return sorted(k for k in {*now, *before} if now.get(k, missing) != before.get(k, missing))
+    changed = sorted(k for k in {*now, *before} if now.get(k, missing) != before.get(k, missing))
+    return [k for k in changed if k != "training" or _asks_mode(type(module))]
+
+
+def _asks_mode(kind: type[nn.Module]) -> bool:
+    """Whether what a module does depends on its mode: that of a convolution does not."""
+    methods = patched_methods.reached(kind).values()
+    return any("training" in patched_methods.names_in(method.__code__) for method in methods)
 
 
 def check_trainable(root: nn.Module, before: dict[nn.Parameter, bool]) -> None:
