@@ -337,7 +337,7 @@ def build(network: Network) -> nn.Module:
         plain, _, extra = name.partition("+")
         model: nn.Module = timm.create_model(plain, pretrained=False)
         if extra:
-            model.set_grad_checkpointing(True)  # type: ignore[operator]
+            model.set_grad_checkpointing(True)
         return model
     if network.library == "segmentation_models_pytorch":
         smp = importlib.import_module("segmentation_models_pytorch")
@@ -346,10 +346,10 @@ def build(network: Network) -> nn.Module:
         options |= {"decoder_attention_type": "scse"} if "scse" in rest else {}
         options |= {"decoder_interpolation": "bilinear"} if "interpolated" in rest else {}
         options |= {"aux_params": {"classes": 3}} if "classes" in rest else {}
-        return getattr(smp, decoder)(encoder, **options)  # type: ignore[no-any-return]
+        return getattr(smp, decoder)(encoder, **options)
     if network.library == "monai":
         kind, options, _ = _MONAI[name]
-        return getattr(importlib.import_module("monai.networks.nets"), kind)(**options)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module("monai.networks.nets"), kind)(**options)
     if network.library == "pytorchcv":
         provider = importlib.import_module("pytorchcv.model_provider")
         known = inspect.signature(provider._models[name]).parameters
@@ -367,7 +367,7 @@ def build(network: Network) -> nn.Module:
             if hasattr(module, "_swish"):
                 module._swish = nn.ReLU()
         return model
-    return getattr(importlib.import_module(network.library), name)()  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(network.library), name)()
 
 
 def shapes(network: Network, model: nn.Module) -> list[tuple[int, ...]]:

@@ -250,11 +250,11 @@ class Tracer(fx.Tracer):
     def length(self, obj: fx.Proxy) -> int | None:
         """Return the number of sizes a tensor has, or a slice of them, guarded; None for else."""
         node, part = obj.node, slice(None)
-        if node.target is operator.getitem and isinstance(node.args[1], slice):
-            part = node.args[1]
+        key = node.args[1] if node.target is operator.getitem else None
+        if isinstance(key, slice):
             if len(node.all_input_nodes) > 1:  # its ends are sizes themselves
                 return None
-            node = node.all_input_nodes[0]
+            node, part = node.all_input_nodes[0], key
         whole = node.op == "call_method" and node.target == "size" and len(node.args) == 1
         if not (whole or (node.target is getattr and node.args[1] == "shape")):
             return None
