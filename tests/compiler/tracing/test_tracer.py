@@ -185,7 +185,7 @@ def test_what_no_example_can_mend_is_not_blamed_on_a_branch(
     """A branch on which the model itself raises an error is no way that an input goes."""
 
     def condition(x: Tensor) -> bool:
-        if (x.shape[2] % 7 == 0) is first:
+        if bool(x.shape[2] % 7 == 0) is first:
             raise ValueError("not this size")
         untraceable(x)
         return True
