@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.errors import OptionError, Problem, PursuitifyError, VerificationError
-from pursuitify.network import structures, verification
+from pursuitify.network import tensor_differences, verification
 from pursuitify.network.pursuit_network import PursuitNetwork
 
 _HINT = (
@@ -86,7 +86,7 @@ def _compare(
         except PursuitifyError as error:
             return [Problem("-", name, "", f"in {mode} mode the model runs: {error}", "")]
     tolerance = verification.tolerance_of(inputs[0].dtype, inputs[0].device)
-    errors = dict(structures.differences(found, expected))
+    errors = dict(tensor_differences.differences(found, expected))
     if any(error > tolerance for error in errors.values()):
         errors = _beyond_rounding(net, source, inputs, began, found, expected, tolerance)
     problems = [
@@ -110,7 +110,7 @@ def _compare(
                 _HINT,
             )
             for path, value in left.items()
-            if path in mine and structures.difference(mine[path], value) > tolerance
+            if path in mine and tensor_differences.difference(mine[path], value) > tolerance
         ]
     if not problems:
         problems += _proven(net, inputs, mode)
@@ -153,8 +153,8 @@ def _beyond_rounding(
         ]
     with began.again(net):
         again, _ = _run(source, source, moved)
-    moves = structures.spread(again, expected)
-    return dict(structures.differences(found, expected, moves, tolerance))
+    moves = tensor_differences.spread(again, expected)
+    return dict(tensor_differences.differences(found, expected, moves, tolerance))
 
 
 def _run(

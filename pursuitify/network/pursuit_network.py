@@ -21,8 +21,8 @@ from pursuitify.dictionary import norm_bounds, structured
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
 from pursuitify.network import arguments, diagnosis, slope_checks, verification
-from pursuitify.network.changes import Unchanged
 from pursuitify.network.diagnosis import PursuitTrace
+from pursuitify.network.module_record import Unchanged
 from pursuitify.network.verification import Start, Verification
 from pursuitify.solvers.differentiation.implicit import Solves
 from pursuitify.solvers.inplace import kernel_packing

@@ -36,7 +36,7 @@ from pursuitify.dictionary.bound_rows import BoundRow
 from pursuitify.dictionary.readers import Branch
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import Problem, VerificationError
-from pursuitify.network import structures
+from pursuitify.network import tensor_differences
 from pursuitify.operators import Conv, LinearMap, Scale
 from pursuitify.operators.onednn_conv import PackedConv
 from pursuitify.utils import func_transforms
@@ -152,7 +152,7 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Products:
+class RecordedProducts:
     """The source's own products of one pass, and a way to run the source around them.
 
     Attributes:
@@ -188,7 +188,7 @@ class Start:
     buffers: dict[int, Tensor]
     values: tuple[Any, ...]
     key: object = None
-    products: Products | None = None
+    products: RecordedProducts | None = None
     kept: dict[int, Tensor] = field(default_factory=dict)
     _clean: dict[int, Tensor] = field(default_factory=dict)
 
@@ -316,7 +316,7 @@ class Proofs:
         if known is None:
             known = self._recorded[key] = program, recorded(program, network, key[1])
         *found, operands, given = known[1].forward(network, *values)
-        began.products = Products(operands, given, known[1].plain)
+        began.products = RecordedProducts(operands, given, known[1].plain)
         return program.passed(tuple(found))
 
     def passed(self, began: Start) -> None:
@@ -461,7 +461,7 @@ def _output_error(
         return program.head(network, tuple(latents), first, tuple(inputs))
 
     found = head(first.latents)
-    error = structures.difference(found, answer)
+    error = tensor_differences.difference(found, answer)
     if error <= tolerance:
         return error
     # The head may amplify rounding, as a BatchNorm of samples that are alike does: what it makes
@@ -473,12 +473,12 @@ def _output_error(
         signs = torch.randn(w.shape, generator=generator).sign().to(w)
         return w * (1 + tolerance * signs)
 
-    moves = structures.spread(found, head([moved(w) for w in first.latents]))
+    moves = tensor_differences.spread(found, head([moved(w) for w in first.latents]))
     rows = set(needed_operations(program.rows))
     offsets = [op.offset for name, op in first.bound.items() if name not in rows]
-    offset = max((structures.size(o) for o in offsets if o is not None), default=0.0)
+    offset = max((tensor_differences.size(o) for o in offsets if o is not None), default=0.0)
     moves = {path: max(move, tolerance * offset) for path, move in moves.items()}
-    return structures.difference(found, answer, moves, tolerance)
+    return tensor_differences.difference(found, answer, moves, tolerance)
 
 
 def _state_problems(network: nn.Module, began: Start) -> list[Problem]:
@@ -487,7 +487,7 @@ def _state_problems(network: nn.Module, began: Start) -> list[Problem]:
         path
         for path, buffer in network.named_buffers()
         if (twin := began.kept.get(id(buffer))) is not None
-        and structures.difference(twin, buffer) > tolerance_of(twin.dtype, twin.device)
+        and tensor_differences.difference(twin, buffer) > tolerance_of(twin.dtype, twin.device)
     ]
     return [
         Problem(
@@ -547,7 +547,7 @@ class _Replay(fx.Interpreter):
         if torch.equal(value, recorded):
             self.gaps[row.index] = 0.0
             return value
-        self.gaps[row.index] = structures.gap(value, recorded)
+        self.gaps[row.index] = tensor_differences.gap(value, recorded)
         return recorded.clone()
 
 
@@ -616,7 +616,7 @@ class _Work:
         flat = known[: like.numel()]
         if like.is_contiguous():
             return flat.view(like.shape)
-        order = structures.order(like)
+        order = tensor_differences.order(like)
         shape = [like.shape[d] for d in order]
         back = sorted(range(like.dim()), key=order.__getitem__)
         return flat.reshape(shape).permute(back)
@@ -652,7 +652,7 @@ class _Work:
             gap: Largest difference of its latent from what the source's operations give.
         """
         row, w, lam = self.bound.rows[j], self.first.latents[j].detach(), self.thresholds[j]
-        whole, floor = structures.largest(w), _floor(w.dtype)
+        whole, floor = tensor_differences.largest(w), _floor(w.dtype)
         if not math.isfinite(whole) or 0 < whole < floor:
             return _NOTHING  # the source overflows or underflows: nothing to prove
         recorded = row.join(row.u).detach()
@@ -662,15 +662,15 @@ class _Work:
             z, given = self.apply(maps, u)
             value = row.activation(z if lam is None else z - lam)
         except RuntimeError as error:  # shapes that do not fit
-            if 0 < structures.size(recorded) < floor:
+            if 0 < tensor_differences.size(recorded) < floor:
                 return _NOTHING
             self.blamed[row.name] = f" ({error})"
-            return structures.ratio(gap, whole), math.inf, math.inf, math.inf
+            return tensor_differences.ratio(gap, whole), math.inf, math.inf, math.inf
         gaps = [gap, math.inf, math.inf]
         if u.shape == recorded.shape:
-            gaps[1] = structures.gap(u, recorded)
+            gaps[1] = tensor_differences.gap(u, recorded)
         if value.shape == w.shape:
-            gaps[2] = structures.gap(value, w)
+            gaps[2] = tensor_differences.gap(value, w)
         if self._untested(maps, u, z):
             y = self.direction(z)
             found = self._dot(z, y, u, self.adjoint(maps, given, y))
@@ -678,23 +678,25 @@ class _Work:
                 self._name(row.name, maps, given)
             adjoint = max(found, adjoint) if adjoint == adjoint else found
         # The size of u is looked at where it matters alone: where nothing differs, it does not.
-        within = structures.size(recorded) if gaps[1] > 0 or adjoint > self.tolerance else whole
+        within = (
+            tensor_differences.size(recorded) if gaps[1] > 0 or adjoint > self.tolerance else whole
+        )
         if 0 < within < floor:
             return _NOTHING
         errors = _ratios(gaps, (whole, within, whole))
         if any(error > self.tolerance for error in errors):
-            within = structures.size(recorded)
+            within = tensor_differences.size(recorded)
             if 0 < within < floor:
                 return _NOTHING
             terms = self._terms(row, recorded)
-            inner = structures.size(self.first.u[j].detach() - recorded)
-            within = max(structures.size(terms), within, inner)
+            inner = tensor_differences.size(self.first.u[j].detach() - recorded)
+            within = max(tensor_differences.size(terms), within, inner)
             spread = within
             if maps:
                 signs = self.direction(terms).sign()
-                spread = structures.size(self.apply(maps, terms * signs)[0])
-            offset = 0.0 if lam is None else structures.size(lam)
-            whole = max(structures.size(z), whole, spread, offset)
+                spread = tensor_differences.size(self.apply(maps, terms * signs)[0])
+            offset = 0.0 if lam is None else tensor_differences.size(lam)
+            whole = max(tensor_differences.size(z), whole, spread, offset)
             errors = _ratios(gaps, (whole, within, whole))
         return errors[0], errors[1], errors[2], adjoint
 
@@ -774,13 +776,15 @@ class _Work:
         """
         if x.shape != back.shape:
             return math.inf
-        gap = abs(structures.inner(value, y) - structures.inner(x, back))
-        scale = structures.square(value)
-        error = structures.ratio(gap, scale**0.5)
+        gap = abs(tensor_differences.inner(value, y) - tensor_differences.inner(x, back))
+        scale = tensor_differences.square(value)
+        error = tensor_differences.ratio(gap, scale**0.5)
         if error > self.tolerance or error != error:
-            gap = abs(structures.inner(value, y, True) - structures.inner(x, back, True))
-            scale += structures.square(_product(x, back))
-            error = structures.ratio(gap, scale**0.5)
+            gap = abs(
+                tensor_differences.inner(value, y, True) - tensor_differences.inner(x, back, True)
+            )
+            scale += tensor_differences.square(_product(x, back))
+            error = tensor_differences.ratio(gap, scale**0.5)
         if error != error and bool(value.isfinite().all()):
             return math.inf  # A x is finite, and A^T y is not: NaN would pass every comparison
         return error
@@ -802,7 +806,7 @@ def _usable(factor: float) -> bool:
 
 
 def _ratios(gaps: Sequence[float], sizes: Sequence[float]) -> list[float]:
-    return [structures.ratio(gap, size) for gap, size in zip(gaps, sizes, strict=True)]
+    return [tensor_differences.ratio(gap, size) for gap, size in zip(gaps, sizes, strict=True)]
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from pursuitify import PursuitNetwork, explain, pursuitify
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import ConversionError, OptionError, VerificationError
 from pursuitify.models import ChainNet, ResidualNet
-from pursuitify.network import structures, verification
+from pursuitify.network import tensor_differences, verification
 from pursuitify.operators import Chain, Conv, Scale, Select
 from pursuitify.operators.onednn_conv import PackedConv
 from tests.support.randomnets import general_net
@@ -680,14 +680,16 @@ def test_the_report_reads() -> None:
 
 def test_what_a_network_returns_is_compared_place_by_place() -> None:
     a = {"out": torch.ones(2), "aux": (torch.zeros(1), 3)}
-    assert structures.difference(a, copy.deepcopy(a)) == 0
+    assert tensor_differences.difference(a, copy.deepcopy(a)) == 0
     b = {"out": torch.ones(2), "aux": (torch.zeros(1), 4)}
-    assert dict(structures.differences(a, b))["['aux'][1]"] == float("inf")
-    assert structures.difference(a, {"out": torch.ones(2)}) == float("inf")
+    assert dict(tensor_differences.differences(a, b))["['aux'][1]"] == float("inf")
+    assert tensor_differences.difference(a, {"out": torch.ones(2)}) == float("inf")
     nan = torch.tensor([float("nan"), 1.0])
-    assert structures.difference(nan, nan.clone()) == 0
-    assert structures.difference(nan, torch.ones(2)) == float("inf")
-    assert structures.difference(torch.ones(2), torch.ones(2, dtype=torch.float64)) == float("inf")
+    assert tensor_differences.difference(nan, nan.clone()) == 0
+    assert tensor_differences.difference(nan, torch.ones(2)) == float("inf")
+    assert tensor_differences.difference(
+        torch.ones(2), torch.ones(2, dtype=torch.float64)
+    ) == float("inf")
 
 
 ZOO = (
