@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -91,6 +91,14 @@ class StructuredDictionary:
             else row.threshold.expand(shape)
             for row, shape in zip(self.rows, self.shapes, strict=True)
         }
+
+    def with_rows(self, rows: Iterable[BoundRow]) -> StructuredDictionary:
+        """Return the dictionary with other maps in its rows; slots and paths stay as they are.
+
+        ``branches`` holds the same maps by the latent they read, so it is made anew.
+        """
+        rows = tuple(rows)
+        return replace(self, rows=rows, branches=_branches(rows, self.readers))
 
     # -- B, B^T and y in slots: the one form that the public methods and every solver use ---------
 
@@ -272,8 +280,12 @@ def bind(
         for row, u, activation in zip(program.rows, first.u, first.activations, strict=True)
     )
     shapes = tuple(w.shape for w in first.latents)
-    branches = tuple(
-        branch_of(((i, s), rows[i].slots[s][p].maps) for i, s, paths in readers for p in paths)
-        for readers in program.readers
-    )
+    branches = _branches(rows, program.readers)
     return StructuredDictionary(rows, tuple(inputs), shapes, program.readers, branches)
+
+
+def _branches(rows: Sequence[BoundRow], readers: Readers) -> tuple[Branch, ...]:
+    return tuple(
+        branch_of(((i, s), rows[i].slots[s][p].maps) for i, s, paths in reading for p in paths)
+        for reading in readers
+    )

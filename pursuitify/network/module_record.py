@@ -32,6 +32,7 @@ from pursuitify.compiler.tracing.nodes import module_path
 from pursuitify.errors import ConversionError, Problem
 from pursuitify.rules import Rule, default
 from pursuitify.rules.registry import Call, static_parameters
+from pursuitify.utils.patched_methods import names_in
 
 _HOOKS = {
     "forward hooks": "_forward_hooks",
@@ -107,26 +108,33 @@ class Unchanged:
     Attributes:
         parts: Per mode the modules by path. Data alone, so that it is copied and pickled with the
             network and goes on to know what the conversion saw.
+        root: Names of the source's own attributes that its code reads. The network has none of
+            them: one that is set on it later would be read by nothing.
     """
 
     parts: dict[bool, dict[str, _ModuleState]]
+    root: frozenset[str] = frozenset()
     _cells: dict[bool, list[_Cell]] = field(default_factory=dict)
     _versions: dict[bool, int] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def __reduce__(self) -> tuple[type[Unchanged], tuple[dict[bool, dict[str, _ModuleState]]]]:
+    def __reduce__(self) -> tuple[type[Unchanged], tuple[Any, ...]]:
         """Copy and pickle without references to the live modules."""
-        return Unchanged, (self.parts,)
+        return Unchanged, (self.parts, self.root)
 
     @classmethod
-    def of(cls, network: nn.Module, programs: Mapping[bool, Program]) -> Unchanged:
+    def of(
+        cls, network: nn.Module, programs: Mapping[bool, Program], model: nn.Module
+    ) -> Unchanged:
         """Record the modules that a network's programs run.
 
         Args:
             network: The network, with the model's children.
             programs: Its programs by mode.
+            model: The model it was made of.
         """
-        return cls({mode: dict(_described(network, p)) for mode, p in programs.items()})
+        parts = {mode: dict(_described(network, p)) for mode, p in programs.items()}
+        return cls(parts, frozenset(_read_of_root(model)))
 
     def check(self, network: nn.Module, training: bool, program: Program) -> None:
         """Compare the network with the record.
@@ -142,11 +150,13 @@ class Unchanged:
         """
         cells = self._cells.get(training)
         try:
-            if cells is not None and all(cell.holds() for cell in cells):
+            plain = self.root.isdisjoint(vars(network)) if self.root else True
+            if plain and cells is not None and all(cell.holds() for cell in cells):
                 return
         except KeyError:  # an attribute was deleted
             pass
-        found = [*_problems(self.parts[training], network, program)]
+        found = [*_set_on_root(self.root, network)]
+        found += _problems(self.parts[training], network, program)
         if found:
             raise ConversionError(
                 f"the network is not the one that was converted: {len(found)} change(s) that "
@@ -163,6 +173,32 @@ class Unchanged:
         It counts within this object alone; -1 before the first check in that mode.
         """
         return self._versions.get(training, -1)
+
+
+def _read_of_root(model: nn.Module) -> Iterator[str]:
+    """Yield the names of a model's own plain attributes that the code of its class mentions."""
+    mentioned: set[str] = set()
+    for kind in type(model).__mro__:
+        if kind is nn.Module:
+            break
+        for member in vars(kind).values():
+            function = getattr(member, "fget", getattr(member, "__func__", member))
+            if isinstance(function, types.FunctionType) and function.__name__ != "__init__":
+                mentioned.update(names_in(function.__code__))
+    yield from (name for name in vars(model) if name in mentioned and name not in _COMMON)
+
+
+def _set_on_root(names: frozenset[str], network: nn.Module) -> Iterator[Problem]:
+    """Yield a problem for every attribute of the source that was set on the network."""
+    for name in sorted(names & vars(network).keys()):
+        yield Problem(
+            name,
+            type(network).__name__,
+            "",
+            f"its attribute {name!r} was set after the conversion; the model's forward read the "
+            "model's own while it was traced, and what it read is fixed",
+            _AGAIN,
+        )
 
 
 def _leaves(program: Program) -> dict[str, tuple[Rule | None, bool]]:

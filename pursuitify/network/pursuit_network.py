@@ -129,7 +129,7 @@ class PursuitNetwork(Settings):
         self.pursuit = PursuitParameters(count, beta_range, like.dtype).to(like.device)
         self.pursuit.train(model.training)
         self._still = True
-        self._unchanged = Unchanged.of(self, programs)
+        self._unchanged = Unchanged.of(self, programs, model)
         if modes:
             self._modes = modes
 
@@ -576,7 +576,14 @@ class PursuitNetwork(Settings):
         """Extrapolation weights, or None where all are zero and no derivative is asked for."""
         recorded = torch.is_grad_enabled() and self.pursuit.alpha.requires_grad
         derived = recorded or func_transforms.active()
-        return None if self._still and not derived else self._of_mode(self.pursuit.alphas())
+        tracing = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        still = self._is_still() if tracing else self._still
+        return None if still and not derived else self._of_mode(self.pursuit.alphas())
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _is_still(self) -> bool:
+        """Return whether all extrapolation weights are zero now; a compiler asks once a trace."""
+        return not slope_checks.moving(self.pursuit.alpha)
 
     def _of_mode(self, values: Tensor) -> list[Tensor]:
         """Pick the entries of the current mode's latents: they are shared by name."""

@@ -294,3 +294,33 @@ def test_any_changes_agree_with_a_fresh_conversion_or_are_refused(seed: int) -> 
         return
     agree(net, model, x)
     agree(net.double(), model.double(), x.double())
+
+
+class _Scaled(nn.Module):
+    """A root with attributes of its own: one that the forward reads, one that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.scale, self.note = nn.Linear(4, 4), 2.0, "a model"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.fc(x)) * self.scale
+
+
+@pytest.mark.parametrize("sweeps", [0, 2])
+@pytest.mark.parametrize("called", [False, True])
+def test_an_attribute_of_the_source_set_on_the_network_is_refused(
+    sweeps: int, called: bool
+) -> None:
+    net, x = pursuitify(_Scaled().eval(), iterations=sweeps), torch.rand(2, 4)
+    if called:
+        net(x)
+    net.note = "nothing reads it"
+    before = net(x)
+    net.scale = 5.0
+    with pytest.raises(ConversionError, match="'scale' was set after the conversion"):
+        net(x)
+    with pytest.raises(ConversionError, match="scale"):
+        copy.deepcopy(net)(x)
+    del net.scale
+    torch.testing.assert_close(net(x), before)

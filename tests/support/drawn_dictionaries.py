@@ -202,7 +202,7 @@ def centred(dictionary: Any) -> Any:
         )
         for row in dictionary.rows
     )
-    return dataclasses.replace(dictionary, rows=rows)
+    return dictionary.with_rows(rows)
 
 
 def bound(model, layout, sizes=None):

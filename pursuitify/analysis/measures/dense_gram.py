@@ -72,7 +72,7 @@ def _pattern(dictionary: StructuredDictionary) -> StructuredDictionary:
         )
         for row in dictionary.rows
     )
-    return dataclasses.replace(dictionary, rows=rows)
+    return dictionary.with_rows(rows)
 
 
 def measure(

@@ -87,7 +87,7 @@ def patterns(dictionary):
             )
             for row in dictionary.rows
         )
-        yield dataclasses.replace(dictionary, rows=rows)
+        yield dictionary.with_rows(rows)
 
 
 def entries(dictionary):
