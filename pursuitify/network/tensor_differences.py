@@ -71,9 +71,10 @@ def inner(a: Tensor, b: Tensor, exactly: bool = False) -> float:
         exactly: Add up in the dtype ``exact`` names: a float32 sum of a million terms is off by
             some 1e-5 of its terms' root sum of squares.
     """
-    if exactly or a.dtype in (torch.float16, torch.bfloat16):
-        kind = exact(a) if exactly else torch.float32
-        a, b = a.to(kind), b.to(kind)
+    # Autocast gives its results another dtype than its operands have.
+    kind = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    kind = exact(a) if exactly else kind
+    a, b = a.to(kind), b.to(kind)
     dims = None if a.is_contiguous() and b.is_contiguous() else order(a)
     # One pass over both, and no product in memory.
     return float(torch.dot(flat(a, dims), flat(b, dims)))

@@ -1,6 +1,6 @@
 """What a sweep may cost, counted: no clock, so that it holds on every machine.
 
-That each weighted operator runs once forward and once adjoint is in tests/network/test_pursuit_network.py.
+That each weighted operator runs once forward and once adjoint is in test_pursuit_network.py.
 """
 
 from __future__ import annotations

@@ -265,7 +265,8 @@ class _Builder:
         """Return the source graph with its products as further arguments: see ``Recorded``."""
         new = fx.Graph()
         inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
-        env = {node: new.node_copy(node) for node in inputs}
+        # No defaults: every value is given, and the products come after them.
+        env = {node: new.placeholder(str(node.target)) for node in inputs}
         given = {node: new.placeholder(f"product_of_{node.name}") for node in self.products}
         for node in self.graph.nodes:
             if node in given:

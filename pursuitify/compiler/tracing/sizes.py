@@ -118,15 +118,17 @@ class Positive:
             if all(self._truth(other, k, size) is value for other, value in made)
         }
 
-    def _truth(self, node: fx.Node, k: int, size: int | None) -> bool | None:
+    def _truth(self, node: fx.Node, k: int, size: int | tuple[int, ...]) -> bool | None:
         """Return a condition at the k-th assignment: one size, or drawn ones; None if unknown."""
 
         def shape(tensor: fx.Node) -> tuple[int, ...]:
             rank = self._rank(tensor) or 6
-            if size is not None:
+            if isinstance(size, int):
                 return (size,) * rank
+            # Half of the dimensions get a size that a condition mentions: otherwise a batch of one
+            # beside a width that is not one would hardly be drawn.
             draw = random.Random(f"{tensor.name} {k}")
-            return tuple(draw.choice(_SMALL) for _ in range(rank))
+            return tuple(draw.choice(draw.choice((size, _SMALL))) for _ in range(rank))
 
         try:
             return bool(evaluate(node, shape))
@@ -136,16 +138,18 @@ class Positive:
 
 #: Sizes to try.
 _SMALL = (*range(1, 65), 96, 97, 127, 128, 224, 255, 256, 299, 300, 512, 1024, 4096)
-_MIXED = 64
+_MIXED = 256
 
 
-def _pool(numbers: set[int]) -> list[int | None]:
-    """Return the sizes to try, one for all dimensions; None for dimensions drawn one by one.
+def _pool(numbers: set[int]) -> list[int | tuple[int, ...]]:
+    """Return the sizes to try, one for all dimensions; a tuple where they are drawn one by one.
 
-    The numbers that conditions mention, and those beside them, are among the sizes.
+    The numbers that conditions mention, and those beside them, are among the sizes, and are the
+    tuple.
     """
-    near = sorted({n + d for n in numbers for d in (-1, 0, 1) if n + d > 0} - set(_SMALL))
-    return [*[None] * _MIXED, *_SMALL, *near]
+    near = {n + d for n in numbers for d in (-1, 0, 1) if n + d > 0}
+    mentioned = tuple(sorted(near | {1, 2, 3}))
+    return [*[mentioned] * _MIXED, *_SMALL, *sorted(near - set(_SMALL))]
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:

@@ -188,7 +188,8 @@ class Tracer(fx.Tracer):
         guess, certain = self._ask(self._judge.decide, obj.node)
         value, new = self.choices.choose(text, guess, certain)
         if new:
-            if not self._ask(self._judge.choose, obj.node, value):
+            fits = self._ask(self._judge.choose, obj.node, value)
+            if not fits and not self._example:  # the example is an input that fits
                 self.choices.impossible = self.choices.impossible or text
             self.create_proxy("call_function", guards.assume, (obj, value, text), {})
         return value

@@ -88,7 +88,7 @@ def test_fashion_mnist_of_debian(tmp_path: Path) -> None:
 
 
 def test_missing_data_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pursuitify.data.load_data.DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr("pursuitify.data.datasets.DEBIAN", tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"dataset-fashion-mnist.*--download"):
         load_data("fashion-mnist", root=tmp_path)
     for name in ("cifar10", "CIFAR-100"):
