@@ -117,7 +117,7 @@ def test_progress_and_batches(undefended, digits, capsys):
     x, y = (part[:20] for part in digits)
     points = apgd(undefended, x, y, eps=EPS, steps=3, batch_size=7, seed=0, progress=True)
     assert points.shape == x.shape
-    assert "APGD" in capsys.readouterr().out
+    assert "APGD" in capsys.readouterr().err
 
 
 def test_bad_arguments(undefended, digits):

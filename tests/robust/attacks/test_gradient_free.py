@@ -124,7 +124,7 @@ def test_batches_and_progress(undefended, digits, name, capsys):
     x, y = (part[:20] for part in digits)
     points = run(name, undefended, x, y, batch_size=7, progress=True)
     assert points.shape == x.shape
-    assert capsys.readouterr().out
+    assert capsys.readouterr().err
 
 
 @every
