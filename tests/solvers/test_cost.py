@@ -15,6 +15,12 @@ from pursuitify import pursuitify
 from pursuitify.models import ChainNet, DenseBlock, ResidualNet
 from tests.support.sweep_cost import sweep_cost
 
+
+@pytest.fixture(autouse=True)
+def sweeps_path() -> None:
+    """Leave the fast path on: what is counted here is its cost."""
+
+
 #: Passes over the concats of a dense block per sweep: the residuals' slots take the change of the
 #: latent they read, and are fed back to it. Packed kernels read and write them in one piece.
 JOINS = 2
