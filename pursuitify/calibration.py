@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.errors import InputError, OptionError
+from pursuitify.errors import InputError, OptionError, RangeError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.utils import option_checks
 from pursuitify.utils.terminal import as_text
@@ -235,7 +235,10 @@ def _try(
 ) -> Trial:
     """Return the trial with sums over one batch; ``own`` is the dictionary at threshold scale 1."""
     net.step_scale, net.threshold_scale = trial.step_scale, trial.threshold_scale
-    output, latents, _ = net.infer(x)
+    try:
+        output, latents, _ = net.infer(x)
+    except RangeError:  # steps that go so far are a trial that agrees with nothing
+        return replace(trial, agreement=0.0, divergence=math.inf, objective=math.inf)
     scores = _scores(output, logits)
     log, reference = scores.log_softmax(1), wanted.log_softmax(1)
     return replace(

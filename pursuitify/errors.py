@@ -18,6 +18,10 @@ class InputError(PursuitifyError, ValueError):
     """An input tensor does not fit the network: shape, dtype, device or not finite."""
 
 
+class RangeError(InputError):
+    """The sweeps leave the range of their precision on this input."""
+
+
 class TraceError(PursuitifyError):
     """torch.fx cannot follow the model, for instance through data-dependent control flow."""
 

@@ -165,6 +165,14 @@ PURSUITIFY: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "nonnegative_thresholds": (output, partial(output, nonnegative_thresholds=True)),
     "rules": (lambda: refused(network), lambda: rejects_rule(network)),
     "leaf_modules": (lambda: refused(network), lambda: rejects_leaf(network)),
+    "example_inputs": (
+        lambda: refused(network),
+        lambda: refused(partial(network, example_inputs="no input")),
+    ),
+    "verify": (
+        lambda: network().self_check,
+        lambda: network(verify="off").self_check,
+    ),
     "step_scale": (output, partial(output, step_scale=0.3)),
     "threshold_scale": (output, partial(output, threshold_scale=2.0)),
     "memory": (slope, implicit),
@@ -194,6 +202,10 @@ EXPLAIN: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: rejects_leaf(partial(explain, model())),
     ),
 }
+EXPLAIN["example_inputs"] = (
+    lambda: explain(model()).ok,
+    lambda: explain(model(), example_inputs=torch.rand(2, 3, 6, 6)).ok,
+)
 LOAD = {
     "rules": (lambda: refused(loaded), lambda: rejects_rule(loaded)),
     "leaf_modules": (lambda: refused(loaded), lambda: rejects_leaf(loaded)),

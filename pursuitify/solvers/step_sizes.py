@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pursuitify.dictionary.norm_bounds import Norms, fit, operator_bound
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.errors import InputError
+from pursuitify.errors import InputError, RangeError
 from pursuitify.utils import func_transforms
 
 
@@ -75,7 +75,7 @@ def refuse_overflow(latents: Sequence[Tensor], names: Sequence[str]) -> None:
         names: Their names.
 
     Raises:
-        InputError: If there are any; names them.
+        RangeError: If there are any; names them.
     """
     if torch.compiler.is_compiling() or func_transforms.active():
         return
@@ -85,7 +85,7 @@ def refuse_overflow(latents: Sequence[Tensor], names: Sequence[str]) -> None:
     fine = torch.stack([w.detach().isfinite().all() for w in narrow.values()]).tolist()
     lost = [name for name, finite in zip(narrow, fine, strict=True) if not finite]
     if lost:
-        raise InputError(
+        raise RangeError(
             f"the sweeps overflow float16, whose largest number is 65504, in {lost}: use "
             "torch.bfloat16 or float32 (net.bfloat16(), net.float(), autocast with bfloat16), or "
             "set iterations=0"

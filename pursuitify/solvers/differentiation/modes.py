@@ -111,11 +111,9 @@ Mode = StoreMode | RecomputeMode | ImplicitMode
 MODES: dict[str, type[Mode]] = {
     mode.name: mode for mode in (StoreMode, RecomputeMode, ImplicitMode)
 }
-#: Options that each reads. Here, since torch.compile cannot follow ``fields`` of a class: asked for
-#: in a call, it would break the graph.
-_READ = {name: tuple(field.name for field in fields(mode)) for name, mode in MODES.items()}
 
 
 def mode_of(name: str, options: Mapping[str, Any]) -> Mode:
     """Return the mode of a name with the options that it reads, out of all of a network's."""
-    return MODES[name](**{option: options[option] for option in _READ[name]})
+    mode = MODES[name]
+    return mode(**{field.name: options[field.name] for field in fields(mode)})
