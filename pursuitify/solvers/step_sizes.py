@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pursuitify.dictionary.norm_bounds import Norms, fit, operator_bound
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.errors import InputError, RangeError
+from pursuitify.errors import RangeError
 from pursuitify.utils import func_transforms
 
 
@@ -44,7 +44,7 @@ def step_sizes(
         dtype: Precision of the sweeps.
 
     Raises:
-        InputError: If a step is out of range; lists all latents.
+        RangeError: If a step is out of range; lists all latents.
     """
     range_ = torch.finfo(dtype)
     low = 8 * range_.tiny * range_.eps  # below, fewer than three bits of a number are left
@@ -56,7 +56,7 @@ def step_sizes(
         if readable(exact) and not bool((held | value.isnan()).all()):
             lost.append(f"{name!r} needs {float(exact.detach().flatten()[~held.flatten()][0]):.3g}")
     if lost:
-        raise InputError(
+        raise RangeError(
             f"the steps of {len(lost)} latent(s) leave the range of {dtype}: {', '.join(lost)}. "
             "The weights that read or make them are too large or too small: use a wider precision "
             "(net.double(), or float32 instead of half precision), rescale the weights, or set "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pursuitify.errors import TrainingError
+from pursuitify.errors import RangeError, TrainingError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.training import progress_log, seeding
 from pursuitify.training.adversarial_inputs import attack, noisy
@@ -68,6 +68,10 @@ class Guard:
         while self._before:
             number, handler = self._before.popitem()
             signal.signal(number, handler)
+
+
+#: What to do about a training that runs away.
+_ADVICE = "What was saved before is as it was. Try a smaller learning rate, clipping, or fewer sweeps first"
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +206,13 @@ def _step(run: TrainingRun, group: list[Batch]) -> None:
         measure = step % config.log_every == 0 and number == 0
         last = number == len(group) - 1
         with _synchronised(run, last):
-            parts = run.objective(x, y, attacked, measure, step)
+            try:
+                parts = run.objective(x, y, attacked, measure, step)
+            except RangeError as error:
+                raise TrainingError(
+                    f"at step {run.progress.step} the weights are not finite, or so large that the "
+                    f"sweeps have no step: {error}. {_ADVICE}"
+                ) from error
             run.accelerator.backward(_of_group(run, parts["loss"], len(group)))
         _note(run, parts, int(labelled(y).sum()))
     if config.clip is not None:
@@ -251,8 +261,7 @@ def _note(run: TrainingRun, parts: dict[str, torch.Tensor], count: int) -> None:
     if not all(map(_finite, values)):
         raise TrainingError(
             f"at step {run.progress.step} these are not finite: "
-            f"{[n for n in names if not _finite(found[n])]}. What was saved before is as it was. "
-            "Try a smaller learning rate, clipping, or fewer sweeps first"
+            f"{[n for n in names if not _finite(found[n])]}. {_ADVICE}"
         )
     totals = run.own_sums
     totals["samples"] = totals.get("samples", 0.0) + count

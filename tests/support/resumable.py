@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pursuitify.training import Result, adversarial_inputs, finetune
+from pursuitify.training import Result, finetune, loop
 from tests.support.toy import network, rows
 
 STEPS = 24
@@ -53,7 +53,7 @@ def arm(count: int, where: str) -> None:
         return call
 
     if where == "step":
-        adversarial_inputs.attack = deadly(adversarial_inputs.attack)
+        loop.attack = deadly(loop.attack)  # type: ignore[attr-defined]
     else:
         os.replace = deadly(os.replace)
 

@@ -26,16 +26,22 @@ ALLOWED = {
 }  # fmt: skip
 
 
+def _private(name: str) -> bool:
+    """Whether a name has an underscore in front, and is not one of Python's own, as __file__."""
+    return name.startswith("_") and not name.startswith("__")
+
+
 def private_uses(path: Path) -> list[str]:
     """Return private names of torch that a file reaches, as written."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
             names = [node.module, *(alias.name for alias in node.names)]
-            found += [n for n in names if n and any(p.startswith("_") for p in n.split("."))]
+            found += [n for n in names if n and any(_private(p) for p in n.split("."))]
         if isinstance(node, ast.Attribute):
             text = ast.unparse(node)
-            if text.split(".")[0] in {"torch", "nn", "fx", "F", "forward_ad"} and "._" in text:
+            inner = any(_private(part) for part in text.split("."))
+            if text.split(".")[0] in {"torch", "nn", "fx", "F", "forward_ad"} and inner:
                 found.append(text)
             if text.startswith("torch.ops."):
                 found.append(text)
