@@ -71,7 +71,7 @@ class Guard:
 
 
 #: What to do about a training that runs away.
-_ADVICE = "What was saved before is as it was. Try a smaller learning rate, clipping, or fewer sweeps first"
+_ADVICE = "What was saved stays. Try a smaller learning rate, clipping, or fewer sweeps first"
 
 
 @dataclass(frozen=True, eq=False)
