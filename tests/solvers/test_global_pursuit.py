@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pursuitify import pursuitify
+from pursuitify import backends, pursuitify
 from pursuitify.solvers.global_pursuit import GlobalPursuit
 from pursuitify.solvers.solver import SolverInput
 from tests.support.nets import BY_NAME, CASES, Case
@@ -117,10 +117,11 @@ class _SharedPool(nn.Module):
 
 @pytest.mark.parametrize("sweeps", [1, 3])
 def test_a_pool_that_several_rows_inline_runs_once_each_way(sweeps: int) -> None:
-    net = pursuitify(_SharedPool().double().eval(), iterations=sweeps)
+    net = pursuitify(_SharedPool().double().eval(), iterations=sweeps, verify="off")
     with torch.no_grad(), _Gathers() as counter:
         net(torch.randn(2, 2, 6, 6, dtype=torch.float64))
-    assert counter.count == 1 + 2 * sweeps  # what the pool gives is held from the start
+    held = 1 if backends.inplace_enabled() else 0  # the fast path holds it from the start
+    assert counter.count == held + 2 * sweeps
 
 
 @pytest.mark.parametrize("name", ["linear_chain", "linear_residual", "linear_dense", "leaky_chain"])
