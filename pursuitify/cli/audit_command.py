@@ -38,6 +38,7 @@ def audit(
     normalise: shared.NORMALISE = False,
     root: shared.ROOT = Path("data"),
     download: shared.DOWNLOAD = False,
+    skip_bad: shared.SKIP_BAD = False,
     size: shared.SIZE = None,
     channels: shared.CHANNELS = None,
     batch_size: Annotated[int, typer.Option(help="Images attacked at a time.")] = 256,
@@ -69,7 +70,7 @@ def audit(
         raise OptionError(
             f"{name} has no weights: there is nothing to audit. Give --checkpoint or --weights"
         )
-    found = shared.data_of(data, root, download, size, channels, seed)
+    found = shared.data_of(data, root, download, size, channels, seed, skip_bad)
     model = shared.model_of(
         name,
         seed=seed,

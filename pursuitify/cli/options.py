@@ -43,6 +43,9 @@ DATA = Annotated[
 ]
 ROOT = Annotated[Path, typer.Option(help="Folder of torchvision's data sets.")]
 DOWNLOAD = Annotated[bool, typer.Option("--download", help="Download the data if it is not there.")]
+SKIP_BAD = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out image files that cannot be read; list them.")
+]
 SIZE = Annotated[int | None, typer.Option(help="Resize images to this side.")]
 CHANNELS = Annotated[int | None, typer.Option(help="3 repeats a grey channel.")]
 NORMALISE = Annotated[
@@ -65,10 +68,32 @@ def shape_of(text: str) -> tuple[int, ...]:
 
 
 def data_of(
-    name: str, root: Path, download: bool, size: int | None, channels: int | None, seed: int
+    name: str,
+    root: Path,
+    download: bool,
+    size: int | None,
+    channels: int | None,
+    seed: int,
+    skip_bad: bool = False,
 ) -> Data:
-    """Return a data set; 3 channels mean colour, as torchvision's models want it."""
-    return load_data(name, root=root, download=download, size=size, channels=channels, seed=seed)
+    """Return a data set; 3 channels mean colour, as torchvision's models want it.
+
+    Files that were left out are listed on standard error.
+    """
+    data = load_data(
+        name,
+        root=root,
+        download=download,
+        size=size,
+        channels=channels,
+        seed=seed,
+        skip_bad=skip_bad,
+    )
+    if data.skipped:
+        typer.echo(f"left out {len(data.skipped)} files:", err=True)
+        for reason in data.skipped:
+            typer.echo(f"  {reason}", err=True)
+    return data
 
 
 def model_of(

@@ -58,6 +58,7 @@ def finetune(
     normalise: shared.NORMALISE = False,
     root: shared.ROOT = Path("data"),
     download: shared.DOWNLOAD = False,
+    skip_bad: shared.SKIP_BAD = False,
     size: shared.SIZE = None,
     channels: shared.CHANNELS = None,
     seed: shared.SEED = 0,
@@ -91,7 +92,7 @@ def finetune(
             f"--eps {config.eps:g} has no effect: objective 'standard' trains without an attack; "
             "give --objective pgd or trades, or --recipe adversarial"
         )
-    found = shared.data_of(data, root, download, size, channels, seed)
+    found = shared.data_of(data, root, download, size, channels, seed, skip_bad)
     model = shared.model_of(
         name,
         seed=seed,
@@ -155,6 +156,7 @@ def evaluate(
     normalise: shared.NORMALISE = False,
     root: shared.ROOT = Path("data"),
     download: shared.DOWNLOAD = False,
+    skip_bad: shared.SKIP_BAD = False,
     size: shared.SIZE = None,
     channels: shared.CHANNELS = None,
     seed: shared.SEED = 0,
@@ -176,7 +178,7 @@ def evaluate(
         raise OptionError(f"--sweeps {sweeps!r} is not like 0,1,2,5") from error
     if part not in ("test", "val"):
         raise OptionError(f"--part {part!r} is neither test nor val")
-    found = shared.data_of(data, root, download, size, channels, seed)
+    found = shared.data_of(data, root, download, size, channels, seed, skip_bad)
     model = shared.model_of(
         name,
         seed=seed,

@@ -1,0 +1,44 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("typer")
+from PIL import Image
+
+from pursuitify import PursuitifyError
+from pursuitify.cli import options
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of images, and a file that is none."""
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        for number in range(8):
+            Image.new("L", (8, 8), 20 * number).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "cats" / "broken.png").write_bytes(b"no image")
+    return tmp_path
+
+
+def test_bad_files_are_left_out_and_listed_on_request(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = options.data_of(str(folder), Path("data"), False, 8, 1, 0, skip_bad=True)
+    shown = capsys.readouterr()
+    assert "left out 1 files" in shown.err
+    assert "broken.png" in shown.err
+    assert shown.out == ""
+    parts: Any = (data.train, data.val, data.test)
+    assert sum(len(part) for part in parts) == 16
+
+
+def test_a_bad_file_is_an_error_otherwise(folder: Path) -> None:
+    data = options.data_of(str(folder), Path("data"), False, 8, 1, 0)
+    parts: Any = (data.train, data.val, data.test)
+    with pytest.raises(PursuitifyError, match=r"broken\.png"):
+        _ = [part[number] for part in parts for number in range(len(part))]
