@@ -110,6 +110,10 @@ class Judge:
 
     def __init__(self, root: nn.Module, example: Sequence[Any] = ()) -> None:
         self._root, self._example = root, tuple(example)
+        self._tensors: dict[str, Tensor] = {
+            **dict(root.named_parameters(remove_duplicate=False)),
+            **dict(root.named_buffers(remove_duplicate=False)),
+        }
         self._positive = Positive(self.rank)
         self._worlds: list[World] | None = None
 
@@ -144,10 +148,10 @@ class Judge:
 
     def _imagined(self) -> list[World]:
         if self._worlds is None and self._example:
-            self._worlds = [World(self._root, self._example, given=True)]
+            self._worlds = [World(self._root, self._tensors, self._example, given=True)]
         elif self._worlds is None:
             inputs = _usual(self._root)
-            self._worlds = [World(self._root, [x] * 8, given=False) for x in inputs]
+            self._worlds = [World(self._root, self._tensors, [x] * 8, given=False) for x in inputs]
         return self._worlds
 
 

@@ -13,7 +13,7 @@ import math
 import operator
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -173,9 +173,17 @@ def _comparable(node: fx.Node) -> bool:
 class World:
     """Values of a traced graph for one choice of inputs, on tensors without content."""
 
-    def __init__(self, root: nn.Module, inputs: Sequence[Any], given: bool) -> None:
-        """Begin with the inputs, by position; if not given but guessed, defaults come first."""
-        self._root, self._inputs, self._given = root, list(inputs), given
+    def __init__(
+        self, root: nn.Module, tensors: Mapping[str, Tensor], inputs: Sequence[Any], given: bool
+    ) -> None:
+        """Begin with the inputs, by position; if not given but guessed, defaults come first.
+
+        ``tensors`` are the parameters and buffers as they were before the forward ran: after
+        ``self.seen += 1`` the module holds the traced value in the place of the buffer, and an
+        operation on that would be recorded, not run.
+        """
+        self._root, self._tensors = root, tensors
+        self._inputs, self._given = list(inputs), given
         self._values: dict[fx.Node, Any] = {}
         self._modules: dict[str, nn.Module] = {}
 
@@ -187,7 +195,7 @@ class World:
         """
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for other in node.graph.nodes:
+            for other in list(node.graph.nodes):
                 if other not in self._values:
                     try:
                         self._values[other] = self._run(other)
@@ -204,7 +212,11 @@ class World:
                 return node.args[0]
             return _bare(self._inputs.pop(0)) if self._inputs else UnknownError
         if node.op == "get_attr":
-            return _bare(operator.attrgetter(str(node.target))(self._root))
+            held = self._tensors.get(str(node.target))
+            found = operator.attrgetter(str(node.target))(self._root) if held is None else held
+            if isinstance(found, fx.Proxy):
+                raise UnknownError
+            return _bare(found)
         if node.target is guards.assume or node.op == "output":
             return None
         if any(self._values[n] is UnknownError for n in node.all_input_nodes):
