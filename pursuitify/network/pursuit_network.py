@@ -577,7 +577,9 @@ class PursuitNetwork(Settings):
         recorded = torch.is_grad_enabled() and self.pursuit.alpha.requires_grad
         derived = recorded or func_transforms.active()
         tracing = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-        still = self._is_still() if tracing else self._still
+        still = self._still  # a branch on it makes compiled code anew when it changes
+        if still and tracing:
+            still = self._is_still()
         return None if still and not derived else self._of_mode(self.pursuit.alphas())
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

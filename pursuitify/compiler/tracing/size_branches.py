@@ -95,7 +95,9 @@ def text_of(value: Any) -> str:
 def guess(node: fx.Node, root: nn.Module) -> bool | None:
     """Return the likely truth of a condition, by dimensions, channels, dtype and device."""
     try:
-        return bool(_evaluate(node, root))
+        found = _evaluate(node, root)
+        # A buffer that the forward replaced is a traced value now, and so is what it compares to.
+        return None if isinstance(found, fx.Proxy) else bool(found)
     except (UnknownError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError):
         return None
 

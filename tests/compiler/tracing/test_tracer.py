@@ -334,3 +334,40 @@ def test_the_advice_is_given_where_a_guess_failed() -> None:
         pursuitify(Branching(lambda x: float(x.mean()) if x.shape[2] % 5 == 3 else float(x.sum())))
     model, x = Branching(condition).eval(), torch.rand(1, 3, 8, 8)
     assert error(pursuitify(model, iterations=0, example_inputs=x)(x), model(x)) == 0
+
+
+def _in_place(module: nn.Module) -> None:
+    module.seen += 1  # type: ignore[operator]
+
+
+def _by_method(module: nn.Module) -> None:
+    module.seen.add_(1)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("example", [None, torch.rand(2, 3, 8, 8)])
+@pytest.mark.parametrize("write", [_in_place, _by_method])
+def test_a_branch_after_a_written_buffer_is_decided(
+    write: Callable[[nn.Module], None], example: Tensor | None
+) -> None:
+    """The sizes are tried on the buffer as it was; on the traced one they recorded, unending."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.register_buffer("seen", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            write(self)
+            x = F.relu(self.conv(x))
+            if x.shape[2] > 1:
+                x = x * 2
+            return x * 3 if x.shape[3] > self.seen.shape[0] else x
+
+    model, x = Counting().eval(), torch.rand(2, 3, 8, 8)
+    before = model.seen.clone()
+    traced = trace(model, training=False, example=() if example is None else (example,))
+    assert torch.equal(model.seen, before)
+    assert any(node.target == "seen" for node in traced.graph.nodes)
+    if example is None:
+        assert error(pursuitify(model, iterations=0)(x), model(x)) == 0
