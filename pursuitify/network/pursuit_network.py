@@ -174,6 +174,11 @@ class PursuitNetwork(Settings):
         """The programs by mode, True in training; both are one where the modes do not differ."""
         return MappingProxyType(self._programs)
 
+    @property
+    def writes_always(self) -> bool:
+        """Whether the forward writes into buffers in the current mode, as a counter does."""
+        return self._program.writes_buffers
+
     def bind_batch(self, *args: Any, **kwargs: Any) -> BoundPass:
         """Run the feed-forward pass and bind the dictionary, as ``forward`` begins.
 

@@ -40,7 +40,7 @@ from pursuitify.network import tensor_differences
 from pursuitify.operators import Conv, LinearMap, Scale
 from pursuitify.operators.onednn_conv import PackedConv
 from pursuitify.utils import func_transforms
-from pursuitify.utils.running_statistics import untouched
+from pursuitify.utils.running_statistics import untouched, writes_buffers
 
 #: Largest relative error of a right network, by the dtype in which it computes.
 TOLERANCES = {
@@ -174,8 +174,8 @@ class Start:
         numbers: State of the random number generators of the CPU.
         device: Where the inputs are.
         device_numbers: State of that device's generator; None on a CPU.
-        buffers: Copies of the buffers, by the identity of the network's own; none where nothing
-            is in training mode.
+        buffers: Copies of the buffers, by the identity of the network's own; none where no pass
+            writes into them.
         values: The arguments of the pass, as the network was given them.
         key: What is proven if the proof holds.
         products: What the source's operations with weights gave in the pass, if that was recorded.
@@ -235,7 +235,7 @@ def start(network: nn.Module, values: Sequence[Any]) -> Start:
     """Return what a pass that begins now starts from."""
     device = next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
     copies: dict[int, Tensor] = {}
-    if any(module.training for module in network.modules()):
+    if writes_buffers(network):
         copies = {id(b): b.detach().clone() for b in network.buffers()}
     return Start(random_state(), device, _device_numbers(device), copies, tuple(values))
 

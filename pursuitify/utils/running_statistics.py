@@ -8,13 +8,23 @@ from collections.abc import Iterator
 from torch import nn
 
 
+def writes_buffers(network: nn.Module) -> bool:
+    """Return whether a pass may write into buffers now.
+
+    Every layer may in training mode; a forward that counts its calls does in any mode, which the
+    network's attribute ``writes_always`` says.
+    """
+    training = any(module.training for module in network.modules())
+    return training or bool(getattr(network, "writes_always", False))
+
+
 @contextlib.contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
     """Leave running statistics and counters as they are: the passes inside write to copies.
 
-    Where no part of the network is in training mode nothing writes, and nothing is copied.
+    Where nothing writes, nothing is copied.
     """
-    if not any(module.training for module in network.modules()):
+    if not writes_buffers(network):
         yield
         return
     held = [

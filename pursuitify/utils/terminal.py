@@ -1,4 +1,4 @@
-"""What a user reads on a terminal: progress bars, and tables as text."""
+"""This module makes what a user reads on a terminal: progress bars, and tables as text."""
 
 from __future__ import annotations
 

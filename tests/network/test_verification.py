@@ -671,6 +671,62 @@ def test_it_leaves_no_trace(batch: int) -> None:
     assert torch.equal(numbers, other[3])
 
 
+def _augmented(module: Any, x: Tensor) -> None:
+    module.seen += 1
+
+
+def _by_method(module: Any, x: Tensor) -> None:
+    module.seen.add_(1)
+
+
+def _on_a_view(module: Any, x: Tensor) -> None:
+    module.seen[:1].mul_(2).add_(3)
+
+
+def _by_copy(module: Any, x: Tensor) -> None:
+    module.seen.copy_(module.seen + x.mean())
+
+
+def _statistics_always(module: Any, x: Tensor) -> None:
+    F.batch_norm(x, module.seen, module.spread, training=True)
+
+
+WRITES = [_augmented, _by_method, _on_a_view, _by_copy, _statistics_always]
+
+
+@pytest.mark.parametrize("mode", [False, True])
+@pytest.mark.parametrize("write", WRITES)
+def test_buffers_that_a_forward_writes_in_any_mode_stay_in_queries(
+    write: Callable[[Any, Tensor], None], mode: bool
+) -> None:
+    class Counting(nn.Module):
+        seen: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+            self.register_buffer("seen", torch.zeros(3))
+            self.register_buffer("spread", torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            write(self, x)
+            y: Tensor = self.fc(F.relu(self.conv(x)).mean((2, 3)))
+            return y
+
+    model, x = Counting().train(mode), torch.rand(2, 3, 8, 8)
+    net = pursuitify(model, iterations=2, example_inputs=x)
+    assert not net.seen.any()
+    for query in (net.verify, net.latents, net.dictionary, net.step_sizes):
+        query(x)
+        assert not net.seen.any(), query
+    net.objective(x, net.latents(x))
+    assert not net.seen.any()
+    model(x)
+    net(x)  # proves itself, and counts once
+    torch.testing.assert_close(net.seen, model.seen)
+    assert net.seen.any()
+
+
 def test_the_report_reads() -> None:
     report = converted().verify(image())
     assert [row.name for row in report.rows] == list(converted().latents(image()))

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from pursuitify.compiler.graph.classify import Sites
 from pursuitify.compiler.graph.rows import Readers, Row
 from pursuitify.compiler.lowering.pickling import Stored, dump
+from pursuitify.compiler.tracing import nodes
 from pursuitify.operators import LinearMap
 from pursuitify.operators.activations import Activation
 
@@ -99,6 +100,17 @@ class Program:
     def nodes(self) -> dict[str, fx.Node]:
         """The nodes of the source graph by name; rows refer to them so."""
         return {node.name: node for node in self.graph.nodes}
+
+    @functools.cached_property
+    def writes_buffers(self) -> bool:
+        """Whether the forward itself writes into a buffer, whatever modes the modules are in."""
+        no_root = nn.Module()
+        return any(
+            (nodes.is_inplace(node, no_root) and nodes.starts_at_attribute(node))
+            or (site.rule is not None and site.rule.stateful)
+            for node, site in self.sites.items()
+            if node.op in {"call_function", "call_method"}
+        )
 
     def __deepcopy__(self, memo: Any) -> Program:
         """Return itself."""

@@ -150,10 +150,10 @@ def is_effect(node: fx.Node, root: nn.Module) -> bool:
         return False
     if node.op == "call_function" and node.is_impure(impure_random=False):
         return True
-    return is_inplace(node, root) and _starts_at_attribute(node)
+    return is_inplace(node, root) and starts_at_attribute(node)
 
 
-def _starts_at_attribute(node: fx.Node) -> bool:
+def starts_at_attribute(node: fx.Node) -> bool:
     """Whether the first operand is an attribute of the model, or made of one: a view, it may be."""
     while node.op != "get_attr":
         if not (node.args and isinstance(node.args[0], fx.Node)):

@@ -95,9 +95,7 @@ def text_of(value: Any) -> str:
 def guess(node: fx.Node, root: nn.Module) -> bool | None:
     """Return the likely truth of a condition, by dimensions, channels, dtype and device."""
     try:
-        found = _evaluate(node, root)
-        # A buffer that the forward replaced is a traced value now, and so is what it compares to.
-        return None if isinstance(found, fx.Proxy) else bool(found)
+        return bool(_evaluate(node, root))
     except (UnknownError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError):
         return None
 
@@ -191,7 +189,7 @@ def _evaluate(value: Any, root: nn.Module) -> Any:
     owner = value.args[0] if value.args else None
     asks = value.target is getattr and value.args[1] in _KEPT
     if asks and isinstance(owner, fx.Node) and owner.op == "get_attr":
-        return getattr(operator.attrgetter(str(owner.target))(root), str(value.args[1]))
+        return getattr(_held(owner, root), str(value.args[1]))
     if value.target is getattr and value.args[1] in {"dtype", "device", "is_cuda"}:
         like = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(()))
         return getattr(like, str(value.args[1]))
@@ -206,6 +204,19 @@ def _evaluate(value: Any, root: nn.Module) -> Any:
         function: Callable[..., Any] = value.target  # type: ignore[assignment]
         return function(*(_evaluate(a, root) for a in value.args))
     raise UnknownError
+
+
+def _held(node: fx.Node, root: nn.Module) -> Any:
+    """Return what the model holds where a node reads an attribute.
+
+    Raises:
+        UnknownError: If the forward has put a traced value there: what is asked of that would be
+            recorded in the graph, not answered.
+    """
+    value = operator.attrgetter(str(node.target))(root)
+    if isinstance(value, fx.Proxy):
+        raise UnknownError
+    return value
 
 
 def _extent(node: fx.Node, index: int, root: nn.Module) -> int:
@@ -235,7 +246,10 @@ def rank(node: fx.Node, root: nn.Module) -> int | None:
         kinds = (type(m).__name__ for m in root.modules())
         return next((r for kind in kinds if "Conv" in kind and (r := _digits(kind))), 2)
     if node.op == "get_attr":
-        value = operator.attrgetter(str(target))(root)
+        try:
+            value = _held(node, root)
+        except UnknownError:
+            return None
         return value.dim() if isinstance(value, Tensor) else None
     if node.op == "call_module":
         name = type(root.get_submodule(str(target))).__name__

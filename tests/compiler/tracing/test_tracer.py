@@ -373,3 +373,34 @@ def test_a_branch_after_a_written_buffer_is_decided(
     assert any(node.target == "seen" for node in traced.graph.nodes)
     if example is None:
         assert error(pursuitify(model, iterations=0)(x), model(x)) == 0
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda m, x: x.shape[3] > m.seen.shape[0],
+        lambda m, x: m.seen.dim() == 1,
+        lambda m, x: m.seen.dtype == torch.float32,
+        lambda m, x: m.seen.device.type == "cpu",
+        lambda m, x: x.shape[0] + m.seen.size(0) < 5,
+    ],
+)
+@pytest.mark.parametrize("example", [None, torch.rand(2, 3, 8, 8)])
+def test_a_branch_on_a_replaced_buffer_ends_in_the_refusal_of_the_write(
+    question: Callable[[Any, Tensor], bool], example: Tensor | None
+) -> None:
+    class Replacing(nn.Module):
+        seen: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.register_buffer("seen", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = self.seen + 1
+            x = F.relu(self.conv(x))
+            return x * 3 if question(self, x) else x
+
+    with pytest.raises(TraceError, match="assigns a new tensor to its buffer 'seen'"):
+        pursuitify(Replacing().eval(), example_inputs=example)
