@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, environment, timing in turns, counting, tables, JSON.
+"""The benchmarks share this module: options, environment, timing in turns, counting, tables, JSON.
 
 Whatever is compared runs in turn within one process, so that a drift of the machine's speed hits
 everything alike; what is reported is the median over the turns of the ratio within each turn.

@@ -1,4 +1,4 @@
-"""How time and memory grow with depth, width, T, image size and batch: fitted exponents.
+"""This script fits exponents of time and memory in depth, width, T, image size and batch.
 
 python benchmarks/scaling.py
 

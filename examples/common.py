@@ -1,4 +1,4 @@
-"""What several examples need: data, a fitting loop, accuracy. Nothing about pursuit."""
+"""Several examples share this: data, a fitting loop, accuracy; nothing about pursuit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says of adding an op, a solver, a derivative mode and an attack works.
+"""These tests add an op, a solver, a derivative mode and an attack as CONTRIBUTING.md says.
 
 Each is added as that page says: one module, written to a temporary folder and imported from there,
 and one entry of a registry. It then works end to end, with no other change of the package.

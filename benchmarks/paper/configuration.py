@@ -1,4 +1,4 @@
-"""What one cell of an experiment is: plain data, and a name made of its contents."""
+"""A cell of an experiment is plain data, with a name made of its contents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured of a trained network, by the library's own audit."""
+"""This module measures a trained network by the library's own audit."""
 
 from __future__ import annotations
 

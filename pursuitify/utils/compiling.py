@@ -1,4 +1,4 @@
-"""Whether a compiler traces the code that runs."""
+"""This module tells whether a compiler traces the code that runs."""
 
 from __future__ import annotations
 

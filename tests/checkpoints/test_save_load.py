@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from pursuitify import CheckpointError, OptionError, load, pursuitify, save
 from pursuitify.checkpoints.save_load import save_source
 from pursuitify.models import ChainNet, ResidualNet
+from tests.support.damaged_files import damaged
 from tests.support.nets import CASES, Case
 
 
@@ -58,18 +58,7 @@ def test_damaged_and_hostile_files(saved: Path, tmp_path: Path) -> None:
     whole = saved.read_bytes()
     model = ChainNet(width=2)
     ran = tmp_path / "ran"
-
-    class Hostile:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (Path.touch, (ran,))
-
-    bad = {
-        "truncated": whole[: len(whole) // 2],
-        "empty": b"",
-        "pickle": pickle.dumps(Hostile()),
-        "garbage": b"\xff" * 64,
-    }
-    for name, content in bad.items():
+    for name, content in damaged(whole, ran).items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match="not a whole safetensors file"):
             load(tmp_path / name, model)

@@ -1,4 +1,4 @@
-"""What converts also runs: compositions of operations that move, stack, cut and add up entries.
+"""Compositions of operations that move, stack, cut and add up entries run if they convert.
 
 A sum over dimension 0 need not be one over samples: it may run over what was stacked, or over time.
 """

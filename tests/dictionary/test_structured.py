@@ -1,4 +1,4 @@
-"""What is said of one sample does not depend on others, and is not said where it is not known."""
+"""Answers about one sample do not depend on others, and are refused where they are not known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network proves of itself, and of the model it was converted from.
+"""These tests check what a network proves of itself, and of the model it was converted from.
 
 Special handling of a kind of fault may refuse it before the proof is asked. The tests here are
 about the proof alone, so they build the fault behind the back of whatever else looks for it:
@@ -28,6 +28,7 @@ from pursuitify.models import ChainNet, ResidualNet
 from pursuitify.network import tensor_differences, verification
 from pursuitify.operators import Chain, Conv, Scale, Select
 from pursuitify.operators.onednn_conv import PackedConv
+from pursuitify.utils import running_statistics
 from tests.support.randomnets import general_net
 
 IMAGE = (2, 3, 8, 8)
@@ -725,6 +726,28 @@ def test_buffers_that_a_forward_writes_in_any_mode_stay_in_queries(
     net(x)  # proves itself, and counts once
     torch.testing.assert_close(net.seen, model.seen)
     assert net.seen.any()
+
+
+def test_a_network_that_writes_nothing_in_evaluation_mode_is_not_copied() -> None:
+    class Functional(nn.Module):
+        mean: Tensor
+        var: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.register_buffer("mean", torch.zeros(4))
+            self.register_buffer("var", torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(
+                F.batch_norm(self.norm(self.conv(x)), self.mean, self.var, training=self.training)
+            )
+            return F.dropout(x, 0.5, self.training)
+
+    net = pursuitify(Functional().eval())
+    assert not running_statistics.writes_buffers(net)
+    assert running_statistics.writes_buffers(net.train())
 
 
 def test_the_report_reads() -> None:

@@ -1,4 +1,4 @@
-"""What a sweep may cost, counted: no clock, so that it holds on every machine.
+"""These tests check what a sweep may cost, counted: no clock, so that it holds on every machine.
 
 That each weighted operator runs once forward and once adjoint is in test_pursuit_network.py.
 """

@@ -1,4 +1,4 @@
-"""What it means for a converted network to agree with its source; shared by several test files."""
+"""This module says what it means for a converted network to agree with its source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a conversion does with a forward: it is exact, or refused; everything else is a fault."""
+"""A conversion of a forward is exact, or refused; everything else is a fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What forwards do with a tensor beyond calling torch: run as a script, which may die of it.
+"""This module lists what forwards do beyond calling torch; run as a script, which may die.
 
 Prints one line per idiom and position in the network: its name, and ``same`` (it converts, and is
 the source at T = 0), ``refused``, or what went wrong.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
-import pickle
 import random
 import shutil
 import signal
@@ -24,6 +23,7 @@ from pursuitify import CheckpointError, load, pursuitify
 from pursuitify.models import ChainNet
 from pursuitify.training import Interrupted, Result, adversarial_inputs, finetune, loop
 from tests.support import resumable
+from tests.support.damaged_files import DAMAGE, damaged
 from tests.support.resumable import STEPS, WRITES, run
 from tests.support.toy import model, network, rows
 
@@ -165,21 +165,11 @@ def resumed(folder: Path, net: Any = None, **options: Any) -> Result:
     return finetune(own, rows(), rows(), output=folder, resume=True, **config)
 
 
-@pytest.mark.parametrize("content", ["truncated", "empty", "pickle", "garbage"])
+@pytest.mark.parametrize("content", DAMAGE)
 def test_damaged_and_hostile_states(content: str, state: Path, tmp_path: Path) -> None:
     whole = state.read_bytes()
     ran = tmp_path / "ran"
-
-    class Hostile:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (Path.touch, (ran,))
-
-    bad = {
-        "truncated": whole[: len(whole) // 2],
-        "empty": b"",
-        "pickle": pickle.dumps(Hostile()),
-        "garbage": b"\xff" * 64,
-    }[content]
+    bad = damaged(whole, ran)[content]
     (tmp_path / state.name).write_bytes(bad)
     net = network()
     before = {k: v.clone() for k, v in net.state_dict().items()}

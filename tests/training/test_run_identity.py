@@ -1,4 +1,4 @@
-"""What changes between two halves of a run: it goes on bit by bit, or is refused by name."""
+"""A run changed between its halves goes on bit by bit, or is refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What writing does to the path it is given: links, modes, and what is no file at all."""
+"""These tests check what writing does to its path: links, modes, and what is no file at all."""
 
 from __future__ import annotations
 

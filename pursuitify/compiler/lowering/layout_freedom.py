@@ -1,4 +1,4 @@
-"""Whether the library may choose the memory format of images: where the source cannot notice."""
+"""This module decides whether images may change memory format unnoticed by the source."""
 
 from __future__ import annotations
 

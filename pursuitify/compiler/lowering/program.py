@@ -104,13 +104,17 @@ class Program:
     @functools.cached_property
     def writes_buffers(self) -> bool:
         """Whether the forward itself writes into a buffer, whatever modes the modules are in."""
-        no_root = nn.Module()
-        return any(
-            (nodes.is_inplace(node, no_root) and nodes.starts_at_attribute(node))
-            or (site.rule is not None and site.rule.stateful)
-            for node, site in self.sites.items()
-            if node.op in {"call_function", "call_method"}
-        )
+        no_root = nn.Module()  # in-place modules are left out, and need none
+        for node, site in self.sites.items():
+            if node.op not in {"call_function", "call_method"}:
+                continue
+            if nodes.is_inplace(node, no_root) and nodes.starts_at_attribute(node):
+                return True
+            if site.call is None or site.rule is None or not site.rule.stateful:
+                continue
+            if site.call.parameters.get("training", True) is not False:
+                return True
+        return False
 
     def __deepcopy__(self, memo: Any) -> Program:
         """Return itself."""

@@ -1,4 +1,4 @@
-"""What each node is, and which problems are reported."""
+"""These tests check what each node is, and which problems are reported."""
 
 from __future__ import annotations
 

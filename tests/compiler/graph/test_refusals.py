@@ -1,4 +1,4 @@
-"""What a forward takes: arguments beyond the named ones, and inputs that are no tensors."""
+"""A forward keeps or refuses arguments beyond the named ones and inputs that are no tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which values may share memory: never fewer than do, and never an in-place write lost."""
+"""The values that may share memory are never fewer than do, and no in-place write is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What surrounds an operation in the forward: kept where a graph can hold it, refused by name."""
+"""Contexts around an operation are kept where a graph can hold them, or refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leads to a node: one walk, compared with networkx on graphs that are drawn."""
+"""The walk to what leads to a node agrees with networkx on graphs that are drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each mode keeps, and what none of them disturbs."""
+"""These tests check what each mode keeps, and what none of them disturbs."""
 
 from __future__ import annotations
 
