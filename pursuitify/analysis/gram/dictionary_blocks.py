@@ -48,13 +48,11 @@ class Blocks:
     Attributes:
         names: Names of the latents.
         sites: Channels and positions of each latent.
-        heights: Number of elements of each row.
         uses: Per latent its blocks.
     """
 
     names: tuple[str, ...]
     sites: tuple[TensorSite, ...]
-    heights: tuple[int, ...]
     uses: tuple[tuple[Use, ...], ...]
 
 
@@ -157,8 +155,7 @@ def blocks_of(dictionary: StructuredDictionary, border: bool, worst: bool = Fals
             own = _diagonal(row, target, sites[i], start, extent, like, border)
             uses[i].append(Use((i, s), i, own))
             start += extent
-    heights = tuple(sum(part.numel() for part in row.u) for row in dictionary.rows)
-    return Blocks(dictionary.names, sites, heights, tuple(tuple(u) for u in uses))
+    return Blocks(dictionary.names, sites, tuple(tuple(u) for u in uses))
 
 
 def _target(

@@ -87,6 +87,20 @@ class Class:
         return tuple(g.kinds[0] for g in self.groups), tuple(g.kinds[1] for g in self.groups)
 
 
+@dataclass(frozen=True)
+class CountedFrame:
+    """Neighbouring latents whose columns are vectors of one space, counted alike.
+
+    Attributes:
+        latents: Indices of the latents.
+        heights: Number of elements that the latents reach of each row, in the count of the
+            classes.
+    """
+
+    latents: range
+    heights: dict[int, float]
+
+
 class Positions:
     """The classes of entries of one dictionary."""
 
@@ -110,7 +124,14 @@ class Positions:
     def columns(self) -> list[float]:
         """Number of columns per latent, in the same count as the classes."""
         sites = self.blocks.sites
-        return [s.channels * math.prod(n) for s, n in zip(sites, self.density, strict=True)]
+        return [
+            s.channels
+            * math.prod(
+                float(s.sizes[d]) if self.period(j, j, d) is None else self.density[j][d]
+                for d in range(self.dims)
+            )
+            for j, s in enumerate(sites)
+        ]
 
     @property
     def heights(self) -> list[float]:
@@ -120,6 +141,67 @@ class Positions:
         for place, channels in slots.items():
             total[place[0]] += channels * math.prod(rows[place] for rows in self._rows)
         return total
+
+    def frames(self) -> list[CountedFrame]:
+        """Return runs of neighbouring latents whose atoms together form frames.
+
+        Along a dimension the entries between two latents are counted on the infinite lattice, or,
+        where one of them is read by a relation that never repeats (a flattened layer, a pooling
+        over a few positions), over the positions in the image. Columns of the first count and of
+        the second are not vectors of one space with one count, so a run ends where the counts, or
+        the densities of the rows, do not agree. The atoms of a finite count are not truncated in
+        interior mode: they live on all positions that they reach, those outside the image too.
+        """
+        pairs = {
+            (j, k): tuple(self.period(j, k, d) is None for d in range(self.dims))
+            for j, k in self.related()
+        }
+        partners: dict[int, list[int]] = defaultdict(list)
+        for j, k in pairs:
+            partners[k].append(j)
+        found: list[CountedFrame] = []
+        first, reached = 0, dict[Place, list[float | frozenset[int]]]()
+        for k in range(len(self.blocks.sites)):
+            finite = pairs[k, k]
+            own = self._reach(k, finite)
+            joined = {p: _joined(reached[p], own[p]) for p in own if p in reached}
+            if (
+                finite != pairs[first, first]
+                or any(pairs[j, k] != finite for j in partners[k] if j >= first)
+                or None in joined.values()
+            ):
+                found.append(CountedFrame(range(first, k), self._counted(reached)))
+                first, reached, joined = k, {}, {}
+            reached |= own | {p: sets for p, sets in joined.items() if sets is not None}
+        last = range(first, len(self.blocks.sites))
+        return [*found, CountedFrame(last, self._counted(reached))]
+
+    def _reach(self, k: int, finite: tuple[bool, ...]) -> dict[Place, list[float | frozenset[int]]]:
+        """Return what latent k reaches of each place: a density or a set of positions per dim."""
+        found: dict[Place, list[float | frozenset[int]]] = {}
+        for use in self.blocks.uses[k]:
+            reach: list[float | frozenset[int]] = []
+            for d, line in enumerate(use.symbol.lines):
+                if finite[d]:
+                    inside = range(self.blocks.sites[k].sizes[d])
+                    reach.append(frozenset(q for p in inside for q, _, _ in line.outputs(p)))
+                else:
+                    reach.append(self.density[k][d] * _band(line).up / _band(line).down)
+            before = found.get(use.place, reach)
+            found[use.place] = [
+                a | b if isinstance(a, frozenset) and isinstance(b, frozenset) else max(a, b)
+                for a, b in zip(before, reach, strict=True)
+            ]
+        return found
+
+    def _counted(self, reached: dict[Place, list[float | frozenset[int]]]) -> dict[int, float]:
+        """Return the number of elements of each row that are reached."""
+        channels = {u.place: u.symbol.channels[1] for found in self.blocks.uses for u in found}
+        total: dict[int, float] = defaultdict(float)
+        for place, reach in reached.items():
+            counts = (len(r) if isinstance(r, frozenset) else r for r in reach)
+            total[place[0]] += channels[place] * math.prod(counts)
+        return dict(total)
 
     def _meetings(self, j: int, k: int) -> tuple[Meeting, ...]:
         """Return the pairs of blocks of latents j and k that share rows."""
@@ -227,6 +309,21 @@ class Positions:
         top, bottom = ratios.pop()
         first = math.lcm(left, bottom * (right // math.gcd(right, top)))
         return first, first * top // bottom
+
+
+def _joined(
+    left: list[float | frozenset[int]], right: list[float | frozenset[int]]
+) -> list[float | frozenset[int]] | None:
+    """Return what two latents reach together, None where they count its positions differently."""
+    found: list[float | frozenset[int]] = []
+    for a, b in zip(left, right, strict=True):
+        if isinstance(a, frozenset) and isinstance(b, frozenset):
+            found.append(a | b)
+        elif isinstance(a, frozenset) or isinstance(b, frozenset) or not math.isclose(a, b):
+            return None
+        else:
+            found.append(a)
+    return found
 
 
 def _band(line: Line) -> Band:

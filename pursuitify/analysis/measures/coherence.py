@@ -131,7 +131,12 @@ def _measured(
             gram = WorstGram(blocks) if worst else Gram(blocks)
             norms = block_measures.norms(gram)
             columns = _alive(gram.positions.columns, norms)
-            excess = welch_bounds.frame_excess(columns, rows_of, gram.positions.heights)
+            excess = sum(
+                welch_bounds.frame_excess(
+                    [columns[j] for j in f.latents], [rows_of[j] for j in f.latents], f.heights
+                )
+                for f in gram.positions.frames()
+            )
             return block_measures.blocks(gram, advance), norms, excess, notes
         except UnsupportedError as error:
             if boundary == "exact" and holds(dictionary, Select):
@@ -146,7 +151,9 @@ def _measured(
             notes.append(f"entry by entry, as {error}")
     found, norms = dense_gram.measure(dictionary, advance)
     columns = _alive([float(shape.numel()) for shape in dictionary.shapes], norms)
-    heights = [float(sum(part.numel() for part in row.u)) for row in dictionary.rows]
+    heights = {
+        i: float(sum(part.numel() for part in row.u)) for i, row in enumerate(dictionary.rows)
+    }
     return found, norms, welch_bounds.frame_excess(columns, rows_of, heights), notes
 
 

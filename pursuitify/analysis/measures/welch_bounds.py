@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -117,7 +117,7 @@ def _layer(n: Tensor, p: Tensor, k: float) -> Tensor:
 
 
 def frame_excess(
-    columns: Sequence[float], rows: Sequence[set[int]], heights: Sequence[float]
+    columns: Sequence[float], rows: Sequence[set[int]], heights: Mapping[int, float]
 ) -> float:
     """Return a lower bound of the sum of squared off-diagonal entries of any normalised Gram.
 
@@ -127,7 +127,7 @@ def frame_excess(
     Args:
         columns: Number of columns of each latent.
         rows: Per latent the rows that hold it.
-        heights: Number of elements of each row.
+        heights: Number of elements of each row that holds a latent.
     """
     count = len(columns)
     best = [0.0] * (count + 1)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from pursuitify import pursuitify
 from pursuitify.analysis import babel_function, coherence, minimum_frame_potential
 from pursuitify.analysis.gram.dictionary_blocks import blocks_of
 from pursuitify.analysis.gram.normalised_gram import Gram
@@ -142,3 +144,48 @@ def test_the_babel_function_is_that_of_central_atoms(kind, data, layout):
     ]
     wanted = gram[torch.cat(central)].topk(5, 1).values.cumsum(1).amax(0)
     assert found == pytest.approx(wanted.tolist(), abs=1e-9)
+
+
+class Counted(nn.Module):
+    """Convolutions whose pooling or flattening leaves the lattice of the layers before it.
+
+    Attributes:
+        middle: What stands between the first convolution and the last layer.
+    """
+
+    def __init__(self, middle: nn.Module, width: int, flat: int) -> None:
+        super().__init__()
+        self.first, self.middle = nn.Conv2d(1, width, 3, padding=1), middle
+        self.last = nn.Linear(flat, 3) if flat else nn.Conv2d(width, 3, 1)
+        self.more = nn.Linear(3, 2) if flat else nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        x = self.middle(torch.relu(self.first(x)))
+        return torch.relu(self.more(torch.relu(self.last(x))))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("size", [(2, 2), (3, 4), (5, 5)])
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda: nn.AvgPool2d(1, 2),
+        lambda: nn.AvgPool2d(2),
+        lambda: nn.AvgPool2d(2, 1),
+        lambda: nn.AdaptiveAvgPool2d(1),
+        lambda: nn.AdaptiveAvgPool2d((1, 2)),
+        nn.Flatten,
+        lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    ],
+)
+def test_the_welch_bound_holds_where_some_latents_are_counted_on_the_lattice(
+    middle, size, width, seed
+):
+    """Entries of one layer are counted over the image, of the next on the infinite lattice."""
+    torch.manual_seed(seed)
+    flat = nn.Sequential(nn.Conv2d(1, width, 1), middle())(torch.zeros(1, 1, *size))
+    model = Counted(middle(), width, flat.shape[1] if flat.dim() == 2 else 0).double().eval()
+    for boundary in ("interior", "exact"):
+        report = coherence(pursuitify(model), (1, *size), boundary)
+        assert report.frame_potential >= report.welch_bound - 1e-12, boundary

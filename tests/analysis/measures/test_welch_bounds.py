@@ -142,10 +142,10 @@ def test_scales_per_channel_are_not_read():
 
 def test_the_best_split_into_frames():
     """Rows that two latents share count once; the best split of neighbours counts."""
-    assert frame_excess([4, 3], [{0, 1}, {1}], [2, 2]) == pytest.approx(7 * (7 / 4 - 1))
-    assert frame_excess([4, 1], [{0}, {1}], [2, 9]) == pytest.approx(4 * (4 / 2 - 1))
-    assert frame_excess([4, 1, 6], [{0}, {1}, {2}], [2, 9, 3]) == pytest.approx(4 + 6)
-    assert frame_excess([2, 3], [{0, 1}, {1}], [4, 5]) == 0
+    assert frame_excess([4, 3], [{0, 1}, {1}], {0: 2, 1: 2}) == pytest.approx(7 * (7 / 4 - 1))
+    assert frame_excess([4, 1], [{0}, {1}], {0: 2, 1: 9}) == pytest.approx(4 * (4 / 2 - 1))
+    assert frame_excess([4, 1, 6], [{0}, {1}, {2}], {0: 2, 1: 9, 2: 3}) == pytest.approx(4 + 6)
+    assert frame_excess([2, 3], [{0, 1}, {1}], {0: 4, 1: 5}) == 0
 
 
 def test_welch_bounds():
