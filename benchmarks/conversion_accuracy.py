@@ -17,6 +17,7 @@ import json
 import platform
 import statistics
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,31 @@ Data = tuple[Tensor, Tensor, Tensor, Tensor]
 #: Images that are kept out of training, for calibration.
 HELD = 200
 STEPS = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 1.0)
-#: Means by name: whether latents are balanced, and the threshold scales calibrated with the steps.
-MEANS: dict[str, tuple[bool, tuple[float, ...]]] = {
-    "as converted": (False, ()),
-    "balance": (True, ()),
-    "step scale": (False, (1.0,)),
-    "step and threshold scale": (False, (0.5, 1.0, 2.0)),
-    "balance and step scale": (True, (1.0,)),
+
+
+@dataclass(frozen=True)
+class Means:
+    """One way to convert, and to calibrate afterwards.
+
+    Attributes:
+        options: Options of ``pursuitify``.
+        thresholds: Threshold scales calibrated together with the step scale; none: no calibration.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    thresholds: tuple[float, ...] = ()
+
+
+ENCODER, SIGNAL = {"layout": "encoder"}, {"offsets": "signal"}
+MEANS = {
+    "as converted": Means(),
+    "offsets in the signal": Means(SIGNAL),
+    "encoder layout": Means(ENCODER),
+    "encoder layout, offsets in the signal": Means({**ENCODER, **SIGNAL}),
+    "balance": Means({"balance": True}),
+    "step scale": Means(thresholds=(1.0,)),
+    "step and threshold scale": Means(thresholds=(0.5, 1.0, 2.0)),
+    "balance and step scale": Means({"balance": True}, (1.0,)),
 }
 
 
@@ -113,17 +132,18 @@ def measure(
     source = NETS[build](1, 10, width=arguments.width)
     fit(source, x, y, arguments.epochs if data == "fashion" else 4 * arguments.epochs, seed)
     rows = []
-    for means, (balance, thresholds) in MEANS.items():
-        net = pursuitify(source, balance=balance)
+    for name in arguments.means:
+        means = MEANS[name]
+        net = pursuitify(source, **means.options)
         for sweeps in arguments.sweeps:
             net.iterations, net.step_scale, net.threshold_scale = sweeps, 1.0, 1.0
-            if sweeps and thresholds:
+            if sweeps and means.thresholds:
                 calibrate(
                     net,
                     [sample],
                     agreement=arguments.agreement,
                     step_scales=STEPS,
-                    threshold_scales=thresholds,
+                    threshold_scales=means.thresholds,
                     apply=True,
                 )
             rows.append(
@@ -131,10 +151,11 @@ def measure(
                     "data": data,
                     "net": build,
                     "seed": seed,
-                    "means": means,
+                    "means": name,
                     "sweeps": sweeps,
                     "accuracy": accuracy(net, x_test, y_test),
                     "fall": fall(net, sample),
+                    "moved": moved(net, sample),
                     "step_scale": net.step_scale,
                     "threshold_scale": net.threshold_scale,
                 }
@@ -152,6 +173,17 @@ def fall(net: PursuitNetwork, x: Tensor) -> float:
     change = net.objective(x, start) - net.objective(x, reached)
     net.threshold_scale, net.iterations = held, sweeps
     return float(change.mean())
+
+
+@torch.no_grad()
+def moved(net: PursuitNetwork, x: Tensor) -> float:
+    """Return the mean over the latents of ||w_j - w_j at T = 0|| / ||w_j at T = 0||."""
+    reached, sweeps = net.latents(x), net.iterations
+    net.iterations = 0
+    start = net.latents(x)
+    net.iterations = sweeps
+    changes = [float((reached[n] - w).norm() / w.norm()) for n, w in start.items()]
+    return statistics.mean(changes)
 
 
 def table(rows: list[dict[str, Any]], sweeps: list[int]) -> Table:
@@ -212,8 +244,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", default=["digits", "fashion"])
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    parser.add_argument("--means", nargs="+", default=list(MEANS), choices=list(MEANS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--sweeps", nargs="+", type=int, default=[0, 1, 2, 5, 10, 20])
+    parser.add_argument("--sweeps", nargs="+", type=int, default=[0, 1, 2, 5, 10, 20, 50])
     parser.add_argument("--agreement", type=float, default=0.99)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=3)

@@ -29,7 +29,7 @@ from pursuitify.conversion.convert import pursuitify as convert
 from pursuitify.errors import CheckpointError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.rules import Key, Rule
-from pursuitify.solvers.settings import OPTIONS, Settings
+from pursuitify.solvers.settings import LATER_OPTIONS, OPTIONS, Settings
 from pursuitify.utils import option_checks
 from pursuitify.utils.atomic_files import read_tensors, write_tensors
 from pursuitify.version import VERSION
@@ -148,6 +148,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{' and '.join(map(str, _READS))}"
         )
     options = header.get("options")
+    if isinstance(options, dict):
+        options = {**LATER_OPTIONS, **options}
     wanted = {*OPTIONS, "layout", "paper", "nonnegative_thresholds"}
     parts = PARTS if version == FORMAT else PARTS[:1]
     if not isinstance(options, dict) or set(options) != wanted or not {*parts} <= {*header}:
@@ -159,7 +161,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         option_checks.switch("nonnegative_thresholds", options["nonnegative_thresholds"])
     except (OptionError, OverflowError) as error:
         raise CheckpointError(f"the header of {path} is altered: {error}") from error
-    return {name: header[name] for name in ("options", *parts)}, tensors
+    return {"options": options, **{name: header[name] for name in parts}}, tensors
 
 
 def compare_tensors(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:

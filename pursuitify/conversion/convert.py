@@ -79,7 +79,8 @@ def pursuitify(
             rounding. What was done is in the network's ``balanced``; see
             :mod:`pursuitify.compiler.equalization.equalize`.
         paper: Let beta_j range over the paper's (0, 1] instead of (1/2, 1], where descent of the
-            objective is guaranteed.
+            objective is guaranteed. The paper's offsets are thresholds: ``offsets="signal"`` is
+            refused beside it.
         nonnegative_thresholds: Hold thresholds (negated biases) of sparse latents to >= 0, the
             paper's constraint for training from scratch. It changes the network where a bias is
             positive, at T = 0 too.
@@ -119,6 +120,11 @@ def pursuitify(
         )
     option_checks.switch("paper", paper)
     option_checks.switch("nonnegative_thresholds", nonnegative_thresholds)
+    if paper and settings["offsets"] != OPTIONS["offsets"]:
+        raise OptionError(
+            f"paper=True has offsets={OPTIONS['offsets']!r}, not {settings['offsets']!r}: leave "
+            "one of the two out"
+        )
     example = option_checks.example(example_inputs, model)
     programs, constants = compile_model(
         model, layout, rules, leaf_modules, nonnegative_thresholds, example

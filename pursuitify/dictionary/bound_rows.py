@@ -57,7 +57,9 @@ class BoundRow:
         sizes: Lengths of the slots along ``dim``; empty where there is one slot.
         dim: The dimension the row is split along.
         threshold: lam_j, broadcasts against the latent; None for zero.
-        u: u_j at the feed-forward pass, in slots.
+        offset: What stands in the signal y_j beside the network's inputs: the affine offset of an
+            encoder row with ``offsets="signal"``. Broadcasts against the latent; None for zero.
+        u: u_j + offset at the feed-forward pass, in slots: B_j w_j - u is the residual there.
     """
 
     name: str
@@ -67,6 +69,7 @@ class BoundRow:
     sizes: tuple[int, ...]
     dim: int
     threshold: Tensor | None
+    offset: Tensor | None
     u: Parts
 
     @property
@@ -92,6 +95,10 @@ class BoundRow:
     def product(self, w: Tensor) -> Tensor:
         """Return B_j w."""
         return w if self.diagonal is None else self.diagonal.adjoint(w)
+
+    def add_offset(self, parts: Parts) -> Parts:
+        """Return what the row reads of latents or inputs, in slots, with its offset added."""
+        return parts if self.offset is None else self.split(self.join(parts) + self.offset)
 
     def decode(self, w: Tensor) -> Parts:
         """Return B_j w, in slots."""
@@ -126,6 +133,7 @@ def bind_row(
     activation: Activation,
     nonnegative: bool,
     threshold_scale: float = 1.0,
+    offset_in_signal: bool = False,
 ) -> BoundRow:
     """Bind one row to the operations and values of a feed-forward pass.
 
@@ -136,6 +144,8 @@ def bind_row(
         activation: The latent's activation.
         nonnegative: Hold the threshold to >= 0 where the latent is sparse.
         threshold_scale: Factor on what is positive in the threshold of a sparse latent.
+        offset_in_signal: Whether the offset of an encoder row stands in its signal; else, and in a
+            decoder row always, its negative is the threshold (mathematics.md, section 1).
     """
     dim, extents = _extents(row, bound)
     post = [_map(use, bound) for use in row.post]
@@ -154,6 +164,11 @@ def bind_row(
     threshold = None if outer is None else -outer
     if nonnegative and threshold is not None and activation.sparse:
         threshold = threshold.clamp_min(0)
+    offset = None
+    if offset_in_signal and row.encoder and threshold is not None:
+        # The row's value is u_j + offset: of the latent that it gives, an active unit is no error.
+        offset, threshold = -threshold, None
+        linear = linear + offset if nonnegative else u
     if threshold_scale != 1 and threshold is not None and activation.sparse:
         # A negative threshold is no penalty but a bias: scaling it would make w run away.
         threshold = torch.where(threshold > 0, threshold_scale * threshold, threshold)
@@ -167,6 +182,7 @@ def bind_row(
         sizes=sizes,
         dim=dim,
         threshold=threshold,
+        offset=offset,
         u=split(linear, sizes, dim),
     )
 

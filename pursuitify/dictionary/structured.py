@@ -74,6 +74,8 @@ class StructuredDictionary:
     def signal(self) -> dict[str, Tensor]:
         """The signal y by row: what a row reads of the network's inputs, zero if nothing (16).
 
+        With ``offsets="signal"`` the offset of an encoder row is part of it.
+
         Shape (batch, ...), as ``apply`` returns it; not that of the latent in decoder rows.
         """
         return self._joined(self.signal_slots())
@@ -82,7 +84,8 @@ class StructuredDictionary:
     def thresholds(self) -> dict[str, Tensor]:
         """lam_j (11) in the shape of each latent, zero where there is none; views, not to write to.
 
-        Negated biases, BatchNorm's among them; ``threshold_scale`` is applied.
+        Negated biases, BatchNorm's among them, where they do not stand in the signal;
+        ``threshold_scale`` is applied.
         """
         dtype, device = self.inputs[0].dtype, self.inputs[0].device
         return {
@@ -103,7 +106,7 @@ class StructuredDictionary:
     # -- B, B^T and y in slots: the one form that the public methods and every solver use ---------
 
     def signal_slots(self) -> list[Parts]:
-        """Return y = P x per row, in slots."""
+        """Return y = P x + offset per row, in slots."""
         rows = []
         for row in self.rows:
             parts = []
@@ -113,7 +116,7 @@ class StructuredDictionary:
                     if path.leaf < 0:
                         total = total + path.apply(self.inputs[-1 - path.leaf])
                 parts.append(total)
-            rows.append(tuple(parts))
+            rows.append(row.add_offset(tuple(parts)))
         return rows
 
     def apply_slots(self, w: Sequence[Tensor]) -> list[Parts]:
@@ -272,11 +275,24 @@ def _ordered(
 
 
 def bind(
-    program: Program, first: Pass, inputs: Sequence[Tensor], threshold_scale: float = 1.0
+    program: Program,
+    first: Pass,
+    inputs: Sequence[Tensor],
+    threshold_scale: float = 1.0,
+    offsets_in_signal: bool = False,
 ) -> StructuredDictionary:
-    """Bind a program's rows to the operations and values of one feed-forward pass."""
+    """Bind a program's rows to the operations and values of one feed-forward pass.
+
+    Args:
+        program: The program.
+        first: What its pass found.
+        inputs: The network's inputs.
+        threshold_scale: Factor on positive thresholds of sparse latents.
+        offsets_in_signal: Whether offsets of encoder rows stand in the signal.
+    """
+    options = program.nonnegative, threshold_scale, offsets_in_signal
     rows = tuple(
-        bind_row(row, first.bound, u, activation, program.nonnegative, threshold_scale)
+        bind_row(row, first.bound, u, activation, *options)
         for row, u, activation in zip(program.rows, first.u, first.activations, strict=True)
     )
     shapes = tuple(w.shape for w in first.latents)

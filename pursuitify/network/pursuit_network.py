@@ -363,7 +363,9 @@ class PursuitNetwork(Settings):
         """
         plain = bound
         if self.threshold_scale != 1:  # the feed-forward pass knows nothing of it
-            plain = structured.bind(self._program, first, bound.inputs)
+            plain = structured.bind(
+                self._program, first, bound.inputs, offsets_in_signal=self.offsets_in_signal
+            )
         thresholds = [row.threshold for row in plain.rows]
         rest = first, bound, used, thresholds
         with arguments.input_errors():
@@ -506,7 +508,8 @@ class PursuitNetwork(Settings):
             moving = slope_checks.checked_and_moving(program, first, self.pursuit.alpha)
             self._still = not moving
         leaves = arguments.floating(values, first.latents[0].dtype)
-        return first, structured.bind(program, first, leaves, self.threshold_scale)
+        options = self.threshold_scale, self.offsets_in_signal
+        return first, structured.bind(program, first, leaves, *options)
 
     @property
     def _chooses_format(self) -> bool:

@@ -659,6 +659,7 @@ class _Work:
         maps = () if row.diagonal is None else row.diagonal.maps
         try:
             u, adjoint = self._u_of(row)
+            u = u if row.offset is None else u + row.offset.detach()
             z, given = self.apply(maps, u)
             value = row.activation(z if lam is None else z - lam)
         except RuntimeError as error:  # shapes that do not fit

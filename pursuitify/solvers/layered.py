@@ -64,7 +64,8 @@ def solve_row(
 ) -> Tensor:
     """Return latent j after ``count`` proximal-gradient steps on its own row, from ``w[j]``."""
     row, latent, inplace = dictionary.rows[j], w[j], may_overwrite()
-    u = tuple(_read(dictionary, row, s, w, like) for s, like in enumerate(row.u))
+    read = tuple(_read(dictionary, row, s, w, like) for s, like in enumerate(row.u))
+    u = row.add_offset(read)
     for _ in range(count):
         parts = tuple(b - part for b, part in zip(row.decode(latent), u, strict=True))
         latent = proximal_step(row, latent, row.slope(parts), step, inplace)

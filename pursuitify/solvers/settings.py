@@ -16,12 +16,15 @@ from pursuitify.solvers.registry import SOLVERS
 from pursuitify.solvers.solver import Solver
 from pursuitify.utils import option_checks
 
+#: The values of ``offsets``: where the offset of an encoder row stands.
+THRESHOLD, SIGNAL = "threshold", "signal"
 #: Option -> the value it has unless it is set.
 OPTIONS: dict[str, Any] = {
     "iterations": 10,
     "solver": GlobalPursuit.name,
     "step_scale": 1.0,
     "threshold_scale": 1.0,
+    "offsets": THRESHOLD,
     "memory": StoreMode.name,
     "recompute_levels": 1,
     "implicit_last": None,
@@ -29,6 +32,8 @@ OPTIONS: dict[str, Any] = {
     "implicit_tolerance": 1e-3,
 }
 
+#: Options that files of earlier versions do not hold -> what their networks did.
+LATER_OPTIONS: dict[str, Any] = {"offsets": THRESHOLD}
 
 #: The values of ``self_check``: when a network proves itself.
 FIRST, OFF = "first", "off"
@@ -89,6 +94,25 @@ class Settings(nn.Module):
     @threshold_scale.setter
     def threshold_scale(self, value: float) -> None:
         self._threshold_scale = option_checks.factor("threshold_scale", value)
+
+    @property
+    def offsets(self) -> str:
+        """Where the affine offset b_j of an encoder row stands (mathematics.md, section 1).
+
+        ``threshold``: lam_j = -b_j, as the paper has it. ``signal``: y_j = b_j and lam_j = 0, so
+        that at the feed-forward latents an active unit has no residual, and sweeps change less of
+        what a trained network computes. T = 0 and B are the same; decoder rows keep lam_j = -b_j.
+        """
+        return self._offsets
+
+    @offsets.setter
+    def offsets(self, value: str) -> None:
+        self._offsets = option_checks.one_of("offsets", value, (THRESHOLD, SIGNAL))
+
+    @property
+    def offsets_in_signal(self) -> bool:
+        """Whether ``offsets`` is ``signal``."""
+        return self._offsets == SIGNAL
 
     @property
     def memory(self) -> str:

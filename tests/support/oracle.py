@@ -172,13 +172,20 @@ class Oracle:
         columns: Latent name to its slice of w.
         lines: Latent name to its slice of the residual.
         B: Dense dictionary (M, N), block lower triangular.
-        y: What the input contributes, (M,).
+        y: What the input contributes, (M,), and the offsets that stand in the signal.
         lam: Thresholds, (N,).
         w0: Feed-forward values by (17), (N,).
     """
 
-    def __init__(self, rows: Sequence[Row], x: Tensor) -> None:
-        """Probe the rows at the input ``x`` of shape (1, ...), float64."""
+    def __init__(self, rows: Sequence[Row], x: Tensor, offsets: str = "threshold") -> None:
+        """Probe the rows at the input ``x`` of shape (1, ...), float64.
+
+        Args:
+            rows: The rows.
+            x: The input.
+            offsets: Where b_j of an encoder row stands: ``threshold`` (lam_j = -b_j) or ``signal``
+                (y_j = b_j, lam_j = 0).
+        """
         if x.shape[0] != 1:
             raise ValueError("the oracle takes a batch of one")
         self.rows = tuple(rows)
@@ -191,7 +198,7 @@ class Oracle:
         m = n = 0
         source = x.reshape(-1).double().numpy()
         for r in rows:
-            start, offsets, shapes = m, [], []
+            start, offsets_of, shapes = m, [], []
             for slot in r.slots:
                 matrices, offset, shape = probe(slot.fn, [self.shapes[k] for k in slot.leaves])
                 line = slice(m, m + offset.size)
@@ -202,10 +209,10 @@ class Oracle:
                     else:
                         blocks.append((line, leaf, -matrix))
                 inputs.append(part)
-                offsets.append(offset)
+                offsets_of.append(offset)
                 shapes.append(shape)
                 m += offset.size
-            u0 = np.concatenate(offsets)
+            u0 = np.concatenate(offsets_of)
             if r.diag is None:
                 diagonal, at_zero = np.eye(m - start), u0
                 shape = shapes[0] if len(shapes) == 1 else r.shape
@@ -219,6 +226,12 @@ class Oracle:
             self.columns[r.name] = slice(n, n + at_zero.size)
             self.lines[r.name] = slice(start, m)
             blocks.append((self.lines[r.name], r.name, diagonal))
+            if offsets == "signal" and r.diag is None:
+                inputs[-len(r.slots) :] = [
+                    part + offset
+                    for part, offset in zip(inputs[-len(r.slots) :], offsets_of, strict=True)
+                ]
+                at_zero = np.zeros_like(at_zero)
             lam.append(-at_zero)
             n += at_zero.size
         self.B: Array = np.zeros((m, n))

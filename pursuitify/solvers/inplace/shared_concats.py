@@ -9,6 +9,8 @@ change of every w_i is added to its row. Held as c
 * a slot's share is sum_i s_i (w_i - s_i c), over the rows that read it, likewise;
 * a change of a slot is added to c, once.
 
+Where the signal holds an offset o_i (``offsets="signal"``), s_i c_i + o_i stands for s_i c_i.
+
 So c is all that has to be kept up to date. The code keeps -c instead of c, so that a change is
 subtracted from it, as it is from the residuals of other rows. A factor may be one number, or
 missing, and c a single value.
@@ -58,17 +60,21 @@ class Concat:
         readers: Per slot the rows that read it, each with where the slot starts in the row's latent
             and with its piece of s_i.
         squares: Per slot the sum of s_i^2 over these rows.
+        constants: Per slot the sum of s_i o_i over these rows; None where no signal has an offset.
     """
 
     held: Tensor
     parts: tuple[Tensor, ...]
     readers: tuple[tuple[tuple[int, int, Tensor], ...], ...]
     squares: tuple[Tensor, ...]
+    constants: tuple[Tensor | None, ...]
 
     def slope(self, slot: int, w: Sequence[Tensor]) -> Tensor:
-        """Return sum_i s_i (w_i - s_i c) at one slot, a tensor of its own."""
-        held = self.parts[slot]
+        """Return sum_i s_i (w_i - s_i c - o_i) at one slot, a tensor of its own."""
+        held, constant = self.parts[slot], self.constants[slot]
         total = held * self.squares[slot]
+        if constant is not None:
+            total.sub_(constant)
         for i, start, factor in self.readers[slot]:
             total.addcmul_(w[i].narrow(DIM, start, held.shape[DIM]), factor)
         return total
@@ -157,15 +163,28 @@ def _concat(
     held = torch.cat(values, DIM).neg_()
     sizes = [value.shape[DIM] for value in values]
     readers: list[list[tuple[int, int, Tensor]]] = [[] for _ in sizes]
+    constants: list[Tensor | None] = [None] * len(sizes)
     for i, first in group.rows:
-        start = 0
+        start, offset = 0, rows[i].offset
         for slot in range(first, first + len(rows[i].slots)):
             piece = runs[i].factor.narrow(DIM, start, sizes[slot])
             readers[slot].append((i, start, piece))
+            if offset is not None:
+                own = piece * _per_entry(offset, w[i]).narrow(DIM, start, sizes[slot])
+                before = constants[slot]
+                constants[slot] = own if before is None else before + own
             start += sizes[slot]
     squares = [torch.stack([f for _, _, f in found]).square().sum(0) for found in readers]
     parts = torch.split(held, sizes, DIM)
-    return Concat(held, tuple(parts), tuple(map(tuple, readers)), tuple(squares))
+    return Concat(held, tuple(parts), tuple(map(tuple, readers)), tuple(squares), tuple(constants))
+
+
+def _per_entry(offset: Tensor, w: Tensor) -> Tensor:
+    """Return an offset with all channels of the latent; other dimensions stay broadcast."""
+    sizes = [*(1,) * (w.dim() - offset.dim()), *offset.shape]
+    full = offset.reshape(sizes)
+    sizes[DIM] = w.shape[DIM]
+    return full.expand(sizes)
 
 
 def _values(row: BoundRow, dims: int) -> tuple[_Value, ...] | None:

@@ -105,6 +105,9 @@ def _reading(
 ) -> Reading:
     run = concats.runs[j]
     offset = None if row.threshold is None else -step * row.threshold
+    if row.offset is not None:
+        given = step * row.offset
+        offset = given if offset is None else offset + given
     return Reading(
         concats.view(run, shape[DIM]), -step * run.factor, offset, 1 - (1 + links) * step
     )

@@ -1,0 +1,241 @@
+"""Offsets of encoder rows in the signal (mathematics.md, section 1), wherever they are read."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pursuitify import PursuitNetwork, backends, coherence, load, pursuitify, save
+from pursuitify.errors import OptionError
+from pursuitify.models import DenselyConnectedNet, ResidualNet
+from pursuitify.operators.activations import Clip
+from pursuitify.solvers.inplace.shared_concats import shared
+from tests.support.compare_modes import assert_same, assert_same_outputs, differentiate
+from tests.support.nets import CASES, Case, randomise
+from tests.support.oracle import Oracle
+from tests.support.randomnets import general_net
+
+EXACT = 1e-10
+cases = pytest.mark.parametrize("case", CASES, ids=[str(c) for c in CASES])
+
+
+def flat(values: dict[str, Tensor]) -> Any:
+    return np.concatenate([v.detach().reshape(-1).numpy() for v in values.values()])
+
+
+def close(a: Any, b: Any, tolerance: float = EXACT) -> None:
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape
+    assert np.max(np.abs(a - b), initial=0.0) <= tolerance * max(1.0, np.max(np.abs(b), initial=0))
+
+
+def extrapolate(net: PursuitNetwork, alpha: float) -> PursuitNetwork:
+    with torch.no_grad():
+        net.pursuit.beta.fill_(0.8)
+        net.pursuit.alpha.fill_(alpha)
+    return net
+
+
+@pytest.mark.parametrize("layout", ["auto", "encoder"])
+@cases
+def test_everything_is_that_of_the_oracle(case: Case, layout: Any) -> None:
+    model, x = case.build(), case.input()
+    net = pursuitify(model, layout=layout, offsets="signal")
+    oracle = Oracle(case.rows(model, layout, x), x, offsets="signal")
+    matrix, signal, thresholds = (t.detach().numpy() for t in net.dictionary(x).materialize())
+    close(thresholds, oracle.lam)
+    close(matrix.T @ matrix, oracle.B.T @ oracle.B)
+    close(matrix.T @ signal, oracle.B.T @ oracle.y)
+    close(signal @ signal, oracle.y @ oracle.y)
+    net.iterations = 0
+    close(flat(net.latents(x)), oracle.w0)
+    close(net(x).detach().numpy(), model(x).detach().numpy(), 1e-12)
+    steps = {k: float(v) for k, v in net.step_sizes(x).items()}
+    for alpha, count in itertools.product((0.0, 0.3), (1, 4)):
+        with torch.no_grad():
+            net.pursuit.alpha.fill_(alpha)
+        net.iterations = count
+        latents = net.latents(x)
+        expected = oracle.sweeps(count, steps, alpha)
+        close(flat(latents), expected)
+        close(net.objective(x, latents).detach().numpy(), np.array([oracle.objective(expected)]))
+    net.solver = "layered"
+    steps = {k: float(v) for k, v in net.step_sizes(x).items()}
+    close(flat(net.latents(x)), oracle.layered(4, steps))
+
+
+signs = settings(deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
+layouts = st.sampled_from(["auto", "encoder"])
+
+
+@signs
+@given(general_net(), layouts, st.integers(0, 2**16))
+def test_the_objective_never_rises_and_active_units_start_without_residual(
+    drawn: tuple[nn.Module, Tensor], layout: Any, seed: int
+) -> None:
+    model, x = drawn
+    net = pursuitify(
+        randomise(model, seed).eval(), iterations=6, layout=layout, offsets="signal"
+    ).double()
+    values = [sweep.objective for sweep in net.diagnose(x).sweeps]
+    assert all(b <= a + 1e-9 * max(1.0, abs(a)) for a, b in itertools.pairwise(values))
+    net.verify(x)
+    net.iterations = 0
+    latents, dictionary = net.latents(x), net.dictionary(x)
+    for row in dictionary.rows:
+        if row.diagonal is None and row.activation.nonnegative:
+            active = latents[row.name] > 0
+            left = dictionary.residual(latents)[row.name] * active
+            upper = latents[row.name].max() if isinstance(row.activation, Clip) else math.inf
+            left = left * (latents[row.name] < upper)
+            assert float(left.detach().abs().max()) <= 1e-12
+            assert not dictionary.thresholds[row.name].any()
+
+
+@signs
+@given(
+    general_net(), layouts, st.integers(1, 4), st.sampled_from([0.0, 0.4]), st.booleans(),
+    st.integers(0, 2**16),
+)  # fmt: skip
+def test_derivative_modes_and_paths_agree(
+    drawn: tuple[nn.Module, Tensor], layout: Any, count: int, alpha: float, two: bool, seed: int
+) -> None:
+    model, x = drawn
+    model = randomise(model, seed).double().eval()
+    net = pursuitify(model, iterations=count, layout=layout, offsets="signal")
+    net = extrapolate(net, alpha)
+    expected, theirs = differentiate(net, x, memory="store")
+    outputs, mine = differentiate(net, x, memory="recompute", recompute_levels=1 + two)
+    assert_same_outputs(outputs, expected, 1e-11)
+    assert_same(mine, theirs, 1e-11)
+    with torch.no_grad():
+        found = list(net.latents(x).values())
+        with backends.inplace(False):
+            wanted = list(net.latents(x).values())
+    for a, b in zip(found, wanted, strict=True):
+        close(a.numpy(), b.numpy())
+
+
+class BatchNormFirst(nn.Module):
+    """DenseNet's units: the BatchNorm of a concat that all of them read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4 + 3 * i) for i in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(4 + 3 * i, 3, 3, padding=1) for i in range(3))
+        self.last = nn.BatchNorm2d(13)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [self.stem(x)]
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            values.append(conv(torch.relu(norm(torch.cat(values, 1)))))
+        return torch.relu(self.last(torch.cat(values, 1))).mean((2, 3))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_shared_concats_hold_offsets(alpha: float, batch: int) -> None:
+    torch.manual_seed(0)
+    model = randomise(BatchNormFirst()).double().eval()
+    net = extrapolate(pursuitify(model, iterations=5, offsets="signal"), alpha)
+    x = torch.randn(batch, 2, 6, 6, dtype=torch.float64)
+    dictionary = net.dictionary(x)
+    assert len(shared(dictionary, list(net.latents(x).values())).runs) == 4
+    with torch.no_grad():
+        found = flat(net.latents(x))
+        with backends.inplace(False):
+            close(found, flat(net.latents(x)))
+
+
+def test_derivatives_are_those_of_differences() -> None:
+    torch.manual_seed(0)
+    model = randomise(ResidualNet(1, 3, width=2, batch_norm=False)).double().eval()
+    net = pursuitify(model, iterations=3, layout="encoder", offsets="signal")
+    x = torch.randn(2, 1, 6, 6, dtype=torch.float64)
+    names = [n for n, p in net.named_parameters() if n.endswith("bias")]
+    values = tuple(net.get_parameter(n).detach().requires_grad_() for n in names)
+
+    def answer(*biases: Tensor) -> Any:
+        named = dict(zip(names, biases, strict=True))
+        return torch.func.functional_call(net, named, (x,))
+
+    assert torch.autograd.gradcheck(answer, values, eps=1e-7, atol=1e-5)
+
+
+def test_implicit_derivatives_at_the_minimiser_are_those_of_many_sweeps() -> None:
+    torch.manual_seed(0)
+    model = randomise(nn.Sequential(
+        nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(),
+    )).double().eval()  # fmt: skip
+    net = pursuitify(model, iterations=4000, layout="encoder", offsets="signal")
+    net.implicit_tolerance = 1e-9
+    x, found = torch.randn(2, 5, dtype=torch.float64), []
+    for memory in ("recompute", "implicit"):
+        net.memory = memory
+        net.zero_grad()
+        net(x).square().sum().backward()
+        found.append({n: p.grad for n, p in net.named_parameters() if p.grad is not None})
+    for name, grad in found[0].items():
+        if not name.startswith("pursuit."):
+            close(found[1][name].numpy(), grad.numpy(), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear_chain", "linear_residual", "linear_dense"])
+@pytest.mark.parametrize("solver", ["global", "synchronous"])
+def test_many_sweeps_reach_the_optimum(name: str, solver: str) -> None:
+    case = next(c for c in CASES if c.name == name)
+    model, x = case.build(), case.input()
+    net = pursuitify(model, 3000, solver, "encoder", offsets="signal")
+    oracle = Oracle(case.rows(model, "encoder", x), x, offsets="signal")
+    with torch.no_grad():
+        w = oracle.join(net.latents(x))
+    _, best = oracle.optimum()
+    assert oracle.objective(w) - best <= 1e-6 * max(1.0, abs(best))
+
+
+def test_files_settings_and_refusals(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = randomise(ResidualNet(1, 3, width=2)).eval()
+    x = torch.rand(2, 1, 8, 8)
+    net = pursuitify(model, iterations=3, layout="encoder", offsets="signal")
+    save(net, tmp_path / "net")
+    again = load(tmp_path / "net", model)
+    assert again.offsets == "signal"
+    assert torch.equal(again(x), net(x))
+    paper = pursuitify(model, iterations=3, layout="encoder")
+    assert not torch.allclose(paper(x), net(x))
+    net.offsets = "threshold"
+    assert torch.equal(paper(x), net(x))
+    assert coherence(again, (1, 8, 8)).blocks == coherence(paper, (1, 8, 8)).blocks
+    with pytest.raises(OptionError, match="offsets"):
+        net.offsets = "nowhere"
+    with pytest.raises(OptionError, match="paper=True"):
+        pursuitify(model, paper=True, offsets="signal")
+
+
+def test_nonnegative_thresholds_clamp_what_stands_in_the_signal_too() -> None:
+    """The constraint changes the network, at T = 0 too: all forms agree on what it is there."""
+    torch.manual_seed(0)
+    model = randomise(DenselyConnectedNet(1, 3, width=2)).double().eval()
+    x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    found = []
+    for offsets in ("threshold", "signal"):
+        net = pursuitify(model, 0, layout="encoder", nonnegative_thresholds=True, offsets=offsets)
+        found.append(net(x))
+        latents, dictionary = net.latents(x), net.dictionary(x)
+        for row in dictionary.rows:
+            if row.offset is not None:
+                assert not (row.offset > 0).any()
+                left = dictionary.residual(latents)[row.name] * (latents[row.name] > 0)
+                assert float(left.detach().abs().max()) <= 1e-12
+    assert torch.equal(*found)
