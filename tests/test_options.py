@@ -175,6 +175,10 @@ PURSUITIFY: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     ),
     "step_scale": (output, partial(output, step_scale=0.3)),
     "threshold_scale": (output, partial(output, threshold_scale=2.0)),
+    "offsets": (
+        partial(output, layout="encoder"),
+        partial(output, layout="encoder", offsets="signal"),
+    ),
     "memory": (slope, implicit),
     "recompute_levels": (
         partial(kept, memory="recompute"),
