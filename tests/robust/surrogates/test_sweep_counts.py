@@ -110,7 +110,7 @@ def test_no_pursuit_and_two(net, x):
 def test_the_audit_adapts_to_a_pursuit_inside_another_module(undefended, digits):
     net = pursuitify(undefended, iterations=3).eval()
     net(digits[0][:1])
-    data = (digits[0][:16], digits[1][:16])
+    data = (digits[0][:4], digits[1][:4])
     one, other = (
         audit(each, data, eps=EPS, progress=False) for each in (net, nn.Sequential(net).eval())
     )
