@@ -18,7 +18,7 @@ from pursuitify.checkpoints.tensor_sketch import sketch
 from pursuitify.errors import OptionError
 from pursuitify.robust.attacks.input_checks import batches, evaluation_mode
 from pursuitify.robust.attacks.objective import check_logits
-from pursuitify.utils.atomic_files import write_json
+from pursuitify.utils.atomic_files import make_folder, write_json
 from pursuitify.utils.fingerprint import attributes_of
 
 #: Answers that differ by more than this share of their norm are another network's. The weights and
@@ -127,7 +127,7 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
         CheckpointError: If it cannot be written; what stood at ``path`` is still there.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     write_json(target, content)
 
 
