@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pursuitify.data import Images
+from pursuitify.data.samples import check_logits
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.robust.attacks.input_checks import evaluation_mode
-from pursuitify.training import seeding
 from pursuitify.training.batches import Rows, all_labels, as_data, makes_batches, sample
-from pursuitify.utils import fingerprint
-from pursuitify.utils.labels import check_logits
+from pursuitify.utils import fingerprint, random_state
 
 #: Samples of a data set that are compared where it does not lie in memory.
 _SAMPLES = 64
@@ -154,8 +153,8 @@ def answers(net: nn.Module, x: Tensor) -> Tensor:
     Its source's answer needs no step size, so nothing is estimated or changed by asking.
     """
     place = next((p.device for p in net.parameters()), x.device)
-    with seeding.kept(), evaluation_mode(net):
-        seeding.seed_all(0)
+    with random_state.kept(), evaluation_mode(net):
+        random_state.seed_all(0)
         before = net.iterations if isinstance(net, PursuitNetwork) else None
         try:
             if isinstance(net, PursuitNetwork):
