@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import random
 from collections.abc import Callable
@@ -230,7 +231,7 @@ def test_settings_of_a_pursuit_network_are_restored() -> None:
     good = run(net, attack_of(lambda n: None))
     for option, value in (("iterations", 0), ("solver", "layered"), ("step_scale", 0.1)):
         was = net.settings()
-        report = run(net, attack_of(lambda n, o=option, v=value: setattr(n, o, v)))
+        report = run(net, attack_of(functools.partial(attribute, name=option, value=value)))
         assert net.settings() == was
         assert numbers(report) == numbers(good)
         (flag,) = [f for f in report.flags if f.name == "changes the network"]
