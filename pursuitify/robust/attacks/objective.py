@@ -125,7 +125,9 @@ def slope_at(points: Tensor, loss: Tensor, *, again: bool = False) -> Tensor:
         raise InputError("the model's output does not depend differentiably on its input")
     if not slope.isfinite().all():
         raise InputError("the gradient at the input is not finite")
-    return slope
+    # Of a loss that sums pixels autograd returns one number under many names; attacks write into
+    # some entries of what they keep, which would change the others.
+    return slope.clone() if 0 in slope.stride() else slope
 
 
 def _through(module: nn.Module) -> Guide:

@@ -335,7 +335,7 @@ def test_the_progress_bar_shows(linear, data, capsys):
 
 X, Y = torch.rand(4, 1, 6, 6), torch.arange(4)
 BAD_INPUTS = {
-    "label above": (X, torch.tensor([0, 1, 2, 4]), "label 4 .* 0 to 3"),
+    "label above": (X, torch.tensor([0, 1, 2, 4]), "label 4, .* 0 to 3"),
     "label below": (X, torch.tensor([0, 1, -1, 3]), "label -1"),
     "float labels": (X, Y.float(), "Class numbers are integers"),
     "one-hot labels": (X, torch.eye(4).long(), r"one-hot rows as y\.argmax\(1\)"),
