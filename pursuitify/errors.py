@@ -18,6 +18,10 @@ class InputError(PursuitifyError, ValueError):
     """An input tensor does not fit the network: shape, dtype, device or not finite."""
 
 
+class OutputError(InputError, OptionError):
+    """A network returns something else than logits, and training and attacks need these."""
+
+
 class RangeError(InputError):
     """The sweeps leave the range of their precision on this input."""
 
@@ -40,6 +44,10 @@ class DataError(PursuitifyError):
 
 class TrainingError(PursuitifyError):
     """Training cannot go on, for instance because the loss is not finite."""
+
+
+class AuditError(PursuitifyError):
+    """An audit cannot go on, for instance because an attack changed the network for good."""
 
 
 class MissingExtraError(PursuitifyError, ImportError):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import networkx as nx
 import numpy as np
 
 from pursuitify.errors import OptionError
+from pursuitify.utils.atomic_files import write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def plot_structure(net: Any, path: str | PathLike[str]) -> Figure:
     inputs = [node for node in graph.nodes if node not in set(latents)]
     column = {node: i for i, node in enumerate([*inputs, *latents])}
     blocks = list(_blocks(graph, latents, inputs, column))
-    return _draw_structure(blocks, latents, inputs, Path(path))
+    return _draw_structure(blocks, latents, inputs, path)
 
 
 def _blocks(
@@ -89,7 +89,10 @@ def _blocks(
 
 
 def _draw_structure(
-    blocks: list[tuple[int, int, str]], latents: list[str], inputs: list[str], path: Path
+    blocks: list[tuple[int, int, str]],
+    latents: list[str],
+    inputs: list[str],
+    path: str | PathLike[str],
 ) -> Figure:
     from matplotlib.collections import PatchCollection
     from matplotlib.figure import Figure
@@ -130,7 +133,7 @@ def _draw_structure(
         fontsize=8,
         frameon=False,
     )
-    return _save(figure, path)
+    return write_picture(path, figure)
 
 
 def plot_objective(trace: _Trace, path: str | PathLike[str]) -> Figure:
@@ -163,7 +166,7 @@ def plot_objective(trace: _Trace, path: str | PathLike[str]) -> Figure:
         axes.grid(color="#E5E5E5", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, Path(path))
+    return write_picture(path, figure)
 
 
 def _draw_residuals(axes: Axes, latents: list[str], residuals: list[list[float]]) -> None:
@@ -177,28 +180,28 @@ def _draw_residuals(axes: Axes, latents: list[str], residuals: list[list[float]]
     last = max(count - 1, 1)
     colours = mpl.colormaps["cividis"]
     ticks = range(len(residuals))
-    for j, name in enumerate(latents):
+    for j in range(count):
         curve = [sweep[j] for sweep in residuals]
         marker = "o-" if len(residuals) == 1 else "-"
-        axes.plot(
-            ticks, curve, marker, color=colours(0.9 * j / last), linewidth=1.2, ms=3, label=name
-        )
+        axes.plot(ticks, curve, marker, color=colours(0.9 * j / last), linewidth=1.2, ms=3)
     if all(value > 0 for sweep in residuals for value in sweep):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     if count <= 10:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, frameon=False)
+        # By handle, since matplotlib hides labels that begin with "_", as names in Sequentials do.
+        axes.legend(
+            axes.lines,
+            latents,
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+            fontsize=7,
+            frameon=False,
+        )
     elif axes.figure is not None:
         axes.figure.colorbar(
             ScalarMappable(Normalize(0, last), ListedColormap(colours(np.linspace(0, 0.9, 256)))),
             ax=axes,
             label="latent",
         )
-
-
-def _save(figure: Figure, path: Path) -> Figure:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-    return figure

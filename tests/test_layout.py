@@ -23,6 +23,7 @@ EXCEPTIONS = {
     "conversion/test_other_libraries.py": "models of other libraries, each in a process of its own",
     "conversion/test_python_idioms.py": "a grammar of forwards, through all of tracing",
     "network/test_mutations.py": "a grammar of changes to converted networks",
+    "cli/test_every_option.py": "every option of every command",
     "benchmarks/test_coverage.py": "benchmarks stand outside the package",
     "benchmarks/test_paper.py": "benchmarks stand outside the package",
     "benchmarks/test_render.py": "benchmarks stand outside the package",

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pursuitify import calibrate, pursuitify
+from pursuitify.data.samples import right
 from pursuitify.errors import InputError
 from pursuitify.export import largest_difference
 from pursuitify.training import evaluate
-from pursuitify.utils.labels import right
 
 WRONG = [math.nan, math.inf, -math.inf]
 

@@ -15,31 +15,79 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pursuitify import calibrate, coherence, explain, load, pursuitify, robust, save
+import pursuitify as package
+from pursuitify import (
+    analysis,
+    calibrate,
+    coherence,
+    explain,
+    export,
+    load,
+    plots,
+    pursuitify,
+    robust,
+    save,
+    training,
+)
+from pursuitify import data as data_sets
+from pursuitify.analysis.gram.dictionary_blocks import blocks_of
+from pursuitify.analysis.gram.normalised_gram import Gram
 from pursuitify.errors import PursuitifyError
 from pursuitify.export import export_onnx, export_program
 from pursuitify.robust import Protocol, Step
 from pursuitify.solvers.settings import OPTIONS
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "pursuitify": pursuitify,
-    "explain": explain,
-    "coherence": coherence,
-    "calibrate": calibrate,
-    "save": save,
-    "load": load,
-    **{name: getattr(robust, name) for name in ("fgsm", "pgd", "apgd", "random_noise", "square")},
-    **{name: getattr(robust, name) for name in ("hard_label", "autoattack", "foolbox", "audit")},
-    "certified_radius": robust.certified_radius,
-    "export_program": export_program,
-    "export_onnx": export_onnx,
+#: Every module whose names are public.
+MODULES: tuple[ModuleType, ...] = (package, analysis, robust, training, data_sets, plots, export)
+#: Public names that are not walked here -> why.
+NO_FUNCTIONS = {
+    "Certificate": "a result",
+    "CoherenceReport": "a result",
+    "Config": "tests/training/test_options.py walks its fields",
+    "Data": "a result",
+    "Interrupted": "an exception",
+    "MinimumFramePotential": "a result",
+    "Problem": "a result",
+    "Protocol": "plain data: audit's protocol=",
+    "PursuitNetwork": "made by pursuitify()",
+    "RadiusCertificate": "a result",
+    "Report": "a result",
+    "AuditReport": "a result",
+    "Result": "a result",
+    "Score": "a result",
+    "Step": "plain data: audit's protocol=",
+    "Verdict": "a result",
+    "fold_constants": "a step of export_program",
+    "largest_difference": "a step of export_onnx",
 }
+
+
+def public() -> dict[str, Callable[..., Any]]:
+    """Return every public function, and every class that a user makes himself, by name."""
+    found: dict[str, Callable[..., Any]] = {}
+    for module in MODULES:
+        own = [
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+        ]
+        for name in getattr(module, "__all__", own):
+            value = getattr(module, name)
+            error = isinstance(value, type) and issubclass(value, BaseException)
+            if callable(value) and not error and name not in NO_FUNCTIONS:
+                assert found.get(name, value) is value, f"two things are called {name}"
+                found[name] = value
+    return found
+
+
+FUNCTIONS = public()
 
 
 def model(classes: int = 4, pool: bool = False) -> nn.Sequential:
@@ -302,13 +350,15 @@ def points(name: str, **options: Any) -> Tensor:
 
 def sizes(name: str, **options: Any) -> set[int]:
     watched = Watched().eval()
-    FUNCTIONS[name](watched, *data(), **{"eps": 0.05, **options})
+    seeded = {"seed": 0} if "seed" in inspect.signature(FUNCTIONS[name]).parameters else {}
+    FUNCTIONS[name](watched, *data(), **{"eps": 0.05, **seeded, **options})
     return watched.sizes
 
 
 def calls(name: str, **options: Any) -> int:
     watched = Watched().eval()
-    FUNCTIONS[name](watched, *data(), **{"eps": 0.01, "early_stop": False, **options})
+    given = {"eps": 0.01, "early_stop": False, "seed": 0, **options}
+    FUNCTIONS[name](watched, *data(), **given)
     return watched.calls
 
 
@@ -463,7 +513,353 @@ def onnx(**options: Any) -> Any:
         return found is None, session.get_inputs()[0].shape
 
 
+# -- analysis -----------------------------------------------------------------------------------
+
+
+def matrix() -> Tensor:
+    draw = torch.randn(6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    unit = draw / draw.norm(dim=0)
+    return unit.T @ unit
+
+
+def gram() -> Gram:
+    return Gram(blocks_of(convolutional().double().dictionary(images(1).double()), border=False))
+
+
+def convolutional() -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [
+            nn.Conv2d(1, 3, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(3, 3, 3, padding=1),
+            nn.ReLU(),
+        ]
+        return pursuitify(nn.Sequential(*layers).eval(), iterations=2).eval()
+
+
+def certified(**options: Any) -> Any:
+    dense = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for layer in (dense[0], dense[2]):
+            layer.reset_parameters()
+    x = torch.rand(1, 6, generator=torch.Generator().manual_seed(1))
+    found = analysis.certify(pursuitify(dense.eval(), iterations=2).eval(), x, **options)
+    return {"latents": found.latents, "text": str(found), "sigma": found.sigma_min}
+
+
+lanczos = partial(certified, method="lanczos")
+
+
+def extremes(**options: Any) -> Any:
+    bound = convolutional().dictionary(images(1))
+    everything = {n: torch.ones(s) for n, s in zip(bound.names, bound.shapes, strict=True)}
+    return analysis.extreme_eigenvalues(bound, everything, **options).smallest
+
+
+def penalties(**options: Any) -> list[float]:
+    kind = analysis.FramePotentialPenalty(
+        convolutional_flat(), **{"input_shape": (1, 6, 6), **options}
+    )
+    return [kind.count, *(float(kind().detach()) for _ in range(3))]
+
+
+def one_penalty(**options: Any) -> list[float]:
+    net = convolutional_flat()
+    given = {"input_shape": (1, 6, 6), **options}
+    return [float(analysis.frame_potential_penalty(net, **given).detach()) for _ in range(3)]
+
+
+def convolutional_flat() -> Any:
+    return pursuitify(nn.Sequential(model(), nn.ReLU()).eval(), iterations=2).eval()
+
+
+def residual() -> Any:
+    from pursuitify.models import ResidualNet
+
+    return ResidualNet(1, 3, depth=1, width=2)
+
+
+def least(source: Callable[[], nn.Module] = residual, **options: Any) -> Any:
+    given = {"input_shape": (1, 4, 4), "seeds": 1, "steps": 2, **options}
+    if options.get("method") == "closed":
+        del given["seeds"], given["steps"]
+    found = analysis.minimum_frame_potential(source(), **given)
+    return found.value, found.count, found.input_shape, found.seeds
+
+
+def chain() -> nn.Module:
+    layers = [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 2), nn.ReLU()]
+    return nn.Sequential(*layers).eval()
+
+
+ANALYSIS: dict[str, dict[str, Any]] = {
+    "babel": {
+        "most": (lambda: len(analysis.babel(matrix())), lambda: len(analysis.babel(matrix(), 2)))
+    },
+    "babel_function": {
+        "most": (
+            lambda: len(analysis.babel_function(gram())),
+            lambda: len(analysis.babel_function(gram(), 2)),
+        )
+    },
+    "certify": {
+        "method": (lambda: certified()["text"], lambda: lanczos()["text"]),
+        "iterations": (lanczos, partial(lanczos, iterations=1)),
+        "steps": (lanczos, partial(lanczos, steps=1)),
+        "progress": tuple(
+            partial(lambda p: shown(partial(lanczos, progress=p)) != "", p) for p in (False, True)
+        ),
+    },
+    "convolutional_welch": {
+        "stride": (
+            lambda: analysis.convolutional_welch(3, 16, 3),
+            lambda: analysis.convolutional_welch(3, 16, 3, stride=2),
+        )
+    },
+    "extreme_eigenvalues": {
+        "steps": (partial(extremes, steps=5), partial(extremes, steps=6)),
+        "seed": (partial(extremes, steps=5), partial(extremes, steps=5, seed=1)),
+    },
+    "FramePotentialPenalty": {
+        "input_shape": (penalties, partial(penalties, input_shape=(1, 6, 6), blocks=None)),
+        "blocks": (penalties, partial(penalties, blocks=None)),
+        "seed": (penalties, partial(penalties, seed=1)),
+    },
+    "frame_potential_penalty": {
+        "input_shape": (
+            lambda: refused(one_penalty),
+            lambda: refused(partial(one_penalty, input_shape=(1, 9, 9))),
+        ),
+        "blocks": (one_penalty, partial(one_penalty, blocks=None)),
+    },
+    "minimum_frame_potential": {
+        "input_shape": (least, partial(least, input_shape=(1, 6, 6))),
+        "layout": (least, partial(least, layout="encoder")),
+        "method": (partial(least, chain), partial(least, chain, method="optimise")),
+        "seeds": (least, partial(least, seeds=2)),
+        "steps": (least, partial(least, steps=20)),
+        "progress": tuple(
+            partial(lambda p: shown(partial(least, progress=p)) != "", p) for p in (False, True)
+        ),
+    },
+    "slack_form": {
+        "kkt": (
+            lambda: analysis.slack_form(0.5, 0.5).radius,
+            lambda: analysis.slack_form(0.5, 0.5, 0.1).radius,
+        )
+    },
+    "theorem_a": {
+        "noise": (
+            lambda: analysis.theorem_a(0.01, 2, 1.0, 1.0).gain,
+            lambda: analysis.theorem_a(0.01, 2, 1.0, 1.0, 0.1).gain,
+        )
+    },
+    "theorem_b": {
+        "kkt": (
+            lambda: analysis.theorem_b(0.01, 2, 0.5).radius,
+            lambda: analysis.theorem_b(0.01, 2, 0.5, 0.1).radius,
+        )
+    },
+    **{name: {} for name in ("chain_frame_potential", "layered_gain", "margin_radius", "welch")},
+}
+
+# -- surrogates ---------------------------------------------------------------------------------
+
+
+def guided(kind: Callable[..., Any], **options: Any) -> Tensor:
+    guide = kind(network(), **options)
+    found: Tensor = robust.pgd(network(), *data(), eps=0.1, steps=2, seed=0, guide=guide)
+    return found
+
+
+def passes(**options: Any) -> int:
+    watched = Watched().eval()
+    guide = robust.Averaged(watched, **options)
+    guide(images(), data()[1], images(), lambda logits, labels: logits.sum(1))
+    return watched.calls
+
+
+SURROGATES: dict[str, dict[str, Any]] = {
+    "Averaged": {"draws": (passes, partial(passes, draws=3))},
+    "SmoothedBackward": {
+        "slope": (
+            partial(guided, robust.SmoothedBackward),
+            partial(guided, robust.SmoothedBackward, slope=5.0),
+        )
+    },
+    "Sweeps": {
+        "counts": (
+            partial(guided, robust.Sweeps),
+            partial(guided, robust.Sweeps, counts=[0]),
+        ),
+        "how": (partial(guided, robust.Sweeps), partial(guided, robust.Sweeps, how="worst")),
+    },
+    **{name: {} for name in ("AtIterations", "LatentChange", "iterations")},
+}
+
+# -- training, data -----------------------------------------------------------------------------
+
+
+class Numbers(torch.utils.data.Dataset[Any]):
+    """Samples that say by their label in which process they were read."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Any:
+        return images()[index], int(torch.utils.data.get_worker_info() is not None)
+
+
+def evaluated(**options: Any) -> Any:
+    watched = Watched().eval()
+    return training.evaluate(watched, Numbers(), **options).loss, watched.sizes
+
+
+def tuned(*given: Any, **options: Any) -> Any:
+    pytest.importorskip("accelerate")
+    net = model()
+    call = {"epochs": 1, "batch_size": 3, "progress": False, **options}
+    if given:
+        del call["epochs"]
+    done = training.finetune(net, data(), data(), *given, **call)
+    return done.history, net.state_dict()
+
+
+def resumed(**options: Any) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        tuned(output=folder)
+        return refused(lambda: tuned(output=folder, **options)).replace(folder, "FOLDER")
+
+
+def written() -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        tuned(output=folder)
+        return sorted(path.name for path in Path(folder).iterdir())
+
+
+def with_accelerator(steps: int) -> Any:
+    from accelerate import Accelerator
+
+    return tuned(accelerator=Accelerator(gradient_accumulation_steps=steps))
+
+
+FINETUNE: dict[str, Any] = {
+    "config": (tuned, lambda: tuned(training.Config(epochs=2))),
+    "output": (list, written),
+    "resume": (resumed, partial(resumed, resume=True)),
+    "augment": (tuned, partial(tuned, augment=torch.zeros_like)),
+    "accelerator": (tuned, partial(with_accelerator, 2)),
+    "options": (tuned, partial(tuned, lr=0.5)),
+}
+
+
+@contextlib.contextmanager
+def picture_folder(parts: bool = False) -> Iterator[Path]:
+    """Yield a folder of 2 x 20 images, one of which cannot be read."""
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as name:
+        for part in ("train", "val", "test") if parts else ("",):
+            for kind in ("cats", "dogs"):
+                place = Path(name) / part / kind
+                place.mkdir(parents=True)
+                for number in range(20):
+                    colour = (10 * number, 5 * number, 40)
+                    Image.new("RGB", (8, 8), colour).save(place / f"{number}.png")
+        if not parts:
+            (Path(name) / "cats" / "broken.png").write_bytes(b"no image")
+        yield Path(name)
+
+
+def folder_data(parts: bool = False, **options: Any) -> Any:
+    with picture_folder(parts) as path:
+        found: Any = data_sets.load_data(path, **{"size": 4, **options})
+        read = {
+            name: [path.name for path, _ in [(Path(f), y) for f, y in part.files]]
+            for name, part in (("train", found.train), ("val", found.val), ("test", found.test))
+        }
+        return read, found.shape, len(found.skipped)
+
+
+def void(**options: Any) -> str:
+    """Return the refusal of an option where it would have no effect."""
+    return refused(partial(folder_data, parts=True, **options)).partition("/")[0]
+
+
+def named_data(name: str, **options: Any) -> str:
+    """Load a data set that is not there, past the network: what is said names the folder."""
+    from torchvision import datasets
+
+    def fetch(root: str, train: bool, download: bool) -> Any:
+        raise RuntimeError(f"from {root}, download {download}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "CIFAR10", fetch)
+        return refused(partial(data_sets.load_data, name, **options))
+
+
+def cropped(**options: Any) -> Tensor:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        step = data_sets.augmentation((6, 6), **options)
+        return torch.stack([step(image) for image in images()])
+
+
+DATA: dict[str, dict[str, Any]] = {
+    "load_data": {
+        "root": (partial(named_data, "cifar10"), partial(named_data, "cifar10", root="/elsewhere")),
+        "download": (partial(named_data, "cifar10"), partial(named_data, "cifar10", download=True)),
+        "validation": (folder_data, partial(folder_data, validation=0.3)),
+        "size": (folder_data, partial(folder_data, size=5)),
+        "channels": (folder_data, partial(folder_data, channels=1)),
+        "seed": (folder_data, partial(folder_data, seed=1)),
+        "skip_bad": (folder_data, partial(folder_data, skip_bad=True)),
+    },
+    "augmentation": {
+        "padding": (cropped, partial(cropped, padding=1)),
+        "flip": (cropped, partial(cropped, flip=False)),
+    },
+    **{name: {} for name in ("Images", "Normalised")},
+}
+TRAINING: dict[str, dict[str, Any]] = {
+    "finetune": FINETUNE,
+    "evaluate": {
+        "batch_size": (evaluated, partial(evaluated, batch_size=4)),
+        "workers": (evaluated, partial(evaluated, workers=1)),
+    },
+    "recipe": {
+        "name": (training.recipe, partial(training.recipe, "noise")),
+        "options": (training.recipe, partial(training.recipe, epochs=3)),
+    },
+    "reconstruction": {},
+}
+
+#: Options that would have no effect beside another one, and are refused by name.
+VOID: dict[str, Callable[[], str]] = {
+    "iterations=5": lambda: refused(partial(certified, method="dense", iterations=5)),
+    "steps=5": lambda: refused(partial(certified, method="dense", steps=5)),
+    "layout='auto'": lambda: refused(partial(least, convolutional, layout="auto")),
+    "seeds=2": lambda: refused(
+        partial(analysis.minimum_frame_potential, chain(), (1, 6, 6), method="closed", seeds=2)
+    ),
+    "steps=2": lambda: refused(
+        partial(analysis.minimum_frame_potential, chain(), (1, 6, 6), method="closed", steps=2)
+    ),
+    "loss='dlr'": lambda: refused(partial(points, "apgd", targets=2, loss="dlr", steps=2)),
+    "validation=0.1": partial(void, validation=0.1),
+    "skip_bad=True": lambda: refused(partial(data_sets.load_data, "digits", skip_bad=True)),
+    "root='x'": lambda: refused(partial(data_sets.load_data, "digits", root="x")),
+    "attacks goes with version": lambda: refused(partial(points, "autoattack", attacks=["square"])),
+}
+
 SEEN: dict[str, Any] = {
+    **ANALYSIS,
+    **SURROGATES,
+    **DATA,
+    **TRAINING,
+    **{name: {} for name in ("plot_structure", "plot_objective")},
     "pursuitify": PURSUITIFY,
     "explain": EXPLAIN,
     "coherence": COHERENCE,
@@ -494,9 +890,24 @@ def options_of(name: str) -> Iterator[str]:
             yield option
 
 
+def test_every_public_function_has_an_entry() -> None:
+    assert SEEN.keys() == FUNCTIONS.keys()
+    names = {name for module in MODULES for name in vars(module)}
+    assert names >= NO_FUNCTIONS.keys(), "these are gone"
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_option_has_an_entry(name: str) -> None:
     assert set(SEEN[name]) == set(options_of(name))
+
+
+@pytest.mark.parametrize("option", VOID)
+def test_an_option_that_would_have_no_effect_is_refused(option: str) -> None:
+    if "attacks" in option:
+        pytest.importorskip("pyautoattack")
+    told = VOID[option]()
+    assert told.startswith("refused: ")
+    assert option in told
 
 
 def same(one: Any, other: Any) -> bool:
@@ -504,6 +915,9 @@ def same(one: Any, other: Any) -> bool:
         return one.shape == other.shape and torch.equal(one, other)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        pairs = zip(one, other, strict=True) if len(one) == len(other) else [(0, 1)]
+        return all(same(a, b) for a, b in pairs)
     return bool(one == other)
 
 
@@ -522,11 +936,12 @@ def test_every_option_changes_something(name: str, option: str) -> None:
     assert not same(first, given())
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ("pursuitify", "save")])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "pursuitify"])
 def test_an_option_that_there_is_not_is_refused(name: str) -> None:
     if name in LIBRARY and importlib.util.find_spec(LIBRARY[name]) is None:
         pytest.skip(f"{name} needs {LIBRARY[name]}")
-    given = (model(), *data()) if name == "foolbox" else ()
+    x, y = data()
+    given = {"foolbox": (model(), x, y), "finetune": (model(), (x, y), (x, y))}.get(name, ())
     needed = {"eps": 0.1} if name == "foolbox" else {}
     with pytest.raises((TypeError, PursuitifyError), match="no_such_option"):
         FUNCTIONS[name](*given, **needed, no_such_option=1)

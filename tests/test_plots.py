@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 pytest.importorskip("matplotlib")
 
@@ -57,6 +59,15 @@ def test_objective(solver: str, tmp_path: Path) -> None:
     assert len(right.lines) == len(case.order)
     for j, line in enumerate(right.lines):
         assert list(line.get_ydata()) == [s.residual[j] for s in record.sweeps]
+    assert [t.get_text() for t in right.get_legend().get_texts()] == list(case.order)
+
+
+def test_names_that_begin_with_an_underscore_are_shown(tmp_path: Path) -> None:
+    """matplotlib leaves such labels out of legends, and modules of a Sequential have such names."""
+    net = pursuitify(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), iterations=1)
+    figure = plot_objective(net.diagnose(torch.rand(2, 3)), tmp_path / "objective.png")
+    legend = figure.axes[1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["_1"]
 
 
 def test_objective_needs_sweeps(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from pursuitify.cli.options import (
     converted,
     diverged,
     model_of,
+    own_classes,
     shape_of,
     show,
 )
@@ -106,7 +107,9 @@ def convert(
     """
     if output is None and to_source is None:
         raise OptionError("say what to write: --output for a checkpoint, --to-source for weights")
-    model = model_of(name, seed=seed, classes=classes, weights=weights, checkpoint=checkpoint)
+    model = model_of(
+        name, seed=seed, classes=own_classes(name, classes), weights=weights, checkpoint=checkpoint
+    )
     net = converted(model, checkpoint, layout, iterations)
     if output is not None:
         save(net, output)
@@ -133,7 +136,7 @@ def diagnose(
 
     Example: pursuitify diagnose resnet18 --shape 3,64,64
     """
-    model = model_of(name, seed=seed, classes=classes)
+    model = model_of(name, seed=seed, classes=own_classes(name, classes))
     net = converted(model, checkpoint, layout, iterations)
     trace = net.diagnose(torch.rand(batch, *shape_of(shape)))
     show(trace.to_dict(), str(trace), as_json)
@@ -156,7 +159,9 @@ def coherence(
 
     Example: pursuitify coherence resnet50 --json
     """
-    net = converted(model_of(name, seed=seed, classes=classes), checkpoint, layout, None)
+    net = converted(
+        model_of(name, seed=seed, classes=own_classes(name, classes)), checkpoint, layout, None
+    )
     report = measure(
         net, shape_of(shape), boundary, switches=switches or None, progress=not as_json
     )

@@ -15,7 +15,7 @@ from pursuitify.cli import options as shared
 from pursuitify.errors import OptionError
 from pursuitify.robust import AuditReport
 from pursuitify.robust import audit as run
-from pursuitify.utils.atomic_files import write_text
+from pursuitify.utils.atomic_files import make_folder, write_text
 
 #: Exit code of an audit that is done and raised flags.
 FLAGGED = 3
@@ -90,7 +90,7 @@ def audit(
             norm=norm,
             seed=seed,
             batch_size=batch_size,
-            resume=None if output is None else _folder(output) / "record.json",
+            resume=None if output is None else make_folder(output) / "record.json",
             progress=not as_json,
         )
     except KeyboardInterrupt as stop:
@@ -128,14 +128,6 @@ def _drawn(images: Any, count: int, seed: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     pairs = [images[int(n)] for n in order[:count]]
     return torch.stack([x for x, _ in pairs]), torch.tensor([int(label) for _, label in pairs])
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OptionError(f"--output {path} cannot be made: {error}") from error
-    return path
 
 
 def _write(report: AuditReport, folder: Path, *, picture: bool) -> None:

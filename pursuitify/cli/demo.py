@@ -17,6 +17,7 @@ from pursuitify.data import Images, load_data
 from pursuitify.models import ResidualNet
 from pursuitify.robust import fgsm, pgd
 from pursuitify.training import evaluate, finetune
+from pursuitify.utils.atomic_files import make_folder
 
 SEED = 0
 EPS = 0.1
@@ -33,6 +34,8 @@ def digits(output: Path | None, *, quick: bool, console: Console) -> dict[str, A
     Returns:
         The numbers that are printed.
     """
+    if output is not None:
+        make_folder(output)  # now, rather than after the training
     epochs, tuning, sweeps, steps = (4, 1, 4, 5) if quick else (20, 6, 10, 20)
     shown = console.is_terminal and not console.quiet
     data = load_data("digits", seed=SEED)
@@ -57,7 +60,6 @@ def digits(output: Path | None, *, quick: bool, console: Console) -> dict[str, A
     if output is not None:
         from pursuitify.plots import plot_objective, plot_structure
 
-        output.mkdir(parents=True, exist_ok=True)
         plot_structure(net, output / "structure.png")
         plot_objective(trace, output / "objective.png")
         console.print(f"\nwrote {output}/structure.png and {output}/objective.png\n")

@@ -96,6 +96,20 @@ def data_of(
     return data
 
 
+def own_classes(name: str, classes: int | None) -> int | None:
+    """Return the number of classes that a user asks for.
+
+    Raises:
+        OptionError: If a factory of the user's own makes the model, which decides for itself.
+    """
+    if classes is not None and ".py:" in name:
+        raise OptionError(
+            f"--classes {classes} would have no effect: {name} makes the model as it is. Leave it "
+            "out, or let the function make as many"
+        )
+    return classes
+
+
 def model_of(
     name: str,
     *,

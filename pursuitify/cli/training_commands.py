@@ -149,7 +149,7 @@ def evaluate(
     part: Annotated[str, typer.Option(help="test or val.")] = "test",
     limit: Annotated[int | None, typer.Option(help="Only so many samples.")] = None,
     eps: Annotated[float, typer.Option(help="Attack with PGD of this radius too.")] = 0.0,
-    attack_steps: Annotated[int, typer.Option(help="Its steps.")] = 20,
+    attack_steps: Annotated[int | None, typer.Option(help="Its steps; 20 by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples at a time.")] = 256,
     iterations: shared.SWEEPS = None,
     layout: shared.LAYOUT = None,
@@ -194,12 +194,13 @@ def evaluate(
         sorted(counts | {net.iterations}),
         limit=limit,
         eps=eps,
-        attack_steps=attack_steps if eps else None,
+        attack_steps=attack_steps,
         batch_size=batch_size,
         seed=seed,
     )
+    shown = f"PGD-{20 if attack_steps is None else attack_steps}"
     table = Table(title=f"{rows[0]['samples']} samples of {found.name}, {part} part")
-    for heading in ("sweeps", "accuracy", "loss", *([f"PGD-{attack_steps}"] if eps else [])):
+    for heading in ("sweeps", "accuracy", "loss", *([shown] if eps else [])):
         table.add_column(heading, justify="right")
     for row in rows:
         attacked = [f"{row['attacked']:.2%}"] if eps else []

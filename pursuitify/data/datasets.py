@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pursuitify.data.idx_files import read_idx
 from pursuitify.data.image_folder import image_folder
-from pursuitify.data.images import Data, Images, augmentation, moments, split
+from pursuitify.data.images import SHARE, Data, Images, augmentation, moments, split
 from pursuitify.errors import DataError, MissingExtraError, OptionError
 from pursuitify.utils import option_checks
 
@@ -36,7 +36,7 @@ def load_data(
     *,
     root: str | os.PathLike[str] = "data",
     download: bool = False,
-    validation: float = 0.1,
+    validation: float | None = None,
     size: int | None = None,
     channels: int | None = None,
     seed: int = 0,
@@ -52,8 +52,8 @@ def load_data(
             Debian's package dataset-fashion-mnist is found without it.
         download: Let torchvision download what is not there. Its CIFAR files are pickles, which
             torchvision opens after checking their MD5 sums.
-        validation: Share of the training data split off for validation, where a folder has no part
-            for it.
+        validation: Share of the training data split off for validation, 0.1 by default; of a folder
+            where it has no part for that, and as much for testing likewise.
         size: Side to which images are resized; a folder's are cropped to it too (224 by default).
         channels: 3 repeats a grey channel, for models that read colour. A folder's images are read
             as colour, with 1 as grey.
@@ -67,8 +67,8 @@ def load_data(
         DataError: If files are missing or damaged.
         MissingExtraError: If scikit-learn is not installed, for digits.
     """
-    if not 0 < validation < 1:
-        raise OptionError(f"validation={validation!r} is not a share between 0 and 1")
+    if validation is not None:
+        option_checks.number("validation", validation, above=0, below=1)
     if channels not in (None, 1, 3):
         raise OptionError(f"channels={channels!r} is neither 1 nor 3")
     if size is not None and (option_checks.whole(size) or 0) < 1:
@@ -96,7 +96,7 @@ def load_data(
         _without_effect(key, root=(root, "data"), download=(download, False))
     train, test, classes, augmented = make(Path(root), download)
     train, test = (_fitted(part, size, channels) for part in (train, test))
-    kept, held = split(len(train), validation, seed)
+    kept, held = split(len(train), SHARE if validation is None else validation, seed)
     mean, std = moments(train.x[kept])
     shape = tuple(train.x.shape[1:])
     return Data(
@@ -114,11 +114,11 @@ def load_data(
 
 def _without_effect(data: str, **options: tuple[object, object]) -> None:
     """Refuse options, given with their defaults, that loading this data does not read."""
-    given = [
-        f"{name}={value!r}"
+    plain = {
+        name: (os.fspath(value) if isinstance(value, os.PathLike) else value, default)
         for name, (value, default) in options.items()
-        if (str(value) if isinstance(value, os.PathLike) else value) != default
-    ]
+    }
+    given = [f"{name}={value!r}" for name, (value, default) in plain.items() if value != default]
     if given:
         raise OptionError(f"{', '.join(given)} would have no effect on {data!r}: leave it out")
 

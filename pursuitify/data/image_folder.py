@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pursuitify.data.image_files import fitted, read_picture
-from pursuitify.data.images import Data, augmentation, split
-from pursuitify.errors import DataError
+from pursuitify.data.images import SHARE, Data, augmentation, split
+from pursuitify.errors import DataError, OptionError
 
 #: The usual statistics of natural images (ImageNet's), since a folder is not read through first;
 #: by channels. Grey is the luma of the colours.
@@ -37,7 +37,7 @@ _SHOWN = 10
 def image_folder(
     path: Path,
     *,
-    validation: float,
+    validation: float | None,
     size: int,
     channels: int,
     seed: int,
@@ -53,7 +53,7 @@ def image_folder(
             (``val``, ``valid``, ``validation``) and testing (``test``, ``testing``), each with a
             subfolder per class; or the subfolders themselves.
         validation: Share of the training images split off where there is no part for validation;
-            a share as large is split off for testing likewise.
+            a share as large is split off for testing likewise. ``SHARE`` where None.
         size: Side to which images are resized and cropped.
         channels: 3 for colour, 1 for grey.
         seed: Seed of the splits.
@@ -61,8 +61,14 @@ def image_folder(
 
     Raises:
         DataError: If there are no images, a class has none, or the parts have different classes.
+        OptionError: If ``validation`` is given and nothing is left to split.
     """
     found = _parts_of(path)
+    if validation is not None and {"val", "test"} <= found.keys():
+        raise OptionError(
+            f"validation={validation!r} would have no effect: {path} has parts for validation and "
+            "testing. Leave it out"
+        )
     parts = {name: _files(folder, size, channels) for name, folder in found.items()}
     classes = parts["train"].classes
     for name, part in parts.items():
@@ -90,7 +96,8 @@ def image_folder(
             )
     for name in ("test", "val"):
         if name not in parts:
-            kept, held = split(len(parts["train"]), validation, seed)
+            share = SHARE if validation is None else validation
+            kept, held = split(len(parts["train"]), share, seed)
             parts[name] = parts["train"].part(held.tolist())
             parts["train"] = parts["train"].part(kept.tolist())
     short = [name for name, part in parts.items() if len(part) == 0]

@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 
 from pursuitify.errors import OptionError
 
+#: Share of the training data that is split off for validation where nothing else is asked for.
+SHARE = 0.1
 #: One image in, one image out; random, drawn from torch's generator.
 Augment = Callable[[Tensor], Tensor]
 

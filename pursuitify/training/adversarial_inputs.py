@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pursuitify.errors import InputError
+from pursuitify.data.samples import check_inputs, labelled
 from pursuitify.robust import pgd
-from pursuitify.robust.attacks.input_checks import check_range
 from pursuitify.robust.attacks.losses import Loss
 from pursuitify.robust.attacks.objective import Guide
 from pursuitify.training.config import Config
 from pursuitify.training.objectives import divergence
-from pursuitify.utils.labels import labelled
+
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def noisy(x: Tensor, config: Config, seed: int) -> Tensor:
@@ -32,9 +32,7 @@ def noisy(x: Tensor, config: Config, seed: int) -> Tensor:
     """
     if config.noise == 0:
         return x
-    if not x.is_floating_point():
-        raise InputError(f"noise needs inputs of a floating type, not {x.dtype}: scale to [0, 1]")
-    check_range(x)
+    check_inputs(x, name="the batch to add noise to", kinds=_FLOATING)
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
     return (x + config.noise * draw).clamp(0, 1)

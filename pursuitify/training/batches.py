@@ -30,7 +30,7 @@ from pursuitify.data import Images
 from pursuitify.data.image_folder import Folder
 from pursuitify.errors import DataError, OptionError
 from pursuitify.training import seeding
-from pursuitify.utils import option_checks
+from pursuitify.utils import option_checks, random_state
 from pursuitify.utils.fingerprint import of_sample
 
 Batch = tuple[Any, Any]
@@ -330,7 +330,7 @@ class _Seeded(Dataset[Any]):
         if self._plain:
             x, y = self._inner[indices]
         else:
-            with seeding.kept(cuda=False):
+            with random_state.kept(cuda=False):
                 items = [self[i] for i in indices]
             try:
                 x, y = default_collate(items)
@@ -344,14 +344,14 @@ class _Seeded(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Batch:
         """Return a sample; it draws from generators that are seeded here and belong to nobody."""
-        seeding.seed_all(seeding.derived(self._seed, seeding.ITEM, self.epoch, index))
+        random_state.seed_all(seeding.derived(self._seed, seeding.ITEM, self.epoch, index))
         x, y = _pair(self._inner[index], f"sample {index} of {self._name}")
         return (x if self._augment is None else self._augment(x)), y
 
 
 def sample(rows: Rows, index: int, seed: int, augment: Any, name: str) -> Batch:
     """Return a sample of the first epoch, as training reads it."""
-    with seeding.kept(cuda=False):
+    with random_state.kept(cuda=False):
         return _Seeded(as_data(rows), seed, augment, name)[index]
 
 
@@ -473,7 +473,7 @@ class _Streamed:
         return self._read(epoch, start)
 
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
-        stream = seeding.RandomStream(seeding.derived(self._seed, seeding.SOURCE, epoch))
+        stream = random_state.RandomStream(seeding.derived(self._seed, seeding.SOURCE, epoch))
         with stream:
             source = iter(self._rows)
         seen, number = hashlib.blake2b(digest_size=16), 0
@@ -506,9 +506,9 @@ class _Streamed:
             )
 
     def _augmented(self, x: Tensor, epoch: int, number: int) -> Tensor:
-        with seeding.kept(cuda=False):
+        with random_state.kept(cuda=False):
             keys = (self._seed, seeding.ITEM, epoch, number)
-            seeding.seed_all(seeding.derived(*keys))
+            random_state.seed_all(seeding.derived(*keys))
             return torch.stack([self._augment(one) for one in x])
 
     def digest(self, count: int) -> str | None:

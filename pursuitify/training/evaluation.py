@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pursuitify.data.samples import IGNORED, check_labels, check_logits, labelled, right
 from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.robust import pgd
@@ -23,7 +24,6 @@ from pursuitify.training.batches import (
     refuse_void,
     tensors,
 )
-from pursuitify.utils.labels import IGNORED, check_labels, check_logits, labelled, right
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pursuitify.data.samples import check_labels
 from pursuitify.errors import CheckpointError, MissingExtraError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
-from pursuitify.training import loop, run_identity, seeding
+from pursuitify.training import loop, run_identity
 from pursuitify.training.batches import (
     Batches,
     Rows,
@@ -29,8 +30,7 @@ from pursuitify.training.objectives import TrainingObjective
 from pursuitify.training.optimizer import LearningRateSchedule, make_optimizer
 from pursuitify.training.run_folder import Output
 from pursuitify.training.state import Generators, Progress, TrainingState
-from pursuitify.utils import fingerprint
-from pursuitify.utils.labels import check_labels
+from pursuitify.utils import fingerprint, random_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -100,7 +100,7 @@ def finetune(
     )
     held = batches(val, config.batch_size, share, train=False, workers=config.workers, name="val")
     was_training = net.training
-    with seeding.kept():
+    with random_state.kept():
         place = Output.at(output, resume)
         facts = _facts(net, train, val, config, augment) if place.folder is not None else {}
         known = {"train": all_labels(train), "val": all_labels(val)}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pursuitify.data.samples import check_labels, labelled
 from pursuitify.errors import RangeError, TrainingError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.training import progress_log, seeding
@@ -23,7 +24,7 @@ from pursuitify.training.evaluation import Score, score, sums
 from pursuitify.training.optimizer import LearningRateSchedule, set_rate
 from pursuitify.training.run_folder import Output
 from pursuitify.training.state import Progress, TrainingState
-from pursuitify.utils.labels import check_labels, labelled
+from pursuitify.utils import random_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -197,7 +198,7 @@ def _step(run: TrainingRun, group: list[Batch]) -> None:
     run.optimizer.zero_grad()
     for number, batch in enumerate(group):
         keys = (config.seed, step, number, process)
-        seeding.seed_all(seeding.derived(seeding.STEP, *keys))
+        random_state.seed_all(seeding.derived(seeding.STEP, *keys))
         x, y = (part.to(run.accelerator.device, non_blocking=True) for part in batch)
         x = noisy(x, config, seeding.derived(seeding.NOISE, *keys))
         with run.accelerator.autocast():

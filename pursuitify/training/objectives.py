@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pursuitify.analysis.measures.frame_potential_penalty import FramePotentialPenalty
+from pursuitify.data.samples import check_logits, cross_entropy, right
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.training import seeding
 from pursuitify.training.config import Config
-from pursuitify.utils.labels import check_logits, cross_entropy, right
 
 
 def reconstruction(dictionary: StructuredDictionary, latents: Mapping[str, Tensor]) -> Tensor:

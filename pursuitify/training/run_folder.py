@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from pursuitify.checkpoints.save_load import compare_tensors, save
 from pursuitify.errors import CheckpointError
 from pursuitify.network.pursuit_network import PursuitNetwork
-from pursuitify.utils.atomic_files import clear_leftovers, read_tensors, write_tensors, write_text
+from pursuitify.utils.atomic_files import (
+    clear_leftovers,
+    make_folder,
+    read_tensors,
+    write_tensors,
+    write_text,
+)
 
 _KEYS = {True: "pursuitify", False: "pursuitify.weights"}
 
@@ -41,10 +47,7 @@ class Output:
                     f"{output.folder} holds a run: resume it (resume=True, --resume), or name "
                     "another folder"
                 )
-            try:
-                output.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CheckpointError(f"cannot make {output.folder}: {error}") from error
+            make_folder(output.folder)
             for path in (output.state, output.best, output.last, output.log):
                 clear_leftovers(path)
         return output

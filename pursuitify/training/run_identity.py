@@ -6,22 +6,22 @@ modules are set to and what the network answers. Options and rows are compared e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from pursuitify.data import Images
+from pursuitify.data import Images, content
+from pursuitify.data.image_folder import Folder
+from pursuitify.data.samples import check_logits
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.robust.attacks.input_checks import evaluation_mode
-from pursuitify.training import seeding
 from pursuitify.training.batches import Rows, all_labels, as_data, makes_batches, sample
-from pursuitify.utils import fingerprint
-from pursuitify.utils.labels import check_logits
+from pursuitify.utils import fingerprint, random_state
 
-#: Samples of a data set that are compared where it does not lie in memory.
+#: Samples of a data set that are read and compared, beside what it holds and names.
 _SAMPLES = 64
 #: The facts that ``module_facts`` returns.
 OF_MODULES = frozenset({"attributes", "frozen parameters"})
@@ -31,9 +31,10 @@ _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 def data_facts(rows: Rows, name: str, seed: int, augment: Any) -> dict[str, Any]:
     """Return what tells one data set from another, by what it is called in a message.
 
-    Every entry of tensors is covered. Of a data set that is read sample by sample 64 are, spread
-    evenly, and all labels where they are in memory; of batches their loader's settings, and the
-    batches themselves as the run reads them (``Batches.digest``).
+    Every entry of tensors is covered, and all that a data set holds in memory or names as files
+    (:mod:`pursuitify.data.content`). Of a data set that is read sample by sample 64 samples are
+    read, too, spread evenly; of batches there are their loader's settings, and the batches
+    themselves as the run reads them (``Batches.digest``).
     """
     facts: dict[str, Any] = {}
     if not makes_batches(rows) and not isinstance(rows, IterableDataset):
@@ -48,7 +49,9 @@ def data_facts(rows: Rows, name: str, seed: int, augment: Any) -> dict[str, Any]
 def _samples(data: Any, seed: int, augment: Any, name: str) -> dict[str, Any]:
     count = len(data)
     places = range(0, count, max(1, -(-count // _SAMPLES)))
+    before = content.sizes(data)
     read = [sample(data, index, seed, augment, name) for index in places]
+    after = content.sizes(data)
     facts = {
         "number of samples": count,
         "the inputs": fingerprint.of_tensors(*(torch.as_tensor(x) for x, _ in read)),
@@ -57,17 +60,41 @@ def _samples(data: Any, seed: int, augment: Any, name: str) -> dict[str, Any]:
     known = all_labels(data)
     if known is not None:
         facts["all labels"] = fingerprint.of_tensors(known.double())
-    held = [data.x] if isinstance(data, Images) else []
-    held = [data.tensors[0]] if isinstance(data, TensorDataset) else held
-    if held:
-        facts["all inputs"] = fingerprint.of_tensors(*held)
-    elif isinstance(data, (list, tuple)):
-        images = [x for x, _ in data if isinstance(x, Tensor)]
-        if len(images) == count and len({(x.shape, x.dtype) for x in images}) == 1:
-            facts["all inputs"] = fingerprint.of_stacked(images)
-    if hasattr(data, "identity"):
+    images = [x for x, _ in data] if isinstance(data, (list, tuple)) else []
+    if isinstance(data, Images):
+        facts["all inputs"] = fingerprint.of_tensors(data.x)
+    elif isinstance(data, TensorDataset):
+        facts["all inputs"] = fingerprint.of_tensors(data.tensors[0])
+    elif images and all(isinstance(x, Tensor) for x in images) and _of_one_shape(images):
+        facts["all inputs"] = fingerprint.of_stacked(images)
+    else:
+        # An attribute that reading a sample changes is a cache.
+        facts |= _held(data, {path for path in before if before[path] != after.get(path)})
+    if isinstance(data, Folder):
         facts["files"] = data.identity()
     return facts
+
+
+def _of_one_shape(images: list[Any]) -> bool:
+    return len({(x.shape, x.dtype) for x in images}) == 1
+
+
+def _held(data: object, but: Collection[str] = ()) -> dict[str, Any]:
+    """Return what stands for a list of samples, or the attributes of a data set except for some."""
+    if isinstance(data, (list, tuple)):
+        return _in_words("all samples", content.of_value(data))
+    facts: dict[str, Any] = {}
+    for path, found in content.of_attributes(data).items():
+        if path not in but:
+            facts |= _in_words(f"all of its attribute {path!r}", found)
+    return facts
+
+
+def _in_words(what: str, found: content.Content | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    times = {} if found.written is None else {f"{what}: all times of its files": found.written}
+    return {what: found.held, **times}
 
 
 def _loader(rows: Rows) -> dict[str, Any]:
@@ -75,7 +102,9 @@ def _loader(rows: Rows) -> dict[str, Any]:
         held = [part for pair in rows for part in pair if isinstance(part, Tensor)]
         return {"number of batches": len(rows), "the batches": fingerprint.of_tensors(*held)}
     facts: dict[str, Any] = {"number of batches": _length(rows)}
-    if isinstance(rows, DataLoader):
+    if not isinstance(rows, DataLoader):
+        facts |= _held(rows)
+    else:
         facts |= {what: getattr(rows, what) for what in ("batch_size", "drop_last")}
         facts["number of workers"] = rows.num_workers
         functions = (rows.collate_fn, rows.worker_init_fn)
@@ -83,19 +112,15 @@ def _loader(rows: Rows) -> dict[str, Any]:
         facts["samplers"] = fingerprint.of_values(_settings(rows.sampler), type(rows.batch_sampler))
         inner = rows.dataset
         if isinstance(inner, Dataset) and not isinstance(inner, IterableDataset):
-            facts |= _inner(inner)
-    return facts
-
-
-def _inner(data: Any) -> dict[str, Any]:
-    """Return the facts of a loader's data set, whose samples need not be pairs."""
-    held = data.tensors if isinstance(data, TensorDataset) else ()
-    held = (data.x, data.y) if isinstance(data, Images) else held
-    facts: dict[str, Any] = {"number of samples": _length(data)}
-    if held:
-        facts["the samples"] = fingerprint.of_tensors(*held)
-    if hasattr(data, "identity"):
-        facts["files"] = data.identity()
+            facts["number of samples"] = _length(inner)
+        if isinstance(inner, TensorDataset):
+            facts["the samples"] = fingerprint.of_tensors(*inner.tensors)
+        elif isinstance(inner, Images):
+            facts["the samples"] = fingerprint.of_tensors(inner.x, inner.y)
+        else:
+            facts |= _held(inner)
+        if isinstance(inner, Folder):
+            facts["files"] = inner.identity()
     return facts
 
 
@@ -154,8 +179,8 @@ def answers(net: nn.Module, x: Tensor) -> Tensor:
     Its source's answer needs no step size, so nothing is estimated or changed by asking.
     """
     place = next((p.device for p in net.parameters()), x.device)
-    with seeding.kept(), evaluation_mode(net):
-        seeding.seed_all(0)
+    with random_state.kept(), evaluation_mode(net):
+        random_state.seed_all(0)
         before = net.iterations if isinstance(net, PursuitNetwork) else None
         try:
             if isinstance(net, PursuitNetwork):

@@ -1,7 +1,7 @@
 """Files written whole or not at all, and read without executing anything in them.
 
-Everything that this library writes goes through here: tensors, text, JSON, and with ``whole`` what
-another library writes to a path (ONNX files, pictures).
+Everything that this library writes goes through here: tensors, text, JSON, pictures, and with
+``whole`` what another library writes to a path (ONNX files).
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pursuitify.errors import CheckpointError
+from pursuitify.errors import CheckpointError, OptionError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_tensors(target: Path, tensors: Mapping[str, Tensor], key: str, header: Any) -> None:
@@ -57,6 +60,48 @@ def write_json(target: Path, content: object) -> None:
         CheckpointError: If the file cannot be written; what stood at ``target`` is still there.
     """
     write_text(target, as_json(content, indent=1))
+
+
+def write_picture(path: str | os.PathLike[str], figure: Figure) -> Figure:
+    """Write a figure of matplotlib into a folder that is made if need be; return the figure.
+
+    Args:
+        path: Where to; the suffix chooses the format.
+        figure: The figure.
+
+    Raises:
+        OptionError: If matplotlib writes no such format, or the path has no suffix.
+        CheckpointError: If the file cannot be written; what stood at ``path`` is still there.
+    """
+    target = Path(path)
+    formats, chosen = figure.canvas.get_supported_filetypes(), target.suffix[1:].lower()
+    if chosen not in formats:
+        raise OptionError(
+            f"{target} names no picture that can be written: its suffix {target.suffix!r} chooses "
+            f"the format, which must be one of {', '.join(sorted(formats))}"
+        )
+    make_folder(target.parent)
+    with whole(target) as written:
+        try:
+            # The format is given, since a link's own name need not be that of the file it leads to.
+            figure.savefig(written, format=chosen, dpi=150, bbox_inches="tight")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {target}: {error}") from error
+    return figure
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Return a folder, made with those above it if it is not there.
+
+    Raises:
+        CheckpointError: If it cannot be made, for instance because a file has its name.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make the folder {folder}: {error}") from error
+    return folder
 
 
 def as_json(content: object, indent: int | None = None) -> str:

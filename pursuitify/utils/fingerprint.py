@@ -39,7 +39,7 @@ def of_tensors(*tensors: Tensor) -> str:
     """Return the fingerprint of tensors: every entry, shape and type counts."""
     seen = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
-        _add_tensor(seen.update, tensor)
+        add_tensor(seen.update, tensor)
     return MARK + seen.hexdigest()
 
 
@@ -64,8 +64,8 @@ def of_sample(seen: Any, x: Tensor, y: Tensor) -> None:
     if flat.numel() > _ENTRIES:
         flat = flat[:: -(-flat.numel() // _ENTRIES)]
     seen.update(repr(tuple(x.shape)).encode())
-    _add_tensor(seen.update, flat)
-    _add_tensor(seen.update, y)
+    add_tensor(seen.update, flat)
+    add_tensor(seen.update, y)
 
 
 def of_values(*values: Any, attributes: bool = True) -> str:
@@ -121,7 +121,8 @@ def holds_generator(value: Any) -> bool:
     return walk.generator
 
 
-def _add_tensor(update: Callable[[Any], Any], tensor: Tensor) -> None:
+def add_tensor(update: Callable[[Any], Any], tensor: Tensor) -> None:
+    """Add a tensor to a hash by its ``update``: every entry, shape and type counts."""
     update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     if tensor.device.type != "meta":
         _add_entries(update, tensor)
@@ -190,7 +191,7 @@ class _Walk:
 
     def _content(self, value: Any) -> None:
         if isinstance(value, Tensor):
-            _add_tensor(self.hash.update, value)
+            add_tensor(self.hash.update, value)
         elif isinstance(value, (np.ndarray, np.generic)):
             self._array(value)
         elif self._draws(value):
@@ -261,7 +262,7 @@ class _Walk:
         self._all("module", [type(value), own])
 
     def _function(self, value: types.FunctionType) -> None:
-        if _installed(value.__module__):
+        if is_installed(value.__module__):
             self._library(value.__module__, value.__qualname__)
             return
         cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
@@ -279,7 +280,7 @@ class _Walk:
         self._all("code", [*names, *code.co_consts])
 
     def _type(self, value: type) -> None:
-        if _installed(value.__module__):
+        if is_installed(value.__module__):
             self._library(value.__module__, value.__qualname__)
             return
         self._text(f"type {value.__module__} {value.__qualname__}")
@@ -313,7 +314,7 @@ def _named(value: Any) -> Any:
     data = (Tensor, nn.Module, torch.Generator, random.Random, np.random.Generator)
     if _is_value(value) or isinstance(value, (*data, *_CODE, types.ModuleType)):
         return value
-    if isinstance(value, (list, tuple, dict, Set)) or not _installed(type(value).__module__):
+    if isinstance(value, (list, tuple, dict, Set)) or not is_installed(type(value).__module__):
         return value
     return type(value), _ADDRESS.sub("", repr(value))
 
@@ -346,7 +347,7 @@ def _members(kind: type) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
-def _installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
     """Whether a module is of the standard library, of ours, or of a library that was installed."""
     top = (module or "").partition(".")[0]
     if top == "__main__":

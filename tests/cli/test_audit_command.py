@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from pursuitify import pursuitify, save
 from pursuitify.cli.app import app
 from pursuitify.data import load_data
-from pursuitify.errors import OptionError, PursuitifyError
+from pursuitify.errors import CheckpointError, PursuitifyError
 from pursuitify.models import ChainNet
 
 runner = CliRunner()
@@ -167,4 +167,5 @@ def test_a_refusal_has_no_traceback_and_a_wrong_call_is_exit_code_2():
 def test_an_output_that_is_a_file(factory, tmp_path):
     (tmp_path / "file").write_text("")
     done = audit(f"{factory}:linear", "--plain", "--eps", 0.1, "--output", tmp_path / "file")
-    assert isinstance(done.exception, OptionError)
+    assert isinstance(done.exception, CheckpointError)
+    assert "cannot make the folder" in str(done.exception)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ from torch.utils.data import (
 pytest.importorskip("accelerate")
 
 from pursuitify import CheckpointError, pursuitify
-from pursuitify.data import Images
-from pursuitify.training import finetune, loop
+from pursuitify.data import Images, content, load_data
+from pursuitify.data.image_folder import Folder
+from pursuitify.training import finetune, loop, run_identity
 from pursuitify.utils import fingerprint
 from pursuitify.utils.atomic_files import read_tensors, write_tensors
 from tests.support.toy import rows
@@ -246,6 +249,144 @@ def test_every_change_once(
     test_a_run_goes_on_or_is_refused.hypothesis.inner_test(  # type: ignore[attr-defined]
         what, 7, halves, whole, tmp_path_factory
     )
+
+
+class Cached(Sizes):
+    """A data set that keeps what it has read, and counts."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        super().__init__(x, y)
+        self.cache: dict[int, Any] = {}
+        self.last: Any = None
+        self.reads = 0
+
+    def __getitem__(self, i: int) -> Any:
+        self.reads += 1
+        self.last = self.cache.setdefault(i, super().__getitem__(i))
+        return self.last
+
+
+class Identified(Sizes):
+    """A data set with an attribute of the name of a method of ours, as torchvision's CelebA has."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        super().__init__(x, y)
+        self.identity = torch.zeros(3)
+
+
+class Pixels(Dataset[Any]):
+    """Files of bytes, read when they are asked for."""
+
+    def __init__(self, root: Path, names: list[str]) -> None:
+        self.root, self.names = str(root), names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> Any:
+        pixels = (Path(self.root) / self.names[i]).read_bytes()
+        return torch.tensor(list(pixels)).reshape(1, 6, 6) / 255, i % 3
+
+
+def as_pixels(root: Path, x: Tensor) -> Pixels:
+    names = [f"{number:02}.raw" for number in range(len(x))]
+    root.mkdir(exist_ok=True)
+    for name, image in zip(names, x, strict=True):
+        (root / name).write_bytes(bytes((image * 255).round().int().flatten().tolist()))
+    return Pixels(root, names)
+
+
+def as_folder(root: Path, x: Tensor) -> Path:
+    from PIL import Image
+
+    for number, image in enumerate(x):
+        path = root / str(number % 3) / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image[0] * 255).round().byte().numpy()).save(path, compress_level=0)
+    return root
+
+
+def ours(root: Path, x: Tensor) -> Any:
+    found = load_data(as_folder(root, x), size=6, channels=1)
+    assert isinstance(found.train, Folder)
+    paths = sorted(path.relative_to(root) for path in root.rglob("*.png"))
+    labels = [int(path.parts[0]) for path in paths]
+    files = tuple((str(path), label) for path, label in zip(paths, labels, strict=True))
+    return replace(found.train, files=files)
+
+
+def torchvisions(root: Path, x: Tensor) -> Any:
+    from torchvision import datasets, transforms
+
+    steps = [transforms.Grayscale(), transforms.ToTensor()]
+    return datasets.ImageFolder(str(as_folder(root, x)), transforms.Compose(steps))
+
+
+#: Data of which few samples are read before a run goes on: made of images in a folder of its own.
+UNREAD: dict[str, Callable[[Path, Tensor], Any]] = {
+    "own data set": lambda root, x: Sizes(x, Y),
+    "with a cache": lambda root, x: Cached(x, Y),
+    "with the name of a method": lambda root, x: Identified(x, Y),
+    "subset": lambda root, x: Subset(Sizes(x, Y), list(range(40))),
+    "list of arrays": lambda root, x: [(image.numpy(), i % 3) for i, image in enumerate(x)],
+    "loader": lambda root, x: DataLoader(Sizes(x, Y), 8),
+    "loader of a list": lambda root, x: DataLoader(list(zip(x, Y, strict=True)), 8),  # type: ignore[arg-type]
+    "loader with a cache": lambda root, x: DataLoader(Cached(x, Y), 8),
+    "files": as_pixels,
+    "files in a loader": lambda root, x: DataLoader(as_pixels(root, x), 8),
+    "image folder": ours,
+    "image folder of torchvision": torchvisions,
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+@settings(
+    max_examples=1,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(spots=st.lists(st.tuples(st.integers(0, 39), st.integers(0, 35)), min_size=3, max_size=3))
+def test_a_pixel_that_is_not_read_counts(
+    kind: str, spots: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One pixel of any sample, though two of forty are read to tell data from other data."""
+    root = tmp_path_factory.mktemp("unread")
+    call: dict[str, Any] = {"augment": None, "val": rows(12, 1)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_identity, "_SAMPLES", 2)
+        data = UNREAD[kind](root / "data", X)
+        half(root / "run", 2, data=data, **call)
+        for place, pixel in spots:
+            other = X.clone()
+            spot = other[place].view(-1)[pixel : pixel + 1]
+            spot.copy_((spot * 255).round().add(1) % 256 / 255)
+            with pytest.raises(CheckpointError, match=r"train: .*changed"):
+                train(root / "run", data=UNREAD[kind](root / "data", other), resume=True, **call)
+        UNREAD[kind](root / "data", X)  # writes the files anew
+        # The very object goes on as well, as in a notebook, though it has read much since.
+        assert len(train(root / "run", data=data, resume=True, **call).history) == 2
+
+
+def test_a_data_set_that_moved_or_was_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small files count with their bytes, large ones with their times, which a copy may keep."""
+    call: dict[str, Any] = {"augment": None, "val": rows(12, 1)}
+    data = as_pixels(tmp_path / "data", X)
+    for limit, refused in ((2**28, False), (100, True)):
+        monkeypatch.setattr(content, "_WHOLE", limit)
+        run = tmp_path / str(limit)
+        half(run, 2, data=data, **call)
+        shutil.copytree(tmp_path / "data", tmp_path / f"moved{limit}")  # keeps the times
+        moved = Pixels(tmp_path / f"moved{limit}", data.names)
+        shutil.copytree(run, tmp_path / f"run{limit}")
+        assert train(tmp_path / f"run{limit}", data=moved, resume=True, **call)
+        os.utime(tmp_path / "data" / data.names[7], (limit, limit))
+        if refused:
+            with pytest.raises(CheckpointError, match="'names': all times of its files changed"):
+                train(run, data=data, resume=True, **call)
+        else:
+            assert train(run, data=data, resume=True, **call)
 
 
 class Noisy(Sizes):

@@ -2,19 +2,134 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from pursuitify import CheckpointError, load, pursuitify, save
+import pursuitify as package
+from pursuitify import CheckpointError, OptionError, coherence, load, plots, pursuitify, save
+from pursuitify.analysis.measures import plots as coherence_plots
 from pursuitify.cli.model_sources import load_weights
 from pursuitify.errors import ExportError
 from pursuitify.export import export_onnx
+from pursuitify.robust import AuditReport
+from pursuitify.robust.auditing.red_flags import CurvePoint
 from pursuitify.utils.atomic_files import as_json, whole
+
+
+def small() -> Any:
+    return pursuitify(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval(), iterations=1)
+
+
+def audited() -> AuditReport:
+    setting = {"images": 4, "classes": 2, "eps": 0.1, "norm": "linf", "protocol": "quick"}
+    points = (CurvePoint(0.1, 0.5), CurvePoint(1.0, 0.0, unbounded=True))
+    return AuditReport(setting, {"network": 1.0}, (), points, (), (), 0.0)
+
+
+#: Everything that draws a picture into a file.
+PICTURES: dict[str, Callable[[Path], Any]] = {
+    "structure": lambda path: plots.plot_structure(small(), path),
+    "objective": lambda path: plots.plot_objective(small().diagnose(torch.rand(1, 1, 5, 5)), path),
+    "Gram blocks": lambda path: coherence_plots.plot_gram_blocks(
+        coherence(small(), (1, 5, 5)), path
+    ),
+    "sparsity": lambda path: coherence_plots.plot_block_sparsity(
+        coherence(small(), (1, 5, 5)), path
+    ),
+    "families": lambda path: coherence_plots.plot_families({"a": [(1, 1)]}, path, size="layers"),
+    "audit": lambda path: audited().plot(path),
+}
+pictures = pytest.mark.parametrize("name", PICTURES)
+
+
+@pictures
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), RuntimeError("font")])
+def test_a_picture_that_fails_leaves_the_old_one(
+    name: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    target = tmp_path / "picture.png"
+    PICTURES[name](target)
+    good, draw = target.read_bytes(), figure.savefig
+    assert good.startswith(b"\x89PNG")
+
+    def half(self: Any, path: Path, **options: Any) -> None:
+        draw(self, path, **options)
+        path.write_bytes(path.read_bytes()[:100])
+        raise error
+
+    monkeypatch.setattr(figure, "savefig", half)
+    with pytest.raises(CheckpointError if isinstance(error, OSError) else type(error)):
+        PICTURES[name](target)
+    assert target.read_bytes() == good
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pictures
+@pytest.mark.parametrize("file", ["picture", "picture.", "picture.docx", ".png"])
+def test_a_picture_without_a_format_is_refused(name: str, file: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(OptionError, match=r"must be one of .*pdf, .*png, .*svg"):
+        PICTURES[name](tmp_path / file)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pictures
+def test_a_picture_below_a_file_or_behind_a_link(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").write_text("a")
+    with pytest.raises(CheckpointError, match="cannot make the folder"):
+        PICTURES[name](tmp_path / "file" / "picture.png")
+    link, aim = tmp_path / "link.PNG", tmp_path / "aim"
+    link.symlink_to(aim)
+    PICTURES[name](link)
+    assert link.is_symlink()
+    assert aim.read_bytes().startswith(b"\x89PNG")
+
+
+#: What makes or writes a file or a folder, by name of the method or function.
+_WRITES = {
+    "mkdir",
+    "makedirs",
+    "write_text",
+    "write_bytes",
+    "savefig",
+    "save_file",
+    "touch",
+    "mkstemp",
+}
+#: Files that may: the one place, and the one that asks for a temporary file's name.
+_MAY = {"utils/atomic_files.py", "robust/auditing/results_record.py"}
+
+
+def test_nothing_else_writes_files() -> None:
+    """Every file is written in one place, so that none is ever left half written."""
+    home = Path(package.__file__).parent
+    found = []
+    for path in sorted(home.rglob("*.py")):
+        name = path.relative_to(home).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            values = [*node.args, *(word.value for word in node.keywords)]
+            texts = [v.value for v in values if isinstance(v, ast.Constant)]
+            opens = called == "open" and any(
+                isinstance(text, str) and set(text) <= set("rwaxbt+") and set(text) & set("wax+")
+                for text in texts
+            )
+            ours = isinstance(node.func, ast.Name) and called == "write_text"
+            if (called in _WRITES and not ours) or opens:
+                found.append((name, node.lineno, called))
+    assert {name for name, _, _ in found} == _MAY, found
 
 
 def test_a_block_that_fails_leaves_the_old_files(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from pursuitify.utils.terminal import bar
 
 METHODS = ("auto", "dense", "lanczos")
 
+#: Steps towards the minimiser, and of Lanczos' method, where none are given.
+_ITERATIONS, _STEPS = 2000, 200
 #: Probability with which a bound by Lanczos may fail, over its starting vector.
 FAILURE = 1e-6
 
@@ -36,8 +38,8 @@ def certify(
     x: Tensor,
     method: str = "auto",
     *,
-    iterations: int = 2000,
-    steps: int = 200,
+    iterations: int | None = None,
+    steps: int | None = None,
     progress: bool = False,
 ) -> Certificate:
     """Certify the minimiser of F at one input.
@@ -49,23 +51,30 @@ def certify(
             a lower bound of the smallest singular value on the support that holds with probability
             1 - ``FAILURE``, and columns no longer than their latent's norm bound. ``auto`` is
             dense where B is small enough.
-        iterations: Most proximal steps towards the minimiser, matrix-free.
-        steps: Lanczos steps; the basis holds as many vectors of the size of the support.
+        iterations: Most proximal steps towards the minimiser, matrix-free; 2000 by default.
+        steps: Lanczos steps, 200 by default; the basis holds as many vectors of the size of the
+            support.
         progress: Whether to show a progress bar, matrix-free.
 
     Raises:
-        OptionError: If an option has no such value.
+        OptionError: If an option has no such value, or would have no effect beside ``dense``.
         InputError: If B is too large to be materialised, or the input does not fit.
     """
     option_checks.one_of("method", method, METHODS)
-    if iterations < 1 or steps < 1:
-        raise OptionError("iterations and steps must be at least 1")
+    for name, value in (("iterations", iterations), ("steps", steps)):
+        if value is not None:
+            option_checks.positive(name, value)
+            if method == "dense":
+                raise OptionError(
+                    f"{name}={value} would have no effect with method='dense': give 'lanczos'"
+                )
     with torch.no_grad(), evaluating(net):
         if method == "auto":
             method = "dense" if dense_gram.fits(bind(net, None, x)) else "lanczos"
         if method == "dense":
             return certify_problem(problem(net, x))
-        return _matrix_free(bind(net, None, x), iterations, steps, progress)
+        bound = bind(net, None, x)
+        return _matrix_free(bound, iterations or _ITERATIONS, steps or _STEPS, progress)
 
 
 def _matrix_free(
@@ -95,7 +104,7 @@ def _matrix_free(
     everything = {n: torch.ones(s, dtype=torch.bool) for n, s in zip(names, shapes, strict=True)}
     largest = extreme_eigenvalues(dictionary, everything, steps=min(steps, 40)).bounds(FAILURE)[1]
     constants = [float(c.max()) for c in lipschitz(dictionary, Norms())]
-    if not math.isfinite(largest + sum(constants)):
+    if not math.isfinite(sum(constants)):  # few steps of Lanczos give no bound, which is infinite
         raise InputError("the dictionary's norm is NaN or infinite: there is nothing to certify")
     step = 1 / min(largest, _norm_bound(dictionary, constants))
     with bar(progress, "pursuit to the minimiser", iterations) as advance:

@@ -82,10 +82,10 @@ def minimum_frame_potential(
     model_or_net: nn.Module,
     input_shape: Sequence[int] = (3, 224, 224),
     *,
-    layout: str = "auto",
+    layout: str | None = None,
     method: str = "auto",
-    seeds: int = 3,
-    steps: int = 100,
+    seeds: int | None = None,
+    steps: int | None = None,
     progress: bool = False,
 ) -> MinimumFramePotential:
     """Return the least frame potential that an architecture allows, whatever its weights.
@@ -96,23 +96,37 @@ def minimum_frame_potential(
     Args:
         model_or_net: A model, or a PursuitNetwork (whose layout then counts).
         input_shape: Shape of one input, without the batch.
-        layout: Layout of the rows, for a model.
+        layout: Layout of the rows, for a model; ``auto`` by default.
         method: ``auto`` (closed form on chains, else optimise), ``closed`` or ``optimise``.
-        seeds: Number of starts of the optimiser, by turns of three kinds: tight frames on as many
-            taps as the stride has, on all taps, and with a part of the atoms out of use.
-        steps: Iterations (L-BFGS) per start.
+        seeds: Number of starts of the optimiser, 3 by default, by turns of three kinds: tight
+            frames on as many taps as the stride has, on all taps, and with a part of the atoms out
+            of use.
+        steps: Iterations (L-BFGS) per start; 100 by default.
         progress: Whether to show a progress bar.
 
     Raises:
-        OptionError: If an option has no such value, or the graph has no closed form.
+        OptionError: If an option has no such value or would have no effect, or the graph has no
+            closed form.
     """
     option_checks.one_of("method", method, ("auto", "closed", "optimise"))
-    if seeds < 1 or steps < 1:
-        raise OptionError("seeds and steps must be at least 1")
+    for name, given in (("seeds", seeds), ("steps", steps)):
+        if given is not None:
+            option_checks.positive(name, given)
+            if method == "closed":
+                raise OptionError(
+                    f"{name}={given} would have no effect with method='closed', which searches "
+                    "nothing: leave it out, or give method='optimise'"
+                )
+    seeds, steps = seeds or 3, steps or 100
     if isinstance(model_or_net, PursuitNetwork):
+        if layout is not None:
+            raise OptionError(
+                f"layout={layout!r} would have no effect: a PursuitNetwork has its own. Give the "
+                "model that it was made of"
+            )
         net = copy.deepcopy(model_or_net).eval()
     else:
-        net = pursuitify(model_or_net, layout=layout).eval()  # type: ignore[arg-type]
+        net = pursuitify(model_or_net, layout=layout or "auto").eval()  # type: ignore[arg-type]
     if sum(p.numel() for p in net.parameters()) < 1_000_000:
         net = net.double()
     search = _PotentialSearch(net, tuple(input_shape))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from pursuitify.analysis.measures.coherence_report import CoherenceReport
 from pursuitify.errors import OptionError
 from pursuitify.utils import option_checks
+from pursuitify.utils.atomic_files import write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def plot_gram_blocks(
         loc="left",
         fontsize=10,
     )
-    return _save(figure, path)
+    return write_picture(path, figure)
 
 
 def plot_block_sparsity(report: CoherenceReport, path: str | PathLike[str]) -> Figure:
@@ -88,7 +88,7 @@ def plot_block_sparsity(report: CoherenceReport, path: str | PathLike[str]) -> F
         loc="left",
         fontsize=10,
     )
-    return _save(figure, path)
+    return write_picture(path, figure)
 
 
 def plot_families(
@@ -149,7 +149,7 @@ def plot_families(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    return _save(figure, path)
+    return write_picture(path, figure)
 
 
 def _square(count: int) -> tuple[Figure, Axes]:
@@ -169,10 +169,3 @@ def _label(axes: Axes, names: Sequence[str]) -> None:
         axes.set_ylabel("latent")
     axes.tick_params(length=0)
     axes.spines[:].set_color("#BBBBBB")
-
-
-def _save(figure: Figure, path: str | PathLike[str]) -> Figure:
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=150, bbox_inches="tight")
-    return figure

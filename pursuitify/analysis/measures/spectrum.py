@@ -13,6 +13,7 @@ from torch import Tensor
 from pursuitify.analysis.gram.normalised_gram import Gram
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
+from pursuitify.utils import option_checks
 
 
 def babel(gram: Tensor, most: int | None = None) -> Tensor:
@@ -23,7 +24,12 @@ def babel(gram: Tensor, most: int | None = None) -> Tensor:
     Args:
         gram: The matrix.
         most: Largest k; all others by default.
+
+    Raises:
+        OptionError: If ``most`` is no whole number of at least 1.
     """
+    if most is not None:
+        option_checks.positive("most", most)
     off = (gram - torch.diag(gram.diagonal())).abs()
     count = min(most or len(gram) - 1, len(gram) - 1)
     return off.topk(count, 1).values.cumsum(1).amax(0)
@@ -36,11 +42,11 @@ def babel_function(gram: Gram, most: int = 16) -> list[float]:
     matrix streams by.
 
     Raises:
+        OptionError: If ``most`` is no whole number of at least 1.
         InputError: If positions do not repeat (a flattened layer, a global mean, exact mode): use
             ``babel`` on the dense Gram matrix of a small network.
     """
-    if most < 1:
-        raise OptionError(f"most must be at least 1, not {most}")
+    option_checks.positive("most", most)
     spans = _spans(gram)
     best: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
@@ -148,7 +154,12 @@ def extreme_eigenvalues(
         support: Mask per latent: which columns (as they are, not normalised) are in S.
         steps: Most Lanczos steps, fully reorthogonalised.
         seed: Seed of the starting vector.
+
+    Raises:
+        OptionError: If ``steps`` is no whole number of at least 1.
+        InputError: If the support is empty, or the weights are not finite.
     """
+    option_checks.positive("steps", steps)
     names, shapes = dictionary.names, dictionary.shapes
     masks = torch.cat([support[n].reshape(-1).bool() for n in names])
     size = int(masks.sum())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from pursuitify.errors import OptionError
 from pursuitify.robust.attacks.objective import Guide, LossValue
 from pursuitify.robust.attacks.runner import Batch, Campaign
 from pursuitify.robust.attacks.threat_model import Ball
@@ -49,7 +50,7 @@ def apgd(
             the targeted DLR loss; 0 pushes it off its own class.
         seed: Makes the random starts repeat and leaves the global random state alone.
         norm: ``"linf"`` or ``"l2"``.
-        loss: ``"ce"``, ``"margin"``, ``"dlr"`` or ``"scaled"``; not read where targeted.
+        loss: ``"ce"``, ``"margin"``, ``"dlr"`` or ``"scaled"``; with ``targets`` it is their own.
         guide: Differentiate this in the model's place; see
             :mod:`pursuitify.robust.surrogates.pursuit_losses`.
         early_stop: Leave an example alone once it is fooled.
@@ -63,6 +64,11 @@ def apgd(
     option_checks.positive("restarts", restarts)
     if targets != 0:
         option_checks.positive("targets", targets)
+        if loss != "ce":
+            raise OptionError(
+                f"loss={loss!r} would have no effect: targets={targets} raises the targeted loss. "
+                "Leave one of the two out"
+            )
 
     def attack(batch: Batch) -> None:
         for aim in _aims(batch.logits, batch.labels, targets) * restarts:

@@ -14,13 +14,13 @@ from pursuitify.errors import InputError, MissingExtraError, OptionError, Pursui
 from pursuitify.robust.attacks.input_checks import (
     attack_mode,
     batches,
+    check_classes,
     check_inputs,
-    check_labels,
 )
 from pursuitify.robust.attacks.losses import cross_entropy
 from pursuitify.robust.attacks.objective import AttackObjective
 from pursuitify.robust.attacks.threat_model import BALLS, Ball
-from pursuitify.utils import option_checks
+from pursuitify.utils import option_checks, random_state
 
 
 def outside(name: str) -> Any:
@@ -88,16 +88,16 @@ def verified(
         OptionError: If the library's attack fails on them.
     """
     ball_type = option_checks.chosen("norm", norm, BALLS)
+    seed = option_checks.whole_number("seed", seed)
     check_inputs(model, x, y, eps)
-    devices = [x.device] if x.device.type == "cuda" else []
     objective = AttackObjective(model, cross_entropy)
     done = []
-    with attack_mode(model), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with attack_mode(model), random_state.kept(cuda=x.is_cuda):
+        random_state.seed_all(seed)
         for part, labels in batches(x, y, batch_size):
             logits = objective(part, labels).logits  # refuses what is no logits
             classes = logits.shape[1]
-            check_labels(y, classes)
+            check_classes(y, len(y), classes)
             target = Target(model, ball_type(part, eps), labels, classes)
             try:
                 points = attack(target)

@@ -18,8 +18,8 @@ from pursuitify.errors import OptionError
 from pursuitify.robust.attacks.input_checks import (
     attack_mode,
     batches,
+    check_classes,
     check_inputs,
-    check_labels,
 )
 from pursuitify.robust.attacks.losses import LOSSES
 from pursuitify.robust.attacks.objective import AttackObjective, Guide
@@ -62,7 +62,7 @@ def fgsm(
         for part, labels in batches(x, y, batch_size):
             ball = BALLS["linf"](part, eps)
             value = objective(part, labels, clean=part, gradient=True)
-            check_labels(y, value.logits.shape[1])
+            check_classes(y, len(y), value.logits.shape[1])
             gradient = value.gradient
             done.append(ball.check(ball.project(part + ball.eps * ball.direction(gradient))))
     return torch.cat(done)

@@ -8,62 +8,37 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from pursuitify.data import samples
 from pursuitify.errors import InputError, OptionError
 from pursuitify.utils import option_checks
 
 
-def check_inputs(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> None:
-    """Refuse what cannot be attacked, naming the cause."""
+def check_inputs(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, name: str = "y") -> None:
+    """Refuse what cannot be attacked, naming the cause.
+
+    Args:
+        model: What is attacked.
+        x: Its inputs.
+        y: Their classes; how many there are is seen once the model has answered.
+        eps: Radius of the ball.
+        name: Of the labels, for the error.
+    """
     if not isinstance(model, nn.Module):
         raise OptionError(f"model must be an nn.Module, not {type(model).__name__}")
     option_checks.number("eps", eps, least=0)
-    for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise InputError(f"{name} must be a tensor, not {type(value).__name__}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"x must be float32 or float64, not {x.dtype}")
-    if y.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise InputError(f"y must hold integer labels, not {y.dtype}")
-    if x.ndim < 2:
-        raise InputError(f"x must be a batch of inputs, not of shape {tuple(x.shape)}")
-    if x.numel() == 0:
-        raise InputError("there is nothing to attack: x is empty")
-    if y.shape != x.shape[:1]:
-        raise InputError(
-            f"y must have shape ({len(x)},), one label per input, not {tuple(y.shape)}"
-        )
+    samples.check_inputs(x)
+    check_classes(y, len(x), name=name)
     if x.device != y.device:
         raise InputError(f"x is on {x.device} but y on {y.device}")
-    if int(y.min()) < 0:
-        raise InputError(f"label {int(y.min())} is out of range: labels start at 0")
-    check_range(x)
 
 
-def check_labels(y: Tensor, classes: int) -> None:
-    """Refuse labels that a model with so many logits does not have, and a model with one.
+def check_classes(y: Tensor, count: int, classes: int | None = None, *, name: str = "y") -> None:
+    """Refuse labels that are not one class number per input: an attack needs the true class.
 
     Raises:
-        InputError: If there is a single logit, or a label is beyond the classes.
+        InputError: If they are not, or the model has fewer ``classes``.
     """
-    if classes < 2:
-        raise InputError(
-            "the model returns one logit per input, and the largest of one is always right: "
-            "accuracy would be 100 % whatever it computes. Return two, for instance "
-            "torch.cat([-z, z], 1) for a logit z of class 1"
-        )
-    if int(y.max()) >= classes:
-        wrong = int((y >= classes).sum())
-        raise InputError(
-            f"label {int(y.max())} is out of range: classes are 0 to {classes - 1}, and {wrong} of "
-            f"{len(y)} labels are beyond them"
-        )
-
-
-def check_range(x: Tensor) -> None:
-    """Refuse inputs outside [0, 1]."""
-    if not ((x >= 0) & (x <= 1)).all():
-        span = f"{float(x.min()):.4g} to {float(x.max()):.4g}"
-        raise InputError(f"x must lie in [0, 1], not {span}; normalise inside the model")
+    samples.check_labels(y, count, classes, name=name, soft=False, ignored=False)
 
 
 def batches(x: Tensor, y: Tensor, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,8 +11,9 @@ from sys import _getframe
 import torch
 from torch import Tensor, nn
 
+from pursuitify.data.samples import check_logits
 from pursuitify.errors import InputError
-from pursuitify.robust.attacks.input_checks import check_labels
+from pursuitify.robust.attacks.input_checks import check_classes
 from pursuitify.robust.attacks.losses import Loss, toward
 
 _HERE = str(Path(__file__).parent)
@@ -92,7 +93,7 @@ class AttackObjective:
 
     def logits(self, points: Tensor, labels: Tensor) -> Tensor:
         """Return the model's logits, in float32 at least, after checking them."""
-        logits = check_logits(self.model(points), labels)
+        logits = attacked_logits(self.model(points), labels)
         values = logits.detach()
         if not self._warned and values.amin() >= 0 and (values.sum(1) - 1).abs().amax() < 1e-4:
             self._warned = True
@@ -104,15 +105,15 @@ class AttackObjective:
         return logits
 
 
-def check_logits(logits: object, labels: Tensor) -> Tensor:
-    """Return logits, one row per label, in float32 at least; refuse what is none."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"the model must return logits ({len(labels)}, classes), not {got}")
-    if not logits.detach().isfinite().all():
-        raise InputError("the model returned logits that are not finite")
-    check_labels(labels, logits.shape[1])
-    return logits if logits.dtype == torch.float64 else logits.float()
+def attacked_logits(logits: object, labels: Tensor) -> Tensor:
+    """Return logits, one row per label, in float32 at least.
+
+    Raises:
+        InputError: If they are none, not finite, or fewer than the labels' classes.
+    """
+    found = check_logits(logits, len(labels), finite=True)
+    check_classes(labels, len(labels), found.shape[1])
+    return found if found.dtype == torch.float64 else found.float()
 
 
 def slope_at(points: Tensor, loss: Tensor, *, again: bool = False) -> Tensor:
@@ -124,7 +125,9 @@ def slope_at(points: Tensor, loss: Tensor, *, again: bool = False) -> Tensor:
         raise InputError("the model's output does not depend differentiably on its input")
     if not slope.isfinite().all():
         raise InputError("the gradient at the input is not finite")
-    return slope
+    # Of a loss that sums pixels autograd returns one number under many names; attacks write into
+    # some entries of what they keep, which would change the others.
+    return slope.clone() if 0 in slope.stride() else slope
 
 
 def _through(module: nn.Module) -> Guide:

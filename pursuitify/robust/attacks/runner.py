@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pursuitify.robust.attacks.input_checks import (
     attack_mode,
     batches,
+    check_classes,
     check_inputs,
-    check_labels,
 )
 from pursuitify.robust.attacks.losses import LOSSES
 from pursuitify.robust.attacks.objective import AttackObjective, Guide
@@ -103,7 +103,7 @@ class Campaign:
                 ball = ball_type(part, eps)
                 start = objective(part, labels, clean=part)
                 if number == 1:  # before the work: the labels of the last batch too
-                    check_labels(y, start.logits.shape[1])
+                    check_classes(y, len(y), start.logits.shape[1])
                 worst = Worst(part.clone(), start.loss, start.fooled)
 
                 def tick() -> None:

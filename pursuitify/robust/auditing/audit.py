@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from numbers import Integral
 from os import PathLike
 from typing import Any
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pursuitify.errors import InputError, OptionError
+from pursuitify.errors import AuditError, InputError, OptionError
 from pursuitify.robust.attacks.input_checks import (
     check_inputs,
 )
 from pursuitify.robust.attacks.threat_model import BALLS
 from pursuitify.robust.auditing.attack_registry import Attack
 from pursuitify.robust.auditing.audit_report import AuditReport
+from pursuitify.robust.auditing.network_guard import process_state_kept
 from pursuitify.robust.auditing.protocols import PROTOCOLS, Protocol
 from pursuitify.robust.auditing.results_record import AuditRecord, subject_identity
 from pursuitify.robust.auditing.run_protocol import TWIN, Auditor
@@ -68,7 +68,10 @@ def audit(
         twins: Other networks by name, for instance the source before fine-tuning or an
             adversarially trained one: attacked like the net, and their gradients used against it.
         attacks: Attacks of your own by name, called as ``attack(model, x, y, eps=eps)``. One that
-            raises, or leaves the ball, is reported as failed and raises a flag.
+            raises, or leaves the ball, is reported as failed and raises a flag. One that changes
+            the network or a twin (weights, buffers, modes, attributes, hooks) raises a flag too;
+            these are put right before its points are judged, and so are ``requires_grad``,
+            ``.grad`` and the global random states of torch, NumPy and Python.
         batch_size: How many inputs to attack at a time.
         resume: File that keeps the results of finished attacks; an interrupted audit goes on
             from it. It is refused where anything it depends on is another: inputs, labels,
@@ -83,6 +86,7 @@ def audit(
         OptionError: If an option is wrong, or ``resume`` holds another audit.
         InputError: If the data cannot be attacked, or the network or a twin returns anything but
             finite logits of all its labels' classes.
+        AuditError: If an attack of your own changed the network in a way that cannot be undone.
         KeyboardInterrupt: If interrupted; its text says where the finished results are.
     """
     if not isinstance(protocol, Protocol):
@@ -94,7 +98,7 @@ def audit(
     option_checks.whole_number("seed", seed)
     _check_own(attacks)
     x, y = gather(data)
-    check_inputs(net, x, y, eps)
+    check_inputs(net, x, y, eps, name="data")
     if net.training:
         warnings.warn("the model is in training mode; audited in evaluation mode", stacklevel=2)
     subjects = _subjects(net, dict(twins or {}))
@@ -108,7 +112,7 @@ def audit(
     pursuit = find_pursuit(net)
     if pursuit is not None:
         setting |= pursuit.settings()
-    with _chance(x.device), exact_derivatives(net):
+    with process_state_kept(), exact_derivatives(net):
         identity = {
             **setting,
             "batch_size": batch_size,
@@ -134,13 +138,14 @@ def audit(
         )
         try:
             return run.report(setting, dict(attacks or {}), progress=progress)
-        except KeyboardInterrupt as stop:
+        except (KeyboardInterrupt, AuditError) as stop:
             path = record.rescue()
             if path is None:
                 raise
-            raise KeyboardInterrupt(
-                f"interrupted; what was finished is in {path}: audit(..., resume={str(path)!r}) "
-                "goes on from there"
+            what = str(stop) if isinstance(stop, AuditError) else "interrupted"
+            raise type(stop)(
+                f"{what}; what was finished is in {path}: audit(..., resume={str(path)!r}) goes on "
+                "from there"
             ) from stop
 
 
@@ -241,10 +246,3 @@ def _subjects(net: nn.Module, twins: dict[str, nn.Module]) -> dict[str, nn.Modul
             raise OptionError(f"twin {name!r} must be an nn.Module with a name of its own")
         subjects[name] = twin
     return subjects
-
-
-@contextmanager
-def _chance(device: torch.device) -> Iterator[None]:
-    """Leave the global random state as it is."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield

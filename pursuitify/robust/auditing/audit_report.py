@@ -15,7 +15,7 @@ from pursuitify.robust.auditing.gradient_statistics import GradientStatistics, w
 from pursuitify.robust.auditing.protocols import KINDS
 from pursuitify.robust.auditing.red_flags import FLAGS, CurvePoint, Flag
 from pursuitify.robust.auditing.results_record import AttackResult, write
-from pursuitify.utils.atomic_files import whole
+from pursuitify.utils.atomic_files import write_picture
 from pursuitify.utils.terminal import as_text
 
 if TYPE_CHECKING:
@@ -191,7 +191,12 @@ class AuditReport:
         return table
 
     def plot(self, path: str | PathLike[str]) -> Figure:
-        """Draw accuracy against epsilon; the file's suffix chooses the format."""
+        """Draw accuracy against epsilon; the file's suffix chooses the format.
+
+        Raises:
+            OptionError: If matplotlib writes no such format.
+            CheckpointError: If it cannot be written; what stood at ``path`` is still there.
+        """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 4), layout="constrained")
@@ -211,6 +216,4 @@ class AuditReport:
         axes.set_ylabel("accuracy")
         axes.set_title(self.verdict, fontsize=9, wrap=True)
         axes.legend()
-        with whole(path) as written:
-            figure.savefig(written)
-        return figure
+        return write_picture(path, figure)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pursuitify.robust.attacks.input_checks import attack_mode, batches, evaluation_mode
 from pursuitify.robust.attacks.losses import cross_entropy, margin
-from pursuitify.robust.attacks.objective import AttackObjective, check_logits, slope_at
+from pursuitify.robust.attacks.objective import AttackObjective, attacked_logits, slope_at
 from pursuitify.robust.surrogates.sweep_counts import at_each
 
 _SWEEPS = 50
@@ -83,7 +83,7 @@ def gradient_statistics(
                 points = part.requires_grad_()
                 logits = outputs(points)
             for view, place in views.items():
-                measured = _slopes(points, check_logits(logits[place], labels), labels)
+                measured = _slopes(points, attacked_logits(logits[place], labels), labels)
                 for kept, value in zip(found[view], measured, strict=True):
                     kept.append(value)
     joined = {view: [torch.cat(kept) for kept in parts] for view, parts in found.items()}

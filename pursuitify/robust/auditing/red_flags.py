@@ -21,6 +21,7 @@ FLAGS = {
     "unbounded attack fails": "accuracy is above chance though any image is allowed",
     "zero gradients": "the loss's gradient is exactly zero at correctly classified inputs",
     "vanishing gradients": "to first order no image whatever would change the decision",
+    "changes the network": "an attack of yours changed a network, which was then restored",
     "answers at random": "two passes over the same inputs differ",
     "probabilities": "the network returns probabilities rather than logits",
 }
@@ -104,6 +105,15 @@ def of_failures(results: Iterable[AttackResult]) -> list[Flag]:
         Flag("weak attack", f"{result.name} could not run: {result.error}")
         for result in results
         if result.error
+    ]
+
+
+def of_changes(results: Iterable[AttackResult]) -> list[Flag]:
+    """Name the attacks that changed a network: what they attacked is not what was judged."""
+    return [
+        Flag("changes the network", f"{result.name} changed {result.changed}")
+        for result in results
+        if result.changed
     ]
 
 

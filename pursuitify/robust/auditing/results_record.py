@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from pursuitify.checkpoints.tensor_sketch import sketch
 from pursuitify.errors import OptionError
 from pursuitify.robust.attacks.input_checks import batches, evaluation_mode
-from pursuitify.robust.attacks.objective import check_logits
-from pursuitify.utils.atomic_files import write_json
+from pursuitify.robust.attacks.objective import attacked_logits
+from pursuitify.utils import random_state
+from pursuitify.utils.atomic_files import make_folder, write_json
 from pursuitify.utils.fingerprint import attributes_of
 
 #: Answers that differ by more than this share of their norm are another network's. The weights and
@@ -41,6 +42,8 @@ class AttackResult:
         new: How many of them nothing before had fooled.
         seconds: How long it took.
         error: Why it could not run, else empty.
+        changed: What it changed in a network, in words; it was put right before the attack's
+            points were judged.
     """
 
     name: str
@@ -52,6 +55,7 @@ class AttackResult:
     new: int
     seconds: float
     error: str = ""
+    changed: str = ""
 
 
 class AuditRecord:
@@ -127,7 +131,7 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
         CheckpointError: If it cannot be written; what stood at ``path`` is still there.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     write_json(target, content)
 
 
@@ -145,7 +149,7 @@ def subject_identity(
     again = answers(net, x[:_FEW], y[:_FEW], batch_size, seed)
     once = answers(net, x[:_FEW], y[:_FEW], batch_size, seed)
     after = attributes_of(net)
-    repeats = _close(again, once)
+    repeats = close(again, once)
     return {
         f"attributes of {name}": {k: v for k, v in before.items() if after.get(k) == v},
         f"answers of {name}": first if repeats else {},
@@ -157,9 +161,9 @@ def answers(
     net: nn.Module, x: Tensor, y: Tensor, batch_size: int | None, seed: int
 ) -> dict[str, list[float]]:
     """Return a few hundred numbers that stand for a network's logits on the inputs."""
-    torch.manual_seed(seed)
+    random_state.seed_all(seed)
     with evaluation_mode(net):
-        parts = [check_logits(net(part), labels) for part, labels in batches(x, y, batch_size)]
+        parts = [attacked_logits(net(part), own) for part, own in batches(x, y, batch_size)]
     found = sketch(torch.cat(parts))
     return {key: found[key] for key in ("norms", "sums")}
 
@@ -176,10 +180,10 @@ def _differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     if found:
         return found
     both = sorted(k for k in saved.keys() & own.keys() if k.startswith("answers of "))
-    return [k for k in both if not _close(saved[k], own[k])]
+    return [k for k in both if not close(saved[k], own[k])]
 
 
-def _close(one: Any, other: Any) -> bool:
+def close(one: Any, other: Any) -> bool:
     """Whether two sketches of answers are the same to rounding; an empty one fits only another."""
     try:
         for key in ("norms", "sums") if one or other else ():

@@ -14,8 +14,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-from pursuitify.errors import InputError, PursuitifyError
-from pursuitify.robust.attacks.input_checks import check_labels, evaluation_mode
+from pursuitify.errors import AuditError, InputError, PursuitifyError
+from pursuitify.robust.attacks.input_checks import check_classes, evaluation_mode
 from pursuitify.robust.attacks.threat_model import BALLS
 from pursuitify.robust.auditing import red_flags as red
 from pursuitify.robust.auditing.attack_registry import ATTACKS, GUIDES, Attack
@@ -28,9 +28,16 @@ from pursuitify.robust.auditing.gradient_statistics import (
     spread,
     through_sweeps,
 )
+from pursuitify.robust.auditing.network_guard import NetworkGuard, in_words, process_state_kept
 from pursuitify.robust.auditing.protocols import Protocol, Step
-from pursuitify.robust.auditing.results_record import AttackResult, AuditRecord
+from pursuitify.robust.auditing.results_record import (
+    AttackResult,
+    AuditRecord,
+    answers,
+    close,
+)
 from pursuitify.robust.surrogates.sweep_counts import find_pursuit
+from pursuitify.utils import random_state
 from pursuitify.utils.fingerprint import of_values
 from pursuitify.utils.terminal import bar_console
 
@@ -38,6 +45,19 @@ from pursuitify.utils.terminal import bar_console
 TWIN = "same weights at T = 0"
 _DRIFT = 1e-4  # two passes that differ by more than this share of the largest logit are random
 _FEW = 64  # inputs that a cheap look takes
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """What passes over the networks do.
+
+    Attributes:
+        changes: What every pass changes (counters, caches), in a guard's words: no attack's doing.
+        answers: By network a sketch of its answers; none of a network that does not repeat itself.
+    """
+
+    changes: frozenset[str]
+    answers: Mapping[str, Any]
 
 
 @dataclass
@@ -56,6 +76,8 @@ class Auditor:
         batch_size: How many inputs at a time.
         record: Finished results.
         marks: Hashes of the twins, as they were when first met.
+        passes: What one pass over the networks changes in them, and what they answered; None until
+            an attack of the user's own is run.
     """
 
     net: nn.Module
@@ -69,6 +91,7 @@ class Auditor:
     batch_size: int | None
     record: AuditRecord
     marks: dict[str, str] = field(default_factory=dict)
+    passes: _Passes | None = None
 
     def report(
         self, setting: Mapping[str, Any], own: Mapping[str, Attack], *, progress: bool
@@ -104,6 +127,7 @@ class Auditor:
         raised = [
             *red.of_attacks([r for r in results if r.subject == "network"], len(self.x)),
             *red.of_failures([r for r in results if r.subject != "network"] + failed),
+            *red.of_changes(results),
             *trouble,
             *red.of_curve(curve, clean["network"], classes, len(self.x)),
             *red.of_gradients(gradients),
@@ -128,11 +152,12 @@ class Auditor:
         A twin that cannot be attacked is refused here rather than when its turn comes.
         """
         count = class_count(self.net, self.x[:1], self.y[:1])
-        check_labels(self.y, count)
+        check_classes(self.y, len(self.y), count, name="data")
         for name, subject in self.subjects.items():
             if name not in ("network", TWIN):
                 try:
-                    check_labels(self.y, class_count(subject, self.x[:1], self.y[:1]))
+                    found = class_count(subject, self.x[:1], self.y[:1])
+                    check_classes(self.y, len(self.y), found, name="data")
                 except InputError as error:
                     raise InputError(f"twin {name!r}: {error}") from error
         return count
@@ -196,21 +221,93 @@ class Auditor:
         for name in own:
             tell(f"network: {name}")
 
-            def attack(x: Tensor, y: Tensor, seed: int, name: str = name) -> Tensor:
+            changes: list[str] = []
+
+            def attack(
+                x: Tensor, y: Tensor, seed: int, name: str = name, changes: list[str] = changes
+            ) -> Tensor:
                 del seed
-                with evaluation_mode(self.net):
-                    points = own[name](self.net, x.clone(), y, eps=self.eps)
+                with self._guarded(name, changes):
+                    points = own[name](self.net, x.clone(), y.clone(), eps=self.eps)
                 if not isinstance(points, Tensor) or points.shape != x.shape:
                     raise InputError("it must return perturbed inputs of the shape of x")
                 return BALLS[self.norm](x, self.eps).admit(points.detach().to(x))
 
             title, depends = f"own | {name}", [of_values(own[name], attributes=False)]
             found = self._run(
-                title, depends, attack, "network", name, "yours", self.eps, wrong, fooled, set()
+                title,
+                depends,
+                attack,
+                "network",
+                name,
+                "yours",
+                self.eps,
+                wrong,
+                fooled,
+                set(),
+                changes,
             )
             fooled = fooled.union(found.fooled)
             results.append(found)
         return results
+
+    @contextmanager
+    def _guarded(self, name: str, changes: list[str]) -> Iterator[None]:
+        """Run an attack of the user's own so that it leaves every network as it was.
+
+        Args:
+            name: The attack's.
+            changes: What it changed is added here.
+
+        Raises:
+            AuditError: If a network answers otherwise afterwards all the same.
+        """
+        with evaluation_mode(self.net):
+            if self.passes is None:
+                self.passes = self._look_at_passes()
+            guard = NetworkGuard(self.subjects)
+            try:
+                try:
+                    with process_state_kept(), torch.enable_grad():
+                        yield
+                finally:
+                    changes += guard.restore(self.passes.changes)
+            except Exception:
+                self._check_answers(name, self.passes)
+                raise
+            self._check_answers(name, self.passes)
+
+    def _check_answers(self, name: str, passes: _Passes) -> None:
+        for subject, before in passes.answers.items():
+            try:
+                same = close(before, self._sketch(subject))
+            except Exception:  # whatever it is, it did not happen before the attack
+                same = False
+            if not same:
+                raise AuditError(
+                    f"attack {name!r} changed {subject!r}: it answers otherwise than before, "
+                    "though its weights, buffers, modes and attributes are as they were. Something "
+                    "outside of the network was changed, such as a function or a class that it "
+                    "calls. Let the attack work on a copy, copy.deepcopy(model), and leave "
+                    "everything else alone"
+                )
+
+    def _look_at_passes(self) -> _Passes:
+        guard, repeating = NetworkGuard(self.subjects), {}
+        for name in self.subjects:
+            try:
+                first, again = (self._sketch(name) for _ in range(2))
+            except InputError:  # a twin that cannot be attacked is reported when its turn comes
+                continue
+            if close(first, again):
+                repeating[name] = again
+        return _Passes(frozenset(guard.changes()), repeating)
+
+    def _sketch(self, subject: str) -> Any:
+        """Return what stands for a network's answers to a few inputs."""
+        x, y = self.x[:_FEW], self.y[:_FEW]
+        with process_state_kept():
+            return answers(self.subjects[subject], x, y, self.batch_size, self.seed)
 
     def _run(
         self,
@@ -224,6 +321,7 @@ class Auditor:
         wrong: set[int],
         fooled: set[int],
         skip: set[int],
+        changes: Sequence[str] = (),
     ) -> AttackResult:
         """Run an attack on all inputs but ``skip``, judge its points, and keep the result.
 
@@ -232,6 +330,7 @@ class Auditor:
         change before it would have changed is not found, and the attack runs again.
 
         An attack that raises is a result with an error, which raises a flag, and the audit goes on.
+        ``changes`` is filled while it runs.
         """
         more = of_values(*depends, *sorted(skip)) if depends or skip else ""
         key = f"{title} | {more}" if more else title
@@ -240,7 +339,7 @@ class Auditor:
             return held
         begin = time.perf_counter()
         seed = zlib.crc32(f"{self.seed} {title}".encode())
-        torch.manual_seed(seed)
+        random_state.seed_all(seed)
         left = [n for n in range(len(self.x)) if n not in skip]
         error, hit = "", set(wrong)
         if left:
@@ -250,6 +349,8 @@ class Auditor:
                 points = attack(x, y, seed)
                 missed = predictions(self.subjects[subject], points, y, self.batch_size)
                 hit |= {left[n] for n in missed.nonzero().flatten().tolist()}
+            except AuditError:
+                raise
             except Exception as reason:  # whatever an attack raises must not cost the others
                 error = _cause(reason)
         result = AttackResult(
@@ -262,12 +363,13 @@ class Auditor:
             new=len(hit - fooled),
             seconds=time.perf_counter() - begin,
             error=error,
+            changed=in_words(changes),
         )
         self.record.keep(key, result)
         return result
 
     def _wrong(self, subject: nn.Module) -> set[int]:
-        torch.manual_seed(self.seed)
+        random_state.seed_all(self.seed)
         missed = predictions(subject, self.x, self.y, self.batch_size)
         return set(missed.nonzero().flatten().tolist())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -128,5 +129,30 @@ def test_bad_arguments(undefended, digits):
     for options in ({"steps": 0}, {"restarts": 0}, {"targets": -1}, {"norm": "l1"}, {"loss": "x"}):
         with pytest.raises(OptionError, match=next(iter(options))):
             apgd(undefended, x, y, **{"eps": EPS, **options})
-    with pytest.raises(InputError, match=r"label 10 .* 0 to 9"):
+    with pytest.raises(InputError, match=r"label 10, .* 0 to 9"):
         apgd(undefended, x, torch.full((4,), 10), eps=EPS)
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd])
+def test_a_slope_that_is_one_number_under_many_names(undefended, digits, attack):
+    """What sums pixels has such a slope, and writing into a part of it would change all of it."""
+    x, y = (part[:16] for part in digits)
+    weights = torch.ones_like(x)
+
+    def summed(points, labels, clean, loss):
+        return points.flatten(1).sum(1) * (1 - 2 * (points.flatten(1).mean(1) > 0.4))
+
+    def weighted(points, labels, clean, loss):
+        return summed(points * weights[: len(points)], labels, clean, loss)
+
+    given = {} if attack is fgsm else {"steps": 12, "seed": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = attack(undefended, x, y, eps=EPS, guide=summed, **given)
+    assert torch.equal(found, attack(undefended, x, y, eps=EPS, guide=weighted, **given))
+
+
+def test_targets_have_a_loss_of_their_own(undefended, digits):
+    x, y = (part[:4] for part in digits)
+    with pytest.raises(OptionError, match="loss='dlr' would have no effect: targets=2"):
+        apgd(undefended, x, y, eps=EPS, targets=2, loss="dlr")

@@ -335,11 +335,11 @@ def test_the_progress_bar_shows(linear, data, capsys):
 
 X, Y = torch.rand(4, 1, 6, 6), torch.arange(4)
 BAD_INPUTS = {
-    "label above": (X, torch.tensor([0, 1, 2, 4]), "label 4 .* 0 to 3"),
+    "label above": (X, torch.tensor([0, 1, 2, 4]), "label 4, .* 0 to 3"),
     "label below": (X, torch.tensor([0, 1, -1, 3]), "label -1"),
-    "float labels": (X, Y.float(), "integer labels"),
-    "one-hot labels": (X, torch.eye(4).long(), "one label per input"),
-    "too few labels": (X, Y[:3], "one label per input"),
+    "float labels": (X, Y.float(), "Class numbers are integers"),
+    "one-hot labels": (X, torch.eye(4).long(), r"one-hot rows as y\.argmax\(1\)"),
+    "too few labels": (X, Y[:3], "one class number per sample"),
     "too bright": (X + 0.5, Y, "normalise inside the model"),
     "too dark": (X - 0.5, Y, r"\[0, 1\]"),
     "nan": (torch.full_like(X, torch.nan), Y, r"\[0, 1\]"),
@@ -347,7 +347,7 @@ BAD_INPUTS = {
     "bytes": ((X * 255).byte(), Y, "float32 or float64"),
     "no batch": (X[0, 0, 0, 0], Y, "batch"),
     "array": (X.numpy(), Y, "x must be a tensor"),
-    "list": (X, [0, 1, 2, 3], "y must be a tensor"),
+    "list": (X, [0, 1, 2, 3], "y are a list, not a tensor"),
 }
 
 
@@ -442,7 +442,7 @@ def test_losses_that_need_more_classes():
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
 def test_a_single_logit_is_refused(loss):
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 1))
-    with pytest.raises(InputError, match="one logit per input"):
+    with pytest.raises(InputError, match="one logit per sample"):
         fgsm(model, X, torch.zeros(4, dtype=torch.long), eps=EPS, loss=loss)
 
 

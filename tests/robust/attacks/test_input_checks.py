@@ -47,13 +47,13 @@ every = pytest.mark.parametrize("name", ATTACKS)
 X, Y = torch.rand(6, 1, 8, 8), torch.arange(6)
 REFUSED = {
     "empty": (X[:0], Y[:0], "there is nothing to attack"),
-    "label above": (X, Y + 5, "label 10 is out of range: classes are 0 to 9"),
-    "label below": (X, Y - 1, "label -1 is out of range"),
+    "label above": (X, Y + 5, "y has the label 10, .* classes, numbered 0 to 9: 1 of 6"),
+    "label below": (X, Y - 1, "label -1; labels are class numbers from 0 on$"),
     "too bright": (X + 0.5, Y, r"x must lie in \[0, 1\]"),
     "too dark": (X - 0.5, Y, "normalise inside the model"),
     "not a number": (X * torch.nan, Y, r"x must lie in \[0, 1\]"),
-    "one label for all": (X, Y[:1], "one label per input"),
-    "one-hot": (X, torch.eye(6)[Y], "integer labels"),
+    "one label for all": (X, Y[:1], "one class number per sample"),
+    "one-hot": (X, torch.eye(6)[Y], "are probabilities, and class numbers are needed"),
     "bytes": (X.byte(), Y, "float32 or float64"),
 }
 

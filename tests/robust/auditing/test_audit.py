@@ -301,7 +301,7 @@ BAD = {
         (X, Y),
         {"twins": {"few": nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}},
         InputError,
-        "twin 'few': label 3 is out of range",
+        "twin 'few': y has the label 3, and the network has 3 classes",
     ),
     "twin": ((X, Y), {"twins": {"network": nn.Identity()}}, OptionError, "name of its own"),
 }

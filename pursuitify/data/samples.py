@@ -1,16 +1,19 @@
-"""The one place that says what labels and logits may be: for training, evaluation and attacks.
+"""The one place that says what inputs, labels and logits may be.
 
-A label is a class number (any integer type), ``IGNORED`` for a sample that no loss counts, or a
-row of probabilities, one per class (soft labels). Nothing is rounded, cut off or shifted here.
+Training, evaluation, attacks and audits ask here. A label is a class number (any integer type),
+``IGNORED`` for a sample that no loss counts, or a row of probabilities, one per class (soft
+labels). Nothing is rounded, cut off or shifted here.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pursuitify.errors import InputError, OptionError
+from pursuitify.errors import InputError, OutputError
 
 #: The class number that says: this sample has no label (``ignore_index`` of torch's cross entropy).
 IGNORED = -100
@@ -25,6 +28,8 @@ _INTEGERS = (
     torch.uint32,
     torch.uint64,
 )
+#: The types in which an attack can move inputs: half precision cannot hold a small ball.
+_ATTACKED = (torch.float32, torch.float64)
 #: How far the probabilities of a soft label may be from 1 in sum: half precision rounds to 1e-3.
 _SUM = 1e-2
 
@@ -85,15 +90,18 @@ def _class_numbers(y: Tensor, count: int, classes: int | None, name: str, ignore
     valid = numbers[numbers != IGNORED] if ignored else numbers
     if not len(valid):
         return numbers
-    low, high = int(valid.min()), int(valid.max())
+    low, high = (int(end) for end in valid.aminmax())
     if low < 0:
         also = f", or {IGNORED} for a sample without one" if ignored else ""
+        if low == IGNORED:
+            also = f"; {IGNORED} says that a sample has none, and it has to be left out here"
         raise InputError(f"{name} has the label {low}; labels are class numbers from 0 on{also}")
     if classes is not None and high >= classes:
         hint = "; these count from 1: subtract 1" if low == 1 and high == classes else ""
+        beyond = int((valid >= classes).sum())
         raise InputError(
             f"{name} has the label {high}, and the network has {classes} classes, numbered 0 to "
-            f"{classes - 1}{hint}"
+            f"{classes - 1}: {beyond} of {count} labels are beyond them{hint}"
         )
     return numbers
 
@@ -116,31 +124,62 @@ def _probabilities(y: Tensor, count: int, classes: int | None, name: str) -> Non
         )
 
 
-def check_logits(logits: object, count: int) -> Tensor:
+def check_inputs(
+    x: object, *, name: str = "x", kinds: Collection[torch.dtype] = _ATTACKED
+) -> Tensor:
+    """Return inputs that an attack or noise can move: a batch of numbers in [0, 1].
+
+    Args:
+        x: The inputs.
+        name: Of the inputs, for the error.
+        kinds: The types that will do.
+
+    Raises:
+        InputError: If they are none.
+    """
+    if not isinstance(x, Tensor):
+        raise InputError(f"{name} must be a tensor, not {type(x).__name__}")
+    if x.dtype not in kinds:
+        listed = " or ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise InputError(f"{name} must be {listed}, not {x.dtype}: scale images to [0, 1]")
+    if x.ndim < 2:
+        raise InputError(f"{name} must be a batch of inputs, not of shape {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise InputError(f"there is nothing to attack: {name} is empty")
+    if not bool(((x >= 0) & (x <= 1)).all()):
+        span = f"{float(x.min()):.4g} to {float(x.max()):.4g}"
+        raise InputError(f"{name} must lie in [0, 1], not {span}; normalise inside the model")
+    return x
+
+
+def check_logits(logits: object, count: int, *, finite: bool = False) -> Tensor:
     """Return a network's output if it is a row of at least two logits per sample.
 
     Args:
         logits: The output.
         count: Number of samples.
+        finite: Whether NaN and infinity are refused.
 
     Raises:
-        OptionError: If it is none. One logit per sample, of a network with a binary output, is no
-            distribution over classes: its cross entropy is 0 whatever it says.
+        OutputError: If it is none. One logit per sample, of a network with a binary output, is no
+            distribution over classes: its cross entropy is 0 whatever it says, and the largest of
+            one is always right.
     """
     if not isinstance(logits, Tensor) or logits.dim() not in (1, 2) or len(logits) != count:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise OptionError(
+        raise OutputError(
             f"the network must return logits ({count}, classes), not {got}. Where it returns more "
-            "(auxiliary heads, dictionaries), write the loop yourself: a PursuitNetwork trains "
-            "like any other module"
+            "(auxiliary heads, dictionaries), wrap it in a module that returns the logits alone"
         )
     if logits.dim() == 1 or logits.shape[1] < 2:
-        raise OptionError(
+        raise OutputError(
             f"the network returns one logit per sample, of shape {tuple(logits.shape)}, and two or "
             "more classes are needed: with one, every answer is the same. Let it return two, for "
             "instance torch.cat([torch.zeros_like(z), z], 1) for a logit z of shape (samples, 1), "
             "which has the same probabilities, and number the classes 0 and 1"
         )
+    if finite and not bool(logits.detach().isfinite().all()):
+        raise OutputError("the network returned logits that are not finite")
     return logits
 
 
