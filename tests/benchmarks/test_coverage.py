@@ -9,7 +9,6 @@ import pytest
 pytest.importorskip("torchvision")
 from benchmarks import coverage
 
-
 #: Joins, channel shuffles, gates, a refusal.
 SMALL = ("squeezenet1_1", "shufflenet_v2_x0_5", "regnet_y_400mf", "mobilenet_v3_small")
 
