@@ -503,7 +503,7 @@ def test_a_state_from_before_data_was_recorded(tmp_path: Path, whole: list[Any])
     header, tensors = read_tensors(path, "pursuitify.training", "this run")
     old = {"batches per epoch", "gradient accumulation", "settings"}
     header["facts"] = {name: value for name, value in header["facts"].items() if name in old}
-    del header["progress"]["read"], header["answers"]
+    del header["progress"]["read"], header["answers"], header["check"]
     write_tensors(path, tensors, "pursuitify.training", json.dumps(header))
     assert train(tmp_path, resume=True).history == whole
 
