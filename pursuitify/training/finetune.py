@@ -30,7 +30,7 @@ from pursuitify.training.objectives import TrainingObjective
 from pursuitify.training.optimizer import LearningRateSchedule, make_optimizer
 from pursuitify.training.run_folder import Output
 from pursuitify.training.state import Generators, Progress, TrainingState
-from pursuitify.utils import fingerprint, random_state
+from pursuitify.utils import fingerprint, option_checks, random_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -83,7 +83,13 @@ def finetune(
         TrainingError: If the loss is not finite.
         Interrupted: On Ctrl-C, after saving the state.
     """
+    if config is not None and not isinstance(config, Config):
+        raise OptionError(
+            f"config is a {type(config).__name__}, not a Config: give Config(epochs=3), or the "
+            "fields by name, finetune(..., epochs=3)"
+        )
     config = (config or Config()).with_options(options)
+    output = None if output is None else option_checks.path("output", output)
     _check(net, config, resume, output)
     _check_data_options(train, val, config)
     if accelerator is None:
