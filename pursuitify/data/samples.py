@@ -152,6 +152,14 @@ def check_inputs(
     return x
 
 
+def recordable(x: Tensor) -> Tensor:
+    """Return what autograd can keep: a copy of a tensor made in inference mode, else itself."""
+    if not x.is_inference():
+        return x
+    with torch.inference_mode(False):
+        return x.clone()
+
+
 def check_logits(logits: object, count: int, *, finite: bool = False) -> Tensor:
     """Return a network's output if it is a row of at least two logits per sample.
 

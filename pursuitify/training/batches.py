@@ -28,6 +28,7 @@ from torch.utils.data import (
 
 from pursuitify.data import Images
 from pursuitify.data.image_folder import Folder
+from pursuitify.data.samples import recordable
 from pursuitify.errors import DataError, OptionError
 from pursuitify.training import seeding
 from pursuitify.utils import option_checks, random_state
@@ -315,7 +316,7 @@ def tensors(pair: Batch, what: str) -> tuple[Tensor, Tensor]:
             "both need the samples as their first dimension. A single sample is no batch: give "
             "DataLoader a batch_size"
         )
-    return x, y
+    return recordable(x), recordable(y)
 
 
 class _Seeded(Dataset[Any]):
@@ -509,7 +510,20 @@ class _Streamed:
         with random_state.kept(cuda=False):
             keys = (self._seed, seeding.ITEM, epoch, number)
             random_state.seed_all(seeding.derived(*keys))
-            return torch.stack([self._augment(one) for one in x])
+            changed = [self._augment(one) for one in x]
+        try:
+            found = default_collate(changed)
+        except (TypeError, RuntimeError) as error:
+            raise OptionError(
+                f"what augment makes of a batch of {self._name} cannot be put together ({error}): "
+                "it takes one x and returns one x, a tensor of the same shape for each"
+            ) from error
+        if not isinstance(found, Tensor):
+            raise OptionError(
+                f"augment returned a {type(changed[0]).__name__} for a sample of {self._name}: it "
+                "takes one x and returns one x"
+            )
+        return found
 
     def digest(self, count: int) -> str | None:
         return self._digests[count - 1] if 0 < count <= len(self._digests) else None

@@ -30,7 +30,7 @@ from pursuitify.training.objectives import TrainingObjective
 from pursuitify.training.optimizer import LearningRateSchedule, make_optimizer
 from pursuitify.training.run_folder import Output
 from pursuitify.training.state import Generators, Progress, TrainingState
-from pursuitify.utils import fingerprint, random_state
+from pursuitify.utils import fingerprint, option_checks, random_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -83,7 +83,13 @@ def finetune(
         TrainingError: If the loss is not finite.
         Interrupted: On Ctrl-C, after saving the state.
     """
+    if config is not None and not isinstance(config, Config):
+        raise OptionError(
+            f"config is a {type(config).__name__}, not a Config: give Config(epochs=3), or the "
+            "fields by name, finetune(..., epochs=3)"
+        )
     config = (config or Config()).with_options(options)
+    output = None if output is None else option_checks.path("output", output)
     _check(net, config, resume, output)
     _check_data_options(train, val, config)
     if accelerator is None:
@@ -104,7 +110,8 @@ def finetune(
         place = Output.at(output, resume)
         facts = _facts(net, train, val, config, augment) if place.folder is not None else {}
         known = {"train": all_labels(train), "val": all_labels(val)}
-        first = _First(net, rows, held, config, known, augment)
+        best = None if place.folder is None else place.best
+        first = _First(net, rows, held, config, known, augment, best)
         run = _prepared(net, rows, held, config, accelerator, place, facts, first, resume)
         try:
             stopped = loop.train(run)
@@ -117,12 +124,11 @@ def finetune(
             net.load_state_dict(run.kept.state_dict())
     if config.tensorboard:
         accelerator.end_training()
-    best = run.progress.best
-    assert best is not None
+    assert run.progress.best is not None
     written = place.folder is not None
     return Result(
         run.progress.history,
-        best,
+        run.progress.best,
         stopped,
         place.best if written else None,
         place.last if written else None,
@@ -187,6 +193,7 @@ class _First:
         config: The configuration.
         known: By name of the data its labels, where they are in memory.
         augment: The augmentation.
+        best: The file that keeps the best weights, where there is a folder.
         state: The state whose ``probe`` is set.
         classes: How many classes the network tells apart; 0 where nothing is left to train.
     """
@@ -197,6 +204,7 @@ class _First:
     config: Config
     known: dict[str, Tensor | None]
     augment: Any
+    best: Path | None = None
     state: TrainingState | None = None
     classes: int = 0
 
@@ -204,10 +212,17 @@ class _First:
         """Open the data where training goes on, and refuse what does not fit.
 
         Raises:
-            CheckpointError: If it is other data than the run began with.
+            CheckpointError: If it is other data than the run began with, or its best weights are
+                gone.
             InputError: If labels do not fit the network.
             OptionError: If batches or the network's output are none to train on.
         """
+        kept = self.config.keep == "best" and progress.best is not None
+        if kept and self.best is not None and not self.best.is_file():
+            raise CheckpointError(
+                f"{self.best} is gone, which holds the best weights so far, and the run would end "
+                "with them: put it back, or start another run in another folder"
+            )
         if progress.epoch >= self.config.epochs:
             return
         if progress.step and fingerprint.holds_generator(self.augment):

@@ -17,7 +17,7 @@ from torch import nn
 from pursuitify.data.samples import check_labels, labelled
 from pursuitify.errors import RangeError, TrainingError
 from pursuitify.network.pursuit_network import PursuitNetwork
-from pursuitify.training import progress_log, seeding
+from pursuitify.training import progress_log, run_identity, seeding
 from pursuitify.training.adversarial_inputs import attack, noisy
 from pursuitify.training.batches import Batch, Batches, tensors
 from pursuitify.training.evaluation import Score, score, sums
@@ -179,15 +179,18 @@ def _group(run: TrainingRun, batches: Iterator[Batch], size: int) -> list[Batch]
 def _saved_before(run: TrainingRun) -> Iterator[None]:
     """Save the state as it is where what follows fails: a file that cannot be read, a bad label.
 
-    Not with several processes: the others go on and would not take part in saving.
+    What the data holds and names is no part of that state, for its owner will mend it: the samples
+    that are read to compare still are. Not with several processes: the others go on and would not
+    take part in saving.
     """
-    done = False
     try:
         yield
-        done = True
-    finally:
-        if not done and run.accelerator.num_processes == 1:
+    except BaseException as error:
+        if run.accelerator.num_processes == 1:
+            if isinstance(error, Exception):
+                run.state.facts = run_identity.without_content(run.state.facts)
             _save(run)
+        raise
 
 
 def _step(run: TrainingRun, group: list[Batch]) -> None:

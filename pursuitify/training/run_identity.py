@@ -25,6 +25,8 @@ from pursuitify.utils import fingerprint, random_state
 _SAMPLES = 64
 #: The facts that ``module_facts`` returns.
 OF_MODULES = frozenset({"attributes", "frozen parameters"})
+#: In the names of facts that are compared only where both runs have them.
+_ALL = ": all "
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
 
@@ -73,6 +75,11 @@ def _samples(data: Any, seed: int, augment: Any, name: str) -> dict[str, Any]:
     if isinstance(data, Folder):
         facts["files"] = data.identity()
     return facts
+
+
+def without_content(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts without those on all that a data set holds and names, which are not compared."""
+    return {name: value for name, value in facts.items() if _ALL not in name}
 
 
 def _of_one_shape(images: list[Any]) -> bool:
@@ -231,7 +238,7 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
         was, now = saved.get(name), own.get(name)
         if was == now or (name not in saved and not _was_recorded(name, saved)):
             continue
-        if ": all " in name and (was is None or now is None):
+        if _ALL in name and (was is None or now is None):
             continue  # the same samples may lie in memory now, or no longer
         if name == "attributes" and isinstance(was, dict) and isinstance(now, dict):
             parts = sorted({*was, *now})

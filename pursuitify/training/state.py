@@ -23,11 +23,14 @@ from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.training import run_identity
 from pursuitify.training.config import FREE, Config
 from pursuitify.training.optimizer import restore_state, state_tensors
+from pursuitify.utils import fingerprint
 from pursuitify.utils.atomic_files import read_tensors, write_tensors
 from pursuitify.version import VERSION
 
 FORMAT = 1
 _KEY = "pursuitify.training"
+#: More steps, epochs or batches than any run has.
+_MANY = 2**62
 #: Differences that a message lists.
 _SHOWN = 12
 _PARTS = ("net", "optimizer", "ema", "norms", "train", "val")
@@ -112,7 +115,7 @@ class TrainingState:
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "answers": None if self.probe is None else self._answers(),
         }
-        write_tensors(path, tensors, _KEY, header)
+        write_tensors(path, tensors, _KEY, {**header, "check": _check(header, tensors)})
 
     def _answers(self) -> dict[str, Any]:
         assert self.probe is not None
@@ -155,10 +158,12 @@ class TrainingState:
         # Last, since rows and operations say more clearly what other network this is.
         facts = _mapping(header, "facts", path)
         _refuse(path, facts, self.facts, run_identity.OF_MODULES)
-        try:
-            progress = Progress(**header["progress"])
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"the header of {path} is incomplete or altered") from error
+        if "check" in header and header["check"] != _check(header, tensors):  # of old states none
+            raise CheckpointError(
+                f"{path} was altered after it was written, or is damaged: it holds something else "
+                "than the run saved. Restore it from a copy, or start another run in another folder"
+            )
+        progress = _progress(header, path)
         generators = {
             name: [parts[name][key] for key in sorted(parts[name], key=int)]
             for name in ("train", "val")
@@ -224,6 +229,45 @@ def _refuse(
             f"{path} belongs to another run: {'; '.join(differing[:_SHOWN])}{more}. Resume with "
             "what the run began with, or start another one in another folder"
         )
+
+
+def _check(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return what a state that was written whole, and not altered since, says of itself."""
+    text = json.dumps({k: v for k, v in header.items() if k != "check"}, sort_keys=True)
+    held = [tensors[name] for name in sorted(tensors)]
+    return fingerprint.of_values(text, sorted(tensors), fingerprint.of_tensors(*held))
+
+
+def _progress(header: Mapping[str, Any], path: Path) -> Progress:
+    """Return the progress that a header holds.
+
+    Raises:
+        CheckpointError: If a value is none that a run has there.
+    """
+    try:
+        found = Progress(**header["progress"])
+        counts = (found.epoch, found.batch, found.step, found.waited)
+        rows = [*found.history, *([] if found.best is None else [found.best])]
+        whole = (
+            all(type(count) is int and 0 <= count < _MANY for count in counts)
+            and type(found.history) is list
+            and len(found.history) == found.epoch
+            and (found.best is None) == (found.epoch == 0)
+            and all({"epoch", "step", "val_loss", "val_accuracy"} <= row.keys() for row in rows)
+            and type(found.sums) is list
+            and all(_numbers(row) for row in (*rows, *found.sums))
+            and (found.read is None or type(found.read) is str)
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the header of {path} is incomplete or altered") from error
+    if not whole:
+        raise CheckpointError(f"the header of {path} is incomplete or altered")
+    return found
+
+
+def _numbers(row: object) -> bool:
+    """Whether a row of a log holds numbers by name, and nothing else."""
+    return isinstance(row, dict) and all(type(value) in (int, float) for value in row.values())
 
 
 def _mapping(header: dict[str, Any], name: str, path: Path) -> dict[str, Any]:

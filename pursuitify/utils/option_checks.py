@@ -6,8 +6,10 @@ import difflib
 import inspect
 import math
 import operator
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -75,6 +77,29 @@ def positive(name: str, value: object) -> int:
         OptionError: Otherwise.
     """
     return whole_number(name, value, least=1)
+
+
+def seed(name: str, value: object) -> int:
+    """Return ``value`` as an int if it is a whole number that torch takes as a seed.
+
+    Raises:
+        OptionError: Otherwise.
+    """
+    found = whole(value)
+    if found is None or not -(2**63) <= found < 2**64:
+        raise OptionError(f"{name}={value!r} is not a whole number of 64 bits")
+    return found
+
+
+def path(name: str, value: object) -> Path:
+    """Return ``value`` as a path if it is one, or a text that is not empty.
+
+    Raises:
+        OptionError: Otherwise.
+    """
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise OptionError(f"{name}={value!r} is not the path of a file or a folder")
+    return Path(value)
 
 
 def number(

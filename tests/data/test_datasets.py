@@ -161,7 +161,8 @@ def folder(path: Path, parts: tuple[str, ...], classes: tuple[str, ...] = ("cat"
 @pytest.mark.parametrize("parts", [("",), ("train",), ("train", "test"), ("train", "val", "test")])
 def test_image_folder(parts: tuple[str, ...], tmp_path: Path) -> None:
     folder(tmp_path, parts)
-    data = load_data(tmp_path, size=16, validation=0.25)
+    whole = {"val", "test"} <= {*parts}  # nothing is split off then, and no share can be given
+    data = load_data(tmp_path, size=16, validation=None if whole else 0.25)
     sizes = {"train": len(data.train), "val": len(data.val), "test": len(data.test)}  # type: ignore[arg-type]
     assert sum(sizes.values()) == 12 * len(parts)
     assert all(sizes[part] == 12 for part in parts[1:])

@@ -355,6 +355,48 @@ def test_options_that_a_loader_makes_void_are_refused() -> None:
         evaluate(linear(), [rows(4)], workers=1)
 
 
+@pytest.mark.parametrize("how", ["tensors", "batches", "samples", "loader"])
+def test_tensors_made_in_inference_mode(how: str) -> None:
+    with torch.inference_mode():
+        x, y = (part.clone() for part in rows(8))
+    data = {
+        "tensors": (x, y),
+        "batches": [(x, y)],
+        "samples": list(zip(x, y, strict=True)),
+        "loader": DataLoader(TensorDataset(x, y), 4),
+    }[how]
+    given = {} if how in ("batches", "loader") else {"batch_size": 4}
+    assert finetune(linear(), data, data, epochs=1, progress=False, **given).history
+
+
+@pytest.mark.parametrize(
+    ("augment", "words"),
+    [
+        (lambda x: (x, 1), "augment returned a (tuple|list) for a sample|must hold tensors"),
+        (lambda x: None, "cannot be put"),
+        (lambda x: x[:, : 4 + int(torch.randint(3, ()))], "cannot be put"),
+        (lambda x: {"a": x}, "augment returned a dict|must hold tensors"),
+    ],
+)
+@pytest.mark.parametrize("loaded", [False, True])
+def test_an_augmentation_that_returns_something_else(
+    augment: Any, words: str, loaded: bool
+) -> None:
+    torch.manual_seed(0)
+    data = DataLoader(TensorDataset(*rows(32)), 16) if loaded else rows(32)
+    with pytest.raises(OptionError, match=words):
+        finetune(linear(), data, rows(4), epochs=1, batch_size=16, augment=augment, progress=False)
+
+
+def test_arguments_of_the_wrong_kind() -> None:
+    config: Any = {"epochs": 1}
+    with pytest.raises(OptionError, match="config is a dict, not a Config"):
+        finetune(linear(), rows(8), rows(8), config)
+    for output in (5, True, "", b"run"):
+        with pytest.raises(OptionError, match="is not the path of a file or a folder"):
+            finetune(linear(), rows(8), rows(8), output=output)  # type: ignore[arg-type]
+
+
 def test_one_logit_is_refused() -> None:
     with pytest.raises(OptionError, match="one logit per sample"):
         evaluate(linear(1), rows(8, classes=1))

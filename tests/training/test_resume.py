@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +24,7 @@ pytest.importorskip("accelerate")
 from pursuitify import CheckpointError, load, pursuitify
 from pursuitify.models import ChainNet
 from pursuitify.training import Interrupted, Result, adversarial_inputs, finetune, loop
+from pursuitify.utils.atomic_files import read_tensors, write_tensors
 from tests.support import resumable
 from tests.support.damaged_files import DAMAGE, damaged
 from tests.support.resumable import STEPS, WRITES, run
@@ -205,17 +208,87 @@ def test_altered_states(change: Any, message: str, state: Path, tmp_path: Path) 
 
 
 def altered(state: Path, folder: Path, change: Any) -> None:
-    """Copy a state to a folder with its header and tensors changed."""
+    """Copy a run to a folder with the header and the tensors of its state changed."""
+    shutil.copytree(state.parent, folder, dirs_exist_ok=True)
     with safe_open(state, framework="pt") as file:
         header = json.loads(file.metadata()["pursuitify.training"])
     tensors = load_file(state)
+    del header["check"]  # as states of earlier versions, of which the values alone tell
     change(header, tensors)
     text = {"pursuitify.training": json.dumps(header)}
     save_file(tensors, folder / state.name, metadata=text)
 
 
+PROGRESS = [
+    {"epoch": -1},
+    {"epoch": True},
+    {"epoch": 2},
+    {"batch": 1.5},
+    {"step": 10**30},
+    {"step": "x"},
+    {"waited": None},
+    {"history": []},
+    {"history": [None]},
+    {"history": [{"loss": 1.0}]},
+    {"history": {}},
+    {"best": None},
+    {"best": [1]},
+    {"best": {"val_accuracy": 1.0}},
+    {"sums": None},
+    {"sums": [None]},
+    {"sums": [{"loss": "x"}]},
+    {"sums": [{"loss": [1.0]}]},
+    {"read": 1},
+]
+
+
+@pytest.mark.parametrize("value", PROGRESS, ids=str)
+def test_progress_that_no_run_has_is_refused(
+    value: dict[str, Any], state: Path, tmp_path: Path
+) -> None:
+    altered(state, tmp_path, lambda h, t: h["progress"].update(value))
+    with pytest.raises(CheckpointError, match="incomplete or altered"):
+        resumed(tmp_path)
+
+
+@given(data=st.data())
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_one_number_changed_anywhere_is_noticed(
+    state: Path, tmp_path_factory: pytest.TempPathFactory, data: Any
+) -> None:
+    """A number of the log or of the sums, or one entry of any weight or of the optimizer."""
+    folder = tmp_path_factory.mktemp("changed")
+    header, tensors = read_tensors(state, "pursuitify.training", "this run")
+    rows = [*header["progress"]["history"], header["progress"]["best"]]
+    places: list[tuple[Any, Any]] = [(row, name) for row in rows for name in row]
+    places += [(tensors, name) for name, value in tensors.items() if value.numel()]
+    held, name = data.draw(st.sampled_from(places))
+    if isinstance(held[name], torch.Tensor):
+        entries = held[name].view(-1)
+        place = data.draw(st.integers(0, entries.numel() - 1))
+        entries[place] = entries[place] + 1
+    else:
+        held[name] += 1
+    write_tensors(folder / state.name, tensors, "pursuitify.training", header)
+    with pytest.raises(CheckpointError, match="was altered after it was written, or is damaged"):
+        resumed(folder)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_best_weights_that_are_gone_are_missed_before_the_work(epochs: int, tmp_path: Path) -> None:
+    config = {"batch_size": 8, "progress": False, "epochs": epochs}
+    finetune(network(), rows(), rows(), output=tmp_path, **config)
+    (tmp_path / "best.safetensors").unlink()
+    net = network()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is gone"):
+        resumed(tmp_path, net, epochs=epochs)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
 def test_a_state_from_before_an_option_existed(state: Path, tmp_path: Path) -> None:
-    shutil.copytree(state.parent, tmp_path, dirs_exist_ok=True)
     altered(state, tmp_path, lambda h, t: h["config"].pop("noise"))
     assert len(resumed(tmp_path).history) == 1
     with pytest.raises(CheckpointError, match=r"noise was 0\.0 and is 0\.1"):

@@ -367,6 +367,21 @@ def test_a_pixel_that_is_not_read_counts(
         assert len(train(root / "run", data=data, resume=True, **call).history) == 2
 
 
+def test_a_file_that_ended_a_run_is_mended_and_the_run_goes_on(tmp_path: Path) -> None:
+    call: dict[str, Any] = {"augment": None, "val": rows(12, 1)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_identity, "_SAMPLES", 2)
+        data = as_pixels(tmp_path / "data", X)
+        whole = train(tmp_path / "whole", data=data, **call)
+        bad = tmp_path / "data" / data.names[17]
+        good = bad.read_bytes()
+        bad.write_bytes(good[:20])
+        with pytest.raises(RuntimeError, match="shape"):
+            train(tmp_path / "run", data=data, **call)
+        bad.write_bytes(good)
+        assert train(tmp_path / "run", data=data, resume=True, **call).history == whole.history
+
+
 def test_a_data_set_that_moved_or_was_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -503,7 +518,7 @@ def test_a_state_from_before_data_was_recorded(tmp_path: Path, whole: list[Any])
     header, tensors = read_tensors(path, "pursuitify.training", "this run")
     old = {"batches per epoch", "gradient accumulation", "settings"}
     header["facts"] = {name: value for name, value in header["facts"].items() if name in old}
-    del header["progress"]["read"], header["answers"]
+    del header["progress"]["read"], header["answers"], header["check"]
     write_tensors(path, tensors, "pursuitify.training", json.dumps(header))
     assert train(tmp_path, resume=True).history == whole
 

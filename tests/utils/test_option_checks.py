@@ -90,3 +90,24 @@ def test_no_other_place_words_the_refusal_of_a_choice() -> None:
         and any(words in ast.unparse(node) for words in ("is unknown; valid", "is not one of"))
     ]
     assert [place.partition(":")[0] for place in found] == ["utils/option_checks.py"]
+
+
+@pytest.mark.parametrize("value", [0, -3, 2**63, 2**64 - 1, -(2**63), np.int64(5)])
+def test_seeds_are_what_torch_takes(value: int) -> None:
+    found = option_checks.seed("seed", value)
+    assert type(found) is int
+    assert found == value
+    torch.Generator().manual_seed(found)
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, 1.0, "1", None, True, torch.tensor(1)])
+def test_what_is_no_seed_is_refused(value: Any) -> None:
+    with pytest.raises(OptionError, match=r"seed=.* is not a whole number of 64 bits"):
+        option_checks.seed("seed", value)
+
+
+def test_paths() -> None:
+    assert option_checks.path("output", "a/b") == option_checks.path("output", Path("a/b"))
+    for value in (None, 5, True, "", ["a"]):
+        with pytest.raises(OptionError, match=r"output=.* is not the path of a file or a folder"):
+            option_checks.path("output", value)

@@ -88,7 +88,7 @@ def verified(
         OptionError: If the library's attack fails on them.
     """
     ball_type = option_checks.chosen("norm", norm, BALLS)
-    seed = option_checks.whole_number("seed", seed)
+    seed = option_checks.seed("seed", seed)
     check_inputs(model, x, y, eps)
     objective = AttackObjective(model, cross_entropy)
     done = []

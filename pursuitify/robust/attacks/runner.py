@@ -92,7 +92,7 @@ class Campaign:
         objective = AttackObjective(
             model, option_checks.chosen("loss", self.loss, LOSSES), self.guide
         )
-        seed = self.seed
+        seed = None if self.seed is None else option_checks.seed("seed", self.seed)
         generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
         done = []
         bars = Progress(console=bar_console(), disable=not self.progress)

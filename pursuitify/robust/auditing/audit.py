@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pursuitify.data.samples import recordable
 from pursuitify.errors import AuditError, InputError, OptionError
 from pursuitify.robust.attacks.input_checks import (
     check_inputs,
@@ -95,10 +96,13 @@ def audit(
     option_checks.number("eps", eps, above=0)
     if batch_size is not None:
         option_checks.positive("batch_size", batch_size)
-    option_checks.whole_number("seed", seed)
+    seed = option_checks.seed("seed", seed)
+    if resume is not None:
+        resume = option_checks.path("resume", resume)
     _check_own(attacks)
     x, y = gather(data)
     check_inputs(net, x, y, eps, name="data")
+    x, y = recordable(x), recordable(y)
     if net.training:
         warnings.warn("the model is in training mode; audited in evaluation mode", stacklevel=2)
     subjects = _subjects(net, dict(twins or {}))

@@ -18,9 +18,10 @@ from pursuitify.checkpoints.tensor_sketch import sketch
 from pursuitify.errors import OptionError
 from pursuitify.robust.attacks.input_checks import batches, evaluation_mode
 from pursuitify.robust.attacks.objective import attacked_logits
+from pursuitify.robust.auditing.protocols import KINDS
 from pursuitify.utils import random_state
-from pursuitify.utils.atomic_files import make_folder, write_json
-from pursuitify.utils.fingerprint import attributes_of
+from pursuitify.utils.atomic_files import as_json, make_folder, write_json
+from pursuitify.utils.fingerprint import attributes_of, of_values
 
 #: Answers that differ by more than this share of their norm are another network's. The weights and
 #: attributes are compared exactly; this leaves room for sums in another order.
@@ -70,7 +71,7 @@ class AuditRecord:
                 ...`` only those that file and audit share are compared.
 
         Raises:
-            OptionError: If the file is of another audit, or none at all.
+            OptionError: If the file is of another audit, was altered, or is none at all.
         """
         self.path = None if path is None else Path(path)
         self.identity = dict(identity)
@@ -80,17 +81,21 @@ class AuditRecord:
         try:
             held = json.loads(self.path.read_text(encoding="utf-8"))
             other = dict(held["identity"])
-            results = {
-                key: AttackResult(**{**value, "fooled": tuple(value["fooled"])})
-                for key, value in held["results"].items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            images = int(self.identity["images"])
+            results = {key: _read(value, images) for key, value in held["results"].items()}
+            whole = held["check"] == _check(other, held["results"])
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise OptionError(f"{self.path} is not the record of an audit") from error
         differing = _differences(other, self.identity)
         if differing:
             raise OptionError(
                 f"{self.path} holds another audit: it differs in {', '.join(differing)}. Its "
                 "results would not be this audit's: give resume= a file of its own"
+            )
+        if not whole:
+            raise OptionError(
+                f"{self.path} was altered after it was written: its results are not those that "
+                "an audit found. Give resume= a file of its own"
             )
         self.results = results
 
@@ -121,7 +126,36 @@ class AuditRecord:
 
     def _write(self, path: Path) -> None:
         held = {key: asdict(r) for key, r in self.results.items() if not r.error}
-        write(path, {"identity": self.identity, "results": held})
+        check = _check(self.identity, held)
+        write(path, {"identity": self.identity, "results": held, "check": check})
+
+
+def _check(identity: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """Return what a record that was written whole, and not altered since, says of itself."""
+    return of_values(as_json({"identity": identity, "results": results}))
+
+
+def _read(value: Mapping[str, Any], images: int) -> AttackResult:
+    """Return a result of a file.
+
+    Raises:
+        KeyError: If a field is missing.
+        TypeError: If a field is there that no result has.
+        ValueError: If a field is not what a result of so many images has there.
+    """
+    found = AttackResult(**{**value, "fooled": tuple(value["fooled"])})
+    texts = (found.name, found.kind, found.subject, found.error, found.changed)
+    counts = (found.attacked, found.new, *found.fooled)
+    numbers = (found.eps, found.seconds)
+    if not (
+        all(type(text) is str for text in texts)
+        and found.kind in KINDS
+        and all(type(count) is int and 0 <= count <= images for count in counts)
+        and list(found.fooled) == sorted({*found.fooled} - {images})
+        and all(type(n) in (int, float) and 0 <= n < math.inf for n in numbers)
+    ):
+        raise ValueError(f"{value!r} is no result of an audit of {images} images")
+    return found
 
 
 def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:

@@ -272,7 +272,7 @@ class Auditor:
                         yield
                 finally:
                     changes += guard.restore(self.passes.changes)
-            except Exception:
+            except (Exception, SystemExit):
                 self._check_answers(name, self.passes)
                 raise
             self._check_answers(name, self.passes)
@@ -351,7 +351,7 @@ class Auditor:
                 hit |= {left[n] for n in missed.nonzero().flatten().tolist()}
             except AuditError:
                 raise
-            except Exception as reason:  # whatever an attack raises must not cost the others
+            except (Exception, SystemExit) as reason:  # whatever it is must not cost the others
                 error = _cause(reason)
         result = AttackResult(
             name=name,
@@ -426,7 +426,7 @@ class Auditor:
         return found, []
 
 
-def _cause(reason: Exception) -> str:
+def _cause(reason: BaseException) -> str:
     """Return why something failed; the kind of error goes without saying for our own."""
     if isinstance(reason, PursuitifyError) and str(reason):
         return str(reason)

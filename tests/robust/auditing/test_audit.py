@@ -312,3 +312,15 @@ def test_bad_arguments(undefended, case):
     data, options, error, message = BAD[case]
     with pytest.raises(error, match=message):
         audit(undefended, data, **{"eps": EPS, "progress": False, **options})
+
+
+def test_tensors_made_in_inference_mode_are_audited():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    x, y = torch.rand(8, 1, 4, 4), torch.randint(0, 3, (8,))
+    with torch.inference_mode():
+        inside = x.clone(), y.clone()
+    given = {"eps": 0.1, "progress": False}
+    found = audit(net, inside, **given)
+    assert found.worst() == audit(net, (x, y), **given).worst()
+    assert found.gradients

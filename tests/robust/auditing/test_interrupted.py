@@ -234,8 +234,10 @@ def test_a_key_press_without_a_record_leaves_one(tmp_path: Path) -> None:
         path.unlink()
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, TypeError, MemoryError, AssertionError])
-def test_one_attack_that_raises_costs_no_other(tmp_path: Path, kind: type[Exception]) -> None:
+@pytest.mark.parametrize(
+    "kind", [RuntimeError, TypeError, MemoryError, AssertionError, SystemExit, RecursionError]
+)
+def test_one_attack_that_raises_costs_no_other(tmp_path: Path, kind: type[BaseException]) -> None:
     def broken(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
         raise kind("out of luck")
 
