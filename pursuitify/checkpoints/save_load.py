@@ -29,7 +29,7 @@ from pursuitify.conversion.convert import pursuitify as convert
 from pursuitify.errors import CheckpointError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.rules import Key, Rule
-from pursuitify.solvers.settings import OPTIONS, Settings
+from pursuitify.solvers.settings import CERTIFIED, OPTIONS, Settings
 from pursuitify.utils import option_checks
 from pursuitify.utils.atomic_files import read_tensors, write_tensors
 from pursuitify.version import VERSION
@@ -38,6 +38,8 @@ from pursuitify.version import VERSION
 FORMAT = 2
 _READS = (1, 2)
 _KEY = "pursuitify"
+#: Options that files of earlier versions lack, with the values that networks had then.
+_EARLIER: dict[str, Any] = {"steps": CERTIFIED}
 
 
 def save(net: PursuitNetwork, path: str | os.PathLike[str]) -> None:
@@ -148,6 +150,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{' and '.join(map(str, _READS))}"
         )
     options = header.get("options")
+    if isinstance(options, dict):
+        header["options"] = options = {**_EARLIER, **options}
     wanted = {*OPTIONS, "layout", "paper", "nonnegative_thresholds"}
     parts = PARTS if version == FORMAT else PARTS[:1]
     if not isinstance(options, dict) or set(options) != wanted or not {*parts} <= {*header}:
