@@ -89,7 +89,7 @@ class Norms:
 
     def __init__(self) -> None:
         self._states: dict[str, Tensor] = {}
-        self._kept: tuple[bytes, dict[str, Tensor]] = b"", {}
+        self._kept: tuple[bytes, dict[NormOf, dict[str, Tensor]]] = b"", {}
         self.training = False
         self.typical = False
 
@@ -115,21 +115,22 @@ class Norms:
 
         One transfer for all kernels: on an accelerator nothing else here waits for the device.
         """
+        fresh = _typical if self.typical else _certify
         if func_transforms.active():  # nothing of such a call may be kept for the next one
             func_transforms.refuse_tracing()
-            return _typical if self.typical else _certify
+            return fresh
         if self.training:
-            return _typical if self.typical else self._estimate
+            return fresh if self.typical else self._estimate
         if torch.compiler.is_compiling():
-            return _typical if self.typical else _certify
+            return fresh
         banks = [bank for m in dictionary.maps() if (bank := m.filter_bank()) is not None]
         forms = repr([bank[1:] for bank in banks]).encode()
         contents = kernel_contents([bank.weight for bank in banks]) + forms
         kept = self._kept
         if contents != kept[0]:
             # Replaced as a whole, not cleared: another thread may be reading the one before.
-            self._kept = kept = contents, {}
-        return _typical if self.typical else functools.partial(_remembered, kept[1])
+            self._kept = kept = contents, {_typical: {}, _certify: {}}
+        return functools.partial(_remembered, kept[1][fresh], fresh)
 
     def _estimate(self, key: str, linear: LinearMap) -> Tensor | float:
         bank = linear.filter_bank()
@@ -140,14 +141,16 @@ class Norms:
         return value
 
 
-def _remembered(found: dict[str, Tensor], key: str, linear: LinearMap) -> Tensor | float:
-    """Return a bound that was found before, or find it and keep it in ``found``."""
+def _remembered(
+    found: dict[str, Tensor], fresh: NormOf, key: str, linear: LinearMap
+) -> Tensor | float:
+    """Return a norm that was found before, or find it by ``fresh`` and keep it in ``found``."""
     bank = linear.filter_bank()
     if bank is None or (torch.is_grad_enabled() and bank.weight.requires_grad):
-        return _certify(key, linear)
+        return fresh(key, linear)
     value = found.get(key)
     if value is None:
-        value = found[key] = conv_norm_bound(*bank)
+        value = found[key] = torch.as_tensor(fresh(key, linear))
     return value.clone()
 
 
@@ -219,7 +222,9 @@ def fit(constant: Tensor, shape: torch.Size) -> Tensor:
     """Let a bound per sample broadcast against a latent, whose samples lie along dimension 0."""
     if constant.dim() == 0:
         return constant
-    repeated = constant.repeat_interleave(shape[0] // constant.shape[0])
+    repeated = constant
+    if constant.shape[0] != shape[0]:
+        repeated = constant.repeat_interleave(shape[0] // constant.shape[0])
     return repeated.reshape(-1, *[1] * (len(shape) - 1))
 
 

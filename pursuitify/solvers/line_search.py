@@ -11,8 +11,8 @@ w + theta delta is at most the parabola with the slope -fall and the curvature |
 
 because f is convex. Its minimiser on [0, 1] is the share theta of delta that is taken, so that F
 never rises. K delta are the products that the residuals need anyway. The next step is spectral:
-twice the inverse of the curvature met along delta, 2 ||delta||^2 / ||K delta||^2, which is never
-less than 2 / L.
+three times the inverse of the curvature met along delta, 3 ||delta||^2 / ||K delta||^2, never
+less than 3 / L.
 
 All sums are per sample, so that a sample's answer does not depend on the others in its batch.
 """
@@ -30,7 +30,7 @@ from pursuitify.operators.activations import Activation
 #: The first step, relative to the estimate of 1 / L.
 FIRST = 4.0
 #: A spectral step, relative to the inverse of the curvature met last.
-LENGTH = 2.0
+LENGTH = 3.0
 #: The longest step, relative to the estimate of 1 / L.
 LONGEST = 50.0
 
@@ -66,6 +66,19 @@ class LineSearch:
             return self._sums(value.square())
         norms = torch.linalg.vector_norm(value, dim=tuple(range(1, value.dim())))
         return self._sums(norms.square())
+
+    def weighted_squares(self, value: Tensor, weights: Tensor, dim: int) -> Tensor:
+        """Return the squared norm by part with a weight per index of ``dim``, without derivative.
+
+        Args:
+            value: A tensor.
+            weights: As many as ``value`` has along ``dim``.
+            dim: A dimension that is not 0.
+        """
+        value, weights = _wide(value), _wide(weights).flatten()
+        rest = [n for n in range(1, value.dim()) if n != dim]
+        norms = torch.linalg.vector_norm(value, dim=rest) if rest else value.abs()
+        return self._sums(norms.square() @ weights)
 
     def fall(
         self, activation: Activation, w: Tensor, new: Tensor, slope: Tensor, delta: Tensor

@@ -363,7 +363,7 @@ class Oracle:
                 curvature = float(np.sum((K @ delta) ** 2))
                 if curvature > 0:
                     theta = min(max(-rise / curvature, 0.0), 1.0)
-                    spectral = 2.0 * scale * float(delta @ delta) / curvature
+                    spectral = 3.0 * scale * float(delta @ delta) / curvature
                     step[r.name] = min(max(spectral, about[r.name]), 50.0 * about[r.name])
                 else:
                     theta = 1.0 if rise < 0 else 0.0

@@ -3,6 +3,8 @@
 The values are those of ``adaptive_sweep.sweep`` up to rounding. Minus the slope of a latent is
 summed up in one tensor, to which packed convolutions add their products themselves; products of a
 direction are scaled into the residuals in one pass each. A row's slots are views of one tensor.
+Rows that scale one concat keep one copy of that concat, not a residual each (``shared_concats``):
+what a direction does to all of them is one weighted norm, and one change of the concat.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from torch import Tensor
 
 from pursuitify.dictionary.bound_rows import BoundRow
 from pursuitify.dictionary.norm_bounds import fit
-from pursuitify.dictionary.readers import Branch, PartOf
+from pursuitify.dictionary.readers import Branch, PartOf, Target
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.operators.onednn_conv import PackedConv
 from pursuitify.solvers.inplace.descend import Spares
+from pursuitify.solvers.inplace.shared_concats import DIM, shared
 from pursuitify.solvers.line_search import LineSearch
 
 
@@ -40,19 +43,34 @@ def descend(
         count: T, the number of sweeps.
         observed: Whether the caller keeps what a sweep yields after the next one.
     """
-    spares, w = Spares(), list(start)
+    spares, w, concats = Spares(), list(start), shared(dictionary, start)
     steps = [search.first(e, v.shape) for e, v in zip(estimates, start, strict=True)]
-    full = [row.product(v) - row.join(row.u) for row, v in zip(dictionary.rows, start, strict=True)]
-    slots = [list(row.split(r)) for row, r in zip(dictionary.rows, full, strict=True)]
+    full: list[Tensor] = []
+    slots: list[list[Tensor]] = []
+    for j, (row, latent) in enumerate(zip(dictionary.rows, start, strict=True)):
+        if j in concats.runs:
+            full.append(concats.view(concats.runs[j], latent.shape[DIM]))
+            slots.append([])
+        else:
+            full.append(row.product(latent) - row.join(row.u))
+            slots.append(list(row.split(full[j])))
+    rows = len(full)
+    branches = [concats.branch(branch, rows) for branch in dictionary.branches]
+    slots += [list(concat.parts) for concat in concats.concats]
 
-    def part(target: tuple[int, int]) -> Tensor:
-        return slots[target[0]][target[1]]
+    def part(target: Target) -> Tensor:
+        i, s = target
+        return slots[i][s] if i < rows else concats.concats[i - rows].slope(s, w)
 
     for t in range(count):
         last, recycle = t == count - 1, t > 0 and not observed
-        for j, (row, branch) in enumerate(zip(dictionary.rows, dictionary.branches, strict=True)):
-            old, step = w[j], steps[j]
-            down = _minus_slope(row, branch, full[j], part, spares.take(old))
+        for j, (row, branch) in enumerate(zip(dictionary.rows, branches, strict=True)):
+            old, step, run = w[j], steps[j], concats.runs.get(j)
+            if run is not None:
+                down = _from_concat(row, full[j], run.factor, old, spares.take(old))
+                down = branch.add_terms(down, part, 1.0)
+            else:
+                down = _minus_slope(row, branch, full[j], part, spares.take(old))
             new = torch.addcmul(old, down, step, out=spares.take(old))
             new = row.activation.prox_(new, step)
             delta = torch.sub(new, old, out=spares.take(old))
@@ -62,13 +80,18 @@ def descend(
             own = delta if row.diagonal is None else row.diagonal.adjoint(delta)
             curvature = square.clone() if own is delta else search.squares(own)
             read = branch.products_by_target(delta)
-            for product in read.values():
-                curvature += square if product is delta else search.squares(product)
+            for (i, s), product in read.items():
+                if i >= rows:
+                    weights = concats.concats[i - rows].squares[s]
+                    curvature += search.weighted_squares(product, weights, DIM)
+                else:
+                    curvature += square if product is delta else search.squares(product)
             theta = search.share(fall, curvature).to(old.dtype)
             for (i, s), product in read.items():
                 slots[i][s].addcmul_(product, fit(theta, product.shape), value=-1.0)
             if not last:
-                full[j].addcmul_(own, fit(theta, own.shape))
+                if run is None:
+                    full[j].addcmul_(own, fit(theta, own.shape))
                 steps[j] = search.next_step(step, estimates[j], square, curvature, old.shape)
             into = old if recycle else new
             w[j] = torch.lerp(old, new, fit(theta, old.shape), out=into)
@@ -76,6 +99,23 @@ def descend(
             if recycle:
                 spares.give(new)
         yield list(w)
+
+
+def _from_concat(row: BoundRow, held: Tensor, factor: Tensor, w: Tensor, into: Tensor) -> Tensor:
+    """Return -(w_j - s_j c_j + lam_j) of a row that scales a concat, in ``into``.
+
+    Args:
+        row: The row.
+        held: -c_j.
+        factor: s_j.
+        w: The latent.
+        into: Memory for the result.
+    """
+    if row.threshold is None:
+        value = torch.mul(held, -factor, out=into)
+    else:
+        value = torch.addcmul(-row.threshold, held, factor, value=-1.0, out=into)
+    return value.sub_(w)
 
 
 def _minus_slope(row: BoundRow, branch: Branch, r: Tensor, part: PartOf, into: Tensor) -> Tensor:

@@ -445,6 +445,44 @@ def test_a_checkpoint_keeps_them(tmp_path: Any) -> None:
     assert load(tmp_path / "net", ChainNet()).steps == "adaptive"
 
 
+def test_estimates_follow_the_weights_and_are_not_taken_for_bounds() -> None:
+    """Both rules look norms up by the kernels' contents: neither may find the other's."""
+    case = BY_NAME["conv_residual"]
+    net, x = pursuitify(case.build(), iterations=2), case.input(batch=2)
+    with torch.no_grad():
+        certified = numbers(net.step_sizes(x))
+        net.steps = "adaptive"
+        estimates = numbers(net.step_sizes(x))
+        assert sum(estimates[name] != certified[name] for name in estimates) > 2
+        assert numbers(net.step_sizes(x)) == estimates
+        for weight in (p for p in net.parameters() if p.dim() == 4):
+            weight.mul_(10)
+        smaller = numbers(net.step_sizes(x))
+        fresh = numbers(adaptive(case.build()).step_sizes(x))
+        assert all(smaller[name] <= estimates[name] for name in estimates)
+        assert sum(smaller[name] < estimates[name] for name in estimates) > 2
+        assert fresh == estimates
+        net.steps = "certified"
+        for weight in (p for p in net.parameters() if p.dim() == 4):
+            weight.div_(10)
+        again = numbers(net.step_sizes(x))
+        assert all(again[name] == pytest.approx(certified[name], rel=1e-9) for name in again)
+
+
+def test_no_norm_is_certified_on_the_way_to_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: Any, **_named: Any) -> Tensor:
+        raise AssertionError("a certificate was asked for")
+
+    case = BY_NAME["conv_residual"]
+    net, x = adaptive(case.build()), case.input(batch=2)
+    monkeypatch.setattr("pursuitify.dictionary.norm_bounds.conv_norm_bound", refuse)
+    net(x)
+    net.train()(x)
+    net.eval().steps = "certified"
+    with pytest.raises(AssertionError, match="asked for"):
+        net(x)
+
+
 def test_extrapolation_weights_are_not_used() -> None:
     case = BY_NAME["conv_residual"]
     net, x = adaptive(case.build()), case.input(batch=2)
