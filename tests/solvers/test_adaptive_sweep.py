@@ -18,6 +18,7 @@ from pursuitify.models import ChainNet
 from pursuitify.operators.activations import Activation
 from pursuitify.rules import activation
 from pursuitify.solvers.global_pursuit import GlobalPursuit
+from pursuitify.solvers.inplace.shared_concats import shared
 from pursuitify.solvers.line_search import LineSearch
 from pursuitify.solvers.solver import SolverInput
 from tests.support.nets import BY_NAME, CASES, LAYOUTS, Case, Gated, random_net, randomise
@@ -349,6 +350,64 @@ def test_the_start_and_what_was_yielded_are_left_as_they_were(case: Case) -> Non
                     assert all(torch.equal(a, b) for a, b in seen)
                     seen += [(w, w.clone()) for w in latents]
             assert all(torch.equal(a, b) for a, b in zip(start, kept, strict=True))
+
+
+@pytest.mark.parametrize("name", ["preact_dense", "densenet"])
+def test_rows_that_share_a_concat_in_place(name: str) -> None:
+    """The direction's effect on all of them is one weighted norm."""
+    if name == "densenet":
+        torch.manual_seed(0)
+        model: nn.Module = randomise(DenseNet()).double().eval()
+        x = torch.randn(3, 2, 6, 6, dtype=torch.float64)
+    else:
+        model, x = BY_NAME[name].build(), BY_NAME[name].input(batch=3)
+    net = adaptive(model, iterations=5)
+    start = adaptive(model, iterations=0).latents(x)
+    assert shared(net.dictionary(x), list(start.values())).runs
+    recorded = net.latents(x)
+    with torch.no_grad():
+        for key, value in net.latents(x).items():
+            close(value.numpy(), recorded[key].detach().numpy(), 1e-11)
+    assert_independent(net, x)
+
+
+class DenseNet(nn.Module):
+    """BatchNorm of a growing concat in front of every convolution, then a pool of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 3, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3 + 2 * n) for n in range(1, 4))
+        self.convs = nn.ModuleList(nn.Conv2d(3 + 2 * n, 2, 3, padding=1) for n in range(1, 4))
+        self.first, self.head = nn.Conv2d(3, 2, 3, padding=1), nn.Linear(9, 2)
+        self.last = nn.BatchNorm2d(9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        values = [x, self.first(torch.relu(x))]
+        for norm, convolution in zip(self.norms, self.convs, strict=True):
+            values.append(convolution(torch.relu(norm(torch.cat(values, 1)))))
+        y = torch.relu(self.last(torch.cat(values[:4], 1)))
+        return self.head(nn.functional.avg_pool2d(y, 2).mean((2, 3)))
+
+
+@cases
+def test_single_precision_descends(case: Case) -> None:
+    net = adaptive(case.build().float(), iterations=12)
+    assert_descends(net, case.input(batch=3, dtype=torch.float32), 1e-5)
+
+
+def test_autocast() -> None:
+    case = BY_NAME["conv_residual"]
+    net, x = adaptive(case.build().float()), case.input(batch=2, dtype=torch.float32)
+    with torch.no_grad():
+        expected = net(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = net(x)
+    assert float((found - expected).abs().max()) <= 0.1 * max(1.0, float(expected.abs().max()))
+    with torch.autocast("cpu", torch.bfloat16):
+        net(x).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)
 
 
 def test_packed_kernels_give_the_same_answers() -> None:
