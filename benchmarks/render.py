@@ -158,6 +158,28 @@ def self_check(rows: Sequence[common.Row]) -> list[str]:
     return table(shown, columns | {"peak MiB": "peak", "of a training step": "step_peak"})
 
 
+def step_rules(rows: Sequence[common.Row]) -> list[str]:
+    shown = [{**r, "reached": r["sweeps"], "needed": r["needed"] or "more"} for r in rows]
+    columns = {"model": "model", "F of certified T": "reached", "steps": "rule", "T": "needed"}
+    columns |= {"CPU s": "seconds", "to certified": "to_certified", "spread": "spread"}
+    return table(shown, columns | {"one sweep, 2 sources": "per_sweep"})
+
+
+#: The sweeps after which the page shows the objective.
+SHOWN = (0, 1, 2, 3, 5, 10)
+
+
+def step_curves(rows: Sequence[common.Row]) -> list[str]:
+    """The objective after some sweeps, as a share of that at the start."""
+    last = {(r["model"], r["rule"]): r for r in rows}
+    shown = [
+        {**r, **{f"F {t}": r["curve"][t] / r["curve"][0] for t in SHOWN if t < len(r["curve"])}}
+        for r in last.values()
+    ]
+    columns = {"model": "model", "steps": "rule"}
+    return table(shown, columns | {f"T = {t}": f"F {t}" for t in SHOWN})
+
+
 #: Per table: the file, the script that makes it, what it is made by.
 TABLES: dict[str, tuple[str, Callable[[Sequence[common.Row]], list[str]]]] = {
     "inference": ("inference", inference),
@@ -165,6 +187,8 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[common.Row]], list[str]]]] = {
     "compile": ("compile", compiling),
     "conversion": ("conversion", conversion),
     "self-check": ("self_check", self_check),
+    "step-rules": ("step_rules", step_rules),
+    "step-curves": ("step_rules", step_curves),
     "training": ("training", training),
     "memory": ("memory", memory),
     "scaling": ("scaling", points),

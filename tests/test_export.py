@@ -96,6 +96,7 @@ def test_weights_are_worked_up_once() -> None:
         pytest.param({"solver": "synchronous"}, marks=slow),
         pytest.param({"layout": "encoder"}, marks=slow),
         {"step_scale": 0.3, "threshold_scale": 2.0},
+        {"steps": "adaptive"},
     ],
     ids=str,
 )

@@ -221,6 +221,7 @@ PURSUITIFY: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: network().self_check,
         lambda: network(verify="off").self_check,
     ),
+    "steps": (output, partial(output, steps="adaptive")),
     "step_scale": (output, partial(output, step_scale=0.3)),
     "threshold_scale": (output, partial(output, threshold_scale=2.0)),
     "offsets": (

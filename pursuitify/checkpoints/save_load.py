@@ -149,7 +149,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     options = header.get("options")
     if isinstance(options, dict):
-        options = {**LATER_OPTIONS, **options}
+        header["options"] = options = {**LATER_OPTIONS, **options}
     wanted = {*OPTIONS, "layout", "paper", "nonnegative_thresholds"}
     parts = PARTS if version == FORMAT else PARTS[:1]
     if not isinstance(options, dict) or set(options) != wanted or not {*parts} <= {*header}:
@@ -161,7 +161,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         option_checks.switch("nonnegative_thresholds", options["nonnegative_thresholds"])
     except (OptionError, OverflowError) as error:
         raise CheckpointError(f"the header of {path} is altered: {error}") from error
-    return {"options": options, **{name: header[name] for name in parts}}, tensors
+    return {name: header[name] for name in ("options", *parts)}, tensors
 
 
 def compare_tensors(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:

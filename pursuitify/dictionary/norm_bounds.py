@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.operators import LinearMap, conv_norm_bound, conv_norm_estimate, kernel_contents
+from pursuitify.operators import (
+    LinearMap,
+    conv_norm_bound,
+    conv_norm_estimate,
+    kernel_contents,
+    typical_norm,
+)
 from pursuitify.utils import func_transforms
 
 
@@ -75,12 +81,17 @@ class Norms:
     wherever one is wanted. In training mode, where the weights move at every step, a warm-started
     power iteration with a stated margin (``power_iteration.ESTIMATE_MARGIN``) stands in; its state
     is kept from step to step.
+
+    Where ``typical`` is set no bound is found in either mode: a weighted map counts with the norm
+    that random weights of its energy have (``operators.typical_norm``), the others with their
+    bounds. That is a scale, for steps that need no more (mathematics.md, section 5).
     """
 
     def __init__(self) -> None:
         self._states: dict[str, Tensor] = {}
-        self._kept: tuple[bytes, dict[str, Tensor]] = b"", {}
+        self._kept: tuple[bytes, dict[NormOf, dict[str, Tensor]]] = b"", {}
         self.training = False
+        self.typical = False
 
     @property
     def contents(self) -> bytes:
@@ -104,21 +115,22 @@ class Norms:
 
         One transfer for all kernels: on an accelerator nothing else here waits for the device.
         """
+        fresh = _typical if self.typical else _certify
         if func_transforms.active():  # nothing of such a call may be kept for the next one
             func_transforms.refuse_tracing()
-            return _certify
+            return fresh
         if self.training:
-            return self._estimate
+            return fresh if self.typical else self._estimate
         if torch.compiler.is_compiling():
-            return _certify
+            return fresh
         banks = [bank for m in dictionary.maps() if (bank := m.filter_bank()) is not None]
         forms = repr([bank[1:] for bank in banks]).encode()
         contents = kernel_contents([bank.weight for bank in banks]) + forms
         kept = self._kept
         if contents != kept[0]:
             # Replaced as a whole, not cleared: another thread may be reading the one before.
-            self._kept = kept = contents, {}
-        return functools.partial(_remembered, kept[1])
+            self._kept = kept = contents, {_typical: {}, _certify: {}}
+        return functools.partial(_remembered, kept[1][fresh], fresh)
 
     def _estimate(self, key: str, linear: LinearMap) -> Tensor | float:
         bank = linear.filter_bank()
@@ -129,15 +141,23 @@ class Norms:
         return value
 
 
-def _remembered(found: dict[str, Tensor], key: str, linear: LinearMap) -> Tensor | float:
-    """Return a bound that was found before, or find it and keep it in ``found``."""
+def _remembered(
+    found: dict[str, Tensor], fresh: NormOf, key: str, linear: LinearMap
+) -> Tensor | float:
+    """Return a norm that was found before, or find it by ``fresh`` and keep it in ``found``."""
     bank = linear.filter_bank()
     if bank is None or (torch.is_grad_enabled() and bank.weight.requires_grad):
-        return _certify(key, linear)
+        return fresh(key, linear)
     value = found.get(key)
     if value is None:
-        value = found[key] = conv_norm_bound(*bank)
+        value = found[key] = torch.as_tensor(fresh(key, linear))
     return value.clone()
+
+
+def _typical(key: str, linear: LinearMap) -> Tensor | float:
+    """Return the norm of random weights of the same energy; of a map without weights its bound."""
+    bank = linear.filter_bank()
+    return linear.norm_bound() if bank is None else typical_norm(*bank)
 
 
 def _certify(key: str, linear: LinearMap) -> Tensor | float:
@@ -202,7 +222,9 @@ def fit(constant: Tensor, shape: torch.Size) -> Tensor:
     """Let a bound per sample broadcast against a latent, whose samples lie along dimension 0."""
     if constant.dim() == 0:
         return constant
-    repeated = constant.repeat_interleave(shape[0] // constant.shape[0])
+    repeated = constant
+    if constant.shape[0] != shape[0]:
+        repeated = constant.repeat_interleave(shape[0] // constant.shape[0])
     return repeated.reshape(-1, *[1] * (len(shape) - 1))
 
 

@@ -38,6 +38,13 @@ class Branch:
         for linear, branch in self.through:
             yield from branch.products(linear.apply(value))
 
+    def products_by_target(self, value: Tensor) -> dict[Target, Tensor]:
+        """Return B_jk^T value by the slot that reads it; several paths to one slot add up."""
+        found: dict[Target, Tensor] = {}
+        for target, product in self.products(value):
+            found[target] = found[target] + product if target in found else product
+        return found
+
     def subtract_products(self, value: Tensor, parts: list[list[Tensor]]) -> None:
         """Subtract B_jk^T value from every slot that reads it, in place."""
         for i, s in self.targets:

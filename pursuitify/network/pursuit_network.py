@@ -26,6 +26,7 @@ from pursuitify.network.module_record import Unchanged
 from pursuitify.network.verification import Start, Verification
 from pursuitify.solvers.differentiation.implicit import Solves
 from pursuitify.solvers.inplace import kernel_packing
+from pursuitify.solvers.line_search import LineSearch
 from pursuitify.solvers.proximal_step import may_overwrite
 from pursuitify.solvers.settings import HELD, OFF, Settings
 from pursuitify.solvers.solver import Pack, SolverInput
@@ -136,7 +137,8 @@ class PursuitNetwork(Settings):
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
         count = len(self._program.rows)
-        return f"solver={self.solver!r}, iterations={self.iterations}, latents={count}"
+        options = f"solver={self.solver!r}, steps={self.steps!r}, iterations={self.iterations}"
+        return f"{options}, latents={count}"
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -290,7 +292,7 @@ class PursuitNetwork(Settings):
         first, bound = self._bind(program, values, self._recording(began, values))
         reached: dict[int, Sequence[Tensor]] = dict.fromkeys(wanted, first.latents)
         if moves:
-            gammas = self._steps(bound)
+            gammas = self._gammas(bound)
             if began is not None:
                 self._self_prove(began, first, bound, bound)
             given = replace(self._given(bound, first, gammas), count=max(wanted))
@@ -401,7 +403,10 @@ class PursuitNetwork(Settings):
         with verification.aside(self, values) as began:
             recording = None if self._program.nonnegative else began
             first, bound = self._bind(self._program, values, recording)
-            used = self._packed(bound, self._steps(bound)) if packs else bound
+            used = bound
+            if packs:
+                given = self._given(bound, first, self._gammas(bound), self._pack())
+                used = given.packed().dictionary
             return self._prove(began, first, bound, used).demand()
 
     def latents(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -425,12 +430,13 @@ class PursuitNetwork(Settings):
     def step_sizes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return gamma_j (18) by latent for this batch and solver, ``step_scale`` included.
 
+        With adaptive steps these are the estimates of 1 / (beta_j L_j) that the steps start from.
         One number each, or shape (batch, 1, ...) where frozen values differ between samples; of
         ``feedforward`` those of ``global``. Raises what ``forward`` does.
         """
         with untouched(self):
             bound = self._bound(args, kwargs)[1]
-            return dict(zip(bound.names, self._steps(bound), strict=True))
+            return dict(zip(bound.names, self._gammas(bound), strict=True))
 
     def objective(self, x: Any, latents: Mapping[str, Tensor]) -> Tensor:
         """Return F of the given latents per sample, shape (batch,) (11).
@@ -457,7 +463,7 @@ class PursuitNetwork(Settings):
         """
         with untouched(self):
             first, bound = self._bound(args, kwargs)
-            gammas = self._steps(bound)
+            gammas = self._gammas(bound)
             solver, given = self.pursuit_solver, self._given(bound, first, gammas)
             return diagnosis.record(bound, solver.start(given), solver.sweeps(given), gammas)
 
@@ -516,8 +522,8 @@ class PursuitNetwork(Settings):
         """Whether images may be turned to the memory format that is fastest for the sweeps."""
         return self.pursues and not self.training and self._program.any_format
 
-    def _steps(self, bound: StructuredDictionary) -> list[Tensor]:
-        self._norms.training = self.training
+    def _gammas(self, bound: StructuredDictionary) -> list[Tensor]:
+        self._norms.training, self._norms.typical = self.training, self.adapts_steps
         betas = self._of_mode(self.pursuit.betas())
         with full_precision(bound.inputs[0].device):
             gammas = self.pursuit_solver.step_sizes(bound, self._norms, betas)
@@ -531,7 +537,10 @@ class PursuitNetwork(Settings):
         gammas: Sequence[Tensor],
         pack: Pack | None = None,
     ) -> SolverInput:
-        return SolverInput(bound, first.latents, gammas, self._alphas(), self.iterations, pack)
+        alphas, search = self._alphas(), None
+        if self.adapts_steps:
+            alphas, search = None, LineSearch(bound.samples or 1, self.step_scale)
+        return SolverInput(bound, first.latents, gammas, alphas, self.iterations, pack, search)
 
     def _last(
         self, bound: StructuredDictionary, first: Pass, began: Start | None = None
@@ -542,22 +551,19 @@ class PursuitNetwork(Settings):
             InputError: If torch.func would have to see through a mode that works with autograd
                 alone.
         """
-        gammas = self._steps(bound)
+        gammas = self._gammas(bound)
+        given = self._given(bound, first, gammas, self._pack())
         if began is not None:
-            used = self._packed(bound, gammas) if self._packs else bound
+            used = given.packed().dictionary if self._packs else bound
             self._self_prove(began, first, bound, used)
-        latents = self._solved(bound, first, gammas)
+        latents = self._solved(given)
         refuse_overflow(latents, bound.names)
         return latents
 
-    def _solved(
-        self, bound: StructuredDictionary, first: Pass, gammas: Sequence[Tensor]
-    ) -> list[Tensor]:
-        pack = functools.partial(self._kernels.pack, contents=self._norms.contents)
-        given = self._given(bound, first, gammas, pack)
+    def _solved(self, given: SolverInput) -> list[Tensor]:
         still = given.extrapolation is None and self.pursuit_solver.extrapolates
-        if still and torch.compiler.is_compiling():
-            steps = slope_checks.still_steps(gammas, self.pursuit.alpha)
+        if still and given.search is None and torch.compiler.is_compiling():
+            steps = slope_checks.still_steps(given.steps, self.pursuit.alpha)
             given = replace(given, steps=steps)
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.pursuit_solver.last(given)
@@ -575,10 +581,9 @@ class PursuitNetwork(Settings):
 
         return mode.solve(self.pursuit_solver, given, report)
 
-    def _packed(self, bound: StructuredDictionary, gammas: list[Tensor]) -> StructuredDictionary:
-        """Return the dictionary as sweeps without derivatives use it."""
-        moves = self._alphas() is not None
-        return self._kernels.pack(bound, gammas, moves, self._norms.contents)
+    def _pack(self) -> Pack:
+        """Return how kernels are packed; once the steps, and with them the norms, are there."""
+        return functools.partial(self._kernels.pack, contents=self._norms.contents)
 
     def _alphas(self) -> list[Tensor] | None:
         """Extrapolation weights, or None where all are zero and no derivative is asked for."""

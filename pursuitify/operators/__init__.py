@@ -26,6 +26,7 @@ from pursuitify.operators.norms.power_iteration import (
     conv_norm_estimate,
     dense_norm_estimate,
 )
+from pursuitify.operators.norms.typical_norm import typical_norm
 from pursuitify.operators.reshape import (
     Expand,
     Narrow,
@@ -81,4 +82,5 @@ __all__ = [
     "interpolate",
     "kernel_contents",
     "pad",
+    "typical_norm",
 ]

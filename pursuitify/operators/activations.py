@@ -25,6 +25,11 @@ class Activation(ABC):
         """Whether f keeps w >= 0, and ``prox`` is zero wherever what it is given is below zero."""
         return False
 
+    @property
+    def indicator(self) -> bool:
+        """Whether f is zero wherever it is finite, so that no step within its domain changes it."""
+        return False
+
     @abstractmethod
     def __call__(self, z: Tensor) -> Tensor:
         """Return the activation of the pre-activation ``z`` (never in place)."""
@@ -59,6 +64,11 @@ class Linear(Activation):
 
     sparse = False
 
+    @property
+    def indicator(self) -> bool:
+        """True; not for a subclass that brings a penalty of its own and does not say so."""
+        return type(self).penalty is Linear.penalty
+
     def __call__(self, z: Tensor) -> Tensor:
         """Return ``z``."""
         return z
@@ -84,6 +94,11 @@ class ReLU(Activation):
     def nonnegative(self) -> bool:
         """True; not for a subclass that brings a ``prox`` of its own and does not say so."""
         return type(self).prox is ReLU.prox
+
+    @property
+    def indicator(self) -> bool:
+        """True; as for ``Linear``."""
+        return type(self).penalty is ReLU.penalty
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return max(z, 0)."""
@@ -117,6 +132,11 @@ class Clip(Activation):
     def nonnegative(self) -> bool:
         """Whether it clips at zero from below; as for ReLU, of this ``prox`` alone."""
         return self.low == 0 and type(self).prox is Clip.prox
+
+    @property
+    def indicator(self) -> bool:
+        """True; as for ``Linear``."""
+        return type(self).penalty is Clip.penalty
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return ``z`` clipped to [low, high]."""

@@ -12,6 +12,7 @@ from pursuitify.robust.attacks.hard_label import hard_label
 from pursuitify.robust.auditing.audit import audit
 from pursuitify.robust.auditing.audit_report import AuditReport
 from pursuitify.robust.auditing.protocols import PROTOCOLS, Protocol, Step
+from pursuitify.robust.surrogates.certified_steps import CertifiedSteps
 from pursuitify.robust.surrogates.pursuit_losses import Averaged, LatentChange, Sweeps
 from pursuitify.robust.surrogates.smoothed_backward import SmoothedBackward
 from pursuitify.robust.surrogates.sweep_counts import AtIterations, iterations
@@ -25,6 +26,7 @@ __all__ = [
     "AuditReport",
     "Averaged",
     "Certificate",
+    "CertifiedSteps",
     "LatentChange",
     "Protocol",
     "RadiusCertificate",

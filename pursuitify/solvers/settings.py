@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from pursuitify.errors import OptionError
 from pursuitify.solvers.differentiation.implicit import Solves
 from pursuitify.solvers.differentiation.modes import MODES, Mode, StoreMode, mode_of
 from pursuitify.solvers.global_pursuit import GlobalPursuit
@@ -16,12 +17,15 @@ from pursuitify.solvers.registry import SOLVERS
 from pursuitify.solvers.solver import Solver
 from pursuitify.utils import option_checks
 
+#: The values of ``steps``: proven bounds, or a line search.
+CERTIFIED, ADAPTIVE = "certified", "adaptive"
 #: The values of ``offsets``: where the offset of an encoder row stands.
 THRESHOLD, SIGNAL = "threshold", "signal"
 #: Option -> the value it has unless it is set.
 OPTIONS: dict[str, Any] = {
     "iterations": 10,
     "solver": GlobalPursuit.name,
+    "steps": CERTIFIED,
     "step_scale": 1.0,
     "threshold_scale": 1.0,
     "offsets": THRESHOLD,
@@ -33,7 +37,13 @@ OPTIONS: dict[str, Any] = {
 }
 
 #: Options that files of earlier versions do not hold -> what their networks did.
-LATER_OPTIONS: dict[str, Any] = {"offsets": THRESHOLD}
+LATER_OPTIONS: dict[str, Any] = {"steps": CERTIFIED, "offsets": THRESHOLD}
+
+#: The values of ``steps``, and whether steps adapt there.
+STEPS = {CERTIFIED: False, ADAPTIVE: True}
+
+#: The values of ``offsets``, and whether they stand in the signal there.
+OFFSETS = {THRESHOLD: False, SIGNAL: True}
 
 #: The values of ``self_check``: when a network proves itself.
 FIRST, OFF = "first", "off"
@@ -43,6 +53,8 @@ class Settings(nn.Module):
     """The options of a pursuit network; each is checked where it is set."""
 
     _self_check = FIRST
+    _solver = GlobalPursuit.name
+    _steps = CERTIFIED
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -66,7 +78,27 @@ class Settings(nn.Module):
 
     @solver.setter
     def solver(self, value: str) -> None:
-        self._solver = option_checks.one_of("solver", value, tuple(SOLVERS))
+        solver = option_checks.chosen("solver", value, SOLVERS)
+        _refuse_adapting(solver, self._steps)
+        self._solver = value
+
+    @property
+    def steps(self) -> str:
+        """How long the steps are: ``certified`` or ``adaptive``; the latter of ``global`` alone.
+
+        Certified steps are gamma_j = 1 / (beta_j L_j) with proven bounds L_j. Adaptive ones follow
+        the curvature met, each with an exact line search per sample and latent: fewer sweeps to
+        the same objective, which never rises, and no bound of any norm. There beta_j divides the
+        estimate of 1 / L_j that they start from, and alpha_j is not used
+        (mathematics.md, section 5).
+        """
+        return self._steps
+
+    @steps.setter
+    def steps(self, value: str) -> None:
+        option_checks.one_of("steps", value, tuple(STEPS))
+        _refuse_adapting(SOLVERS[self._solver], value)
+        self._steps = value
 
     @property
     def step_scale(self) -> float:
@@ -107,12 +139,12 @@ class Settings(nn.Module):
 
     @offsets.setter
     def offsets(self, value: str) -> None:
-        self._offsets = option_checks.one_of("offsets", value, (THRESHOLD, SIGNAL))
+        self._offsets = option_checks.one_of("offsets", value, tuple(OFFSETS))
 
     @property
     def offsets_in_signal(self) -> bool:
-        """Whether ``offsets`` is ``signal``."""
-        return self._offsets == SIGNAL
+        """Whether the offsets of encoder rows stand in the signal."""
+        return OFFSETS[self._offsets]
 
     @property
     def memory(self) -> str:
@@ -204,9 +236,28 @@ class Settings(nn.Module):
         return SOLVERS[self._solver]
 
     @property
+    def adapts_steps(self) -> bool:
+        """Whether steps adapt to the data."""
+        return STEPS[self._steps]
+
+    @property
     def derivative_mode(self) -> Mode:
         """The derivative mode that ``memory`` names, with its options."""
         return mode_of(self._memory, self.settings())
+
+
+def _refuse_adapting(solver: Solver, steps: str) -> None:
+    """Refuse adaptive steps to a solver that has none.
+
+    Raises:
+        OptionError: If it has none.
+    """
+    if STEPS[steps] and not solver.adapts:
+        able = ", ".join(repr(name) for name, other in SOLVERS.items() if other.adapts)
+        raise OptionError(
+            f"steps={steps!r} is not known to solver={solver.name!r}, whose steps are fixed: set "
+            f"steps={CERTIFIED!r}, or a solver that adapts ({able})"
+        )
 
 
 #: Attributes that hold the options, and what a backward pass reports.

@@ -8,14 +8,16 @@ derivatives can be. Add one by a file with a subclass of :class:`Solver` and one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from pursuitify.dictionary.norm_bounds import Norms, lipschitz
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import OptionError
+from pursuitify.solvers.line_search import LineSearch
 from pursuitify.solvers.step_sizes import step_sizes
 
 Latents = list[Tensor]
@@ -31,10 +33,11 @@ class SolverInput:
     Attributes:
         dictionary: The bound dictionary.
         feedforward: The latents of the feed-forward pass, in graph order.
-        steps: gamma_j per latent.
+        steps: gamma_j per latent; where steps adapt, the estimates of 1 / L_j that they start from.
         extrapolation: alpha_j per latent, or None for none.
         count: T, the number of sweeps, at least 1.
         pack: Packs the dictionary's kernels for sweeps in place; None where they stay as they are.
+        search: The line search of adaptive steps; None where steps are fixed.
     """
 
     dictionary: StructuredDictionary
@@ -43,6 +46,20 @@ class SolverInput:
     extrapolation: Sequence[Tensor] | None
     count: int
     pack: Pack | None = None
+    search: LineSearch | None = None
+
+    def packed(self) -> SolverInput:
+        """Return the input with its dictionary's kernels packed, if ``pack`` is given.
+
+        Fixed steps are in the kernels. Adaptive ones are not known ahead, and their line search
+        reads products before residuals do.
+        """
+        if self.pack is None:
+            return self
+        steps, keeps_products = self.steps, self.extrapolation is not None
+        if self.search is not None:
+            steps, keeps_products = [torch.ones((), device=s.device) for s in steps], True
+        return replace(self, dictionary=self.pack(self.dictionary, steps, keeps_products))
 
 
 class Solver:
@@ -56,6 +73,7 @@ class Solver:
         passes_through: Whether T sweeps pass through the latents of every smaller number of sweeps.
         extrapolates: Whether it uses alpha_j.
         packs_kernels: Whether its sweeps may run on packed kernels.
+        adapts: Whether its steps may adapt: whether it knows ``SolverInput.search``.
     """
 
     name: ClassVar[str] = "feedforward"
@@ -64,6 +82,7 @@ class Solver:
     passes_through: ClassVar[bool] = True
     extrapolates: ClassVar[bool] = False
     packs_kernels: ClassVar[bool] = False
+    adapts: ClassVar[bool] = False
 
     def start(self, given: SolverInput) -> Sequence[Tensor]:
         """Return the latents before the first sweep."""

@@ -115,6 +115,8 @@ def rewritten(saved: Path, change: Any) -> Path:
         (lambda h, t: h["options"].update(iterations=-1), "altered: iterations=-1"),
         (lambda h, t: h["options"].update(iterations=[]), "altered: iterations"),
         (lambda h, t: h["options"].update(solver={}), "altered: solver"),
+        (lambda h, t: h["options"].update(steps=None), "altered: steps=None"),
+        (lambda h, t: h["options"].update(steps="adaptive", solver="layered"), "altered: steps"),
         (lambda h, t: h["options"].update(step_scale=10**400), "is altered"),
         (lambda h, t: h["options"].update(layout=["auto"]), "altered: layout"),
         (lambda h, t: h["options"].update(paper="yes"), "altered: paper"),
@@ -139,6 +141,11 @@ def test_files_of_the_format_before(saved: Path) -> None:
     assert torch.equal(net.state_dict()["classifier.weight"], load_file(saved)["classifier.weight"])
     with pytest.raises(CheckpointError, match="another graph"):
         load(path, ResidualNet(width=2))
+
+
+def test_files_that_know_no_rule_of_steps_have_certified_ones(saved: Path) -> None:
+    path = rewritten(saved, lambda header, _: header["options"].pop("steps"))
+    assert load(path, ChainNet(width=2)).steps == "certified"
 
 
 @pytest.mark.parametrize("write", [save, save_source])

@@ -22,6 +22,9 @@ networks = pytest.mark.parametrize(
 )
 
 
+step_rules = pytest.mark.parametrize("steps", ["certified", "adaptive"])
+
+
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     torch.compiler.reset()
@@ -45,9 +48,10 @@ def model(build: type[nn.Module]) -> nn.Module:
     return build(in_channels=2, num_classes=3, width=4).double().eval()
 
 
+@step_rules
 @networks
-def test_no_graph_breaks_and_one_compiled_sweep(build: type[nn.Module]) -> None:
-    net = pursuitify(model(build), iterations=3)
+def test_no_graph_breaks_and_one_compiled_sweep(build: type[nn.Module], steps: str) -> None:
+    net = pursuitify(model(build), iterations=3, steps=steps)
     x = torch.rand(2, 2, 8, 8, dtype=torch.float64)
     nodes = []
     with torch.no_grad():
@@ -83,10 +87,12 @@ class _Concats(nn.Module):
         return self.head(e.mean((2, 3)))
 
 
-def test_slots_share_no_memory() -> None:
+@step_rules
+def test_slots_share_no_memory(steps: str) -> None:
     """What slots read of one weight were views of it, which the region of a sweep refuses."""
     torch.manual_seed(0)
-    net, x = pursuitify(_Concats().double().eval(), iterations=3), torch.rand(2, 2, 8, 8).double()
+    net = pursuitify(_Concats().double().eval(), iterations=3, steps=steps)
+    x = torch.rand(2, 2, 8, 8).double()
     assert any(len(row.sizes) > 1 for row in net.dictionary(x).rows)
     with torch.no_grad():
         compiled = torch.compile(net, fullgraph=True, backend=_Counts())
@@ -128,9 +134,10 @@ def test_torchvision_compiles(name: str) -> None:
         assert torch.allclose(compiled(x), net(x), rtol=1e-9, atol=1e-9)
 
 
+@step_rules
 @slow
-def test_dynamic_batch() -> None:
-    net = pursuitify(model(ResidualNet), iterations=2)
+def test_dynamic_batch(steps: str) -> None:
+    net = pursuitify(model(ResidualNet), iterations=2, steps=steps)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="eager")
     with torch.no_grad():
         for batch in (2, 5, 3):
@@ -138,9 +145,10 @@ def test_dynamic_batch() -> None:
             assert torch.allclose(compiled(x), net(x), rtol=1e-12, atol=1e-12)
 
 
+@step_rules
 @slow
-def test_training_step_compiles() -> None:
-    net = pursuitify(model(ResidualNet), iterations=2)
+def test_training_step_compiles(steps: str) -> None:
+    net = pursuitify(model(ResidualNet), iterations=2, steps=steps)
     x = torch.rand(2, 2, 8, 8, dtype=torch.float64)
     net(x).sum().backward()
     expected = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
@@ -150,9 +158,10 @@ def test_training_step_compiles() -> None:
         assert torch.allclose(dict(net.named_parameters())[name].grad, value, rtol=1e-9, atol=1e-12)
 
 
+@step_rules
 @networks
-def test_export_round_trip(build: type[nn.Module]) -> None:
-    net = pursuitify(model(build), iterations=2)
+def test_export_round_trip(build: type[nn.Module], steps: str) -> None:
+    net = pursuitify(model(build), iterations=2, steps=steps)
     x = torch.rand(2, 2, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         exported = torch.export.export(net, (x,))
@@ -160,9 +169,10 @@ def test_export_round_trip(build: type[nn.Module]) -> None:
         assert torch.allclose(exported.module()(y), net(y), rtol=1e-12, atol=1e-12)
 
 
+@step_rules
 @slow
-def test_inductor_agrees() -> None:
-    net = pursuitify(model(ResidualNet).float(), iterations=4)
+def test_inductor_agrees(steps: str) -> None:
+    net = pursuitify(model(ResidualNet).float(), iterations=4, steps=steps)
     x = torch.rand(2, 2, 8, 8)
     with torch.no_grad():
         assert torch.allclose(torch.compile(net, fullgraph=True)(x), net(x), rtol=1e-4, atol=1e-5)

@@ -68,6 +68,12 @@ def test_everything_is_that_of_the_oracle(case: Case, layout: Any) -> None:
         expected = oracle.sweeps(count, steps, alpha)
         close(flat(latents), expected)
         close(net.objective(x, latents).detach().numpy(), np.array([oracle.objective(expected)]))
+    with torch.no_grad():
+        net.pursuit.alpha.zero_()
+    net.steps = "adaptive"
+    estimates = {k: float(v) for k, v in net.step_sizes(x).items()}
+    close(flat(net.latents(x)), oracle.adaptive(4, estimates))
+    net.steps = "certified"
     net.solver = "layered"
     steps = {k: float(v) for k, v in net.step_sizes(x).items()}
     close(flat(net.latents(x)), oracle.layered(4, steps))
@@ -142,12 +148,14 @@ class BatchNormFirst(nn.Module):
         return torch.relu(self.last(torch.cat(values, 1))).mean((2, 3))
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.4])
+@pytest.mark.parametrize(
+    ("steps", "alpha"), [("certified", 0.0), ("certified", 0.4), ("adaptive", 0.0)]
+)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_shared_concats_hold_offsets(alpha: float, batch: int) -> None:
+def test_shared_concats_hold_offsets(steps: str, alpha: float, batch: int) -> None:
     torch.manual_seed(0)
     model = randomise(BatchNormFirst()).double().eval()
-    net = extrapolate(pursuitify(model, iterations=5, offsets="signal"), alpha)
+    net = extrapolate(pursuitify(model, iterations=5, offsets="signal", steps=steps), alpha)
     x = torch.randn(batch, 2, 6, 6, dtype=torch.float64)
     dictionary = net.dictionary(x)
     assert len(shared(dictionary, list(net.latents(x).values())).runs) == 4

@@ -343,6 +343,46 @@ class Oracle:
         """Return w after ``T`` sweeps of deep pursuit; T = 0 gives the feed-forward values."""
         return next(itertools.islice(self.trajectory(gamma, alpha, start), T, None))
 
+    def penalty(self, name: str, w: Array) -> float:
+        """Return f_j of a latent within its domain."""
+        activation = next(r.activation for r in self.rows if r.name == name)
+        kind, *parameters = (activation,) if isinstance(activation, str) else activation
+        if kind == "leaky":
+            return float(0.5 * (1.0 / parameters[0] - 1.0) * np.sum(np.minimum(w, 0.0) ** 2))
+        return float(parameters[0] * np.sum(np.abs(w))) if kind == "soft" else 0.0
+
+    def adaptive(
+        self, T: int, estimate: Mapping[str, Any], scale: float = 1.0, start: Array | None = None
+    ) -> Array:
+        """Return w after ``T`` sweeps with adaptive steps (mathematics.md, section 5).
+
+        Args:
+            T: The number of sweeps.
+            estimate: About 1 / L of each latent, times ``scale``.
+            scale: Factor on every step.
+            start: Where to start; the feed-forward values by default.
+        """
+        about = {k: float(np.asarray(estimate[k]).reshape(())) for k in self.names}
+        step = {k: 4.0 * about[k] for k in self.names}
+        w = (self.w0 if start is None else start).copy()
+        for _ in range(T):
+            for r in self.rows:
+                column, s = self.columns[r.name], step[r.name]
+                K, old = self.B[:, column], w[column].copy()
+                slope = K.T @ self.residual(w) + self.lam[column]
+                delta = prox(r.activation, old - s * slope, s) - old
+                rise = slope @ delta + self.penalty(r.name, old + delta)
+                rise -= self.penalty(r.name, old)
+                curvature = float(np.sum((K @ delta) ** 2))
+                if curvature > 0:
+                    theta = min(max(-rise / curvature, 0.0), 1.0)
+                    spectral = 3.0 * scale * float(delta @ delta) / curvature
+                    step[r.name] = min(max(spectral, about[r.name]), 50.0 * about[r.name])
+                else:
+                    theta = 1.0 if rise < 0 else 0.0
+                w[column] = old + theta * delta
+        return w
+
     def literal_paper(
         self,
         T: int,

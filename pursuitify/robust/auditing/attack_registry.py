@@ -13,6 +13,7 @@ from pursuitify.robust.attacks.gradient_free import random_noise, square
 from pursuitify.robust.attacks.hard_label import hard_label
 from pursuitify.robust.attacks.objective import Guide
 from pursuitify.robust.surrogates.approximate_derivatives import Implicit
+from pursuitify.robust.surrogates.certified_steps import CertifiedSteps
 from pursuitify.robust.surrogates.pursuit_losses import Averaged, LatentChange, Sweeps
 from pursuitify.robust.surrogates.smoothed_backward import SmoothedBackward
 from pursuitify.robust.surrogates.sweep_counts import AtIterations, pursuit_of
@@ -49,6 +50,8 @@ GUIDES: dict[str, Callable[[Any], Guide | nn.Module]] = {
     "sweeps-worst": lambda net: Sweeps(net, how="worst"),
     "implicit": Implicit,
     "last-k": lambda net: Implicit(net, last=1),
+    "certified-steps": CertifiedSteps,
+    "certified-steps, more sweeps": lambda net: CertifiedSteps(net, 3),
     "sweeps-few": lambda net: Sweeps(net, _few(pursuit_of(net).iterations)),
 }
 

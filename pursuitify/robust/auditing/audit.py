@@ -123,7 +123,7 @@ def audit(
             "network": of_values(net, attributes=False),
             "data": of_tensors(x, y),
             "device": x.device.type,
-            "steps": of_values(repr(protocol)),
+            "attacks": of_values(repr(protocol)),
             "version of pursuitify": VERSION,
             "version of torch": str(torch.__version__),
         }

@@ -11,7 +11,7 @@ KINDS = {
     "white-box": "its own gradients",
     "noise": "chance",
     "black-box": "answers only",
-    "other-sweeps": "another T's or a twin's gradients",
+    "other-sweeps": "another T's, step rule's or a twin's gradients",
     "adaptive": "gradients past masks",
     "yours": "handed to audit",
 }
@@ -29,8 +29,8 @@ class Step:
         guide: A key of ``attack_registry.GUIDES``, or empty for the network's own gradients.
         survivors: Attack only what nothing before has fooled. Without it the attack has an
             accuracy of its own.
-        needs: ``"pursuit"`` or ``"random"``: only for pursuit networks, or networks that answer
-            the same input differently.
+        needs: ``"pursuit"``, ``"adaptive"`` or ``"random"``: only for pursuit networks, those whose
+            steps adapt, or networks that answer the same input differently.
     """
 
     name: str
@@ -60,6 +60,16 @@ class Protocol:
     twin: tuple[Step, ...]
     curve: tuple[Step, ...]
     factors: tuple[float, ...]
+
+
+#: By guide what it needs, where that is not a pursuit network.
+_NEEDS = {
+    "": "",
+    "smoothed": "",
+    "averaged": "random",
+    "certified-steps": "adaptive",
+    "certified-steps, more sweeps": "adaptive",
+}
 
 
 def _core(pgd: int, apgd: int, restarts: int, *, survivors: bool = False) -> tuple[Step, ...]:
@@ -92,10 +102,9 @@ def _adaptive(steps: int, guides: Mapping[str, tuple[str, str]]) -> tuple[Step, 
     found = []
     for name, (kind, guide) in guides.items():
         options: dict[str, int | float | str] = {"steps": steps}
-        general = guide in ("smoothed", "averaged", "")
         if guide == "":
             options["loss"] = "scaled"
-        needs = "random" if guide == "averaged" else "" if general else "pursuit"
+        needs = _NEEDS.get(guide, "pursuit")
         found.append(Step(name, "apgd", kind, options, guide, survivors=True, needs=needs))
     return tuple(found)
 
@@ -107,6 +116,8 @@ _GUIDES = {
     "gradients at T = 0": ("other-sweeps", "t=0"),
     "gradients at T / 2": ("other-sweeps", "t=half"),
     "gradients at 2 T": ("other-sweeps", "t=double"),
+    "gradients of certified steps": ("other-sweeps", "certified-steps"),
+    "certified steps at 3 T": ("other-sweeps", "certified-steps, more sweeps"),
     "latents": ("adaptive", "latents"),
 }
 _APPROXIMATE = {

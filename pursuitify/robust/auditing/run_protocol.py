@@ -36,6 +36,7 @@ from pursuitify.robust.auditing.results_record import (
     answers,
     close,
 )
+from pursuitify.robust.surrogates.certified_steps import adapts_steps
 from pursuitify.robust.surrogates.sweep_counts import find_pursuit
 from pursuitify.utils import random_state
 from pursuitify.utils.fingerprint import of_values
@@ -164,7 +165,9 @@ class Auditor:
 
     def _steps(self, classes: int, *, random: bool) -> dict[str, list[Step]]:
         """Return the steps for the network and for each twin."""
-        has = {"": True, "random": random, "pursuit": TWIN in self.subjects}
+        pursues = TWIN in self.subjects
+        adapts = pursues and adapts_steps(self.net)
+        has = {"": True, "random": random, "pursuit": pursues, "adaptive": adapts}
         steps = [_fit(step, classes) for step in self.protocol.steps if has[step.needs]]
         twins = [name for name in self.subjects if name not in ("network", TWIN)]
         budget = max(int(step.options.get("steps", 1)) for step in self.protocol.twin)

@@ -76,9 +76,7 @@ class Image:
 
 def image(dictionary: StructuredDictionary, j: int, change: Tensor, own: bool = True) -> Image:
     """Return K_j times a change of latent j."""
-    read: dict[Target, Tensor] = {}
-    for target, product in dictionary.branches[j].products(change):
-        read[target] = read[target] + product if target in read else product
+    read = dictionary.branches[j].products_by_target(change)
     return Image(tuple(dictionary.rows[j].decode(change)) if own else (), read)
 
 

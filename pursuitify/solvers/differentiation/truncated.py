@@ -47,22 +47,35 @@ def through_last(
             state = global_sweep.sweep(
                 dictionary, state, steps, extrapolation if t else None, last=False, inplace=t > 0
             )
-    state = _attached(dictionary, state, before)
+    state = _attached_with_memory(dictionary, state, before)
     for t in range(count - kept, count):
         state = global_sweep.sweep(dictionary, state, steps, extrapolation, last=t == count - 1)
     return state.w
 
 
-def _attached(
-    dictionary: StructuredDictionary, state: global_sweep.SweepState, before: Sequence[Tensor]
-) -> global_sweep.SweepState:
-    """Return the state with residuals that depend on what the dictionary holds."""
+def attached(
+    dictionary: StructuredDictionary, r: Sequence[Sequence[Tensor]], w: Sequence[Tensor]
+) -> list[list[Tensor]]:
+    """Return residuals at ``w`` that depend on what the dictionary holds.
+
+    Args:
+        dictionary: The bound dictionary.
+        r: The residuals without derivatives, in slots.
+        w: The latents, which count as constants.
+    """
     signal = dictionary.signal_slots()
-    r = [
+    return [
         # The value is the sweeps' own, to the last bit; the derivative is that of B w - y.
         [value + ((b - y) - (b - y).detach()) for value, b, y in zip(*parts, strict=True)]
-        for parts in zip(state.r, dictionary.apply_slots(state.w), signal, strict=True)
+        for parts in zip(r, dictionary.apply_slots(w), signal, strict=True)
     ]
+
+
+def _attached_with_memory(
+    dictionary: StructuredDictionary, state: global_sweep.SweepState, before: Sequence[Tensor]
+) -> global_sweep.SweepState:
+    """Return the state with ``attached`` residuals, and the last change where that is kept."""
+    r = attached(dictionary, state.r, state.w)
     after = global_sweep.SweepState(state.w, r, state.keep, [], [], [])
     if state.keep:
         for j, (w, last) in enumerate(zip(state.w, before, strict=True)):
