@@ -31,6 +31,9 @@ _DAMAGED = (
 _SIXTEEN = 65535
 #: The formats whose integers of more than 8 bits are of 16, whatever PIL holds them in.
 _SIXTEEN_BIT = frozenset({"PNG", "PPM"})
+#: Formats that other programs would be started for, whatever the file's name says: PostScript runs
+#: in Ghostscript, and Windows draws its metafiles.
+_PROGRAMS = frozenset({"EPS", "WMF"})
 _ADVICE = "Mend or remove it, or leave such files out with load_data(..., skip_bad=True)"
 
 
@@ -54,7 +57,9 @@ def read_picture(path: Path, channels: int) -> Tensor:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image:
+        Image.init()  # knows every format, so that those left out are left out
+        formats = [name for name in Image.OPEN if name not in _PROGRAMS]
+        with Image.open(path, formats=formats) as image:
             image.load()
             kind = str(image.format)
             return _values(ImageOps.exif_transpose(image), kind, channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -411,3 +412,26 @@ def test_training_on_a_folder_names_the_file_and_goes_on(tmp_path: Path) -> None
     resumed = finetune(net(), data.train, data.val, resume=True, **options)
     other = {**options, "output": tmp_path / "other"}
     assert resumed.history == finetune(net(), data.train, data.val, **other).history
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a program is a file that says so")
+def test_no_program_is_started_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript under the name of a picture: PIL would hand it to Ghostscript."""
+    from PIL import EpsImagePlugin
+
+    ran, program = tmp_path / "ran", tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    path = tmp_path / "x.png"
+    text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    path.write_text(text)
+    with contextlib.suppress(OSError):
+        Image.open(path).load()
+    assert ran.exists(), "PIL alone starts it"
+    ran.unlink()
+    with pytest.raises(DataError, match=r"x\.png cannot be read: cannot identify"):
+        read_picture(path, 3)
+    assert not ran.exists()
