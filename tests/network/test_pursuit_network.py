@@ -757,7 +757,7 @@ def test_step_sizes_follow_the_weights() -> None:
 
 def test_repr_says_what_it_is() -> None:
     net = pursuitify(BY_NAME["linear_chain"].build(), iterations=7, solver="layered")
-    assert "solver='layered', iterations=7, latents=3" in repr(net)
+    assert "solver='layered', steps='certified', iterations=7, latents=3" in repr(net)
 
 
 def test_a_training_step_lowers_the_loss() -> None:
