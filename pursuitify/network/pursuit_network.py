@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -309,7 +308,7 @@ class PursuitNetwork(Settings):
         if torch.compiler.is_compiling() or self._self_check == OFF:
             return None
         version = self._unchanged.version(self.training)
-        return self._proofs.begin(self, values, version, packs)
+        return self._proofs.begin(self, self._program, values, version, packs)
 
     @property
     def _packs(self) -> bool:
@@ -331,7 +330,7 @@ class PursuitNetwork(Settings):
         if few is None:
             report = self._prove(began, first, bound, used, every=False)
         else:
-            with verification.aside(self, few) as again:
+            with verification.aside(self, few, began.numbers is not None) as again:
                 start, rows = self._bind(self._program, few, self._recording(again, few))
                 # Without derivatives a detached branch is bound otherwise than in the call itself:
                 # where nothing is packed, the operators that are proven are those bound here.
@@ -396,7 +395,8 @@ class PursuitNetwork(Settings):
             InputError: As ``forward``.
         """
         values, packs = self._values(self._program, args, kwargs), self._packs
-        with verification.aside(self, values) as began:
+        draws = self._program.may_draw(self)
+        with verification.aside(self, values, draws) as began:
             recording = None if self._program.nonnegative else began
             first, bound = self._bind(self._program, values, recording)
             used = self._packed(bound, self._steps(bound)) if packs else bound
@@ -539,18 +539,28 @@ class PursuitNetwork(Settings):
             InputError: If torch.func would have to see through a mode that works with autograd
                 alone.
         """
-        gammas = self._steps(bound)
+        gammas, packed = self._steps(bound), None
         if began is not None:
-            used = self._packed(bound, gammas) if self._packs else bound
-            self._self_prove(began, first, bound, used)
-        latents = self._solved(bound, first, gammas)
+            packed = self._packed(bound, gammas) if self._packs else None
+            self._self_prove(began, first, bound, bound if packed is None else packed)
+        latents = self._solved(bound, first, gammas, packed)
         refuse_overflow(latents, bound.names)
         return latents
 
     def _solved(
-        self, bound: StructuredDictionary, first: Pass, gammas: Sequence[Tensor]
+        self,
+        bound: StructuredDictionary,
+        first: Pass,
+        gammas: Sequence[Tensor],
+        packed: StructuredDictionary | None = None,
     ) -> list[Tensor]:
-        pack = functools.partial(self._kernels.pack, contents=self._norms.contents)
+        """Return the latents after the last sweep; ``packed`` where kernels are packed already."""
+
+        def pack(found: StructuredDictionary, steps: Sequence[Tensor], moves: bool) -> Any:
+            if packed is not None and found is bound:
+                return packed
+            return self._kernels.pack(found, steps, moves, self._norms.contents)
+
         given = self._given(bound, first, gammas, pack)
         still = given.extrapolation is None and self.pursuit_solver.extrapolates
         if still and torch.compiler.is_compiling():

@@ -60,6 +60,7 @@ class Rule:
         channelwise: Whether it treats the slots of dimension 1 independently.
         elementwise: Whether it is diagonal: each entry is scaled on its own.
         stateful: Whether a second run would differ (random masks, running statistics).
+        draws: Whether it draws random numbers in training mode.
         fresh: Whether its value always has memory of its own, none of an operand's.
         casts: Whether it makes numbers of floating point of integers.
         check: Returns why these static parameters cannot be converted, or None.
@@ -90,6 +91,7 @@ class Rule:
     elementwise: bool = False
     stateful: bool = False
     fresh: bool = False
+    draws: bool = False
     casts: bool = False
     check: Callable[..., str | None] | None = None
     input_dependent: bool | Dependence = True
