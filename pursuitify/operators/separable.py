@@ -25,7 +25,7 @@ from pursuitify.operators.block_mean import BlockMean
 from pursuitify.operators.reshape import ZeroPad
 from pursuitify.operators.symbols import Symbols
 from pursuitify.utils import torch_internals
-from pursuitify.utils.compiling import compiling
+from pursuitify.utils.func_transforms import compiling
 
 _LINEAR = {"linear", "bilinear", "trilinear"}
 _NEAREST = {"nearest", "nearest-exact"}

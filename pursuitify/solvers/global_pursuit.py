@@ -20,7 +20,7 @@ from pursuitify.solvers.global_sweep import SweepState, begin, sweep
 from pursuitify.solvers.inplace import descend, descend_extrapolated
 from pursuitify.solvers.proximal_step import may_overwrite
 from pursuitify.solvers.solver import Latents, Solver, SolverInput
-from pursuitify.utils.compiling import compiling
+from pursuitify.utils.func_transforms import compiling
 
 
 class GlobalPursuit(Solver):

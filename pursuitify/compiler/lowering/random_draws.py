@@ -47,7 +47,7 @@ def draws_of(graph: fx.Graph, sites: Sites) -> Draws:
 def _has_mode(node: fx.Node, sites: Sites) -> bool:
     """Whether a node is a module that draws in training mode alone."""
     rule = sites[node].rule if node in sites else None
-    return node.op == "call_module" and rule is not None and rule.draws
+    return node.op == "call_module" and rule is not None and rule.draws is True
 
 
 def _may_draw(node: fx.Node, sites: Sites) -> bool:
@@ -62,8 +62,7 @@ def _may_draw(node: fx.Node, sites: Sites) -> bool:
     if rule is None or rule.bind is None:
         module = str(getattr(node.target, "__module__", None))
         return node.op != "call_function" or module.partition(".")[0] not in _STILL
-    own = str(rule.bind.__module__).partition(".")[0] == __name__.partition(".")[0]
-    if own and rule.draws and node.op != "call_module":
+    if rule.draws and node.op != "call_module":
         call = None if site is None else site.call
         return call is None or call.parameters.get("training", True) is not False
-    return not own or rule.draws
+    return rule.draws is not False

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from pursuitify import errors
 from pursuitify.compiler.tracing.nodes import is_inplace
-from pursuitify.utils import patched_methods, torch_internals
+from pursuitify.utils import call_events, patched_methods, torch_internals
 
 #: The code by which a module looks for what is no plain attribute of it.
 _LOOKS_UP = nn.Module.__getattr__.__code__
@@ -78,7 +78,7 @@ class OwnDraws:
     Attributes:
         before: Their state when the watch began.
         alone: Whether no other thread of Python's was alive then: all draws are this thread's.
-        profiled: Whether a profiler was at work, whose place the watch does not take.
+        profiled: Whether a profiler is at work beside which calls are not seen.
         drawn: Places in ``random_state`` of the generators that it drew from, or set: not complete
             if ``alone`` or ``profiled``.
         numpy: Whether code ran that names NumPy's global generator, which no hook sees drawing.
@@ -86,7 +86,7 @@ class OwnDraws:
 
     before: tuple[Any, Any, Any]
     alone: bool
-    profiled: bool
+    profiled: bool = False
     drawn: set[int] = field(default_factory=set)
     numpy: bool = False
 
@@ -156,16 +156,13 @@ def own_draws() -> Iterator[OwnDraws]:
     left alone: another thread's numbers would be drawn twice.
     """
     alone = _is_alone()
-    profiled = sys.getprofile() is not None
-    found = OwnDraws(random_state(), alone, profiled)
+    found = OwnDraws(random_state(), alone)
     try:
         with contextlib.ExitStack() as stack:
             if not alone:
                 noting = torch_internals.noting_draws(lambda _name: found.drawn.add(_TORCH))
                 stack.enter_context(noting)
-                if not profiled:
-                    sys.setprofile(found.note)
-                    stack.callback(sys.setprofile, None)
+                found.profiled = not stack.enter_context(call_events.noted(found.note))
             yield found
     finally:
         if not found.undecided:
