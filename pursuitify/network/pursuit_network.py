@@ -29,7 +29,7 @@ from pursuitify.solvers.proximal_step import may_overwrite
 from pursuitify.solvers.settings import HELD, OFF, Settings
 from pursuitify.solvers.solver import Pack, SolverInput
 from pursuitify.solvers.step_sizes import PursuitParameters, refuse_overflow
-from pursuitify.utils import func_transforms, memory_format, option_checks
+from pursuitify.utils import func_transforms, memory_format, option_checks, torch_internals
 from pursuitify.utils.autocast import full_precision
 from pursuitify.utils.running_statistics import untouched
 from pursuitify.utils.training_modes import Modes
@@ -127,7 +127,7 @@ class PursuitNetwork(Settings):
         self._places = {True: trained, False: evaluated}
         self.pursuit = PursuitParameters(count, beta_range, like.dtype).to(like.device)
         self.pursuit.train(model.training)
-        self._still = True
+        self._still, self._met_alpha = True, (self.pursuit.alpha,)
         self._unchanged = Unchanged.of(self, programs, model)
         if modes:
             self._modes = modes
@@ -505,6 +505,7 @@ class PursuitNetwork(Settings):
         else:
             moving = slope_checks.checked_and_moving(program, first, self.pursuit.alpha)
             self._still = not moving
+            self._meet_alpha()
         leaves = arguments.floating(values, first.latents[0].dtype)
         return first, structured.bind(program, first, leaves, self.threshold_scale)
 
@@ -591,16 +592,22 @@ class PursuitNetwork(Settings):
         """Extrapolation weights, or None where all are zero and no derivative is asked for."""
         recorded = torch.is_grad_enabled() and self.pursuit.alpha.requires_grad
         derived = recorded or func_transforms.active()
-        tracing = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         still = self._still  # a branch on it makes compiled code anew when it changes
-        if still and tracing:
+        if still and torch.compiler.is_compiling():
             still = self._is_still()
         return None if still and not derived else self._of_mode(self.pursuit.alphas())
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _is_still(self) -> bool:
-        """Return whether all extrapolation weights are zero now; a compiler asks once a trace."""
-        return not slope_checks.moving(self.pursuit.alpha)
+        """Return whether all extrapolation weights are zero now; a compiler asks once a trace.
+
+        torch.export puts tensors without values into the place of parameters, under modes that
+        record what is done with any: the weights that were met last are asked, past those modes.
+        """
+        alpha: Tensor = self.pursuit.alpha
+        alpha = alpha if type(alpha) in {Tensor, nn.Parameter} else self._met_alpha[0]
+        with torch_internals.without_dispatch_modes():
+            return not slope_checks.moving(alpha)
 
     def _of_mode(self, values: Tensor) -> list[Tensor]:
         """Pick the entries of the current mode's latents: they are shared by name."""
@@ -617,6 +624,12 @@ class PursuitNetwork(Settings):
     def _look_again(self) -> None:
         """Read what compiled code cannot: whether an extrapolation weight is not zero."""
         self._still = not slope_checks.moving(self.pursuit.alpha)
+        self._meet_alpha()
+
+    def _meet_alpha(self) -> None:
+        """Hold the extrapolation weights beside the parameters, for ``_is_still``."""
+        if type(self.pursuit.alpha) is nn.Parameter:
+            self._met_alpha = (self.pursuit.alpha,)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Generate the code again where the network comes out of a pickle."""
@@ -646,5 +659,6 @@ RESERVED = frozenset(vars(PursuitNetwork) | vars(Settings)) | {
     "_places",
     "_source_name",
     "_still",
+    "_met_alpha",
     "_unchanged",
 }

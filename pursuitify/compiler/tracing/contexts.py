@@ -92,10 +92,6 @@ def _spread(values: Iterable[Any]) -> Iterator[Any]:
             yield from value
 
 
-def _is_context(value: Any) -> bool:
-    return issubclass(type(value), FunctionCtx)
-
-
 def _has_derivative(value: Any) -> bool:
     """Whether torch gives a result of a custom Function the Function's derivative."""
     if issubclass(type(value), fx.Proxy) or not isinstance(value, Tensor):
@@ -196,12 +192,10 @@ class Watch:
                     self._modes.pop()
         elif event == "return" and code in self._forwards and self._modes and self._modes[-1]:
             made = arg if isinstance(arg, (tuple, list)) else (arg,)
-            values = list(frame.f_locals.values())
-            values += _spread(values)
-            exempt = [
-                getattr(v, "non_differentiable", None) or () for v in values if _is_context(v)
-            ]
-            free = {id(v) for held in exempt for v in held}
+            values = [*frame.f_locals.values(), *_spread(frame.f_locals.values())]
+            contexts = [value for value in values if issubclass(type(value), FunctionCtx)]
+            exempt = [getattr(context, "non_differentiable", None) or () for context in contexts]
+            free = {id(value) for held in exempt for value in held}
             constant = [v for v in made if _has_derivative(v) and id(v) not in free]
             if constant and any(issubclass(type(v), fx.Proxy) for v in values):
                 self._constants[self._forwards[code]] = None
