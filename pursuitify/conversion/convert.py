@@ -120,6 +120,8 @@ def pursuitify(
     option_checks.switch("paper", paper)
     option_checks.switch("nonnegative_thresholds", nonnegative_thresholds)
     example = option_checks.example(example_inputs, model)
+    if copy:
+        model_checks.gradient_hooks(model)
     programs, constants = compile_model(
         model, layout, rules, leaf_modules, nonnegative_thresholds, example
     )

@@ -86,8 +86,13 @@ def still_steps(gammas: Sequence[Tensor], alpha: Tensor) -> list[Tensor]:
         gammas: The steps.
         alpha: The extrapolation weights.
     """
-    lost = torch.where(alpha.detach().any(), torch.nan, 0.0)
-    return [gamma + lost.to(gamma) for gamma in gammas]
+    lost = alpha.detach().any()
+    return [
+        torch.where(
+            lost if lost.device == gamma.device else lost.to(gamma.device), torch.nan, gamma
+        )
+        for gamma in gammas
+    ]
 
 
 def _tensor(activation: Activation) -> Tensor | None:

@@ -88,6 +88,14 @@ def noting_draws(note: Callable[[str], None]) -> AbstractContextManager[Any]:
     return found
 
 
+def has_gradient_hooks(value: Tensor) -> bool:
+    """Return whether a hook was put on a tensor's derivative; False where torch cannot say."""
+    try:
+        return bool(value._backward_hooks or value._post_accumulate_grad_hooks)
+    except AttributeError:
+        return False
+
+
 #: What a tensor has that takes part in no dispatch of its own.
 _NO_DISPATCH = Tensor.__torch_dispatch__
 
