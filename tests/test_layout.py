@@ -40,6 +40,7 @@ EXCEPTIONS = {
     "docs/test_snippets.py": "pages stand outside the package",
     "network/test_compile.py": "torch.compile and torch.export of whole networks",
     "network/test_stability.py": "long runs of whole networks",
+    "network/test_verification_cost.py": "what the self-check computes, by counting",
     "network/test_threads.py": "one network in several threads",
     "operators/test_compile.py": "all operators under torch.compile and torch.export",
     "operators/test_resampling.py": "separable and block means, against torch's own kernels",

@@ -71,9 +71,10 @@ def _compare(
     """Return what differs in the modes both are in."""
     mode = "training" if net.training else "evaluation"
     name = net.source_name
-    began = verification.start(net, inputs)
+    draws = net.compiled_program.may_draw(net)
+    began = verification.start(net, inputs, draws)
     try:
-        expected, left = _run(source, source, inputs)
+        expected, left = _run(source, source, inputs, draws)
     except Exception as error:  # whatever a model raises on inputs it does not take
         if not as_it_is:
             return []
@@ -82,7 +83,7 @@ def _compare(
         ) from error
     with began.again(net):
         try:
-            found, mine = _run(net, net.source_output, inputs)
+            found, mine = _run(net, net.source_output, inputs, draws)
         except PursuitifyError as error:
             return [Problem("-", name, "", f"in {mode} mode the model runs: {error}", "")]
     tolerance = verification.tolerance_of(inputs[0].dtype, inputs[0].device)
@@ -152,22 +153,22 @@ def _beyond_rounding(
             for x in inputs
         ]
     with began.again(net):
-        again, _ = _run(source, source, moved)
+        again, _ = _run(source, source, moved, began.numbers is not None)
     moves = tensor_differences.spread(again, expected)
     return dict(tensor_differences.differences(found, expected, moves, tolerance))
 
 
 def _run(
-    module: nn.Module, forward: Any, inputs: Sequence[Tensor]
+    module: nn.Module, forward: Any, inputs: Sequence[Tensor], draws: bool
 ) -> tuple[Any, dict[str, Tensor]]:
     """Return a pass's output and the buffers it leaves; the module keeps its own."""
-    with _scratch(module) as buffers, _numbers_kept(inputs):
+    with _scratch(module) as buffers, _numbers_kept(inputs, draws):
         return forward(*(x.clone() for x in inputs)), buffers
 
 
 @contextlib.contextmanager
-def _numbers_kept(inputs: Sequence[Tensor]) -> Iterator[None]:
-    began = verification.start(nn.Module(), inputs)
+def _numbers_kept(inputs: Sequence[Tensor], draws: bool) -> Iterator[None]:
+    began = verification.start(nn.Module(), inputs, draws)
     try:
         yield
     finally:

@@ -126,6 +126,8 @@ def pursuitify(
             "one of the two out"
         )
     example = option_checks.example(example_inputs, model)
+    if copy:
+        model_checks.gradient_hooks(model)
     programs, constants = compile_model(
         model, layout, rules, leaf_modules, nonnegative_thresholds, example
     )

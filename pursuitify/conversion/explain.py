@@ -57,6 +57,7 @@ def explain(
         model_checks.model(model)
         option_checks.one_of("layout", layout, option_checks.LAYOUTS)
         example = option_checks.example(example_inputs, model)
+        model_checks.gradient_hooks(model)
         programs, constants = compile_model(model, layout, rules, leaf_modules, example=example)
         if example:
             pursuitify(

@@ -9,6 +9,7 @@ from torch import nn
 
 from pursuitify.errors import ConversionError, OptionError
 from pursuitify.rules import Registry, Rule, default
+from pursuitify.utils import torch_internals
 from pursuitify.utils.option_checks import wraps
 
 
@@ -55,6 +56,24 @@ def names(root: nn.Module, reserved: Iterable[str]) -> None:
         raise ConversionError(
             f"{type(root).__name__} has submodules, parameters or buffers with names that "
             f"PursuitNetwork needs: {taken}. Rename them, or wrap the model in another module"
+        )
+
+
+def gradient_hooks(root: nn.Module) -> None:
+    """Check that no parameter has a hook on its derivative: a copy of it would have none.
+
+    Raises:
+        ConversionError: Otherwise; names the parameters.
+    """
+    found = [p for p in root.named_parameters() if torch_internals.has_gradient_hooks(p[1])]
+    if found:
+        names = ", ".join(repr(name) for name, _ in found)
+        raise ConversionError(
+            f"parameters {names} of {type(root).__name__} have hooks on their derivatives "
+            "(register_hook, register_post_accumulate_grad_hook), which the network's own copies "
+            "would lose. Remove the hooks and register them on the network's parameters, which "
+            "have the same names (net.get_parameter(name)), or share them: "
+            "pursuitify(model, copy=False)"
         )
 
 

@@ -31,7 +31,7 @@ from pursuitify.solvers.proximal_step import may_overwrite
 from pursuitify.solvers.settings import HELD, OFF, Settings
 from pursuitify.solvers.solver import Pack, SolverInput
 from pursuitify.solvers.step_sizes import PursuitParameters, refuse_overflow
-from pursuitify.utils import func_transforms, memory_format, option_checks
+from pursuitify.utils import func_transforms, memory_format, option_checks, torch_internals
 from pursuitify.utils.autocast import full_precision
 from pursuitify.utils.running_statistics import untouched
 from pursuitify.utils.training_modes import Modes
@@ -129,7 +129,7 @@ class PursuitNetwork(Settings):
         self._places = {True: trained, False: evaluated}
         self.pursuit = PursuitParameters(count, beta_range, like.dtype).to(like.device)
         self.pursuit.train(model.training)
-        self._still = True
+        self._still, self._met_alpha = True, (self.pursuit.alpha,)
         self._unchanged = Unchanged.of(self, programs, model)
         if modes:
             self._modes = modes
@@ -311,7 +311,7 @@ class PursuitNetwork(Settings):
         if torch.compiler.is_compiling() or self._self_check == OFF:
             return None
         version = self._unchanged.version(self.training)
-        return self._proofs.begin(self, values, version, packs)
+        return self._proofs.begin(self, self._program, values, version, packs)
 
     @property
     def _packs(self) -> bool:
@@ -333,7 +333,7 @@ class PursuitNetwork(Settings):
         if few is None:
             report = self._prove(began, first, bound, used, every=False)
         else:
-            with verification.aside(self, few) as again:
+            with verification.aside(self, few, began.numbers is not None) as again:
                 start, rows = self._bind(self._program, few, self._recording(again, few))
                 # Without derivatives a detached branch is bound otherwise than in the call itself:
                 # where nothing is packed, the operators that are proven are those bound here.
@@ -400,7 +400,8 @@ class PursuitNetwork(Settings):
             InputError: As ``forward``.
         """
         values, packs = self._values(self._program, args, kwargs), self._packs
-        with verification.aside(self, values) as began:
+        draws = self._program.may_draw(self)
+        with verification.aside(self, values, draws) as began:
             recording = None if self._program.nonnegative else began
             first, bound = self._bind(self._program, values, recording)
             used = bound
@@ -513,6 +514,7 @@ class PursuitNetwork(Settings):
         else:
             moving = slope_checks.checked_and_moving(program, first, self.pursuit.alpha)
             self._still = not moving
+            self._meet_alpha()
         leaves = arguments.floating(values, first.latents[0].dtype)
         options = self.threshold_scale, self.offsets_in_signal
         return first, structured.bind(program, first, leaves, *options)
@@ -554,8 +556,9 @@ class PursuitNetwork(Settings):
         gammas = self._gammas(bound)
         given = self._given(bound, first, gammas, self._pack())
         if began is not None:
-            used = given.packed().dictionary if self._packs else bound
-            self._self_prove(began, first, bound, used)
+            if self._packs:
+                given = replace(given.packed(), pack=None)  # packed once, for proof and sweeps
+            self._self_prove(began, first, bound, given.dictionary)
         latents = self._solved(given)
         refuse_overflow(latents, bound.names)
         return latents
@@ -589,16 +592,22 @@ class PursuitNetwork(Settings):
         """Extrapolation weights, or None where all are zero and no derivative is asked for."""
         recorded = torch.is_grad_enabled() and self.pursuit.alpha.requires_grad
         derived = recorded or func_transforms.active()
-        tracing = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         still = self._still  # a branch on it makes compiled code anew when it changes
-        if still and tracing:
+        if still and torch.compiler.is_compiling():
             still = self._is_still()
         return None if still and not derived else self._of_mode(self.pursuit.alphas())
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _is_still(self) -> bool:
-        """Return whether all extrapolation weights are zero now; a compiler asks once a trace."""
-        return not slope_checks.moving(self.pursuit.alpha)
+        """Return whether all extrapolation weights are zero now; a compiler asks once a trace.
+
+        torch.export puts tensors without values into the place of parameters, under modes that
+        record what is done with any: the weights that were met last are asked, past those modes.
+        """
+        alpha: Tensor = self.pursuit.alpha
+        alpha = alpha if type(alpha) in {Tensor, nn.Parameter} else self._met_alpha[0]
+        with torch_internals.without_dispatch_modes():
+            return not slope_checks.moving(alpha)
 
     def _of_mode(self, values: Tensor) -> list[Tensor]:
         """Pick the entries of the current mode's latents: they are shared by name."""
@@ -615,6 +624,12 @@ class PursuitNetwork(Settings):
     def _look_again(self) -> None:
         """Read what compiled code cannot: whether an extrapolation weight is not zero."""
         self._still = not slope_checks.moving(self.pursuit.alpha)
+        self._meet_alpha()
+
+    def _meet_alpha(self) -> None:
+        """Hold the extrapolation weights beside the parameters, for ``_is_still``."""
+        if type(self.pursuit.alpha) is nn.Parameter:
+            self._met_alpha = (self.pursuit.alpha,)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Generate the code again where the network comes out of a pickle."""
@@ -644,5 +659,6 @@ RESERVED = frozenset(vars(PursuitNetwork) | vars(Settings)) | {
     "_places",
     "_source_name",
     "_still",
+    "_met_alpha",
     "_unchanged",
 }

@@ -78,18 +78,21 @@ def poison(first: Pass) -> Pass:
 def still_steps(gammas: Sequence[Tensor], alpha: Tensor) -> list[Tensor]:
     """Return the steps, NaN if an extrapolation weight is not zero.
 
-    For compiled code that was made without extrapolation, because all weights were zero then. A
-    load, a change of mode and a call without the compiler have it made again; nothing says that a
-    weight was written in place.
+    For compiled and exported code that was made without extrapolation, because all weights were
+    zero then. A load, a change of mode and a call without the compiler have compiled code made
+    again; nothing says that a weight was written in place, and exported code stays as it is.
 
     Args:
         gammas: The steps.
         alpha: The extrapolation weights.
     """
-    if torch.compiler.is_exporting():
-        return list(gammas)
-    lost = torch.where(alpha.detach().any(), torch.nan, 0.0)
-    return [gamma + lost.to(gamma) for gamma in gammas]
+    lost = alpha.detach().any()
+    return [
+        torch.where(
+            lost if lost.device == gamma.device else lost.to(gamma.device), torch.nan, gamma
+        )
+        for gamma in gammas
+    ]
 
 
 def _tensor(activation: Activation) -> Tensor | None:

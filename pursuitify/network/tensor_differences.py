@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Entries below which torch.equal is faster than reductions of a difference.
+_SMALL = 8192
+
 
 def exact(value: Tensor) -> torch.dtype:
     """Return the dtype to add up many numbers in, on the value's device."""
@@ -30,20 +33,24 @@ def flat(value: Tensor, dims: Sequence[int] | None = None) -> Tensor:
         value: The tensor.
         dims: The order of its dimensions, if another one is wanted.
     """
+    value = value.detach()
     if dims is None:
         if value.is_contiguous():
-            return value.detach().view(-1)
+            return value.view(-1)
+        if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
+            return value.permute(0, 2, 3, 1).view(-1)
         dims = order(value)
-    return value.detach().permute(*dims).reshape(-1)
+    return value.permute(*dims).reshape(-1)
 
 
 def largest(value: Tensor) -> float:
     """Return the largest magnitude of a tensor, 0 of an empty one; NaN or infinite if one is."""
     if value.numel() == 0:
         return 0.0
-    # aminmax is several times faster on a CPU than the norm of order infinity.
-    low, high = (float(end) for end in torch.aminmax(flat(value)))
-    return max(high, -low) if low == low else math.nan
+    # Two vectorised reductions in any memory order are faster on a CPU than one aminmax, which
+    # copies what is not in torch's own order, and than the norm of order infinity.
+    high, low = value.amax().item(), value.amin().item()
+    return float(max(high, -low)) if low == low else math.nan
 
 
 def size(value: Tensor) -> float:
@@ -87,14 +94,25 @@ def gap(a: Tensor, b: Tensor) -> float:
         a: A tensor.
         b: One of the same shape.
     """
-    if torch.equal(a, b):  # it stops at the first difference, so it costs something only if it pays
+    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
         return 0.0
-    found = largest(a - b)
+    found = float((a - b).abs_().amax()) if a.numel() else 0.0
     if math.isfinite(found):
         return found
     same = (a == b) | (a.isnan() & b.isnan())
     found = largest(torch.where(same, 0, a - b))
     return found if found == found else math.inf
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of floating point hold the same, NaN apart, which is not the same.
+
+    What ``torch.equal`` says, several times faster on a CPU where it is true: a difference of
+    numbers is zero only if they are equal. Two infinities are not the same here, either.
+    """
+    if a.numel() < _SMALL or a.shape != b.shape or a.dtype != b.dtype or not a.is_floating_point():
+        return torch.equal(a, b)
+    return float((a - b).abs_().amax()) == 0
 
 
 def ratio(error: float, scale: float) -> float:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,14 +33,14 @@ from pursuitify.compiler.lowering.emit import Recorded, recorded
 from pursuitify.compiler.lowering.program import Pass, Program
 from pursuitify.compiler.tracing.hidden_state import random_state, restore_random_state
 from pursuitify.compiler.tracing.nodes import describe
-from pursuitify.dictionary.bound_rows import BoundRow
+from pursuitify.dictionary.bound_rows import BoundRow, Parts
 from pursuitify.dictionary.readers import Branch
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import Problem, VerificationError
 from pursuitify.network import tensor_differences
 from pursuitify.operators import Conv, LinearMap, Scale
 from pursuitify.operators.onednn_conv import PackedConv
-from pursuitify.utils import func_transforms
+from pursuitify.utils import func_transforms, torch_internals
 from pursuitify.utils.running_statistics import untouched, writes_buffers
 
 #: Largest relative error of a right network, by the dtype in which it computes.
@@ -57,7 +58,11 @@ SAMPLES = 2
 _SEED = 17
 #: Entries of a direction after which it starts again: drawing costs more than the tests. A prime
 #: number, so that no size of a tensor lines the repetitions up.
-_DRAWN = 65537
+_DRAWN = 16381
+#: Entries of a tensor by which a self-check first judges how large it is.
+_SAMPLED = 4096
+#: A chain that several paths begin with: the leaf, and the identity of the map next to it.
+_Beginning = tuple[int, int]
 _HINT = (
     "If the network was changed after its conversion (a module replaced, an attribute, a hook, a "
     "forward), convert the changed source again. If the source itself does what torch.fx cannot "
@@ -171,9 +176,10 @@ class Start:
     """The random numbers and buffers a pass starts from, kept so that it can be run again.
 
     Attributes:
-        numbers: State of the random number generators of the CPU.
+        numbers: State of the random number generators of the CPU; None where the pass draws none.
+            Nobody's numbers are touched then, so that other threads may draw meanwhile.
         device: Where the inputs are.
-        device_numbers: State of that device's generator; None on a CPU.
+        device_numbers: State of that device's generator; None on a CPU, or as above.
         buffers: Copies of the buffers, by the identity of the network's own; none where no pass
             writes into them.
         values: The arguments of the pass, as the network was given them.
@@ -198,11 +204,10 @@ class Start:
 
         Inside, the buffers are the copies in ``buffers``.
         """
-        numbers = random_state()
-        own = _device_numbers(self.device)
+        drawn = None if self.numbers is None else (random_state(), _device_numbers(self.device))
         held = [
             (module, name, buffer)
-            for module in network.modules()
+            for module in (network.modules() if self.buffers else ())
             for name, buffer in module._buffers.items()
             if buffer is not None and id(buffer) in self.buffers
         ]
@@ -216,8 +221,9 @@ class Start:
         finally:
             for module, name, buffer in held:
                 module._buffers[name] = buffer
-            restore_random_state(numbers)
-            _set_device_numbers(self.device, own)
+            if drawn is not None:
+                restore_random_state(drawn[0])
+                _set_device_numbers(self.device, drawn[1])
 
     def restore(self, network: nn.Module) -> None:
         """Start once more inside ``again``: the first attempt has drawn numbers and written."""
@@ -227,24 +233,37 @@ class Start:
 
     def restore_numbers(self) -> None:
         """Put the random number generators back to where the pass started."""
+        if self.numbers is None:
+            return
         restore_random_state(self.numbers)
         _set_device_numbers(self.device, self.device_numbers)
 
 
-def start(network: nn.Module, values: Sequence[Any]) -> Start:
-    """Return what a pass that begins now starts from."""
+def start(network: nn.Module, values: Sequence[Any], draws: bool = True) -> Start:
+    """Return what a pass that begins now starts from.
+
+    Args:
+        network: The network.
+        values: The arguments of the pass.
+        draws: Whether the pass may draw random numbers.
+    """
     device = next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
     copies: dict[int, Tensor] = {}
     if writes_buffers(network):
         copies = {id(b): b.detach().clone() for b in network.buffers()}
+    if not draws:
+        return Start(None, device, None, copies, tuple(values))
     return Start(random_state(), device, _device_numbers(device), copies, tuple(values))
 
 
 @contextlib.contextmanager
-def aside(network: nn.Module, values: Sequence[Any]) -> Iterator[Start]:
-    """Run a pass that leaves no trace: buffers and random numbers stay, nothing is recorded."""
+def aside(network: nn.Module, values: Sequence[Any], draws: bool = True) -> Iterator[Start]:
+    """Run a pass that leaves no trace: buffers and random numbers stay, nothing is recorded.
+
+    The arguments are those of ``start``.
+    """
     with torch.no_grad(), untouched(network):
-        began = start(network, values)
+        began = start(network, values, draws)
         try:
             yield began
         finally:
@@ -283,7 +302,12 @@ class Proofs:
         return Proofs, ()
 
     def begin(
-        self, network: nn.Module, values: Sequence[Any], version: int, packs: bool
+        self,
+        network: nn.Module,
+        program: Program,
+        values: Sequence[Any],
+        version: int,
+        packs: bool,
     ) -> Start | None:
         """Return what the pass starts from if it has to be proven, None otherwise.
 
@@ -303,7 +327,7 @@ class Proofs:
         key = (version, network.training, packs, sizes, _autocast(tensors))
         if key in self._proven:
             return None
-        began = start(network, values)
+        began = start(network, values, program.may_draw(network))
         began.key = key
         return began
 
@@ -515,11 +539,13 @@ def _around_products(
     values = (v.detach() if isinstance(v, Tensor) else v for v in products.values)
     answer, latents, operands = products.plain(network, *map(_own, inputs), *values)
     found, known = (*latents, *operands), (*first.latents, *products.operands)
-    return answer if all(map(_same, found, known)) else None
+    # Most operands are latents, and a concat may be the operand of several: each pair is read once.
+    pairs = {(id(a), id(b)): (a, b) for a, b in zip(found, known, strict=True)}
+    return answer if all(_same(a, b) for a, b in pairs.values()) else None
 
 
 def _same(a: Any, b: Any) -> bool:
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.equal(b)
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and tensor_differences.same(a, b)
 
 
 class _Replay(fx.Interpreter):
@@ -544,11 +570,19 @@ class _Replay(fx.Interpreter):
         if not isinstance(value, Tensor) or value.shape != recorded.shape:
             self.gaps[row.index] = float("inf")
             return recorded.clone()
-        if torch.equal(value, recorded):
+        if tensor_differences.same(value, recorded):
             self.gaps[row.index] = 0.0
             return value
         self.gaps[row.index] = tensor_differences.gap(value, recorded)
         return recorded.clone()
+
+
+@functools.lru_cache(maxsize=8)
+def _drawn(device: torch.device) -> Tensor:
+    """Return the random numbers that directions are made of, the same ones every time."""
+    with torch_internals.without_dispatch_modes(), torch.inference_mode(False):
+        generator = torch.Generator(device).manual_seed(_SEED)
+        return torch.randn(_DRAWN, generator=generator, device=device, dtype=torch.float32)
 
 
 @dataclass(eq=False)
@@ -562,8 +596,10 @@ class _Work:
         thresholds: lam_j per row, unscaled.
         tolerance: Errors below it are not looked at again.
         every: See ``prove``.
-        tested: What the convolutions that passed the dot test have in common with others.
+        tested: Identities of the convolutions that are put to the dot test.
         packed: The packed form of a map, by its identity.
+        waiting: How many paths begin with a leaf and a map, where they are several.
+        begun: What that map made of the leaf, while paths wait for it.
         drawn: Random numbers.
         directions: The same by dtype, repeated as often as the largest tensor so far needed.
         blamed: By row, which operator failed its dot test.
@@ -575,14 +611,16 @@ class _Work:
     thresholds: Sequence[Tensor | None]
     tolerance: float
     every: bool = True
-    tested: set[object] = field(default_factory=set)
+    tested: set[int] = field(default_factory=set)
     packed: dict[int, PackedConv] = field(default_factory=dict)
+    waiting: Counter[_Beginning] = field(default_factory=Counter)
+    begun: dict[_Beginning, Tensor] = field(default_factory=dict)
     drawn: Tensor = field(init=False)
     directions: dict[torch.dtype, Tensor] = field(default_factory=dict)
     blamed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Find the packed form of every map that has one, and draw the directions."""
+        """Find the packed form of every map that has one, and what is tested of them."""
         if self.used is not self.bound:
             for plain, row in zip(self.bound.rows, self.used.rows, strict=True):
                 if plain.diagonal is not None and row.diagonal is not None:
@@ -590,9 +628,24 @@ class _Work:
                         self._pair(one, other)
             for branch, twin in zip(self.bound.branches, self.used.branches, strict=True):
                 self._pair_branch(branch, twin)
-        device = self.first.latents[0].device
-        generator = torch.Generator(device).manual_seed(_SEED)
-        self.drawn = torch.randn(_DRAWN, generator=generator, device=device, dtype=torch.float32)
+        self.drawn = _drawn(self.first.latents[0].device)
+        paths = [path for row in self.bound.rows for slot in row.slots for path in slot]
+        begins = Counter((path.leaf, id(path.maps[0])) for path in paths if path.maps)
+        self.waiting = Counter({begin: n for begin, n in begins.items() if n > 1})
+        chains = [path.maps for path in paths if path.leaf >= 0]
+        chains += [row.diagonal.maps for row in self.bound.rows if row.diagonal is not None]
+        self._choose([item for maps in chains for item in maps if type(item) is Conv])
+
+    def _choose(self, convs: Sequence[Conv]) -> None:
+        """Choose the convolutions whose adjoints are tested: of each kind the one of least work."""
+        if not self.every:
+            convs = sorted(convs, key=lambda conv: conv.weight.numel() * math.prod(conv.size))
+        kinds: set[object] = set()
+        for conv in convs:
+            kind = id(conv) if self.every else self._kind(conv)
+            if kind not in kinds:
+                kinds.add(kind)
+                self.tested.add(id(conv))
 
     def _pair(self, plain: LinearMap, used: LinearMap) -> None:
         if isinstance(used, PackedConv):
@@ -652,10 +705,12 @@ class _Work:
             gap: Largest difference of its latent from what the source's operations give.
         """
         row, w, lam = self.bound.rows[j], self.first.latents[j].detach(), self.thresholds[j]
-        whole, floor = tensor_differences.largest(w), _floor(w.dtype)
-        if not math.isfinite(whole) or 0 < whole < floor:
-            return _NOTHING  # the source overflows or underflows: nothing to prove
-        recorded = row.join(row.u).detach()
+        whole, floor = self._sampled(w), _floor(w.dtype)
+        if whole is None or whole < floor:
+            whole = tensor_differences.largest(w)
+            if not math.isfinite(whole) or 0 < whole < floor:
+                return _NOTHING  # the source overflows or underflows: nothing to prove
+        recorded = _in_one(row.u, row.dim).detach()
         maps = () if row.diagonal is None else row.diagonal.maps
         try:
             u, adjoint = self._u_of(row)
@@ -672,23 +727,20 @@ class _Work:
             gaps[1] = tensor_differences.gap(u, recorded)
         if value.shape == w.shape:
             gaps[2] = tensor_differences.gap(value, w)
-        if self._untested(maps, u, z):
-            y = self.direction(z)
-            found = self._dot(z, y, u, self.adjoint(maps, given, y))
-            if found > self.tolerance:
-                self._name(row.name, maps, given)
+        if self._is_tested(maps, u, z):
+            found = self._dot_test(row.name, maps, given, u, z)
             adjoint = max(found, adjoint) if adjoint == adjoint else found
         # The size of u is looked at where it matters alone: where nothing differs, it does not.
-        within = (
-            tensor_differences.size(recorded) if gaps[1] > 0 or adjoint > self.tolerance else whole
-        )
-        if 0 < within < floor:
-            return _NOTHING
+        within = whole
+        if gaps[1] > 0 or adjoint > self.tolerance:
+            within = self._sampled(recorded) or tensor_differences.size(recorded)
         errors = _ratios(gaps, (whole, within, whole))
-        if any(error > self.tolerance for error in errors):
-            within = tensor_differences.size(recorded)
-            if 0 < within < floor:
+        if 0 < within < floor or self._too_large(errors):
+            whole, within = tensor_differences.largest(w), tensor_differences.size(recorded)
+            if 0 < within < floor or not math.isfinite(whole):
                 return _NOTHING
+            errors = _ratios(gaps, (whole, within, whole))
+        if self._too_large(errors):
             terms = self._terms(row, recorded)
             inner = tensor_differences.size(self.first.u[j].detach() - recorded)
             within = max(tensor_differences.size(terms), within, inner)
@@ -701,54 +753,117 @@ class _Work:
             errors = _ratios(gaps, (whole, within, whole))
         return errors[0], errors[1], errors[2], adjoint
 
+    def _too_large(self, errors: Sequence[float]) -> bool:
+        """Whether one of the errors is no rounding; NaN is none of which anything can be said."""
+        return any(error > self.tolerance for error in errors)
+
+    def _sampled(self, value: Tensor) -> float | None:
+        """Return the largest of a tensor's first entries; None if that is not positive.
+
+        It is a lower bound of the tensor's own, and errors relative to it are upper bounds. Where
+        these are small a self-check needs nothing else; where not, ``row`` reads all entries.
+        """
+        if self.every:
+            return None
+        if value.numel() > 2 * _SAMPLED:
+            value = tensor_differences.flat(value)[:_SAMPLED]
+        found = float(value.amax()) if value.numel() else 0.0
+        return found if 0 < found < math.inf else None
+
     def _u_of(self, row: BoundRow) -> tuple[Tensor, float]:
         """Return u_j by the row's operators, and the worst error of their dot tests; NaN without.
 
         Paths from latents alone are tested: nothing applies the adjoint of what reads the input.
         """
-        parts, errors = [], []
+        errors: list[float] = []
+        factors = _slot_factors(row)
+        parts = []
         for paths, like in zip(row.slots, row.u, strict=True):
             total: Tensor | None = None
             for path in paths:
-                x = self._leaf(path.leaf)
-                value, given = self.apply(path.maps, x)
+                maps = path.maps if factors is None else path.maps[:-1]
+                value = self._through(row.name, path.leaf, maps, errors)
                 total = value if total is None else total + value
-                if path.leaf >= 0 and self._untested(path.maps, x, value):
-                    y = self.direction(value)
-                    found = self._dot(value, y, x, self.adjoint(path.maps, given, y))
-                    errors.append(found)
-                    if found > self.tolerance:
-                        self._name(row.name, path.maps, given)
-            parts.append(torch.zeros_like(like) if total is None else total.expand_as(like))
-        return row.join(tuple(parts)), max(errors, default=math.nan)
+            total = torch.zeros_like(like) if total is None else total
+            parts.append(total if total.shape == like.shape else total.expand_as(like))
+        whole = row.join(tuple(parts))
+        if factors is not None:
+            whole = whole * torch.cat(factors, row.dim)
+        return whole, max(errors, default=math.nan)
 
-    def _untested(self, maps: Sequence[LinearMap], x: Tensor, value: Tensor) -> bool:
-        """Whether a chain that made ``value`` of ``x`` has to pass the dot test, and note it.
+    def _through(
+        self, name: str, leaf: int, maps: Sequence[LinearMap], errors: list[float]
+    ) -> Tensor:
+        """Return what a path of a row makes of its leaf; append the errors of its dot tests.
+
+        What several paths begin with, as the rows that read a pooled value do, is computed and
+        tested at the first of them.
+        """
+        x = self._leaf(leaf)
+        if not maps:
+            return x
+        begin = leaf, id(maps[0])
+        if begin in self.waiting:
+            left = self.waiting[begin] = self.waiting[begin] - 1
+            value = self.begun.get(begin)
+            if value is None:
+                value = self.begun[begin] = self._step(name, leaf, maps[:1], x, errors)
+            if left == 0:
+                del self.begun[begin]
+            x, maps = value, maps[1:]
+        return self._step(name, leaf, maps, x, errors)
+
+    def _step(
+        self,
+        name: str,
+        leaf: int,
+        maps: Sequence[LinearMap],
+        x: Tensor,
+        errors: list[float],
+    ) -> Tensor:
+        """Return what maps make of ``x``; append the error of their dot test."""
+        value, given = self.apply(maps, x)
+        if leaf >= 0 and self._is_tested(maps, x, value):
+            errors.append(self._dot_test(name, maps, given, x, value))
+        return value
+
+    def _dot_test(
+        self,
+        name: str,
+        maps: Sequence[LinearMap],
+        given: Sequence[Tensor],
+        x: Tensor,
+        value: Tensor,
+    ) -> float:
+        """Return the error of a chain's dot test; where it fails, note which map is to blame."""
+        y = self.direction(value)
+        found = self._dot(value, y, x, self.adjoint(maps, given, y))
+        if found > self.tolerance:
+            self._name(name, maps, given)
+        return found
+
+    def _is_tested(self, maps: Sequence[LinearMap], x: Tensor, value: Tensor) -> bool:
+        """Whether a chain that made ``value`` of ``x`` has to pass the dot test.
 
         Factors alone are their own adjoint by construction.
         """
         rest = [item for item in maps if type(item) is not Scale]
-        if not rest and value.shape == x.shape:
-            return False
-        if self.every or not all(type(item) is Conv for item in rest):
-            return True
-        keys = [self._kind(item) for item in rest if isinstance(item, Conv)]
-        if self.tested.issuperset(keys):
-            return False
-        self.tested.update(keys)
-        return True
+        if not rest:
+            return value.shape != x.shape
+        convs = all(type(item) is Conv for item in rest)
+        return not convs or any(id(item) in self.tested for item in rest)
 
     def _kind(self, conv: Conv) -> object:
-        """Return what a convolution is but for its weights, packed kernels included."""
+        """Return all that the code of a convolution's adjoint depends on: not weights and sizes.
+
+        Packed kernels are among it.
+        """
         packed = self.packed.get(id(conv))
         kernels = packed and (
             _usable(packed.direct.factor),
             packed.turned and (packed.turned.spread, _usable(packed.turned.factor)),
         )
-        own = conv.stride, conv.padding, conv.dilation, conv.size
-        depthwise = conv.weight.shape[1] == 1 and conv.groups > 1
-        groups = -1 if depthwise else conv.groups
-        return tuple(conv.weight.shape[2:]), own, groups, kernels
+        return conv.adjoint_form, kernels
 
     def _leaf(self, leaf: int) -> Tensor:
         value = self.bound.inputs[-1 - leaf] if leaf < 0 else self.first.latents[leaf]
@@ -800,6 +915,43 @@ class _Work:
                 total = total + self.apply(path.maps, x * self.direction(x).sign())[0].abs()
             parts.append(total)
         return row.join(tuple(parts)) + recorded.abs()
+
+
+def _slot_factors(row: BoundRow) -> list[Tensor] | None:
+    """Return the last factor of each slot where all slots end in one per entry of their dimension.
+
+    BatchNorm of a concat is that: the factors then scale the joined slots at once. None elsewhere.
+    """
+    found: list[Tensor] = []
+    if not row.sizes:
+        return None
+    for paths, like, size in zip(row.slots, row.u, row.sizes, strict=True):
+        last = paths[0].maps[-1] if len(paths) == 1 and paths[0].maps else None
+        factor = last.factor if type(last) is Scale else None
+        shape = [1] * like.dim()
+        shape[row.dim] = size
+        if not isinstance(factor, Tensor) or list(factor.shape) != shape:
+            return None
+        found.append(factor.detach())
+    return found
+
+
+def _in_one(parts: Parts, dim: int) -> Tensor:
+    """Return slots put together: a view where they are the pieces of one tensor, side by side."""
+    head = parts[0]
+    if len(parts) == 1:
+        return head
+    start = head.storage_offset()
+    for part in parts:
+        same = part.stride() == head.stride() and part.data_ptr() - head.data_ptr() == (
+            (start - head.storage_offset()) * head.element_size()
+        )
+        if not same:
+            return torch.cat(parts, dim)
+        start += part.shape[dim] * part.stride(dim)
+    shape = list(head.shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    return head.as_strided(shape, head.stride())
 
 
 def _usable(factor: float) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pursuitify.operators.symbols import Symbols
-from pursuitify.utils.compiling import compiling
+from pursuitify.utils.func_transforms import compiling
 
 #: A factor of a sum: a number, or a tensor that broadcasts against the sum.
 Factor: TypeAlias = "Tensor | float"

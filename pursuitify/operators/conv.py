@@ -89,6 +89,28 @@ class Conv(LinearMap):
         """Stride, dilation and groups: beside the weight all that the norm bound depends on."""
         return self.stride, self.dilation, self.groups
 
+    @property
+    def adjoint_form(self) -> tuple[object, ...]:
+        """What the code of the adjoint depends on: all but weights, channels and image size.
+
+        Of the size it is how many pixels a stride leaves over.
+        """
+        depthwise = self.groups > 1 and self.weight.shape[1] == 1
+        over = tuple(
+            (n + low + high - d * (k - 1) - 1) % s
+            for n, (low, high), d, k, s in zip(
+                self.size,
+                self.padding,
+                self.dilation,
+                self.weight.shape[2:],
+                self.stride,
+                strict=True,
+            )
+        )
+        kernel = tuple(self.weight.shape[2:])
+        groups = -1 if depthwise else self.groups
+        return kernel, self.stride, self.padding, self.dilation, groups, over, self._few_channels
+
     def _split_padding(self) -> tuple[list[int], list[int]]:
         """Return the symmetric padding per dim, and the rest in F.pad's order."""
         native = [max(0, min(low, high)) for low, high in self.padding]

@@ -25,7 +25,7 @@ from pursuitify.operators.block_mean import BlockMean
 from pursuitify.operators.reshape import ZeroPad
 from pursuitify.operators.symbols import Symbols
 from pursuitify.utils import torch_internals
-from pursuitify.utils.compiling import compiling
+from pursuitify.utils.func_transforms import compiling
 
 _LINEAR = {"linear", "bilinear", "trilinear"}
 _NEAREST = {"nearest", "nearest-exact"}
@@ -339,11 +339,11 @@ def _nearest(
     mats: list[Tensor | None] = []
     bound = 1 + 1e-6
     for dim in range(len(size)):
-        if _keeps_all(like.dtype, like.device, dim, *call):
+        if _keeps_all(like.dtype, like.device, dim, compiling(), *call):
             mats.append(None)
             continue
         mats.append(_selection(like.dtype, like.device, dim, *call))
-        bound *= _selection_norm(like.dtype, like.device, dim, *call)
+        bound *= _selection_norm(like.dtype, like.device, dim, compiling(), *call)
     return Separable(tuple(mats), bound) if any(m is not None for m in mats) else Identity()
 
 
@@ -354,7 +354,7 @@ def _selection(dtype: torch.dtype, device: torch.device, dim: int, *call: Any) -
     is asked, which is the one that computes the value.
     """
     size = call[0]
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if compiling():
         picked = _picked(dtype, device, dim, *call)
         return (picked[:, None] == torch.arange(size[dim], device=device)).to(dtype)
     return _known_selection(dtype, device, dim, *call)
@@ -365,14 +365,39 @@ def _known_selection(dtype: torch.dtype, device: torch.device, dim: int, *call: 
     return (picked[:, None] == torch.arange(call[0][dim], device=device)).to(dtype)
 
 
-def _selection_norm(dtype: torch.dtype, device: torch.device, dim: int, *call: Any) -> float:
+def _selection_norm(
+    dtype: torch.dtype, device: torch.device, dim: int, compiled: bool, *call: Any
+) -> float:
     """Return the norm of a selection: the root of how often the commonest entry is picked."""
-    return math.sqrt(np.bincount(_indices(dtype, device, *call)[dim]).max())
+    choices = _choices(dtype, device, dim, compiled, *call)
+    return math.sqrt(max(np.bincount(picked).max() for picked in choices))
 
 
-def _keeps_all(dtype: torch.dtype, device: torch.device, dim: int, *call: Any) -> bool:
+def _keeps_all(
+    dtype: torch.dtype, device: torch.device, dim: int, compiled: bool, *call: Any
+) -> bool:
     """Whether a selection along one dim is the identity."""
-    return np.array_equal(_indices(dtype, device, *call)[dim], np.arange(call[0][dim]))
+    choices = _choices(dtype, device, dim, compiled, *call)
+    return all(np.array_equal(picked, np.arange(call[0][dim])) for picked in choices)
+
+
+def _choices(
+    dtype: torch.dtype, device: torch.device, dim: int, compiled: bool, *call: Any
+) -> list[NDArray[np.int64]]:
+    """Return what may be picked along one dim: compiled code need not pick what the kernel does.
+
+    torch's kernels for images copy pixels where a side keeps its size or doubles it, whatever the
+    factor is; compilers take floor(i / factor), as torch documents it.
+    """
+    size, _, scales, mode, *_ = call
+    found = [_indices(dtype, device, *call)[dim]]
+    scale = None if scales is None else scales[dim]
+    if compiled and scale is not None:
+        half = 0.5 if mode == "nearest-exact" else 0.0
+        places = np.arange(len(found[0]), dtype=np.float32) + np.float32(half)
+        picked = np.floor(places * np.float32(1 / scale)).astype(np.int64)
+        found.append(picked.clip(max=size[dim] - 1))
+    return found
 
 
 @functools.lru_cache(maxsize=512)

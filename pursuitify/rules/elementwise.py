@@ -163,7 +163,8 @@ def _drawn(training: bool = True, **_: Any) -> str | None:
 @registry.register(
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout,
-    kind="linear", channelwise=True, elementwise=True, stateful=True, input_dependent=_drawn,
+    kind="linear", channelwise=True, elementwise=True, stateful=True, draws=True,
+    input_dependent=_drawn,
 )  # fmt: skip
 def dropout(
     op: Op, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
@@ -230,8 +231,9 @@ def torchvision_rules() -> Registry:
     extra = Registry(input_dependent=_drawn, homogeneous=True)
 
     @extra.register(
-        stochastic_depth, kind="linear", channelwise=True, elementwise=True, stateful=True
-    )
+        stochastic_depth, kind="linear", channelwise=True, elementwise=True, stateful=True,
+        draws=True,
+    )  # fmt: skip
     def drop_path(op: Op, input: Tensor, p: float, mode: str, training: bool = True) -> Affine:
         return _mask(op, input, training and p > 0)
 

@@ -60,6 +60,7 @@ class Rule:
         channelwise: Whether it treats the slots of dimension 1 independently.
         elementwise: Whether it is diagonal: each entry is scaled on its own.
         stateful: Whether a second run would differ (random masks, running statistics).
+        draws: Whether it draws random numbers in training mode; None where nobody says.
         fresh: Whether its value always has memory of its own, none of an operand's.
         casts: Whether it makes numbers of floating point of integers.
         check: Returns why these static parameters cannot be converted, or None.
@@ -90,6 +91,7 @@ class Rule:
     elementwise: bool = False
     stateful: bool = False
     fresh: bool = False
+    draws: bool | None = None
     casts: bool = False
     check: Callable[..., str | None] | None = None
     input_dependent: bool | Dependence = True
@@ -155,8 +157,8 @@ class Registry(Mapping[Key, Rule]):
         """Return a decorator that registers ``bind`` for module types, functions, methods."""
 
         def decorate(bind: Callable[..., Any]) -> Callable[..., Any]:
-            fresh = {"fresh": kind in _FRESH}
-            rule = Rule(bind.__name__, kind, bind, **{**fresh, **self._common, **options})
+            usual = {"fresh": kind in _FRESH, "draws": False}
+            rule = Rule(bind.__name__, kind, bind, **{**usual, **self._common, **options})
             for key in keys:
                 if self._rules.get(key, rule) is not rule:
                     raise ValueError(f"{key} already has the rule {self._rules[key].name}")

@@ -23,7 +23,7 @@ from pursuitify.solvers.inplace import descend, descend_adaptive, descend_extrap
 from pursuitify.solvers.line_search import LineSearch
 from pursuitify.solvers.proximal_step import may_overwrite
 from pursuitify.solvers.solver import Latents, Solver, SolverInput
-from pursuitify.utils.compiling import compiling
+from pursuitify.utils.func_transforms import compiling
 
 
 class GlobalPursuit(Solver):

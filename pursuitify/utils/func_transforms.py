@@ -1,4 +1,4 @@
-"""Questions about torch.func: whether vmap, grad or jvp transform the code that runs."""
+"""Questions about what runs the code: transforms of torch.func (vmap, grad, jvp), a compiler."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ def active() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch_internals.transform_is_active()
+
+
+def compiling() -> bool:
+    """Return whether torch.compile traces, and not torch.export.
+
+    Some forms are better for a compiler (one sweep compiled once, kernels in the images' memory
+    format) and have no place in an exported graph.
+    """
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def refuse_tracing() -> None:

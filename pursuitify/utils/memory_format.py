@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pursuitify.utils import func_transforms
-from pursuitify.utils.compiling import compiling
+from pursuitify.utils.func_transforms import compiling
 
 _FAST = (torch.float32, torch.bfloat16)
 

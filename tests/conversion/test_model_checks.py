@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -439,3 +440,34 @@ def test_the_copy_is_deep() -> None:
         for tensor in (*net.parameters(), *net.buffers()):
             tensor.add_(1)
     assert same(list(twin.state_dict().values()), list(model.state_dict().values()))
+
+
+def _cleared(parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    parameter.grad.zero_()
+
+
+GRADIENT_HOOKS: dict[str, Callable[[nn.Parameter], Any]] = {
+    "register_hook": lambda p: p.register_hook(lambda g: 0 * g),
+    "post_accumulate": lambda p: p.register_post_accumulate_grad_hook(_cleared),
+}
+
+
+@pytest.mark.parametrize("path", ["0.weight", "2.bias"])
+@pytest.mark.parametrize("kind", GRADIENT_HOOKS)
+def test_hooks_on_derivatives_of_parameters_are_kept_or_refused(kind: str, path: str) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(3, 4)
+    handle = GRADIENT_HOOKS[kind](model.get_parameter(path))
+    with pytest.raises(ConversionError, match=f"'{path}'.*copy=False"):
+        pursuitify(model)
+    assert path in str(explain(model).problems)
+    shared = pursuitify(model, copy=False, iterations=2)
+    shared(x).sum().backward()
+    zero = {name: not p.grad.any() for name, p in shared.named_parameters() if p.grad is not None}
+    assert [name for name, is_zero in zero.items() if is_zero] == [path]
+    handle.remove()
+    assert explain(model).ok
+    net = pursuitify(model, iterations=2)
+    GRADIENT_HOOKS[kind](net.get_parameter(path))  # as the refusal says
+    net(x).sum().backward()
+    assert not net.get_parameter(path).grad.any()

@@ -126,6 +126,57 @@ def test_extrapolation_that_was_switched_on_is_seen() -> None:
     assert torch.equal(net(X), still)
 
 
+def _in_place(net: PursuitNetwork) -> None:
+    net.pursuit.alpha.fill_(0.9)
+
+
+def _replaced(net: PursuitNetwork) -> None:
+    net.pursuit.alpha = nn.Parameter(torch.full_like(net.pursuit.alpha, 0.9))
+
+
+WRITES: dict[str, Callable[[PursuitNetwork], object]] = {
+    "in place": _in_place,
+    "data": lambda net: net.pursuit.alpha.data.fill_(0.9),
+    "load": lambda net: net.load_state_dict(
+        {**net.state_dict(), "pursuit.alpha": torch.full_like(net.pursuit.alpha, 0.9)}
+    ),
+    "assign": lambda net: net.load_state_dict(
+        {**net.state_dict(), "pursuit.alpha": torch.full_like(net.pursuit.alpha, 0.9)}, assign=True
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("write", WRITES)
+def test_an_export_keeps_extrapolation_that_was_just_written(
+    write: str, called: bool, strict: bool
+) -> None:
+    net = network(nn.ReLU)
+    with torch.no_grad():
+        still = net(X)
+        if not called:
+            net = network(nn.ReLU)
+        WRITES[write](net)
+        program = torch.export.export(net, (X,), strict=strict)
+        expected = net(X)
+        torch.testing.assert_close(program.module()(X), expected, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(expected, still)
+
+
+def test_an_export_gives_no_number_where_extrapolation_came_later_or_unseen() -> None:
+    net = network(nn.ReLU)
+    with torch.no_grad():
+        program = torch.export.export(net, (X,)).module()
+        assert torch.allclose(program(X), net(X))
+        program.get_parameter("pursuit.alpha").fill_(0.9)
+        assert program(X).isnan().all()
+        net = network(nn.ReLU)
+        net(X)
+        _replaced(net)  # the weights that were met are others than these
+        assert torch.export.export(net, (X,)).module()(X).isnan().all()
+
+
 def test_compiled_code_gives_no_number() -> None:
     net = network(nn.PReLU)
     with torch.no_grad():

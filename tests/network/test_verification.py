@@ -300,6 +300,42 @@ def test_a_wrong_scale_is_seen() -> None:
         assert not report.ok
 
 
+@pytest.mark.parametrize("every", [True, False])
+@pytest.mark.parametrize("number", range(6))
+def test_a_wrong_factor_of_a_slot_is_seen(number: int, every: bool) -> None:
+    """BatchNorm of a concat scales all slots at once, where every slot ends in such a factor."""
+
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3, padding=1)
+            self.norms = nn.ModuleList(nn.BatchNorm2d(4 * (i + 1)) for i in range(3))
+            self.rest = nn.ModuleList(nn.Conv2d(4 * (i + 1), 4, 1) for i in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = [F.relu(self.first(x))]
+            for norm, conv in zip(self.norms, self.rest, strict=True):
+                parts.append(F.relu(conv(F.relu(norm(torch.cat(parts, 1))))))
+            return torch.cat(parts, 1).mean((2, 3))
+
+    torch.manual_seed(0)
+    model = Dense().double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    net, x = pursuitify(model.eval()), image()
+    assert verification._slot_factors(net.dictionary(x).rows[3]) is not None
+
+    def report(mutate: Callable[[Any], Any]) -> Any:
+        with verification.aside(net, (x,)) as began:
+            first, bound = net._bind(net._program, (x,))
+            wrong = mutated(bound, mutate, number, (Scale,))
+            return net._prove(began, first, wrong, wrong, every)
+
+    assert report(lambda item: item).ok
+    assert not report(lambda item: Scale(item.factor * 1.0001)).ok
+
+
 # -- changed after the conversion -----------------------------------------------------------------
 
 
@@ -636,11 +672,91 @@ def test_verify_tests_the_adjoint_of_every_convolution() -> None:
     for every in (True, False):
         work = verification._Work(bound, bound, first, [None] * 4, 1e-10, every)
         tested = [
-            work._untested(r.diagonal.maps, first.u[j], first.u[j])
+            work._is_tested(r.diagonal.maps, first.u[j], first.u[j])
             for j, r in enumerate(bound.rows)
         ]
         found.append(tested)
     assert found == [[True] * 4, [True, False, False, False]]
+
+
+def test_the_self_check_tests_the_adjoint_of_every_kind_of_convolution() -> None:
+    """Sizes make no kind, what a stride leaves over does; of a kind the cheapest is tested."""
+    torch.manual_seed(0)
+    parts: list[nn.Module] = []
+    for stride, size, groups in ((1, 3, 1), (2, 3, 1), (1, 3, 1), (2, 3, 1), (1, 1, 1), (1, 3, 6)):
+        parts += [nn.Conv2d(6, 6, size, stride, size // 2, groups=groups), nn.ReLU()]
+    net, x = pursuitify(nn.Sequential(*parts).double().eval()), torch.rand(2, 6, 14, 14).double()
+    first, bound = net._bind(net._program, (x,))
+    work = verification._Work(bound, bound, first, [None] * 6, 1e-10, every=False)
+    # From 14 pixels a stride of 2 leaves one over, from 7 none.
+    assert [id(row.diagonal.maps[0]) in work.tested for row in bound.rows] == [
+        False, True, True, True, True, True,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["auto", "encoder"])
+def test_what_several_rows_begin_with_is_computed_and_tested_once(layout: Any) -> None:
+    """Rows that read a pooled value share the pool; its faults are seen at the first of them."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3, padding=1)
+            self.rest = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.avg_pool2d(F.relu(self.first(x)), 2)
+            parts = [F.relu(conv(x) + x) for conv in self.rest]
+            return torch.cat(parts, 1).mean((2, 3))
+
+    torch.manual_seed(0)
+    net, x = pursuitify(Shared().double().eval(), layout=layout), image()
+    pool = next(m for m in net.dictionary(x).maps() if type(m).__name__ == "BlockMean")
+    calls: list[str] = []
+
+    class Counted(type(pool)):  # type: ignore[misc]
+        def apply(self, x: Tensor) -> Tensor:
+            calls.append("apply")
+            return super().apply(x)
+
+        def adjoint(self, y: Tensor) -> Tensor:
+            calls.append("adjoint")
+            return super().adjoint(y)
+
+    class Wrong(type(pool)):  # type: ignore[misc]
+        def adjoint(self, y: Tensor) -> Tensor:
+            return 1.01 * super().adjoint(y)
+
+    def exchanged(bound: Any, kind: type) -> Any:
+        """Return the dictionary with every pool of one identity exchanged for one other."""
+        new: dict[int, Any] = {}
+
+        def change(item: Any) -> Any:
+            if type(item) is not type(pool):
+                return item
+            fields = [getattr(item, f.name) for f in dataclasses.fields(item)]
+            return new.setdefault(id(item), kind(*fields))
+
+        rows = [
+            dataclasses.replace(
+                row,
+                slots=tuple(
+                    tuple(
+                        dataclasses.replace(path, maps=tuple(map(change, path.maps)))
+                        for path in paths
+                    )
+                    for paths in row.slots
+                ),
+            )
+            for row in bound.rows
+        ]
+        return bound.with_rows(rows)
+
+    assert proven(net, x, lambda bound: exchanged(bound, Counted)).ok
+    assert calls == ["apply", "adjoint"]
+    report = proven(net, x, lambda bound: exchanged(bound, Wrong))
+    assert [p.node for p in report.problems] == [net._program.rows[1].name]
+    assert "in its Wrong" in str(report)
 
 
 class Noisy(nn.Sequential):

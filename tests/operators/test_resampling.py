@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from pursuitify import pursuitify
 from pursuitify.operators import dottest
+from pursuitify.operators.separable import Separable
+from pursuitify.rules import linear
 from pursuitify.rules.pooling import adaptive_average_pool, average_pool, resample
 
 MODES = {
@@ -145,3 +147,37 @@ def test_the_dictionary_of_a_network_that_upsamples(module: nn.Module, dtype: to
     bound, latents = net.dictionary(x), net.latents(x)
     expected = source[2](source[1](source[0](x)))
     assert torch.equal(bound.rows[1].slots[0][0].apply(latents[bound.names[0]]), expected)
+
+
+class _ByHand(nn.Module):
+    """Picks pixels 0, 0, 1, 2 of 4 along both sides, as floor(i / 1.2) says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, [0, 0, 1, 2]][..., [0, 0, 1, 2]]
+
+
+def _upsampled(middle: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    first, last = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+    return nn.Sequential(first, nn.ReLU(), middle, last, nn.ReLU()).eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_compiled_code_picks_the_pixels_that_the_compiled_source_picks(iterations: int) -> None:
+    """torch's kernel copies images that keep their size, whatever the factor; inductor does not."""
+    model, by_hand = _upsampled(nn.Upsample(scale_factor=1.2)), _upsampled(_ByHand())
+    picked = torch.eye(4)[[0, 0, 1, 2]]
+    rules = {_ByHand: linear(Separable((picked, picked), 2 * (1 + 1e-6)))}
+    x = torch.randn(2, 2, 4, 4)
+    net = pursuitify(model, iterations=iterations)
+    with torch.no_grad():
+        compiled = torch.compile(net)(x)
+        expected = pursuitify(
+            by_hand, iterations=iterations, rules=rules, leaf_modules=[_ByHand]
+        )(x)  # fmt: skip
+        torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+        if iterations == 0:
+            torch.testing.assert_close(compiled, torch.compile(model)(x))
+            torch.testing.assert_close(net(x), model(x))
+            assert not torch.allclose(net(x), compiled), "torch's two answers have become one"

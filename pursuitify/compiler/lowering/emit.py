@@ -270,14 +270,30 @@ class _Builder:
         given = {node: new.placeholder(f"product_of_{node.name}") for node in self.products}
         for node in self.graph.nodes:
             if node in given:
-                # A tensor of its own: what follows may work on it in place.
-                env[node] = new.call_function(torch.clone, (given[node],))
+                own = self._may_be_written(node)
+                env[node] = new.call_function(torch.clone, (given[node],)) if own else given[node]
             elif node is not self.output and node not in env and node not in self.inside:
                 env[node] = new.node_copy(node, env.__getitem__)
         result = fx.map_arg(self.output.args[0], env.__getitem__)
         latents = tuple(env[node] for node in self.row_of)
         new.output((result, latents, tuple(env[self._operand(node)] for node in self.starts)))
         return new
+
+    def _may_be_written(self, product: fx.Node) -> bool:
+        """Whether an operation may work in place on the memory of a product."""
+        walk = list(product.users)
+        seen = set(walk)
+        while walk:
+            node = walk.pop()
+            rule = self.sites[node].rule if node in self.sites else None
+            if node is self.output or pieces.is_shape(node):
+                continue
+            if rule is None or pieces.is_inplace(node, self.root):
+                return True
+            if not rule.fresh:
+                walk += [user for user in node.users if user not in seen]
+                seen.update(walk)
+        return False
 
     def forward(self, products: bool = False) -> tuple[fx.Graph, tuple[str, ...]]:
         """Return the feed-forward graph and the names of the operations it binds.

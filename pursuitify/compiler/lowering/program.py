@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from pursuitify.compiler.graph.classify import Sites
 from pursuitify.compiler.graph.rows import Readers, Row
+from pursuitify.compiler.lowering import random_draws
 from pursuitify.compiler.lowering.pickling import Stored, dump
 from pursuitify.compiler.tracing import nodes
 from pursuitify.operators import LinearMap
@@ -115,6 +116,14 @@ class Program:
             if site.call.parameters.get("training", True) is not False:
                 return True
         return False
+
+    def may_draw(self, network: nn.Module) -> bool:
+        """Return whether a pass may draw from the global random generators, in its modes now."""
+        return self._draws.now(network)
+
+    @functools.cached_property
+    def _draws(self) -> random_draws.Draws:
+        return random_draws.draws_of(self.graph, self.sites)
 
     def __deepcopy__(self, memo: Any) -> Program:
         """Return itself."""

@@ -10,13 +10,13 @@ import contextlib
 import dis
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import CheckpointFunction
@@ -27,6 +27,7 @@ from pursuitify.compiler.tracing.nodes import describe, is_inplace, module_path
 from pursuitify.errors import Problem
 from pursuitify.rules import split_ops
 from pursuitify.rules.functions import Applied, applied
+from pursuitify.utils import call_events
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -78,6 +79,24 @@ def function_of(trace: TracebackType | None) -> type[Function] | None:
             return forwards[trace.tb_frame.f_code]
         trace = trace.tb_next
     return None
+
+
+def _is_own(function: type[Function]) -> bool:
+    return str(function.__module__).partition(".")[0] in {"torch", __name__.partition(".")[0]}
+
+
+def _spread(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield what stands in tuples, as the arguments of a forward with ``*args`` do."""
+    for value in values:
+        if isinstance(value, tuple):
+            yield from value
+
+
+def _has_derivative(value: Any) -> bool:
+    """Whether torch gives a result of a custom Function the Function's derivative."""
+    if issubclass(type(value), fx.Proxy) or not isinstance(value, Tensor):
+        return False
+    return value.is_floating_point() or value.is_complex()
 
 
 def _arguments(frame: FrameType) -> tuple[Any, ...] | None:
@@ -146,6 +165,40 @@ class Watch:
         self._autocast = _depth()
         self._groups: list[_FunctionCall] = []
         self._forwards = _forwards()
+        self._modes: list[bool] = []
+        self._constants: dict[type[Function], None] = {}
+
+    @contextlib.contextmanager
+    def constants(self) -> Iterator[None]:
+        """Watch for custom Functions that return a new tensor, made of no traced value.
+
+        torch gives it the Function's derivative; here it is a constant, which has none. No node
+        tells of such a call, so the calls themselves are watched, where there is any such Function.
+        """
+        if all(_is_own(function) for function in self._forwards.values()):
+            yield
+            return
+        with call_events.noted(self._see):
+            yield
+
+    def _see(self, frame: FrameType, event: str, arg: Any) -> None:
+        code = frame.f_code
+        if event.startswith("c_"):
+            owner = getattr(arg, "__self__", None)
+            if isinstance(owner, type) and issubclass(owner, Function) and arg.__name__ == "apply":
+                if event == "c_call":  # the forward itself runs without derivatives
+                    self._modes.append(torch.is_grad_enabled())
+                else:
+                    self._modes.pop()
+        elif event == "return" and code in self._forwards and self._modes and self._modes[-1]:
+            made = arg if isinstance(arg, (tuple, list)) else (arg,)
+            values = [*frame.f_locals.values(), *_spread(frame.f_locals.values())]
+            contexts = [value for value in values if issubclass(type(value), FunctionCtx)]
+            exempt = [getattr(context, "non_differentiable", None) or () for context in contexts]
+            free = {id(value) for held in exempt for value in held}
+            constant = [v for v in made if _has_derivative(v) and id(v) not in free]
+            if constant and any(issubclass(type(v), fx.Proxy) for v in values):
+                self._constants[self._forwards[code]] = None
 
     def note(self, node: fx.Node) -> None:
         """Note what surrounds a node that was just made."""
@@ -222,7 +275,8 @@ class Watch:
                 region.append(node)
             if "still" in node.meta and _writes_outside(node, root):
                 found.append((order[node], _lost_write(node, root)))
-        return [problem for _, problem in sorted(found, key=lambda pair: pair[0])]
+        kept = [problem for _, problem in sorted(found, key=lambda pair: pair[0])]
+        return [*kept, *map(_lost_constant, self._constants)]
 
 
 def _writes_outside(node: fx.Node, root: nn.Module) -> bool:
@@ -292,6 +346,16 @@ def _lost_function(group: _FunctionCall) -> Problem:
         node.name, name, module_path(node),
         "it is a torch.autograd.Function, whose own derivative the conversion would lose",
         hint,
+    )  # fmt: skip
+
+
+def _lost_constant(function: type[Function]) -> Problem:
+    return Problem(
+        "apply", function.__name__, "",
+        "it is a torch.autograd.Function that returns a new tensor, made of none of its arguments, "
+        "whose own derivative the conversion would lose",
+        MODULE_OF_ITS_OWN + ". If it has no derivative, call ctx.mark_non_differentiable in it, or "
+        "call it under torch.no_grad()",
     )  # fmt: skip
 
 

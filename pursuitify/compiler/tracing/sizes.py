@@ -193,7 +193,9 @@ class World:
         Raises:
             UnknownError: If it does not follow, for instance from an operation that reads values.
         """
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # What the forward makes anew has no content here, either, so no random number is drawn:
+        # putting a state back would let another thread draw its numbers twice.
+        with torch.no_grad(), torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for other in list(node.graph.nodes):
                 if other not in self._values:

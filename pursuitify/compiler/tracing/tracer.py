@@ -85,7 +85,8 @@ class Tracer(fx.Tracer):
             self.watch, self._judge = Watch(), Judge(root, self._example)
             self._tensors = {m: _tensors_of(m) for m in root.modules()}
             self._settings = {m: hidden_state.settings(m) for m in root.modules()}
-            graph = super().trace(root, concrete_args)
+            with self.watch.constants():
+                graph = super().trace(root, concrete_args)
             for module, path in self._called.items():  # what is set after the call is for the next
                 self._check_settings(module, path)
             return graph

@@ -10,12 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
-from types import FunctionType, GenericAlias, MethodType, ModuleType
+from types import (
+    FunctionType,
+    GenericAlias,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pursuitify.utils.patched_methods import names_in
 
@@ -63,70 +73,111 @@ def answered(root: nn.Module) -> Iterator[None]:
 def _asking(root: nn.Module) -> list[dict[str, Any]]:
     """Return the globals of the functions a forward may reach that use the name ``type``.
 
-    Functions are followed through the names in their code: of functions, and of modules that hold
-    functions; through what they close over and their defaults; and through lists, tuples, dicts and
-    partials of functions. torch's own are left out.
+    Functions are followed through the names in their code: of functions and classes, and of modules
+    that hold them; through what they close over and their defaults; and through whatever objects
+    hold, to any depth. torch's own and the standard library's are left out.
     """
     found: dict[int, dict[str, Any]] = {}
-    seen: set[int] = set()
-    stack: list[Any] = []
-    for module in root.modules():
-        for owner in (module, *vars(module).values()):
-            stack += [v for kind in _own(type(owner)) for v in vars(kind).values()]
-            stack += vars(owner).values() if owner is module else []
+    seen: dict[int, Any] = {}  # the values themselves, so that no identity is given twice
+    stack: list[Any] = list(root.modules())
     while stack:
         value = stack.pop()
-        parts = _parts(value)
-        if parts and id(value) not in seen:
-            seen.add(id(value))
-            stack += parts
+        if type(value) in _PLAIN or id(value) in seen:
             continue
-        function = _plain(value)
-        if function is None or id(function) in seen or _is_torch(function.__module__):
+        seen[id(value)] = value
+        if type(value) is not FunctionType:
+            stack += _parts(value)
             continue
-        seen.add(id(function))
-        names, scope = set(names_in(function.__code__)), function.__globals__
+        if _is_foreign(value.__module__):
+            continue
+        names, scope = set(names_in(value.__code__)), value.__globals__
         if "type" in names:
             found[id(scope)] = scope
-        stack += [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
-        stack += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        for name in names & scope.keys():
-            stack.append(scope[name])
-            if isinstance(scope[name], ModuleType):
-                held = vars(scope[name])
-                stack += [held[n] for n in names & held.keys()]
+        stack += [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+        stack += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        stack += [*vars(value).values(), *_named(names, scope)]
     return list(found.values())
 
 
-def _parts(value: Any) -> list[Any]:
-    """Return what a container or a partial of functions holds; nothing of other values.
+def _named(names: set[str], scope: dict[str, Any]) -> list[Any]:
+    """Return what names in code may mean: globals, and what modules among them hold, any depth."""
+    found: list[Any] = []
+    seen: set[int] = set()
+    scopes = [scope]
+    while scopes:
+        held = scopes.pop()
+        if id(held) in seen:
+            continue
+        seen.add(id(held))
+        for name in names & held.keys():
+            if isinstance(held[name], ModuleType):
+                if not _is_foreign(held[name].__name__):
+                    scopes.append(vars(held[name]))
+            else:
+                found.append(held[name])
+    return found
 
-    A callable object holds its ``__call__``.
-    """
-    if type(value) in {list, tuple, set, frozenset}:
-        return list(value)
-    if type(value) is dict:
-        return list(value.values())
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, (type, nn.Module, FunctionType, MethodType)):
-        return []
-    return [vars(kind)["__call__"] for kind in type(value).__mro__ if "__call__" in vars(kind)]
+
+def _parts(value: Any) -> list[Any]:
+    """Return what an object holds, its methods among it; nothing of torch's objects."""
+    kind = type(value)
+    found: list[Any] = []
+    if issubclass(kind, dict):
+        found += dict.values(value)
+    elif issubclass(kind, MappingProxyType):
+        found += value.values()
+    elif issubclass(kind, (list, tuple, set, frozenset, deque)):
+        found += next(c for c in _CONTAINERS if issubclass(kind, c)).__iter__(value)
+    elif issubclass(kind, (staticmethod, classmethod, MethodType)):
+        found.append(value.__func__)
+    elif issubclass(kind, property):
+        found.append(value.fget)
+    for name in ("__wrapped__", "__self__", "func", "args", "keywords"):
+        if issubclass(kind, _HOLDERS):
+            found.append(getattr(value, name, None))
+    if issubclass(kind, type):
+        found += [held for base in _own(value) for held in vars(base).values()]
+    elif issubclass(kind, SimpleNamespace) or not _is_foreign(kind.__module__):
+        found += [held for base in _own(kind) for held in vars(base).values()]
+        found += _attributes(value)
+    elif issubclass(kind, nn.Module):  # a layer of torch's may hold what its owner gave it
+        found += vars(value).values()
+    return found
+
+
+def _attributes(value: Any) -> list[Any]:
+    """Return the values of an object's own attributes, slots among them."""
+    try:
+        found = list(object.__getattribute__(value, "__dict__").values())
+    except (AttributeError, TypeError):
+        found = []
+    for base in _own(type(value)):
+        for held in vars(base).values():
+            if type(held) is MemberDescriptorType:
+                with contextlib.suppress(AttributeError):
+                    found.append(held.__get__(value))
+    return found
+
+
+#: Containers whose subclasses are read past what these make of reading.
+_CONTAINERS: tuple[Any, ...] = (list, tuple, set, frozenset, deque)
+#: Callables of the standard library that hold others.
+_HOLDERS = (
+    MethodType, functools.partial, functools.partialmethod, functools.cached_property,
+    type(functools.lru_cache(lambda: None)),
+)  # fmt: skip
+#: Types of values that hold nothing.
+_PLAIN = {int, float, complex, bool, str, bytes, type(None), Tensor, nn.Parameter}
 
 
 def _own(kind: type) -> list[type]:
-    return [k for k in kind.__mro__ if k is not object and not _is_torch(k.__module__)]
+    return [k for k in kind.__mro__ if not _is_foreign(k.__module__)]
 
 
-def _is_torch(module: str | None) -> bool:
-    return str(module).partition(".")[0] in {"torch", "builtins"}
-
-
-def _plain(value: Any) -> FunctionType | None:
-    if isinstance(value, (staticmethod, classmethod, MethodType)):
-        value = value.__func__
-    value = value.fget if isinstance(value, property) else value
-    return value if isinstance(value, FunctionType) else None
+def _is_foreign(module: str | None) -> bool:
+    """Whether a module is torch's or the standard library's: its code asks about no model."""
+    name = str(module).partition(".")[0]
+    return name in {"torch", "numpy"} or (name in sys.stdlib_module_names and name != "__main__")
 
 
 def _filled(cell: Any) -> bool:

@@ -278,6 +278,81 @@ def test_custom_functions_are_refused_by_name(name: str) -> None:
     assert "autograd.Function" in problem.reason
 
 
+class Constant(Reversal):
+    """Returns a new tensor, which torch gives the derivative below."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.full((4,), 2.0, dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx: Any, *bars: Any) -> Any:
+        return bars[0].expand(3, 4)
+
+
+class Pair(Constant):
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Any:  # type: ignore[override]
+        return torch.tensor([1, 2, 3, 4]), torch.full((4,), 2.0, dtype=torch.float64)
+
+
+class Newer(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.full((4,), 2.0, dtype=torch.float64)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *bars: Any) -> Any:
+        return bars[0].expand(3, 4)
+
+
+class Fixed(Constant):
+    """Has no derivative, and says so."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        found = torch.full((4,), 2.0, dtype=torch.float64)
+        ctx.mark_non_differentiable(found)
+        return found
+
+
+def without_derivatives(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return Constant.apply(x)
+
+
+#: Calls of Functions whose result is no traced value, and whether a derivative would be lost.
+CONSTANTS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "Constant": (lambda x: x * Constant.apply(x), True),
+    "later": (lambda x: x + (Constant.apply(x) + 1).exp(), True),
+    "Pair": (lambda x: x * Pair.apply(x, x)[1], True),
+    "Newer": (lambda x: x * Newer.apply(x), True),
+    "Fixed": (lambda x: x * Fixed.apply(x), False),
+    "no_grad": (lambda x: x * without_derivatives(x), False),
+    "of a constant": (lambda x: x * Constant.apply(torch.ones(3, 4)), False),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_custom_function_that_returns_a_constant_keeps_or_is_refused(name: str) -> None:
+    apply, lost = CONSTANTS[name]
+    model, x = custom(apply), torch.randn(3, 4, dtype=torch.float64)
+    if lost:
+        (problem,) = explain(model).problems
+        assert "whose own derivative" in problem.reason
+        assert "leaf_modules" in problem.hint
+    else:
+        net = pursuitify(model, iterations=0)
+        model(x).sum().backward()
+        net(x).sum().backward()
+        for path, p in model.named_parameters():
+            assert torch.equal(net.get_parameter(path).grad, p.grad)
+
+
 @pytest.mark.parametrize("key", [Reversal, Reversal.apply])
 def test_rules_take_a_custom_function(key: Any) -> None:
     model, x = custom(Reversal.apply), torch.randn(3, 4, dtype=torch.float64)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
+import functools
 import sys
+import types
+from collections import OrderedDict, deque
 from typing import Any
 
 import pytest
@@ -72,3 +76,125 @@ def test_a_branch_on_the_type_goes_the_source_s_way(kind: str) -> None:
     assert error(net(x), model(x)) == 0
     assert "type" not in vars(sys.modules[__name__])  # nothing is left behind
     assert builtins.type is type
+
+
+#: Code of another module of Python's, which no name in this file leads to.
+ELSEWHERE = """
+from torch import Tensor
+
+class Asks:
+    def __init__(self, held=None):
+        self.held = held
+    def asks(self, x):
+        return x * 2 if type(x) is Tensor else x
+    @staticmethod
+    def static(x):
+        return x * 2 if type(x) is Tensor else x
+    @property
+    def given(self):
+        return self.held
+
+class Slotted:
+    __slots__ = ("held",)
+    def __init__(self, held):
+        self.held = held
+
+def asks(x):
+    return x * 2 if type(x) is Tensor else x
+
+def inside(x):
+    return asks(x)
+
+def with_class(x):
+    return Asks().asks(x)
+"""
+
+
+def _elsewhere() -> Any:
+    module = types.ModuleType("elsewhere")
+    exec(compile(ELSEWHERE, "elsewhere.py", "exec"), vars(module))
+    return module
+
+
+class _Table(dict[str, Any]):
+    """A dict with a name of its own."""
+
+
+@dataclasses.dataclass
+class _Step:
+    function: Any
+
+
+#: Ways to hold a function, each with a way to call it.
+HELD: dict[str, tuple[Any, Any]] = {
+    "list of dicts": (lambda e: [{"a": (e.asks,)}], lambda h, x: h[0]["a"][0](x)),
+    "namespace": (lambda e: {"a": types.SimpleNamespace(f=[e.asks])}, lambda h, x: h["a"].f[0](x)),
+    "own dict": (lambda e: _Table(a=OrderedDict(b=e.asks)), lambda h, x: h["a"]["b"](x)),
+    "deque": (lambda e: deque([_Step(e.inside)]), lambda h, x: h[0].function(x)),
+    "slots": (lambda e: (e.Slotted([e.asks]),), lambda h, x: h[0].held[0](x)),
+    "bound": (lambda e: [{"a": e.Asks().asks}], lambda h, x: h[0]["a"](x)),
+    "partial": (lambda e: [_Step(functools.partial(e.asks))], lambda h, x: h[0].function(x)),
+    "cached": (lambda e: [_Step(functools.lru_cache(e.asks))], lambda h, x: h[0].function(x)),
+    "wrapped": (
+        lambda e: [_Step(functools.wraps(e.asks)(lambda *a: e.asks(*a)))],
+        lambda h, x: h[0].function(x),
+    ),
+    "class": (lambda e: {"a": [e.Asks]}, lambda h, x: h["a"][0].static(x)),
+    "by class": (lambda e: [_Step(e.with_class)], lambda h, x: h[0].function(x)),
+    "object": (lambda e: [e.Asks(e.Asks({"a": e.asks}))], lambda h, x: h[0].held.given["a"](x)),
+    "proxy": (lambda e: types.MappingProxyType({"a": [e.asks]}), lambda h, x: h["a"][0](x)),
+    "circle": (lambda e: _circle(e.asks), lambda h, x: h[0][1](x)),
+}
+
+
+def _circle(function: Any) -> list[Any]:
+    held: list[Any] = []
+    held.append((held, function))
+    return held
+
+
+def test_a_question_in_code_that_hangs_on_a_layer_of_torch_is_answered() -> None:
+    elsewhere = _elsewhere()
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(self[1].helper(x))  # type: ignore[operator]
+            return y
+
+    torch.manual_seed(0)
+    model, x = Net(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(3, 4)
+    model[1].helper = elsewhere.asks
+    assert error(pursuitify(model, iterations=0)(x), model(x)) == 0
+
+
+@pytest.mark.parametrize("depth", [0, 6])
+@pytest.mark.parametrize("kind", HELD)
+def test_a_question_in_code_that_objects_hold_is_answered(kind: str, depth: int) -> None:
+    """However deep an object holds it, and whatever kinds of objects are on the way."""
+    hold, call = HELD[kind]
+    elsewhere = _elsewhere()
+    held = hold(elsewhere)
+    for _ in range(depth):
+        held = [_Step({"a": held})]
+
+    class Net(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+            self.kept = (held,)
+
+        def __deepcopy__(self, memo: Any) -> Net:
+            copied = Net()
+            copied.load_state_dict(self.state_dict())
+            return copied.train(self.training)
+
+        def forward(self, x: Tensor) -> Tensor:
+            at = self.kept[0]
+            for _ in range(depth):
+                at = at[0].function["a"]
+            y: Tensor = super().forward(call(at, x))
+            return y
+
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(3, 4)
+    assert error(pursuitify(model, iterations=0)(x), model(x)) == 0
+    assert "type" not in vars(elsewhere)
