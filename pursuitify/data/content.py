@@ -34,6 +34,7 @@ _FILES, _BEGINNING = 64, 2**20
 #: How deep attributes are looked into.
 _DEPTH = 16
 _PLAIN = (bool, int, float, complex, bytes, np.generic, range, slice, torch.dtype, torch.Size)
+_NUMBERS = (bool, int, float, complex, np.number)
 _PATHS = (str, os.PathLike)
 _CODE = (
     types.FunctionType,
@@ -76,8 +77,8 @@ def of_value(value: Any, folders: Sequence[Path] = ()) -> Content | None:
 def of_attributes(data: object) -> dict[str, Content]:
     """Return what stands for each attribute of a data set, and of the data sets that it wraps.
 
-    Numbers and texts that stand alone are left out, unless they name a file: what they do shows in
-    the samples. So are random generators, and attributes that hold nothing yet, as empty caches.
+    Texts that stand alone are left out, unless they name a file. So are random generators, and
+    attributes that hold nothing yet, as empty caches. ``sizes`` tells caches and counters.
 
     Returns:
         Path of the attribute, such as ``dataset.samples``, to its content.
@@ -87,7 +88,8 @@ def of_attributes(data: object) -> dict[str, Content]:
     attributes = list(_attributes(data))
     folders = [Path(value) for _, value in attributes if _is_folder(value)]
     for path, value in attributes:
-        if id(value) in seen or _stands_alone(value):
+        number = isinstance(value, _NUMBERS)
+        if not number and (id(value) in seen or _stands_alone(value)):
             continue
         seen.add(id(value))
         content = of_value(value, folders)
@@ -104,11 +106,13 @@ def sizes(data: object) -> dict[str, Any]:
 def _size(value: Any) -> Any:
     if isinstance(value, Tensor):
         return id(value), version_of(value)
+    if isinstance(value, _NUMBERS):
+        return repr(value)
     if isinstance(value, list):
         return len(value), sum(part is None for part in value)
     if isinstance(value, (Mapping, Set, deque)):
         return len(value)
-    return None if isinstance(value, (tuple, np.ndarray)) else id(value)
+    return id(value)
 
 
 def _attributes(data: object, path: str = "", above: tuple[int, ...] = ()) -> Iterator[Any]:

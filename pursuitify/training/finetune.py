@@ -108,11 +108,13 @@ def finetune(
     was_training = net.training
     with random_state.kept():
         place = Output.at(output, resume)
-        facts = _facts(net, train, val, config, augment) if place.folder is not None else {}
+        written = place.folder is not None
+        sources = run_identity.sources(train, val) if written else {}
+        facts = _facts(net, train, val, config, augment) if written else {}
         known = {"train": all_labels(train), "val": all_labels(val)}
         best = None if place.folder is None else place.best
         first = _First(net, rows, held, config, known, augment, best)
-        run = _prepared(net, rows, held, config, accelerator, place, facts, first, resume)
+        run = _prepared(net, rows, held, config, accelerator, place, facts, sources, first, resume)
         try:
             stopped = loop.train(run)
         finally:
@@ -125,7 +127,6 @@ def finetune(
     if config.tensorboard:
         accelerator.end_training()
     assert run.progress.best is not None
-    written = place.folder is not None
     return Result(
         run.progress.history,
         run.progress.best,
@@ -265,6 +266,7 @@ def _prepared(
     accelerator: Accelerator,
     output: Output,
     identity: dict[str, Any],
+    sources: run_identity.Sources,
     first: _First,
     resume: bool,
 ) -> loop.TrainingRun:
@@ -282,7 +284,8 @@ def _prepared(
         "settings": net.settings() if isinstance(net, PursuitNetwork) else None,
         **identity,
     }
-    first.state = state = TrainingState(net, optimizer, ema, config, facts, accelerator.scaler)
+    state = TrainingState(net, optimizer, ema, config, facts, accelerator.scaler)
+    first.state, state.sources = state, sources
     progress = Progress()
     if resume and output.state.is_file():
         progress = state.restore(output.state, first.check)

@@ -71,7 +71,7 @@ def _samples(data: Any, seed: int, augment: Any, name: str) -> dict[str, Any]:
         facts["all inputs"] = fingerprint.of_stacked(images)
     else:
         # An attribute that reading a sample changes is a cache.
-        facts |= _held(data, {path for path in before if before[path] != after.get(path)})
+        facts |= _held(data, _changed_paths(before, after))
     if isinstance(data, Folder):
         facts["files"] = data.identity()
     return facts
@@ -86,6 +86,39 @@ def _of_one_shape(images: list[Any]) -> bool:
     return len({(x.shape, x.dtype) for x in images}) == 1
 
 
+def _changed_paths(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
+    return {path for path in {*before, *after} if before.get(path) != after.get(path)}
+
+
+#: By name of the data: what holds it, and cheap marks of its attributes when the run began.
+Sources = Mapping[str, tuple[Any, Mapping[str, Any]]]
+
+
+def sources(train: Rows, val: Rows) -> Sources:
+    """Return what tells caches and counters of the data from what it is, once it has been read."""
+    held = {"train": train, "val": val}
+    inner = {n: rows.dataset if isinstance(rows, DataLoader) else rows for n, rows in held.items()}
+    return {name: (data, content.sizes(data)) for name, data in inner.items()}
+
+
+def without_caches(facts: Mapping[str, Any], given: Sources) -> dict[str, Any]:
+    """Return facts without those on attributes that have changed since the run began.
+
+    Reading changed them, so they say nothing about the data; with the same objects, as in a
+    notebook, they would be others when the run is resumed.
+    """
+    gone = tuple(
+        f"{name}: {_attribute(path)}"
+        for name, (data, before) in given.items()
+        for path in _changed_paths(before, content.sizes(data))
+    )
+    return {name: value for name, value in facts.items() if not name.startswith(gone)}
+
+
+def _attribute(path: str) -> str:
+    return f"all of its attribute {path!r}"
+
+
 def _held(data: object, but: Collection[str] = ()) -> dict[str, Any]:
     """Return what stands for a list of samples, or the attributes of a data set except for some."""
     if isinstance(data, (list, tuple)):
@@ -93,7 +126,7 @@ def _held(data: object, but: Collection[str] = ()) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for path, found in content.of_attributes(data).items():
         if path not in but:
-            facts |= _in_words(f"all of its attribute {path!r}", found)
+            facts |= _in_words(_attribute(path), found)
     return facts
 
 

@@ -75,6 +75,7 @@ class TrainingState:
         facts: What else must be the same: settings of the network, the data, the augmentation.
         scaler: The gradient scaler of float16 training, if there is one.
         probe: A batch of the data's shape that the network answers, to tell it from others.
+        sources: The data, to tell its caches and counters.
     """
 
     net: nn.Module
@@ -84,6 +85,7 @@ class TrainingState:
     facts: dict[str, Any]
     scaler: torch.amp.GradScaler | None = None
     probe: Tensor | None = None
+    sources: run_identity.Sources = field(default_factory=dict)
 
     def save(self, path: Path, progress: Progress, generators: Generators) -> None:
         """Write the state; the file before it stays until the new one is complete.
@@ -109,7 +111,7 @@ class TrainingState:
             "format": FORMAT,
             "version": VERSION,
             "config": asdict(self.config),
-            "facts": self.facts,
+            "facts": run_identity.without_caches(self.facts, self.sources),
             **(identity(self.net) if isinstance(self.net, PursuitNetwork) else {"graph": None}),
             "progress": asdict(progress),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),

@@ -123,7 +123,7 @@ def test_one_element_anywhere_counts(kind: str, values: list[int], place: int, a
     "data",
     [
         Holder(),
-        Holder(cache={}, other=[None] * 5, seed=3, root="/no/such/folder", x=torch.empty(0)),
+        Holder(cache={}, other=[None] * 5, root="/no/such/folder", x=torch.empty(0)),
         Holder(draw=torch.Generator(), other=np.random.default_rng()),
         Holder(here=os.getcwd()),
         object(),
@@ -134,10 +134,13 @@ def test_what_holds_nothing_has_no_content(data: Any) -> None:
     assert of_attributes(data) == {}
 
 
-def test_numbers_that_stand_alone_and_random_states_do_not_count() -> None:
-    one = Holder(x=[1], epoch=3, draw=[np.random.default_rng(0)])
-    other = Holder(x=[1], epoch=4, draw=[np.random.default_rng(1)])
+def test_texts_that_stand_alone_and_random_states_do_not_count() -> None:
+    one: Any = Holder(x=[1], url="a", draw=[np.random.default_rng(0)])
+    other: Any = Holder(x=[1], url="b", draw=[np.random.default_rng(1)])
     assert marks(one) == marks(other)
+    one.size, other.size = 3, 4
+    assert marks(one) != marks(other)
+    assert sizes(one) != sizes(other)
     circle: Any = Holder(x=[1])
     circle.me, circle.list = circle, [circle]
     assert marks(circle)["x"] == marks(one)["x"]

@@ -288,6 +288,33 @@ class Pixels(Dataset[Any]):
         return torch.tensor(list(pixels)).reshape(1, 6, 6) / 255, i % 3
 
 
+class Shifting(Sizes):
+    """A data set with a setting that shows in one sample alone."""
+
+    def __init__(self, x: Tensor, y: Tensor, shift: float = 0.0, on: bool = True) -> None:
+        super().__init__(x, y)
+        self.shift, self.on, self.reads = shift, on, 0
+
+    def __getitem__(self, i: int) -> Any:
+        self.reads += 1
+        return self.x[i] + self.shift * self.on * (i == 33), int(self.y[i])
+
+
+@pytest.mark.parametrize("wrapped", [lambda d: d, lambda d: DataLoader(d, 8), lambda d: Subset(
+    d, list(range(40)))])  # fmt: skip
+def test_a_setting_of_a_data_set_counts_and_a_counter_does_not(
+    wrapped: Callable[[Any], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_identity, "_SAMPLES", 2)
+    call: dict[str, Any] = {"augment": None, "val": rows(12, 1)}
+    data = wrapped(Shifting(X, Y))
+    half(tmp_path / "run", 7, data=data, **call)
+    for other in (Shifting(X, Y, 0.5), Shifting(X, Y, on=False)):
+        with pytest.raises(CheckpointError, match=r"attribute '(dataset\.)?(shift|on)' changed"):
+            train(tmp_path / "run", data=wrapped(other), resume=True, **call)
+    assert train(tmp_path / "run", data=data, resume=True, **call).history
+
+
 def as_pixels(root: Path, x: Tensor) -> Pixels:
     names = [f"{number:02}.raw" for number in range(len(x))]
     root.mkdir(exist_ok=True)
