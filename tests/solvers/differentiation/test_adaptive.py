@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pursuitify import InputError, PursuitNetwork, pursuitify
+from pursuitify.models import ResidualNet
 from tests.support.compare_modes import assert_same, assert_same_outputs, differentiate
 from tests.support.nets import BY_NAME, CASES, Case, quick, random_net
 from tests.support.randomnets import general_net
@@ -182,3 +183,21 @@ def test_vmap_and_forward_mode() -> None:
     net.memory = "recompute"
     with pytest.raises(InputError, match="works with autograd alone"):
         torch.func.grad(lambda v: net(v).sum())(x)
+
+
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+def test_a_network_trains(memory: str) -> None:
+    torch.manual_seed(0)
+    net = adaptive(ResidualNet(2, 3, width=4).train(), iterations=3, memory=memory)
+    x, labels = torch.rand(12, 2, 8, 8), torch.arange(12) % 3
+    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+    losses = []
+    for _ in range(40):
+        optimiser.zero_grad()
+        loss = torch.nn.functional.cross_entropy(net(x), labels)
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    assert net.pursuit.beta.grad is not None
+    assert bool(net.pursuit.beta.grad.any())
