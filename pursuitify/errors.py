@@ -42,6 +42,14 @@ class TrainingError(PursuitifyError):
     """Training cannot go on, for instance because the loss is not finite."""
 
 
+class MemoryLimitError(TrainingError):
+    """A training step does not fit into the free memory, whatever is chosen for it."""
+
+
+class EstimateError(PursuitifyError):
+    """The memory of a network cannot be counted: its forward needs values, or has no meta form."""
+
+
 class MissingExtraError(PursuitifyError, ImportError):
     """An optional library is not installed."""
 

@@ -79,7 +79,7 @@ class Norms:
 
     def __init__(self) -> None:
         self._states: dict[str, Tensor] = {}
-        self._kept: tuple[bytes, dict[str, Tensor]] = b"", {}
+        self._kept: tuple[bytes, dict[str, float]] = b"", {}
         self.training = False
 
     @property
@@ -109,7 +109,7 @@ class Norms:
             return _certify
         if self.training:
             return self._estimate
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or dictionary.inputs[0].is_meta:
             return _certify
         banks = [bank for m in dictionary.maps() if (bank := m.filter_bank()) is not None]
         forms = repr([bank[1:] for bank in banks]).encode()
@@ -129,15 +129,19 @@ class Norms:
         return value
 
 
-def _remembered(found: dict[str, Tensor], key: str, linear: LinearMap) -> Tensor | float:
-    """Return a bound that was found before, or find it and keep it in ``found``."""
+def _remembered(found: dict[str, float], key: str, linear: LinearMap) -> Tensor | float:
+    """Return a bound that was found before, or find it and keep it in ``found``.
+
+    It is kept as Python's number, which takes no operation on a device to read and to calculate
+    with; a bound that is differentiated is found anew.
+    """
     bank = linear.filter_bank()
     if bank is None or (torch.is_grad_enabled() and bank.weight.requires_grad):
         return _certify(key, linear)
     value = found.get(key)
     if value is None:
-        value = found[key] = conv_norm_bound(*bank)
-    return value.clone()
+        value = found[key] = float(conv_norm_bound(*bank))
+    return value
 
 
 def _certify(key: str, linear: LinearMap) -> Tensor | float:
@@ -160,22 +164,24 @@ def lipschitz(
     like = dictionary.inputs[0]
     samples = dictionary.samples
     norm_of, wide = _widened(norms.recall(dictionary), like.device)
-    constants = []
-    for j, row in enumerate(dictionary.rows):
+    totals: list[Tensor | float] = []
+    for row, readers in zip(dictionary.rows, dictionary.readers, strict=True):
         own: Tensor | float = 1.0
         if row.diagonal is not None:
             own = chain_norm(norm_of, f"{row.name}.diagonal", row.diagonal.maps, samples)
         total = own * own
-        for i, s, paths in () if layered else dictionary.readers[j]:
+        for i, s, paths in () if layered else readers:
             reader = dictionary.rows[i]
             norm: Tensor | float = 0.0
             for p in paths:
                 key = f"{reader.name}.{s}.{p}"
                 norm = norm + chain_norm(norm_of, key, reader.slots[s][p].maps, samples)
             total = total + norm * norm
-        constant = torch.as_tensor(total, dtype=wide, device=like.device)
-        constants.append(fit(constant, dictionary.shapes[j]))
-    return constants
+        totals.append(total)
+    numbers = [total for total in totals if not isinstance(total, Tensor)]
+    made = iter(torch.tensor(numbers, dtype=wide, device=like.device).unbind())  # in one transfer
+    constants = [t.to(wide) if isinstance(t, Tensor) else next(made) for t in totals]
+    return [fit(c, shape) for c, shape in zip(constants, dictionary.shapes, strict=True)]
 
 
 def chain_norm(

@@ -8,7 +8,7 @@ behaviour stands in, and a test takes each away.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -51,6 +51,32 @@ def without_dispatch_modes() -> AbstractContextManager[Any]:
         return contextlib.nullcontext()
     found: AbstractContextManager[Any] = _disable_current_modes()
     return found
+
+
+def watch_results(saw: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
+    """Return a context in which every tensor that an operation returns is shown to a function.
+
+    The operations of a backward pass are among them, where it runs in this thread: on CPUs and on
+    the meta device. torch documents the mode, but keeps it in a private module. Where it is gone,
+    ImportError is raised: nothing can stand in for it.
+
+    Args:
+        saw: Called with each tensor, views and results written in place among them.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            for value in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(value, Tensor):
+                    saw(value)
+            return result
+
+    mode: AbstractContextManager[Any] = Watch()  # type: ignore[no-untyped-call]
+    return mode
 
 
 def version_of(value: Tensor) -> int:
