@@ -65,7 +65,7 @@ def watch_results(saw: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
     """
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    class ResultsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
@@ -75,7 +75,7 @@ def watch_results(saw: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
                     saw(value)
             return result
 
-    mode: AbstractContextManager[Any] = Watch()  # type: ignore[no-untyped-call]
+    mode: AbstractContextManager[Any] = ResultsMode()  # type: ignore[no-untyped-call]
     return mode
 
 

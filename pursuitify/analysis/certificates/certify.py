@@ -23,6 +23,7 @@ from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.utils import option_checks
+from pursuitify.utils.autocast import exact_products
 from pursuitify.utils.terminal import bar
 
 METHODS = ("auto", "dense", "lanczos")
@@ -31,6 +32,7 @@ METHODS = ("auto", "dense", "lanczos")
 FAILURE = 1e-6
 
 
+@exact_products()
 def certify(
     net: PursuitNetwork,
     x: Tensor,
