@@ -18,6 +18,7 @@ from pursuitify.analysis.certificates.support_recovery import certify_problem
 from pursuitify.operators import conv_norm_bound, kernel_contents
 from pursuitify.operators.norms import certified, fingerprint
 from pursuitify.operators.norms.fingerprint import Versions
+from pursuitify.utils.autocast import exact_products
 
 
 def test_any_change_is_seen_and_undoing_it_too() -> None:
@@ -138,5 +139,21 @@ def test_no_certificate_is_computed_with_rounded_factors(call: Callable[..., Any
         assert seen
         assert set(seen) == {"ieee"}
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_settings_come_back_when_the_last_thread_leaves() -> None:
+    setting: Any = torch.backends.cuda.matmul
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        first, second = exact_products(), exact_products()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)  # entered first, left first: the other is still inside
+        assert setting.fp32_precision == "ieee"
+        second.__exit__(None, None, None)
+        assert setting.fp32_precision == "tf32"
     finally:
         torch.set_float32_matmul_precision(before)
