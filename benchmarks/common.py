@@ -148,16 +148,19 @@ class Operators(TorchDispatchMode):
         convolutions: Convolutions, forward and adjoint; the derivative of one counts once for
             each operand it is taken for.
         elements: Elements in the results of the other operators that are no view.
+        launches: Operators that compute something: what a device would be sent, one by one.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.convolutions = 0
         self.elements = 0
+        self.launches = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        self.launches += not (func.is_view or name.startswith(("empty", "detach", "_unsafe_view")))
         if name == "convolution_backward":
             self.convolutions += sum(args[-1][:2])
         elif name == "convolution" or name.startswith("_convolution_pointwise"):

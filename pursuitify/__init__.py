@@ -21,6 +21,7 @@ from pursuitify.errors import (
     PursuitifyError,
     TraceError,
 )
+from pursuitify.memory import MemoryEstimate, estimate_memory
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.version import VERSION
 
@@ -29,6 +30,7 @@ __all__ = [
     "ConversionError",
     "InputError",
     "InternalError",
+    "MemoryEstimate",
     "OptionError",
     "Problem",
     "PursuitNetwork",
@@ -37,6 +39,7 @@ __all__ = [
     "TraceError",
     "calibrate",
     "coherence",
+    "estimate_memory",
     "explain",
     "load",
     "pursuitify",
@@ -46,8 +49,8 @@ __version__ = VERSION
 
 #: Public modules that are imported when they are first used.
 _MODULES = (
-    "analysis", "backends", "data", "errors", "export", "models", "plots", "robust", "rules",
-    "testing", "training",
+    "analysis", "backends", "data", "errors", "export", "memory", "models", "plots", "robust",
+    "rules", "testing", "training",
 )  # fmt: skip
 
 

@@ -50,6 +50,14 @@ class AuditError(PursuitifyError):
     """An audit cannot go on, for instance because an attack changed the network for good."""
 
 
+class MemoryLimitError(TrainingError):
+    """A training step does not fit into the free memory, whatever is chosen for it."""
+
+
+class EstimateError(PursuitifyError):
+    """The memory of a network cannot be counted: its forward needs values, or has no meta form."""
+
+
 class MissingExtraError(PursuitifyError, ImportError):
     """An optional library is not installed."""
 

@@ -211,17 +211,29 @@ def _latent_bytes(
     model: nn.Module, program: Program, constants: Mapping[str, Tensor], shape: Sequence[int]
 ) -> int:
     """Run the feed-forward pass on the meta device and add up the latents."""
-    tensors = [*model.parameters(), *model.buffers()]
-    memo: dict[int, Any] = {id(t): torch.empty_like(t, device="meta") for t in tensors}
-    twin = copy.deepcopy(model, memo).eval()
+    twin = meta_twin(model).eval()
     for name, value in constants.items():
         twin.__dict__.pop(name, None)
         twin.register_buffer(name, torch.empty_like(value, device="meta"), persistent=False)
+    tensors = [*model.parameters(), *model.buffers()]
     like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
     x = torch.empty(1, *shape, device="meta", dtype=like.dtype)
     with torch.no_grad():
         first = program.forward(twin, x)
     return sum(w.numel() * w.element_size() for w in first.latents)
+
+
+def meta_twin(model: nn.Module) -> nn.Module:
+    """Return a copy of a module whose parameters and buffers are on the meta device.
+
+    No value is copied, so that the copy takes no memory to speak of. Parameters that are shared
+    in the module are shared in the copy.
+    """
+    memo: dict[int, Any] = {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+    return copy.deepcopy(model, memo)
 
 
 def summary(report: Report) -> Counter[str]:

@@ -216,7 +216,7 @@ def cross_entropy(logits: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
         y: Labels as ``check_labels`` returns them.
         smoothing: Of the labels.
     """
-    if not bool(labelled(y).any()):  # torch returns 0 / 0
+    if not (y.is_meta or bool(labelled(y).any())):  # torch returns 0 / 0
         return logits.sum() * 0
     soft = y.to(logits.dtype) if y.is_floating_point() else y
     return F.cross_entropy(logits, soft, label_smoothing=smoothing, ignore_index=IGNORED)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from pursuitify.operators import (
     kernel_contents,
     typical_norm,
 )
+from pursuitify.operators.norms.fingerprint import Versions, kernel_forms, kernel_sums
 from pursuitify.utils import func_transforms
 
 
@@ -89,9 +91,14 @@ class Norms:
 
     def __init__(self) -> None:
         self._states: dict[str, Tensor] = {}
-        self._kept: tuple[bytes, dict[NormOf, dict[str, Tensor]]] = b"", {}
+        self._kept: tuple[bytes, dict[NormOf, dict[str, float]]] = b"", {}
+        self._on_device: _OnDevice | None = None
         self.training = False
         self.typical = False
+        #: On accelerators: the tensors that kernels are made of.
+        self.made_of: Sequence[Tensor] = ()
+        #: On accelerators: NaN if kernels changed and no version counted it, else 0; or None.
+        self.lost: Tensor | None = None
 
     @property
     def contents(self) -> bytes:
@@ -101,6 +108,15 @@ class Norms:
     def clear(self) -> None:
         """Forget the states of the power iterations: the next ones start cold."""
         self._states.clear()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Read kernels on accelerators at the next call, whatever version counters say."""
+        self._on_device = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Copy and pickle without what belongs to tensors of this network."""
+        return {**vars(self), "_on_device": None, "made_of": (), "lost": None}
 
     def state(self) -> dict[str, Tensor]:
         """Return the states of the power iterations by place: training's next step reads them."""
@@ -113,24 +129,61 @@ class Norms:
     def recall(self, dictionary: StructuredDictionary) -> NormOf:
         """Return the bounds for a dictionary; those found before only if its kernels are the same.
 
-        One transfer for all kernels: on an accelerator nothing else here waits for the device.
+        One transfer for all kernels, so that an accelerator is waited for once. As long as the
+        version counters of what its kernels are made of stand still, it is not waited for at all:
+        the sums are compared there, and ``lost`` says so where they differ.
         """
         fresh = _typical if self.typical else _certify
+        self.lost = None
         if func_transforms.active():  # nothing of such a call may be kept for the next one
             func_transforms.refuse_tracing()
             return fresh
         if self.training:
             return fresh if self.typical else self._estimate
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or dictionary.inputs[0].is_meta:
             return fresh
         banks = [bank for m in dictionary.maps() if (bank := m.filter_bank()) is not None]
         forms = repr([bank[1:] for bank in banks]).encode()
+        if torch.is_grad_enabled():
+            # What is trained may be written by fused optimizers, which no version counts.
+            self.look_again()
+        elif dictionary.inputs[0].device.type != "cpu":
+            return self._recall_on_device(fresh, [bank.weight for bank in banks], forms)
         contents = kernel_contents([bank.weight for bank in banks]) + forms
         kept = self._kept
         if contents != kept[0]:
             # Replaced as a whole, not cleared: another thread may be reading the one before.
             self._kept = kept = contents, {_typical: {}, _certify: {}}
         return functools.partial(_remembered, kept[1][fresh], fresh)
+
+    def _recall_on_device(self, fresh: NormOf, weights: Sequence[Tensor], forms: bytes) -> NormOf:
+        forms, sums = kernel_forms(weights) + forms, kernel_sums(weights)
+        kept = self._on_device
+        if kept is not None and kept.forms == forms and kept.versions.still(self.made_of):
+            same = [(a == b).all() for a, b in zip(sums, kept.sums, strict=True)]
+            if same:
+                self.lost = torch.where(torch.stack(same).all(), 0.0, torch.nan)
+        else:
+            kept = self._on_device = _OnDevice(
+                forms, sums, Versions.of(self.made_of), {_typical: {}, _certify: {}}, {}
+            )
+        return functools.partial(_remembered, kept.found[fresh], fresh)
+
+    def vector(self, numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return numbers as a vector; one that was made before where a device would be waited for.
+
+        Args:
+            numbers: The numbers.
+            dtype: Precision.
+            device: Where the vector is to be.
+        """
+        kept = None if device.type == "cpu" else self._on_device
+        if kept is None:
+            return torch.tensor(numbers, dtype=dtype, device=device)
+        key = (*numbers, dtype)
+        if key not in kept.vectors:
+            kept.vectors[key] = torch.tensor(numbers, dtype=dtype, device=device)
+        return kept.vectors[key]
 
     def _estimate(self, key: str, linear: LinearMap) -> Tensor | float:
         bank = linear.filter_bank()
@@ -141,17 +194,40 @@ class Norms:
         return value
 
 
+@dataclass(frozen=True, eq=False)
+class _OnDevice:
+    """What is kept of kernels on an accelerator.
+
+    Attributes:
+        forms: Shapes, orders and strides of the kernels.
+        sums: Their fingerprint, on the device.
+        versions: Versions of what they are made of.
+        found: Norms by place: the estimates, and the bounds.
+        vectors: Vectors of numbers, by these.
+    """
+
+    forms: bytes
+    sums: list[Tensor]
+    versions: Versions
+    found: dict[NormOf, dict[str, float]]
+    vectors: dict[object, Tensor]
+
+
 def _remembered(
-    found: dict[str, Tensor], fresh: NormOf, key: str, linear: LinearMap
+    found: dict[str, float], fresh: NormOf, key: str, linear: LinearMap
 ) -> Tensor | float:
-    """Return a norm that was found before, or find it by ``fresh`` and keep it in ``found``."""
+    """Return a norm that was found before, or find it by ``fresh`` and keep it in ``found``.
+
+    It is kept as Python's number, which takes no operation on a device to read and to calculate
+    with; a norm that is differentiated is found anew.
+    """
     bank = linear.filter_bank()
     if bank is None or (torch.is_grad_enabled() and bank.weight.requires_grad):
         return fresh(key, linear)
     value = found.get(key)
     if value is None:
-        value = found[key] = torch.as_tensor(fresh(key, linear))
-    return value.clone()
+        value = found[key] = float(fresh(key, linear))
+    return value
 
 
 def _typical(key: str, linear: LinearMap) -> Tensor | float:
@@ -180,22 +256,24 @@ def lipschitz(
     like = dictionary.inputs[0]
     samples = dictionary.samples
     norm_of, wide = _widened(norms.recall(dictionary), like.device)
-    constants = []
-    for j, row in enumerate(dictionary.rows):
+    totals: list[Tensor | float] = []
+    for row, readers in zip(dictionary.rows, dictionary.readers, strict=True):
         own: Tensor | float = 1.0
         if row.diagonal is not None:
             own = chain_norm(norm_of, f"{row.name}.diagonal", row.diagonal.maps, samples)
         total = own * own
-        for i, s, paths in () if layered else dictionary.readers[j]:
+        for i, s, paths in () if layered else readers:
             reader = dictionary.rows[i]
             norm: Tensor | float = 0.0
             for p in paths:
                 key = f"{reader.name}.{s}.{p}"
                 norm = norm + chain_norm(norm_of, key, reader.slots[s][p].maps, samples)
             total = total + norm * norm
-        constant = torch.as_tensor(total, dtype=wide, device=like.device)
-        constants.append(fit(constant, dictionary.shapes[j]))
-    return constants
+        totals.append(total)
+    numbers = [total for total in totals if not isinstance(total, Tensor)]
+    made = iter(norms.vector(numbers, wide, like.device).unbind())
+    constants = [t.to(wide) if isinstance(t, Tensor) else next(made) for t in totals]
+    return [fit(c, shape) for c, shape in zip(constants, dictionary.shapes, strict=True)]
 
 
 def chain_norm(

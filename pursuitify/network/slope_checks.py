@@ -58,6 +58,27 @@ def checked_and_moving(program: Program, first: Pass, alpha: Tensor) -> bool:
     return bool(moves)
 
 
+def unseen_lost(values: Sequence[object], alpha: Tensor, still: bool) -> Tensor:
+    """Return NaN if an input is not finite or an extrapolation weight moved unseen, 0 otherwise.
+
+    For accelerators, where reading either would wait for the device: the steps take it up.
+
+    Args:
+        values: The arguments of a call.
+        alpha: The extrapolation weights.
+        still: Whether the sweeps take them for zero.
+    """
+    floating = [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+    fine = [value.detach().isfinite().all() for value in floating]
+    fine += [~alpha.detach().any()] if still else []
+    return torch.where(torch.stack(fine).all(), 0.0, torch.nan) if fine else alpha.new_zeros(())
+
+
+def slopes(first: Pass) -> list[Tensor]:
+    """Return the slopes of a pass that are tensors."""
+    return [s for a in first.activations if (s := _tensor(a)) is not None]
+
+
 def poison(first: Pass) -> Pass:
     """Return the pass with NaN for slopes outside (0, 1].
 

@@ -448,7 +448,9 @@ _REASONS = {
 
 def tolerance_of(dtype: torch.dtype, device: torch.device) -> float:
     """Return the largest relative error that rounding explains."""
-    rounds = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    backends: Any = torch.backends  # the older questions have no answer where newer settings differ
+    settings = backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
+    rounds = "tf32" in settings
     if dtype is torch.float32 and device.type == "cuda" and rounds:
         return _TF32
     return TOLERANCES.get(dtype, max(TOLERANCES.values()))

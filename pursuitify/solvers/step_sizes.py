@@ -46,16 +46,21 @@ def step_sizes(
     Raises:
         RangeError: If a step is out of range; lists all latents.
     """
-    range_ = torch.finfo(dtype)
-    low = 8 * range_.tiny * range_.eps  # below, fewer than three bits of a number are left
-    gammas, lost = [], []
-    for name, beta, value in zip(names, betas, constants, strict=True):
-        exact = 1.0 / (beta * torch.where(value > 0, value, torch.ones_like(value)))
-        held = (exact >= low) & (exact <= range_.max)
-        gammas.append(torch.where(held, exact, torch.nan).to(dtype))
-        if readable(exact) and not bool((held | value.isnan()).all()):
-            lost.append(f"{name!r} needs {float(exact.detach().flatten()[~held.flatten()][0]):.3g}")
-    if lost:
+    if all(value.dim() == 0 for value in constants):
+        # One number per latent: they are worked on as one vector, in a few operations for all.
+        exact, gamma, fine = _steps(torch.stack(list(betas)), torch.stack(list(constants)), dtype)
+        exacts, gammas, inside = (list(part.unbind()) for part in (exact, gamma, fine))
+        whole = fine.all() if readable(fine) else None
+    else:
+        found = [_steps(b, c, dtype) for b, c in zip(betas, constants, strict=True)]
+        exacts, gammas, inside = (list(part) for part in zip(*found, strict=True))
+        whole = torch.stack([f.all() for f in inside]).all() if readable(inside[0]) else None
+    if whole is not None and not bool(whole):
+        lost = [
+            f"{name!r} needs {float(exact.detach().flatten()[~fine.flatten()][0]):.3g}"
+            for name, exact, fine in zip(names, exacts, inside, strict=True)
+            if not bool(fine.all())
+        ]
         raise RangeError(
             f"the steps of {len(lost)} latent(s) leave the range of {dtype}: {', '.join(lost)}. "
             "The weights that read or make them are too large or too small: use a wider precision "
@@ -63,6 +68,18 @@ def step_sizes(
             "iterations=0"
         )
     return gammas
+
+
+def _steps(beta: Tensor, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return 1 / (beta L), the same in a precision, NaN out of its range, and what is in it.
+
+    A constant that is NaN counts as in range: its step is not what is at fault.
+    """
+    range_ = torch.finfo(dtype)
+    low = 8 * range_.tiny * range_.eps  # below, fewer than three bits of a number are left
+    exact = 1.0 / (beta * torch.where(value > 0, value, torch.ones_like(value)))
+    held = (exact >= low) & (exact <= range_.max)
+    return exact, torch.where(held, exact, torch.nan).to(dtype), held | value.isnan()
 
 
 def refuse_overflow(latents: Sequence[Tensor], names: Sequence[str]) -> None:

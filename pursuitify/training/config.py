@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pursuitify.errors import OptionError
+from pursuitify.solvers.differentiation.modes import MODES
 from pursuitify.utils.option_checks import (
     chosen,
     count,
@@ -76,6 +77,12 @@ class Config:
         keep: Which weights the network has at the end: ``best`` by validation, or ``last``.
         save_every: Save the state after so many steps too, not only after each epoch; or None.
         log_every: Steps between two measurements of the objective F, for the log.
+        memory: The network's derivative mode during steps, ``store``, ``recompute`` or
+            ``implicit``; its own where it is not ``store``, else the first of ``store``,
+            ``recompute`` and that with two levels which fits into the free memory. Set it, and
+            nothing is chosen.
+        micro_batches: Parts that every batch is cut into, one after the other, of which a step
+            follows the mean; 1 unless nothing else fits. Set it, and nothing is chosen.
         workers: Processes that read the data, where it is a data set.
         tensorboard: Log for TensorBoard too.
         progress: Show a progress bar.
@@ -109,6 +116,8 @@ class Config:
     keep: str = "best"
     save_every: int | None = None
     log_every: int = 20
+    memory: str | None = None
+    micro_batches: int | None = None
     workers: int = 0
     tensorboard: bool = False
     progress: bool = True
@@ -118,7 +127,7 @@ class Config:
         """Refuse what cannot be meant; all problems at once."""
         problems = [
             *_tried(self, positive, "epochs", "batch_size", "attack_steps", "log_every"),
-            *_tried(self, positive, "patience", "save_every", optional=True),
+            *_tried(self, positive, "patience", "save_every", "micro_batches", optional=True),
             *_tried(self, count, "workers", "seed"),
             *_tried(self, count, "first_sweeps", optional=True),
             *_tried(self, number, "lr", above=0),
@@ -132,6 +141,7 @@ class Config:
             *_tried(self, number, "label_smoothing", least=0, below=1),
             *_tried(self, number, "ema", least=0, below=1, optional=True),
             *_tried(self, number, "eps", least=0, most=1),
+            *_tried(self, one_of, "memory", valid=tuple(MODES), optional=True),
         ]
         for name, valid in {"optimizer": OPTIMIZERS, "objective": OBJECTIVES, "keep": KEEP}.items():
             problems += _tried(self, one_of, name, valid=valid)

@@ -12,10 +12,11 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pursuitify.data.samples import check_labels, labelled
 from pursuitify.errors import RangeError, TrainingError
+from pursuitify.memory import StepPlan
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.training import progress_log, run_identity, seeding
 from pursuitify.training.adversarial_inputs import attack, noisy
@@ -91,6 +92,8 @@ class TrainingRun:
         progress: How far the run is.
         own_sums: This process's running sums of the epoch.
         classes: Number of classes that the network tells apart.
+        plan: How a step is run so that it fits into memory.
+        own_options: The network's own values of the settings that the plan changes.
     """
 
     accelerator: Accelerator
@@ -104,6 +107,8 @@ class TrainingRun:
     progress: Progress
     own_sums: dict[str, float]
     classes: int
+    plan: StepPlan
+    own_options: dict[str, Any]
 
     @property
     def net(self) -> nn.Module:
@@ -204,21 +209,17 @@ def _step(run: TrainingRun, group: list[Batch]) -> None:
         random_state.seed_all(seeding.derived(seeding.STEP, *keys))
         x, y = (part.to(run.accelerator.device, non_blocking=True) for part in batch)
         x = noisy(x, config, seeding.derived(seeding.NOISE, *keys))
-        with run.accelerator.autocast():
-            seed = seeding.derived(seeding.ATTACK, *keys)
-            attacked = attack(run.net, x, y, config, seed)
-        measure = step % config.log_every == 0 and number == 0
-        last = number == len(group) - 1
-        with _synchronised(run, last):
-            try:
-                parts = run.objective(x, y, attacked, measure, step)
-            except RangeError as error:
-                raise TrainingError(
-                    f"at step {run.progress.step} the weights are not finite, or so large that the "
-                    f"sweeps have no step: {error}. {_ADVICE}"
-                ) from error
-            run.accelerator.backward(_of_group(run, parts["loss"], len(group)))
-        _note(run, parts, int(labelled(y).sum()))
+        pieces, whole = _micro_batches(run.plan, x, y), (int(labelled(y).sum()), len(y))
+        norms = run.net.norm_state() if isinstance(run.net, PursuitNetwork) else {}
+        for part, (inputs, labels) in enumerate(pieces):
+            if part and isinstance(run.net, PursuitNetwork):
+                # Estimates of norms move with every pass: all parts begin at the same, as one does.
+                run.net.restore_norm_state(norms)
+            seed = seeding.derived(seeding.ATTACK, *keys, *([part] if part else []))
+            measure = step % config.log_every == 0 and number == part == 0
+            last = number == len(group) - 1 and part == len(pieces) - 1
+            parts = _step_part(run, inputs, labels, whole, len(group), seed, measure, last)
+            _note(run, parts, int(labelled(labels).sum()), whole[0])
     if config.clip is not None:
         run.accelerator.clip_grad_norm_(run.objective.parameters(), config.clip)
     run.optimizer.step()
@@ -226,7 +227,53 @@ def _step(run: TrainingRun, group: list[Batch]) -> None:
         run.state.ema.update_parameters(run.net)
 
 
-def _of_group(run: TrainingRun, loss: torch.Tensor, count: int) -> torch.Tensor:
+def _micro_batches(plan: StepPlan, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Cut a batch into the plan's parts, which differ by one sample at most; a small one whole."""
+    parts = min(plan.parts, len(x))
+    return list(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True))
+
+
+def _step_part(
+    run: TrainingRun,
+    x: Tensor,
+    y: Tensor,
+    whole: tuple[int, int],
+    group: int,
+    seed: int,
+    measure: bool,
+    last: bool,
+) -> dict[str, Tensor]:
+    """Add the derivatives of one micro-batch to those of its step; return what the loss returns.
+
+    Args:
+        run: The run.
+        x: Its inputs.
+        y: Its labels.
+        whole: The number of labels, and of samples, in the whole batch.
+        group: The number of batches in the step.
+        seed: Seed of the attack's start.
+        measure: Whether to measure the objective F.
+        last: Whether nothing follows in the step.
+    """
+    with run.accelerator.autocast():
+        attacked = attack(run.net, x, y, run.state.config, seed)
+    own = int(labelled(y).sum()), len(y)
+    shares = (own[0] / whole[0] if whole[0] else 1.0, own[1] / whole[1])
+    with _synchronised(run, last):
+        try:
+            parts: dict[str, Tensor] = run.objective(
+                x, y, attacked, measure, run.progress.step, shares
+            )
+        except RangeError as error:
+            raise TrainingError(
+                f"at step {run.progress.step} the weights are not finite, or so large that the "
+                f"sweeps have no step: {error}. {_ADVICE}"
+            ) from error
+        run.accelerator.backward(_of_group(run, parts["loss"], group))
+    return parts
+
+
+def _of_group(run: TrainingRun, loss: Tensor, count: int) -> Tensor:
     """Return a batch's loss so that a step follows the mean over its own ``count`` batches.
 
     accelerate divides by the number of batches that it was told; an epoch's last step may have
@@ -244,6 +291,8 @@ def _synchronised(run: TrainingRun, last: bool) -> Any:
 def _schedule_pursuit(run: TrainingRun, step: int) -> None:
     if not isinstance(run.net, PursuitNetwork):
         return
+    for name, value in run.plan.options.items():
+        setattr(run.net, name, value)
     run.net.iterations = run.schedule.iterations(step)
     if run.state.config.step_ramp:
         run.net.step_scale = run.schedule.step_scale(step)
@@ -252,13 +301,22 @@ def _schedule_pursuit(run: TrainingRun, step: int) -> None:
 def settle(run: TrainingRun) -> None:
     """Give the network the settings that it has at the end."""
     if isinstance(run.net, PursuitNetwork):
+        for name, value in run.own_options.items():
+            setattr(run.net, name, value)
         run.net.iterations = run.schedule.sweeps
         if run.state.config.step_ramp:
             run.net.step_scale = run.schedule.scale
 
 
-def _note(run: TrainingRun, parts: dict[str, torch.Tensor], count: int) -> None:
-    """Add a batch's numbers to the running sums: one transfer from the device."""
+def _note(run: TrainingRun, parts: dict[str, Tensor], count: int, whole: int) -> None:
+    """Add a micro-batch's numbers to the running sums: one transfer from the device.
+
+    Args:
+        run: The run.
+        parts: The numbers. The loss is the micro-batch's share of its batch's; others are its own.
+        count: Its samples with a label.
+        whole: Those of its batch.
+    """
     names = list(parts)
     values = torch.stack([parts[name].detach().float() for name in names]).tolist()
     found = dict(zip(names, values, strict=True))
@@ -270,7 +328,7 @@ def _note(run: TrainingRun, parts: dict[str, torch.Tensor], count: int) -> None:
     totals = run.own_sums
     totals["samples"] = totals.get("samples", 0.0) + count
     for name, value in found.items():
-        amount = value if name == "correct" else value * count
+        amount = value if name == "correct" else value * (whole if name == "loss" else count)
         totals[name] = totals.get(name, 0.0) + amount
         totals[f"of {name}"] = totals.get(f"of {name}", 0.0) + count
 

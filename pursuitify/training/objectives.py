@@ -52,7 +52,13 @@ class TrainingObjective(nn.Module):
         self._penalty: FramePotentialPenalty | None = None
 
     def forward(
-        self, x: Tensor, y: Tensor, attacked: Tensor | None, measure: bool, step: int
+        self,
+        x: Tensor,
+        y: Tensor,
+        attacked: Tensor | None,
+        measure: bool,
+        step: int,
+        shares: tuple[float, float] = (1.0, 1.0),
     ) -> dict[str, Tensor]:
         """Return the loss and what is to be shown.
 
@@ -62,29 +68,34 @@ class TrainingObjective(nn.Module):
             attacked: Adversarial inputs, for the adversarial objectives.
             measure: Whether to measure the objective F.
             step: Number of the step, which seeds the frame potential's estimate.
+            shares: Of a micro-batch, which part of its batch's labels and of its samples it has.
 
         Returns:
-            ``loss`` and, detached, ``correct`` (a number of samples), ``cross_entropy``, and
-            where they are computed ``objective``, ``reconstruction`` and ``frame_potential``.
+            ``loss``, of a micro-batch its share of the batch's loss, and, detached, ``correct`` (a
+            number of samples), ``cross_entropy``, and where they are computed ``objective``,
+            ``reconstruction`` and ``frame_potential``.
         """
         config = self.config
         first = attacked if config.objective == "pgd" and attacked is not None else x
         logits, parts = self._run(first, measure)
+        of_labels, of_samples = shares
         loss = cross_entropy(logits, y, config.label_smoothing)
         shown = {
             "cross_entropy": loss.detach(),
             "correct": right(logits.detach(), y).sum(),
             **{name: value.detach() for name, value in parts.items()},
         }
+        loss = loss * of_labels
         if config.objective == "trades" and attacked is not None:
             other, _ = self._run(attacked, False)
-            loss = loss + config.trades_weight * divergence(other, logits).mean()
+            weight = config.trades_weight * of_samples
+            loss = loss + weight * divergence(other, logits).mean()
         if config.reconstruction:
-            loss = loss + config.reconstruction * parts["reconstruction"]
+            loss = loss + config.reconstruction * of_samples * parts["reconstruction"]
         if config.frame_potential:
             potential = self._frame_potential(x, step)
             shown["frame_potential"] = potential.detach()
-            loss = loss + config.frame_potential * potential
+            loss = loss + config.frame_potential * of_samples * potential
         return {"loss": loss, **shown}
 
     def _run(self, x: Tensor, measure: bool) -> tuple[Tensor, dict[str, Tensor]]:

@@ -34,6 +34,8 @@ _MANY = 2**62
 #: Differences that a message lists.
 _SHOWN = 12
 _PARTS = ("net", "optimizer", "ema", "norms", "train", "val")
+#: The fact that says how steps are run so that they fit into memory, where that was chosen.
+STEP_PLAN = "steps in memory"
 #: By name of the data, the states of the generators that its loader and samplers draw from.
 Generators = Mapping[str, Sequence[Tensor]]
 
@@ -170,6 +172,8 @@ class TrainingState:
             name: [parts[name][key] for key in sorted(parts[name], key=int)]
             for name in ("train", "val")
         }
+        if STEP_PLAN in facts:  # it was chosen by the memory that was free when the run began
+            self.facts[STEP_PLAN] = facts[STEP_PLAN]
         check(progress, generators)
         self._compare_answers(header.get("answers"), parts["net"], path)
         restore_state(self.net, self.optimizer, parts["optimizer"], path)
@@ -205,7 +209,7 @@ class TrainingState:
         # A state from before an option existed ran with what is its default now.
         config = {**asdict(Config()), **_mapping(header, "config", path)}
         saved = {**config, **_mapping(header, "facts", path)}
-        _refuse(path, saved, own, {*own, *saved} - FREE - run_identity.OF_MODULES)
+        _refuse(path, saved, own, {*own, *saved} - FREE - run_identity.OF_MODULES - {STEP_PLAN})
         if isinstance(self.net, PursuitNetwork):
             compare_rows(header, self.net, path)
         elif header.get("graph") is not None:

@@ -100,6 +100,32 @@ def has_gradient_hooks(value: Tensor) -> bool:
 _NO_DISPATCH = Tensor.__torch_dispatch__
 
 
+def watch_results(saw: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
+    """Return a context in which every tensor that an operation returns is shown to a function.
+
+    The operations of a backward pass are among them, where it runs in this thread: on CPUs and on
+    the meta device. torch documents the mode, but keeps it in a private module. Where it is gone,
+    ImportError is raised: nothing can stand in for it.
+
+    Args:
+        saw: Called with each tensor, views and results written in place among them.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class ResultsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            for value in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(value, Tensor):
+                    saw(value)
+            return result
+
+    mode: AbstractContextManager[Any] = ResultsMode()  # type: ignore[no-untyped-call]
+    return mode
+
+
 def version_of(value: Tensor) -> int:
     """Return how often a tensor was written into, past what its subclass makes of the question.
 

@@ -380,7 +380,8 @@ def test_a_changed_dilation_is_seen_in_the_packed_kernels() -> None:
     net, x = converted(torch.float32), image(torch.float32)
     with torch.no_grad():
         net(x)
-        packed = net._packed(net.dictionary(x), list(net.step_sizes(x).values()))
+        first, bound = net._bind(net._program, (x,))
+        packed = net._given(bound, first, net._gammas(bound), net._pack()).packed().dictionary
         conv = net.get_submodule("4")
         conv.dilation = conv.padding = (2, 2)
         with verification.aside(net, (x,)) as began:

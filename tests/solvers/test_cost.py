@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pursuitify import pursuitify
 from pursuitify.models import ChainNet, DenseBlock, ResidualNet
-from tests.support.sweep_cost import sweep_cost
+from tests.support.sweep_cost import launches, sweep_cost
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +97,21 @@ def test_rows_that_scale_one_concat_hold_it_once() -> None:
         assert convolutions == 2 * (depth + 1)
         rest[depth] = (elements - READS * joined(depth + 1, x)) / depth
     assert rest[16] <= 1.02 * rest[4], rest
+
+
+#: Operators that a call adds to the source's own, per convolution: six fold its BatchNorm into its
+#: kernel, one reads the kernel for its fingerprint, and its row has a threshold and a start.
+PER_CONVOLUTION = 8.5
+
+
+@pytest.mark.parametrize("blocks", [[1, 1, 1, 1], [3, 4, 6, 3]])
+def test_what_a_call_runs_beside_its_sweeps(blocks: list[int]) -> None:
+    """Narrow resnet50s: steps and norms are worked on as one vector, not latent by latent."""
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    torch.manual_seed(0)
+    model = ResNet(Bottleneck, blocks, width_per_group=2)
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    source, fixed, sweep = launches(model, torch.rand(1, 3, 64, 64))
+    assert fixed - source <= PER_CONVOLUTION * convolutions + 30
+    assert sweep <= 9.5 * convolutions

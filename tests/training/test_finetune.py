@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 pytest.importorskip("accelerate")
 
-from pursuitify import OptionError, pursuitify
-from pursuitify.errors import MissingExtraError, TrainingError
+from pursuitify import OptionError, estimate_memory, load, pursuitify
+from pursuitify.errors import CheckpointError, MemoryLimitError, MissingExtraError, TrainingError
+from pursuitify.memory import MemoryWarning
 from pursuitify.training import Config, adversarial_inputs, evaluate, finetune, loop, reconstruction
 from pursuitify.training.optimizer import LearningRateSchedule
 from tests.support.toy import model, network, rows
+
+#: The module, which the function of its name hides.
+finetune_module = sys.modules["pursuitify.training.finetune"]
 
 QUIET = {"progress": False, "batch_size": 8}
 
@@ -50,9 +56,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seen: list[float] = []
     inner = loop._note
 
-    def note(run: Any, parts: dict[str, Tensor], count: int) -> None:
+    def note(run: Any, parts: dict[str, Tensor], *counts: int) -> None:
         seen.append(parts["loss"].item())
-        inner(run, parts, count)
+        inner(run, parts, *counts)
 
     monkeypatch.setattr(loop, "_note", note)
     return seen
@@ -339,3 +345,172 @@ def test_reconstruction_against_the_dense_dictionary() -> None:
         u = dictionary.signal[row.name] - dictionary.apply(others)[row.name]
         total.append(float((mine - u).square().sum() / u.square().sum()))
     assert float(found) == pytest.approx(sum(total) / len(total), rel=1e-10)
+
+
+def free(monkeypatch: pytest.MonkeyPatch, amount: int) -> None:
+    """Let the machine have so many bytes free, of which a step may take 90 %."""
+    monkeypatch.setattr(finetune_module, "free_memory", lambda device: amount)
+
+
+def needed(net: nn.Module, count: int, **options: Any) -> int:
+    """Return the bytes that a step with AdamW is counted to need, with ``count`` samples."""
+    found = estimate_memory(net, (1, 6, 6), batch=count, **options)
+    return found.resident + 2 * found.gradients
+
+
+MICRO = {"epochs": 2, "lr": 0.05, "optimizer": "sgd", "keep": "last", "workers": 0, **QUIET}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"label_smoothing": 0.1},
+        {"reconstruction": 0.5, "frame_potential": 0.1},
+        {"noise": 0.1, "clip": 0.1, "ema": 0.5},
+        {"objective": "trades", "attack_steps": 1, "eps": 0.0},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+@pytest.mark.parametrize("parts", [2, 3, 8, 50])
+def test_micro_batches_give_what_whole_batches_give(parts: int, more: dict[str, Any]) -> None:
+    x, y = rows(24)
+    x = x.double()
+    y[[0, 3, 4, 5, 17]] = -100  # parts have different numbers of labels, some none
+    nets = [pursuitify(model(False).double(), iterations=1) for _ in range(2)]
+    whole, cut = (
+        finetune(net, (x, y), (x, y), micro_batches=count, **MICRO, **more)
+        for net, count in zip(nets, (1, parts), strict=True)
+    )
+    for name in whole.history[-1].keys() - {"reconstruction"}:
+        assert cut.history[-1][name] == pytest.approx(whole.history[-1][name], rel=1e-5), name
+    ones, others = (net.state_dict() for net in nets)
+    for name, value in ones.items():
+        assert torch.allclose(value, others[name], atol=1e-9, rtol=1e-9), name
+
+
+def test_micro_batches_take_batch_statistics_of_their_own() -> None:
+    nets = [pursuitify(model(True), iterations=1) for _ in range(2)]
+    for net, count in zip(nets, (1, 2), strict=True):
+        finetune(net, rows(24), rows(24), micro_batches=count, **MICRO)
+    counts = [
+        next(v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked"))
+        for net in nets
+    ]
+    assert counts[1] == 2 * counts[0]
+
+
+def test_a_step_that_does_not_fit_recomputes_sweeps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    net = network(iterations=8)
+    store, recompute = (needed(net, 8, memory=mode) for mode in ("store", "recompute"))
+    assert recompute < 0.8 * store
+    free(monkeypatch, int((store + recompute) / 2 / 0.9))
+    seen: list[str] = []
+    inner = loop._note
+
+    def note(run: Any, *rest: Any) -> None:
+        seen.append(run.net.memory)
+        inner(run, *rest)
+
+    monkeypatch.setattr(loop, "_note", note)
+    with pytest.warns(MemoryWarning, match="run with memory='recompute', recompute_levels=1"):
+        result = finetune(net, rows(), rows(), epochs=1, output=tmp_path, **QUIET)
+    assert set(seen) == {"recompute"}
+    assert (net.memory, net.recompute_levels) == ("store", 1)
+    assert result.best_path is not None
+    assert load(result.best_path, model()).memory == "store"
+    # Resumed with all the memory in the world, it goes on as it began.
+    free(monkeypatch, 2**60)
+    seen.clear()
+    with pytest.raises(CheckpointError, match="epochs"):
+        finetune(net, rows(), rows(), epochs=2, output=tmp_path, resume=True, **QUIET)
+    finetune(net, rows(), rows(), epochs=1, output=tmp_path, resume=True, **QUIET)
+    assert seen == []
+
+
+def test_a_resumed_run_goes_on_with_its_plan(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stop(run: Any, group: Any) -> Any:
+        seen.append((run.plan.options, run.plan.parts))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return inner(run, group)
+
+    seen: list[Any] = []
+    inner = loop._step
+    monkeypatch.setattr(loop, "_step", stop)
+    net = network(iterations=8)
+    options = {"epochs": 2, "output": tmp_path, "save_every": 1, **QUIET}
+    free(monkeypatch, int((needed(net, 8) + needed(net, 8, memory="recompute")) / 2 / 0.9))
+    with pytest.warns(MemoryWarning), pytest.raises(KeyboardInterrupt):
+        finetune(net, rows(), rows(), **options)
+    assert net.memory == "store"
+    free(monkeypatch, 2**60)
+    again = network(iterations=8)
+    finetune(again, rows(), rows(), resume=True, **options)
+    assert len(seen) > 3
+    assert {(options["memory"], parts) for options, parts in seen} == {("recompute", 1)}
+    assert again.memory == "store"
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_a_step_that_does_not_fit_at_all_is_cut(
+    batch_norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = network(iterations=3, batch_norm=batch_norm)
+    least = {"memory": "recompute", "recompute_levels": 2}
+    found = estimate_memory(net, (1, 6, 6), batch=3, **least)
+    free(monkeypatch, int((needed(net, 3, **least) + found.gradients) / 0.9) + 2000)
+    with pytest.warns(MemoryWarning, match="micro_batches=3") as caught:
+        finetune(net, rows(), rows(), epochs=1, **QUIET)
+    assert ("BatchNorm takes its statistics" in str(caught[0].message)) == batch_norm
+
+
+def test_a_step_that_cannot_fit_is_refused_before_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, plain = network(iterations=2), model()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    monkeypatch.setattr(loop, "_step", None)
+    free(monkeypatch, 1000)
+    for module in (net, plain):
+        with pytest.raises(MemoryLimitError, match=r"micro_batches=4 \(2 samples at a time\)"):
+            finetune(module, rows(), rows(), epochs=1, **QUIET)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("how", ["memory", "micro_batches", "network"])
+def test_what_the_user_sets_is_obeyed(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network(iterations=2)
+    options: dict[str, Any] = {"memory": {"memory": "store"}, "micro_batches": {"micro_batches": 1}}
+    if how == "network":
+        net.memory = "recompute"
+    free(monkeypatch, 1000)
+    with pytest.warns(MemoryWarning, match="It is run all the same"):
+        finetune(net, rows(), rows(), epochs=1, **options.get(how, {}), **QUIET)
+    assert net.memory == ("recompute" if how == "network" else "store")
+    free(monkeypatch, 2**60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MemoryWarning)
+        finetune(net, rows(), rows(), epochs=1, **options.get(how, {}), **QUIET)
+
+
+class ReadsValues(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = model()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * float(x.mean() > -1)
+
+
+def test_where_nothing_can_be_counted_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 1000)
+    with pytest.warns(MemoryWarning, match="nothing was chosen to save memory"):
+        finetune(ReadsValues(), rows(), rows(), epochs=1, **QUIET)
+    monkeypatch.setattr(finetune_module, "free_memory", lambda device: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MemoryWarning)
+        finetune(ReadsValues(), rows(), rows(), epochs=1, **QUIET)

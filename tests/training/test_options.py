@@ -32,6 +32,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "final_lr": (0.9, {}),
     "weight_decay": (0.9, {}),
     "clip": (1e-3, {"optimizer": "sgd"}),
+    "memory": ("implicit", {}),
+    "micro_batches": (2, {}),
     "label_smoothing": (0.3, {}),
     "ema": (0.9, {}),
     "objective": ("pgd", {}),

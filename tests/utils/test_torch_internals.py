@@ -13,7 +13,8 @@ from torch.fx.experimental import proxy_tensor
 from torch.utils import _python_dispatch
 
 import pursuitify as package
-from pursuitify import pursuitify
+from pursuitify import estimate_memory, pursuitify
+from pursuitify.errors import EstimateError
 from pursuitify.operators import onednn_conv
 from pursuitify.utils import func_transforms, torch_internals
 
@@ -72,6 +73,16 @@ def test_without_the_question_for_transforms_nothing_is_kept(
 def test_without_the_proxy_mode_nothing_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(proxy_tensor, "get_proxy_mode")
     assert not torch_internals.make_fx_is_tracing()
+
+
+def test_without_the_mode_that_sees_results_memory_is_not_estimated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    assert estimate_memory(model, (3,)).peak > 0
+    monkeypatch.delattr(_python_dispatch, "TorchDispatchMode")
+    with pytest.raises(EstimateError, match="TorchDispatchMode"):
+        estimate_memory(model, (3,))
 
 
 def test_without_the_switch_for_modes_the_context_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:

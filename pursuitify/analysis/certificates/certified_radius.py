@@ -41,6 +41,7 @@ from pursuitify.errors import InputError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.solvers.step_sizes import synchronous_step_sizes
 from pursuitify.solvers.synchronous import moves
+from pursuitify.utils.autocast import exact_products
 
 
 def lipschitz_in_x(step: float, reach: float, direct: float, count: int) -> float:
@@ -91,6 +92,7 @@ def _share(predictions: Tensor, radius: Tensor, y: Tensor, eps: float) -> float:
     return float(((predictions == y) & (radius > eps)).double().mean())
 
 
+@exact_products()
 @torch.no_grad()
 def certified_radius(net: PursuitNetwork, x: Tensor, *, local: bool = True) -> RadiusCertificate:
     """Certify how far each input may move in l2 without a change of the decision.

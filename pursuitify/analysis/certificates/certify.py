@@ -23,6 +23,7 @@ from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.utils import option_checks
+from pursuitify.utils.autocast import exact_products
 from pursuitify.utils.terminal import bar
 
 METHODS = ("auto", "dense", "lanczos")
@@ -33,6 +34,7 @@ _ITERATIONS, _STEPS = 2000, 200
 FAILURE = 1e-6
 
 
+@exact_products()
 def certify(
     net: PursuitNetwork,
     x: Tensor,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pursuitify.analysis.certificates.convex_problem import ConvexProblem
 from pursuitify.errors import OptionError
+from pursuitify.utils.autocast import exact_products
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ class Certificate:
         )
 
 
+@exact_products()
 def certify_problem(given: ConvexProblem, latents: Tensor | None = None) -> Certificate:
     """Certify a minimiser of a problem with unit columns.
 

@@ -40,6 +40,7 @@ from pursuitify.operators.norms.symbol import (
     sampling,
     symbol_at,
 )
+from pursuitify.utils.autocast import exact_products
 from pursuitify.utils.func_transforms import active
 
 _CHUNK_BYTES = 32 * 2**20
@@ -180,7 +181,8 @@ def largest_sample(
     found = _KNOWN.get(key)
     if found is None:
         kernel = polyphase(working(weight), stride, dilation, groups)
-        found = _largest_sample(kernel.contiguous(), grid)
+        with exact_products():
+            found = _largest_sample(kernel.contiguous(), grid)
         with _LOCK:
             if len(_KNOWN) >= _KEPT:
                 _KNOWN.pop(next(iter(_KNOWN)))

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pursuitify.utils.autocast import exact_products
+from pursuitify.utils.torch_internals import version_of
 
 
 @torch.no_grad()
@@ -20,16 +26,52 @@ def kernel_contents(weights: Sequence[Tensor]) -> bytes:
     Args:
         weights: Kernels (rows, ...), each read once in its own memory order.
     """
-    shapes = repr([(tuple(w.shape), w.stride(), w.dtype, str(w.device)) for w in weights])
-    sums = [
-        (rows @ _probes(rows.shape[1], rows.dtype, rows.device)).flatten()
-        for rows in map(_rows, weights)
-    ]
+    moved = (values.cpu() for values in kernel_sums(weights))
+    return kernel_forms(weights) + b"".join(value.numpy().tobytes() for value in moved)
+
+
+def kernel_forms(weights: Sequence[Tensor]) -> bytes:
+    """Return what is known of kernels without reading them: shapes, orders, types, devices."""
+    return repr([(tuple(w.shape), w.stride(), w.dtype, str(w.device)) for w in weights]).encode()
+
+
+@torch.no_grad()
+def kernel_sums(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return the sums of ``kernel_contents`` where the kernels are: one vector per device, type."""
     by_kind: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for value in sums:
-        by_kind.setdefault((value.dtype, value.device), []).append(value)
-    moved = (torch.cat(values).cpu() for values in by_kind.values())
-    return shapes.encode() + b"".join(value.numpy().tobytes() for value in moved)
+    with exact_products():  # rounded factors would hide small changes
+        for rows in map(_rows, weights):
+            value = (rows @ _probes(rows.shape[1], rows.dtype, rows.device)).flatten()
+            by_kind.setdefault((value.dtype, value.device), []).append(value)
+    return [torch.cat(values) for values in by_kind.values()]
+
+
+@dataclass(frozen=True, eq=False)
+class Versions:
+    """The storages of tensors and how often torch had written into each, at one moment.
+
+    torch counts writes in place, also those under ``no_grad`` and by optimizers, and a storage that
+    ``.data = ...`` replaces is another one. It does not count what fused optimizers write, nor
+    writes through ``.data`` or NumPy: contents have to be compared for them.
+    """
+
+    counts: tuple[tuple[weakref.ref[Any], int], ...]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Versions:
+        """Return those of some tensors; no storage is kept alive."""
+        return cls(tuple((weakref.ref(t.untyped_storage()), version_of(t)) for t in tensors))
+
+    def __reduce__(self) -> tuple[type[Versions], tuple[tuple[()]]]:
+        """Copy and pickle as nothing that is known: the storages are this process's own."""
+        return Versions, ((),)
+
+    def still(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether these are the same storages, and no write was counted since."""
+        return len(tensors) == len(self.counts) > 0 and all(
+            storage() is t.untyped_storage() and count == version_of(t)
+            for t, (storage, count) in zip(tensors, self.counts, strict=True)
+        )
 
 
 def _rows(weight: Tensor) -> Tensor:

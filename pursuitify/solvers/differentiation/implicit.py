@@ -41,6 +41,7 @@ from pursuitify.solvers.differentiation.conjugate_residuals import (
     Vectors,
     conjugate_residuals,
     dot,
+    number,
 )
 from pursuitify.solvers.differentiation.tensor_extraction import put_in, take_out
 from pursuitify.solvers.differentiation.tensor_uses import (
@@ -221,7 +222,7 @@ def _stand_at(
             out = row.activation.prox(leaf, step)
         (d,) = derivatives([out], [leaf], [torch.ones_like(out)])
         slopes.append(torch.zeros_like(leaf) if d is None else d)
-    distance = float(dot(gaps, gaps).sqrt() / dot(w, w).sqrt().clamp_min(1e-30))
+    distance = number(dot(gaps, gaps).sqrt() / dot(w, w).sqrt().clamp_min(1e-30))
     return _FixedPoint(dictionary, w, r, steps, z, slopes, distance)
 
 

@@ -86,7 +86,9 @@ class Kernels:
         # A change's products are subtracted from residuals: the kernels hold the sign, unless the
         # sweeps keep the products themselves for the next step.
         sign = 1.0 if extrapolated else -1.0
-        gammas = [float(step) if step.dim() == 0 else None for step in steps]
+        alike = [step for step in steps if step.dim() == 0]
+        read = iter(torch.stack(alike).tolist() if alike else [])  # in one transfer
+        gammas = [next(read) if step.dim() == 0 else None for step in steps]
         rows = tuple(
             row if gamma is None else packing.row(row, gamma)
             for row, gamma in zip(dictionary.rows, gammas, strict=True)
