@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,27 @@ def test_calibration_never_chooses_a_trial_of_nan() -> None:
     net.step_scale = 1.0
     report = calibrate(net, [(torch.rand(6, 4) * 40).half()], agreement=0.0)
     assert math.isfinite(report.chosen.objective) or report.chosen.step_scale == 0
+
+
+@pytest.mark.parametrize("build", [nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Softshrink])
+@pytest.mark.parametrize("where", ["first weight", "last weight", "bias"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sweeps_keep_nan(dtype: torch.dtype, where: str, build: Callable[[], nn.Module]) -> None:
+    """oneDNN's ReLU turns NaN into zero, and a network of NaN would answer with numbers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), build(), nn.Conv2d(4, 4, 3, padding=1), build(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    ).to(dtype).eval()  # fmt: skip
+    x = torch.rand(2, 3, 8, 8, dtype=dtype)
+    holds = {
+        "first weight": model[0].weight, "last weight": model[2].weight,
+        "bias": model[2].bias,
+    }[where]  # fmt: skip
+    with torch.no_grad():
+        holds.view(-1)[0] = torch.nan
+        assert model(x).isnan().any()
+        for iterations in (0, 1, 3):
+            net = pursuitify(model, iterations=iterations)
+            assert net(x).isnan().any()
+            assert any(w.isnan().any() for w in net.latents(x).values())

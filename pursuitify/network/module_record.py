@@ -29,6 +29,7 @@ from torch import fx, nn
 
 from pursuitify.compiler.lowering.program import Program
 from pursuitify.compiler.tracing.nodes import module_path
+from pursuitify.compiler.tracing.type_questions import held_functions
 from pursuitify.errors import ConversionError, Problem
 from pursuitify.rules import Rule, default
 from pursuitify.rules.registry import Call, static_parameters
@@ -176,15 +177,24 @@ class Unchanged:
 
 
 def _read_of_root(model: nn.Module) -> Iterator[str]:
-    """Yield the names of a model's own plain attributes that the code of its class mentions."""
-    mentioned: set[str] = set()
+    """Yield the names of a model's own plain attributes that its code mentions.
+
+    Its code is that of its class, the functions that it holds, and functions that these name: they
+    may be given the model.
+    """
+    code: list[types.FunctionType] = list(held_functions(list(vars(model).values())))
     for kind in type(model).__mro__:
         if kind is nn.Module:
             break
         for member in vars(kind).values():
             function = getattr(member, "fget", getattr(member, "__func__", member))
             if isinstance(function, types.FunctionType) and function.__name__ != "__init__":
-                mentioned.update(names_in(function.__code__))
+                code.append(function)
+    mentioned: set[str] = set()
+    for function in code:
+        names = set(names_in(function.__code__))
+        helpers = held_functions([function.__globals__.get(name) for name in names])
+        mentioned.update(names, *(names_in(helper.__code__) for helper in helpers))
     yield from (name for name in vars(model) if name in mentioned and name not in _COMMON)
 
 

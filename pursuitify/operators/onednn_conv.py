@@ -2,7 +2,7 @@
 
 Sweeps apply the same kernels again and again to tensors that already hold a sum. oneDNN, which runs
 torch's float32 convolutions on CPUs, can take a kernel in the order its loops want and add the
-result to what the output holds, with a bias and a ReLU: no reordering per call, no result of its
+result to what the output holds, with a bias: no reordering per call, no result of its
 own, no pass over memory for the sum. The factor of the sum is in the kernel. The adjoint of a
 convolution of stride 1 is one with the kernel turned around, so it profits alike.
 
@@ -57,13 +57,11 @@ class Kernel:
             x, self.weight, self.padding, self.stride, self.dilation, self.groups
         )
 
-    def add(
-        self, total: Tensor, x: Tensor, bias: Tensor | None = None, relu: bool = False
-    ) -> Tensor:
-        """Return ``total + factor A x + bias``, its positive part if ``relu``; into ``total``."""
+    def add(self, total: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return ``total + factor A x + bias``, in ``total``."""
         into = total if max(self.spread) == 1 else total[:, :, :: self.spread[0], :: self.spread[1]]
         torch_internals.add_packed_convolution(
-            into, x, self.weight, bias, self.padding, self.stride, self.dilation, self.groups, relu
+            into, x, self.weight, bias, self.padding, self.stride, self.dilation, self.groups
         )
         return total
 
@@ -187,8 +185,8 @@ def _agrees(groups: int) -> bool:
     bias, slot = ramp[:6], rest.clone()
     conv = Conv(weight, (1, 1), ((1, 1), (1, 1)), (1, 1), groups, (5, 10))
     product = F.conv2d(x, weight, None, 1, 1, 1, groups)
-    expected = F.relu(rest[:, 1:7] - 0.5 * product + bias[:, None, None])
-    direct_kernel(conv, -0.5, 2).add(slot[:, 1:7], x, bias, relu=True)
+    expected = rest[:, 1:7] - 0.5 * product + bias[:, None, None]
+    direct_kernel(conv, -0.5, 2).add(slot[:, 1:7], x, bias)
     back = adjoint_kernel(conv, 1.0, 2)
     assert back is not None
     y = expected

@@ -169,12 +169,11 @@ def add_packed_convolution(
     stride: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    relu: bool,
 ) -> None:
-    """Add a convolution with a packed kernel and a bias to ``total``; keep the positive part."""
+    """Add a convolution with a packed kernel and a bias to ``total``."""
     torch.ops.mkldnn._convolution_pointwise_.binary(
         total, x, weight, bias, padding, stride, dilation, groups,
-        "add", None, "relu" if relu else None, [], "",
+        "add", None, None, [], "",
     )  # fmt: skip
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, weight_norm
 
 from pursuitify import PursuitNetwork, pursuitify
@@ -324,3 +327,40 @@ def test_an_attribute_of_the_source_set_on_the_network_is_refused(
         copy.deepcopy(net)(x)
     del net.scale
     torch.testing.assert_close(net(x), before)
+
+
+def _through_helper(model: Any, x: Tensor) -> Tensor:
+    y: Tensor = model.fc(F.relu(model.first(x))) * model.factor
+    return y
+
+
+BODIES: dict[str, Any] = {
+    "function": lambda model, x: model.fc(F.relu(model.first(x))) * model.factor,
+    "helper": lambda model, x: _through_helper(model, x),
+    "partial": functools.partial(_through_helper),
+    "table": {"a": [_through_helper]},
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_an_attribute_that_a_held_function_reads_is_not_set_in_vain(name: str) -> None:
+    """The network has none of the source's own attributes: one that is set would be ignored."""
+
+    class Holds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.fc = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.factor, self.note, self.body = 2.0, "a note", BODIES[name]
+
+        def forward(self, x: Tensor) -> Tensor:
+            body = self.body["a"][0] if isinstance(self.body, dict) else self.body
+            y: Tensor = body(self, x)
+            return y
+
+    net, x = pursuitify(Holds(), iterations=1), torch.rand(2, 3)
+    net(x)
+    net.note = "another"  # which no code reads
+    net(x)
+    net.factor = 3.0
+    with pytest.raises(ConversionError, match="'factor' was set after the conversion"):
+        net(x)

@@ -9,8 +9,10 @@ PyTorch", though its name is private).
 
 from __future__ import annotations
 
+import dis
 import operator
 import sys
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -63,6 +65,19 @@ class TracedValue(fx.Proxy):
         return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
 
+def _is_asked(frame: FrameType) -> bool:
+    """Whether code asks for an attribute by ``hasattr`` or ``getattr``, not by ``x.name``.
+
+    What a tensor has not, it then has not here. Read by name it is recorded, so that the refusal
+    can say what the model expects of its input.
+    """
+    steps = dis.get_instructions(frame.f_code)
+    return any(
+        step.offset == frame.f_lasti and step.opname.startswith(("CALL", "PRECALL"))
+        for step in steps
+    )
+
+
 class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tensor differ in signatures
     """A traced tensor."""
 
@@ -104,9 +119,17 @@ class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tens
         if name == "device" and sys._getframe(1).f_globals is vars(checkpoint):
             # Checkpointing asks where random states are kept. Its value does not depend on that.
             return torch.device("cpu")
+        if not hasattr(Tensor, name):
+            raise AttributeError  # Python goes on to __getattr__
         if name in _TENSORS:
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return _attribute(self, name)
+
+    def __getattr__(self, k: str) -> Any:
+        """Record an attribute that no tensor has, unless it is asked whether there is one."""
+        if not hasattr(Tensor, k) and _is_asked(sys._getframe(1)):
+            raise AttributeError(f"a tensor has no attribute {k}")
+        return _attribute(self, k)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in {"node", "tracer"}:

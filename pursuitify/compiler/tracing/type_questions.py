@@ -99,6 +99,22 @@ def _asking(root: nn.Module) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def held_functions(values: list[Any]) -> Iterator[FunctionType]:
+    """Yield the functions that values are, or hold in containers, partials and methods."""
+    seen: dict[int, Any] = {}
+    stack = list(values)
+    while stack:
+        value = stack.pop()
+        if type(value) in _PLAIN or id(value) in seen:
+            continue
+        seen[id(value)] = value
+        if type(value) is FunctionType:
+            if not _is_foreign(value.__module__):
+                yield value
+        elif issubclass(type(value), (*_CONTAINERS, dict, *_HOLDERS)):
+            stack += _parts(value)
+
+
 def _named(names: set[str], scope: dict[str, Any]) -> list[Any]:
     """Return what names in code may mean: globals, and what modules among them hold, any depth."""
     found: list[Any] = []
@@ -175,9 +191,14 @@ def _own(kind: type) -> list[type]:
 
 
 def _is_foreign(module: str | None) -> bool:
-    """Whether a module is torch's or the standard library's: its code asks about no model."""
+    """Whether a module is torch's, ours or the standard library's: its code asks about no model.
+
+    Ours must not get another ``type``: what answers stands there.
+    """
     name = str(module).partition(".")[0]
-    return name in {"torch", "numpy"} or (name in sys.stdlib_module_names and name != "__main__")
+    return name in {"torch", "numpy", __name__.partition(".")[0]} or (
+        name in sys.stdlib_module_names and name != "__main__"
+    )
 
 
 def _filled(cell: Any) -> bool:

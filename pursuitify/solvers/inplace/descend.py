@@ -25,7 +25,6 @@ from torch import Tensor
 from pursuitify.dictionary.bound_rows import BoundRow
 from pursuitify.dictionary.readers import Branch, PartOf, Target
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.operators.activations import ReLU
 from pursuitify.operators.onednn_conv import PackedConv
 from pursuitify.solvers.inplace.pooled_latents import Pooled
 from pursuitify.solvers.inplace.shared_concats import shared
@@ -194,10 +193,10 @@ def _descend_own(row: BoundRow, value: Tensor, full: Tensor, step: Tensor) -> Te
     if len(maps) == 1 and isinstance(maps[0], PackedConv):
         bias = None if row.threshold is None else maps[0].inner.as_bias(row.threshold)
         if bias is not None or row.threshold is None:
-            relu = type(row.activation) is ReLU  # a subclass may have a prox of its own
             scaled = None if bias is None else -step * bias
-            value = maps[0].direct.add(value, full, scaled, relu)
-            return value if relu else row.activation.prox_(value, step)
+            # Not with oneDNN's own ReLU, which would cost no pass over memory: it turns NaN into 0.
+            value = maps[0].direct.add(value, full, scaled)
+            return row.activation.prox_(value, step)
     if row.diagonal is not None:
         value = value.addcmul_(row.slope_at(full), -step)
     elif row.threshold is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify import pursuitify
+from pursuitify.compiler.tracing import type_questions
 from tests.support.agreement import error
 
 
@@ -53,6 +54,12 @@ class _Net(nn.Module):
                 x = _helper(x)
             case "object":
                 x = self.plain(x)
+            case "hasattr":
+                x = x * 2 if hasattr(x, "shape") and not hasattr(x, "tensors") else x
+            case "getattr":
+                x = x * 2 if getattr(x, "tensors", None) is None else x
+            case "default":
+                x = getattr(x, "tensors", x * 2)
             case "nested":
                 x = torch.cat([y * 2 if type(y) is Tensor else y for y in (x, x)], 1)[:, :4]
             case "makes":
@@ -63,8 +70,8 @@ class _Net(nn.Module):
 
 
 KINDS = [
-    "is", "equals", "subclass", "list", "name", "table", "helper", "object", "nested", "makes",
-    "self",
+    "hasattr", "getattr", "default", "is", "equals", "subclass", "list", "name", "table", "helper",
+    "object", "nested", "makes", "self",
 ]  # fmt: skip
 
 
@@ -198,3 +205,18 @@ def test_a_question_in_code_that_objects_hold_is_answered(kind: str, depth: int)
     model, x = Net().eval(), torch.randn(3, 4)
     assert error(pursuitify(model, iterations=0)(x), model(x)) == 0
     assert "type" not in vars(elsewhere)
+
+
+def test_code_that_names_this_package_leads_to_no_other_type_in_it() -> None:
+    """What answers stands there: it would ask itself without end."""
+
+    class Names(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(x if callable(pursuitify) else 2 * x)
+            return y
+
+    torch.manual_seed(0)
+    model, x = Names(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(3, 4)
+    scopes = type_questions._asking(model)
+    assert all(not str(scope["__name__"]).startswith("pursuitify") for scope in scopes)
+    assert error(pursuitify(model, iterations=0)(x), model(x)) == 0
