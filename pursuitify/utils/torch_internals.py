@@ -53,51 +53,12 @@ def without_dispatch_modes() -> AbstractContextManager[Any]:
     return found
 
 
-def noting_draws(note: Callable[[str], None]) -> AbstractContextManager[Any]:
-    """Return a context in which this thread's draws from torch's global generators are noted.
-
-    Where torch has no dispatch modes any more the context does nothing, and such draws are noted by
-    nobody.
-
-    Args:
-        note: Called with the name of every operation that draws.
-    """
-    try:
-        from torch.utils._python_dispatch import TorchDispatchMode
-
-        seeded = torch.Tag.nondeterministic_seeded
-    except (ImportError, AttributeError):
-        return contextlib.nullcontext()
-
-    class Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        """Calls ``note`` where an operation draws; what has no content draws nothing."""
-
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            if any(kind.__torch_dispatch__ is not _NO_DISPATCH for kind in types):
-                return NotImplemented  # subclasses, as traced values are, answer for themselves
-            rest = kwargs or {}
-            value = func(*args, **rest)
-            empty = isinstance(value, Tensor) and value.is_meta
-            if seeded in func.tags and rest.get("generator") is None and not empty:
-                note(str(func))
-            return value
-
-    found: AbstractContextManager[Any] = Noting()  # type: ignore[no-untyped-call]
-    return found
-
-
 def has_gradient_hooks(value: Tensor) -> bool:
     """Return whether a hook was put on a tensor's derivative; False where torch cannot say."""
     try:
         return bool(value._backward_hooks or value._post_accumulate_grad_hooks)
     except AttributeError:
         return False
-
-
-#: What a tensor has that takes part in no dispatch of its own.
-_NO_DISPATCH = Tensor.__torch_dispatch__
 
 
 def watch_results(saw: Callable[[Tensor], None]) -> AbstractContextManager[Any]:

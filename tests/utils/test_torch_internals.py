@@ -111,24 +111,6 @@ def test_without_packed_convolutions_nothing_is_packed(
         onednn_conv.available.cache_clear()
 
 
-def test_draws_are_noted_but_not_those_of_other_generators_or_without_content() -> None:
-    noted: list[str] = []
-    with torch_internals.noting_draws(noted.append):
-        torch.ones(3) + 1
-        torch.rand(3, generator=torch.Generator())
-        torch.rand(3, device="meta")
-        assert not noted
-        torch.rand(3)
-        torch.nn.functional.dropout(torch.ones(3))
-    assert len(noted) == 2
-
-
-def test_without_dispatch_modes_no_draw_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.Tag, "nondeterministic_seeded")
-    with torch_internals.noting_draws(lambda _name: pytest.fail("noted")):
-        torch.rand(3)
-
-
 def test_hooks_on_derivatives_are_known_where_torch_says_so() -> None:
     value = torch.ones(2, requires_grad=True)
     assert not torch_internals.has_gradient_hooks(value)

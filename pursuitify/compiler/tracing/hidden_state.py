@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass, field
-from types import FrameType
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ from torch import fx, nn
 
 from pursuitify import errors
 from pursuitify.compiler.tracing.nodes import is_inplace
-from pursuitify.utils import call_events, patched_methods, torch_internals
+from pursuitify.utils import patched_methods
 
 #: The code by which a module looks for what is no plain attribute of it.
 _LOOKS_UP = nn.Module.__getattr__.__code__
@@ -67,130 +65,23 @@ def watch_modes(root: nn.Module, asked: set[str]) -> Iterator[None]:
             own.setdefault("training", training)
 
 
-#: Places of the generators of torch, of the module ``random`` and of NumPy in ``random_state``.
-_TORCH, _PYTHON, _NUMPY = range(3)
-
-
-@dataclass
-class OwnDraws:
-    """What one thread did with the global random number generators.
-
-    Attributes:
-        before: Their state when the watch began.
-        alone: Whether no other thread of Python's was alive then: all draws are this thread's.
-        profiled: Whether a profiler is at work beside which calls are not seen.
-        drawn: Places in ``random_state`` of the generators that it drew from, or set: not complete
-            if ``alone`` or ``profiled``.
-        numpy: Whether code ran that names NumPy's global generator, which no hook sees drawing.
-    """
-
-    before: tuple[Any, Any, Any]
-    alone: bool
-    profiled: bool = False
-    drawn: set[int] = field(default_factory=set)
-    numpy: bool = False
-
-    @property
-    def undecided(self) -> bool:
-        """Whether a thread was started meanwhile, so that nobody knows who moved the states."""
-        return self.alone and not _is_alone() and any(_moved(self.before, random_state()))
-
-    def any(self) -> bool:
-        """Whether this thread drew, or set a state.
-
-        Beside other threads a state that has changed says nothing: their draws change it, too.
-        """
-        return bool(self._moved())
-
-    def _moved(self) -> set[int]:
-        """Return which generators this thread moved, by their places in ``random_state``."""
-        moved = {place for place, moves in enumerate(_moved(self.before, random_state())) if moves}
-        if self.alone:
-            return moved
-        known = self.drawn | ({_NUMPY} if self.numpy else set())
-        return moved & (known | ({_PYTHON, _NUMPY} if self.profiled else set()))
-
-    def put_back(self) -> None:
-        """Put back the generators that this thread moved; those of other threads go on."""
-        restore_random_state(self.before, self._moved())
-
-    def note(self, frame: FrameType, event: str, arg: Any) -> None:
-        """Look at one event of ``sys.setprofile``."""
-        if event == "c_call":
-            owner, name = getattr(arg, "__self__", None), getattr(arg, "__name__", "")
-            if name in {"getstate", "get_state", "initial_seed"}:
-                return
-            if owner is _PYTHON_GENERATOR:
-                self.drawn.add(_PYTHON)
-            elif owner is torch.default_generator:
-                self.drawn.add(_TORCH)
-        elif event == "call" and not self.numpy:
-            self.numpy = _names_numpy(frame)
-
-
-#: The generators behind the functions of the module ``random`` and of ``numpy.random``.
-_PYTHON_GENERATOR = random.random.__self__  # type: ignore[attr-defined]
-_NUMPY_GENERATOR = np.random.random_sample.__self__  # type: ignore[attr-defined]
-
-
-def _names_numpy(frame: FrameType) -> bool:
-    code = frame.f_code
-    if frame.f_globals.get("__name__") == __name__:
-        return False
-    for name in (*code.co_names, *code.co_freevars):
-        value = frame.f_globals.get(name)
-        if value is None and name in code.co_freevars:
-            value = frame.f_locals.get(name)
-        if value is np.random or getattr(value, "__self__", None) is _NUMPY_GENERATOR:
-            return True
-        if value is np and "random" in code.co_names:
-            return True
-    return False
-
-
-@contextlib.contextmanager
-def own_draws() -> Iterator[OwnDraws]:
-    """Watch what this thread does with the global random number generators.
-
-    What it drew is put back, so that it has drawn nothing. The generators that it left alone are
-    left alone: another thread's numbers would be drawn twice.
-    """
-    alone = _is_alone()
-    found = OwnDraws(random_state(), alone)
-    try:
-        with contextlib.ExitStack() as stack:
-            if not alone:
-                noting = torch_internals.noting_draws(lambda _name: found.drawn.add(_TORCH))
-                stack.enter_context(noting)
-                found.profiled = not stack.enter_context(call_events.noted(found.note))
-            yield found
-    finally:
-        if not found.undecided:
-            found.put_back()
-
-
-def _is_alone() -> bool:
-    """Whether no other thread runs Python code."""
-    return len(sys._current_frames()) == 1
-
-
-def _moved(before: tuple[Any, Any, Any], now: tuple[Any, Any, Any]) -> tuple[bool, bool, bool]:
-    same = bool(np.array_equal(now[2][1], before[2][1])) and now[2][2] == before[2][2]
-    return not torch.equal(now[0], before[0]), now[1] != before[1], not same
-
-
 def random_state() -> tuple[Any, Any, Any]:
     """Return the state of every global random number generator on the CPU."""
     return torch.get_rng_state(), random.getstate(), np.random.get_state()
 
 
-def restore_random_state(state: tuple[Any, Any, Any], which: Container[int] = range(3)) -> None:
-    """Put the generators back; ``which`` has the places of those that are."""
-    puts: tuple[Callable[[Any], object], ...]
-    puts = torch.set_rng_state, random.setstate, np.random.set_state
-    for place, put in enumerate(puts):
-        if place in which:
-            put(state[place])
+def same_random_state(before: tuple[Any, Any, Any]) -> bool:
+    """Whether no random number was drawn since."""
+    now = random_state()
+    same = bool(torch.equal(now[0], before[0])) and now[1] == before[1]
+    return same and bool(np.array_equal(now[2][1], before[2][1])) and now[2][2] == before[2][2]
+
+
+def restore_random_state(state: tuple[Any, Any, Any]) -> None:
+    """Put the generators back."""
+    torch.set_rng_state(state[0])
+    random.setstate(state[1])
+    np.random.set_state(state[2])
 
 
 def python_state(root: nn.Module) -> dict[tuple[str, str], Any]:

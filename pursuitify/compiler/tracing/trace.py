@@ -274,25 +274,22 @@ def _run(
 ) -> tuple[fx.Graph, dict[str, bool], Watch]:
     """Trace the skeleton once; return also the modes that the code asked for, and what it met."""
     asked: set[str] = set()
+    drawn = hidden_state.random_state()
     trainable = {p: p.requires_grad for p in root.parameters()}
     tracer = Tracer(leaves, choices, example)
     try:
-        with (
-            hidden_state.own_draws() as drawn,
-            hidden_state.watch_modes(root, asked),
-            type_questions.answered(root),
-        ):
+        with hidden_state.watch_modes(root, asked), type_questions.answered(root):
             graph = tracer.trace(root, concrete_args=_defaults(model) or None)
-            draws = drawn.any()
-        if drawn.undecided:  # seldom: the second time it is known that there are other threads
-            return _run(root, model, leaves, choices, example)
     except Exception as error:
         with contextlib.suppress(errors.TraceError):
             hidden_state.check_trainable(root, trainable)
         raise errors.TraceError(_explain(error, model, tracer, example)) from error
+    finally:
+        unchanged = hidden_state.same_random_state(drawn)
+        hidden_state.restore_random_state(drawn)
     hidden_state.check_trainable(root, trainable)
     tracer.watch.fold(graph, tracer.functions)
-    if draws:
+    if not unchanged:
         raise errors.TraceError(
             f"{type(model).__name__}.forward draws random numbers that depend on no input; the "
             "conversion would fix them for good. Draw them from a tensor of the model "

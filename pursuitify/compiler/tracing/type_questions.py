@@ -27,6 +27,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from pursuitify.utils.fingerprint import is_installed
 from pursuitify.utils.patched_methods import names_in
 
 _LOCK = threading.RLock()
@@ -75,7 +76,9 @@ def _asking(root: nn.Module) -> list[dict[str, Any]]:
 
     Functions are followed through the names in their code: of functions and classes, and of modules
     that hold them; through what they close over and their defaults; and through whatever objects
-    hold, to any depth. torch's own and the standard library's are left out.
+    of the user's own classes hold, to any depth. Of an object whose class an installed library
+    defines only the call is followed, unless it is a module: one name in a forward could lead from
+    there to all that the process holds. torch's own and the standard library's are left out.
     """
     found: dict[int, dict[str, Any]] = {}
     seen: dict[int, Any] = {}  # the values themselves, so that no identity is given twice
@@ -151,8 +154,12 @@ def _parts(value: Any) -> list[Any]:
     for name in ("__wrapped__", "__self__", "func", "args", "keywords"):
         if issubclass(kind, _HOLDERS):
             found.append(getattr(value, name, None))
-    if issubclass(kind, type):
+    if issubclass(kind, type) and _is_library(value.__module__):
+        pass
+    elif issubclass(kind, type):
         found += [held for base in _own(value) for held in vars(base).values()]
+    elif _is_library(kind.__module__) and not issubclass(kind, nn.Module):
+        found += [vars(base)["__call__"] for base in _own(kind) if "__call__" in vars(base)]
     elif issubclass(kind, SimpleNamespace) or not _is_foreign(kind.__module__):
         found += [held for base in _own(kind) for held in vars(base).values()]
         found += _attributes(value)
@@ -199,6 +206,12 @@ def _is_foreign(module: str | None) -> bool:
     return name in {"torch", "numpy", __name__.partition(".")[0]} or (
         name in sys.stdlib_module_names and name != "__main__"
     )
+
+
+@functools.cache
+def _is_library(module: str | None) -> bool:
+    """Whether a module belongs to an installed library other than torch and the standard one."""
+    return not _is_foreign(module) and is_installed(str(module))
 
 
 def _filled(cell: Any) -> bool:
