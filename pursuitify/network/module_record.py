@@ -135,7 +135,9 @@ class Unchanged:
             model: The model it was made of.
         """
         parts = {mode: dict(_described(network, p)) for mode, p in programs.items()}
-        return cls(parts, frozenset(_read_of_root(model)))
+        # The network's own attributes may have names that the model's have, too: what the model's
+        # code read there is fixed, and nothing in the network stands for it.
+        return cls(parts, frozenset(_read_of_root(model)) - vars(network).keys())
 
     def check(self, network: nn.Module, training: bool, program: Program) -> None:
         """Compare the network with the record.

@@ -77,6 +77,9 @@ class GlobalPursuit(Solver):
             start, run = given.feedforward, (given.count, observed)
             yield from descend_adaptive.descend(dictionary, start, estimates, search, *run)
             return
+        if compiling():
+            # They may be views of one vector, and what is compiled once takes no such arguments.
+            estimates = [estimate.clone() for estimate in estimates]
         state = adaptive_sweep.begin(dictionary, given.feedforward, estimates, search)
         if compiling():
             w, r, steps = state.w, state.r, state.steps

@@ -103,6 +103,10 @@ class Net(nn.Module):
 model = Net()
 """
     ),
+    "docs/memory.md": Page(
+        MODEL + "net = pursuitify(model, iterations=2)",
+        smaller={"(3, 224, 224), batch=128": "(3, 8, 8), batch=4"},
+    ),
     "docs/robustness.md": Page(
         MODEL
         + "net = pursuitify(model, iterations=1)\n"

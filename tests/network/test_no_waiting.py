@@ -118,27 +118,27 @@ def test_a_write_that_no_version_counts_makes_steps_nan() -> None:
     made = [conv.weight]
     norms = norm_bounds.Norms()
     norms.made_of = made
-    norms._recall_on_device([conv.weight], b"")
+    norms._recall_on_device(norm_bounds._certify, [conv.weight], b"")
     assert norms.lost is None
     first = norms._on_device
     for _ in range(2):
-        norms._recall_on_device([conv.weight], b"")
+        norms._recall_on_device(norm_bounds._certify, [conv.weight], b"")
         assert norms._on_device is first
         assert norms.lost is not None
         assert norms.lost.item() == 0
     conv.weight.data.mul_(2)
-    norms._recall_on_device([conv.weight], b"")
+    norms._recall_on_device(norm_bounds._certify, [conv.weight], b"")
     assert norms._on_device is first
     assert norms.lost is not None
     assert norms.lost.isnan()
     norms.look_again()
-    norms._recall_on_device([conv.weight], b"")
+    norms._recall_on_device(norm_bounds._certify, [conv.weight], b"")
     assert norms._on_device is not first
     second = norms._on_device
     with torch.no_grad():
         conv.weight.mul_(2)
     norms.lost = None
-    norms._recall_on_device([conv.weight], b"")
+    norms._recall_on_device(norm_bounds._certify, [conv.weight], b"")
     assert norms.lost is None
     assert norms._on_device is not second
 

@@ -144,5 +144,6 @@ def test_nothing_is_certified_of_what_is_not_finite(method: str, name: str, valu
     model = chain()
     with torch.no_grad():
         dict(model.named_parameters())[name].view(-1)[0] = value
+    few = {"iterations": 20} if method == "lanczos" else {}
     with pytest.raises(PursuitifyError, match=r"NaN|finite|infinite"):
-        certify(pursuitify(model), torch.randn(1, 5), method=method, iterations=20)
+        certify(pursuitify(model), torch.randn(1, 5), method=method, **few)
