@@ -7,6 +7,7 @@ the first test. An entry gives two observations, without the option and with it,
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import inspect
 import io
@@ -53,6 +54,7 @@ NO_FUNCTIONS = {
     "Config": "tests/training/test_options.py walks its fields",
     "Data": "a result",
     "Interrupted": "an exception",
+    "MemoryEstimate": "a result",
     "MinimumFramePotential": "a result",
     "Problem": "a result",
     "Protocol": "plain data: audit's protocol=",
@@ -682,7 +684,13 @@ def passes(**options: Any) -> int:
     return watched.calls
 
 
+def certified_guide(**options: Any) -> Tensor:
+    found: Tensor = robust.CertifiedSteps(network(steps="adaptive"), **options)(images())
+    return found.detach()
+
+
 SURROGATES: dict[str, dict[str, Any]] = {
+    "CertifiedSteps": {"factor": (certified_guide, partial(certified_guide, factor=3))},
     "Averaged": {"draws": (passes, partial(passes, draws=3))},
     "SmoothedBackward": {
         "slope": (
@@ -855,7 +863,29 @@ VOID: dict[str, Callable[[], str]] = {
     "attacks goes with version": lambda: refused(partial(points, "autoattack", attacks=["square"])),
 }
 
+
+def counted(**options: Any) -> tuple[int, ...]:
+    found = package.estimate_memory(network(iterations=5), tuple(images().shape[1:]), **options)
+    return dataclasses.astuple(found)
+
+
+MEMORY: dict[str, Any] = {
+    "training": (counted, partial(counted, training=False)),
+    "batch": (counted, partial(counted, batch=3)),
+    "memory": (partial(counted, batch=64), partial(counted, batch=64, memory="recompute")),
+    "recompute_levels": (
+        partial(counted, batch=64, memory="recompute"),
+        partial(counted, batch=64, memory="recompute", recompute_levels=2),
+    ),
+    "implicit_last": (
+        partial(counted, batch=64, memory="implicit"),
+        partial(counted, batch=64, memory="implicit", implicit_last=3),
+    ),
+    "iterations": (partial(counted, batch=64), partial(counted, batch=64, iterations=9)),
+}
+
 SEEN: dict[str, Any] = {
+    "estimate_memory": MEMORY,
     **ANALYSIS,
     **SURROGATES,
     **DATA,

@@ -56,7 +56,8 @@ def block_norms(dictionary: StructuredDictionary, norms: Norms) -> tuple[Tensor,
         if row.diagonal is not None:
             own = chain_norm(norm_of, f"{row.name}.diagonal", row.diagonal.maps, samples)
         squares[i, i] = own * own
-    values = [torch.as_tensor(v, device=like.device).double() for v in squares.values()]
+    # A number of Python's would pass through float32 without the dtype, and be rounded there.
+    values = [torch.as_tensor(v, dtype=torch.float64, device=like.device) for v in squares.values()]
     batched = next((v for v in values if v.dim() > 0), values[0])
     stacked = torch.stack([v.expand_as(batched) for v in values], -1)
     # The root has no derivative at zero: keep it away from blocks that vanish.
