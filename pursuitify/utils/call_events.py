@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from cProfile import Profile
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -17,13 +18,22 @@ Note = Callable[[FrameType, str, Any], object]
 def noted(note: Note) -> Iterator[bool]:
     """Call ``note`` at every event of ``sys.setprofile`` in this thread.
 
-    A profile function that is set already goes on seeing them, too. A profiler written in C, as
-    cProfile is, cannot be called from here: it is left in its place, and nothing is noted.
+    A profile function that is set already goes on seeing them, too. A profiler written in C cannot
+    be called from here: cProfile's, which has ``disable`` and ``enable``, is switched off
+    meanwhile; any other is left in its place, and nothing is noted.
 
     Yields:
         Whether events are noted.
     """
     outer: Any = sys.getprofile()
+    if isinstance(outer, Profile):
+        outer.disable()
+        try:
+            with noted(note) as works:
+                yield works
+        finally:
+            outer.enable()
+        return
     if outer is not None and not callable(outer):
         yield False
         return

@@ -47,15 +47,19 @@ def test_watches_inside_each_other_both_see() -> None:
     assert (outer.count("called"), inner.count("called")) == (2, 1)
 
 
-def test_a_profiler_written_in_c_keeps_its_place() -> None:
+def test_a_profiler_written_in_c_is_off_meanwhile_and_goes_on() -> None:
     names: list[str] = []
     with cProfile.Profile() as profile:
+        held = sys.getprofile()
         with call_events.noted(seen_by(names)) as noted:
             called()
-        held = sys.getprofile()
-    assert held is profile
-    assert not noted
-    assert not names
+        assert sys.getprofile() is held
+        "after".upper()
+    assert noted
+    assert names.count("called") == 1
+    profile.create_stats()
+    assert any("upper" in name for _, _, name in profile.stats)
+    assert not any("called" in name for _, _, name in profile.stats)
 
 
 def test_an_error_ends_the_watch() -> None:

@@ -81,8 +81,10 @@ def function_of(trace: TracebackType | None) -> type[Function] | None:
     return None
 
 
-def _is_own(function: type[Function]) -> bool:
-    return str(function.__module__).partition(".")[0] in {"torch", __name__.partition(".")[0]}
+def any_of_a_user() -> bool:
+    """Return whether there is a custom Function that is neither torch's nor ours."""
+    ours = {"torch", __name__.partition(".")[0]}
+    return any(str(f.__module__).partition(".")[0] not in ours for f in _forwards().values())
 
 
 def _spread(values: Iterable[Any]) -> Iterator[Any]:
@@ -173,11 +175,9 @@ class Watch:
         """Watch for custom Functions that return a new tensor, made of no traced value.
 
         torch gives it the Function's derivative; here it is a constant, which has none. No node
-        tells of such a call, so the calls themselves are watched, where there is any such Function.
+        tells of such a call, so every call of Python is watched, which makes tracing several times
+        slower. ``any_of_a_user`` tells whether there is such a Function at all.
         """
-        if all(_is_own(function) for function in self._forwards.values()):
-            yield
-            return
         with call_events.noted(self._see):
             yield
 
@@ -275,8 +275,11 @@ class Watch:
                 region.append(node)
             if "still" in node.meta and _writes_outside(node, root):
                 found.append((order[node], _lost_write(node, root)))
-        kept = [problem for _, problem in sorted(found, key=lambda pair: pair[0])]
-        return [*kept, *map(_lost_constant, self._constants)]
+        return [problem for _, problem in sorted(found, key=lambda pair: pair[0])]
+
+    def lost_constants(self) -> list[Problem]:
+        """Return what ``constants`` has found, a problem for each Function."""
+        return [_lost_constant(function) for function in self._constants]
 
 
 def _writes_outside(node: fx.Node, root: nn.Module) -> bool:

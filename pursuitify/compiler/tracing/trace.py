@@ -232,6 +232,12 @@ def _trace(
                 "depends on Python attributes that it changes. Keep such state in buffers"
             )
     lost = watch.problems(graph, root)
+    if constants and contexts.any_of_a_user():
+        # A constant may be what a custom Function made of a traced value. Who made it is seen in a
+        # second trace, of which every call is watched; few forwards need one.
+        repeated = Choices(tuple(value for value, _ in choices.taken.values()))
+        _, _, watched = _run(root, model, leaves, repeated, example, every_call=True)
+        lost += watched.lost_constants()
     split_pieces(graph)
     functionalise(graph, root)
     contexts.keep(graph, root)
@@ -271,12 +277,13 @@ def _run(
     leaves: tuple[Leaf, ...],
     choices: Choices,
     example: tuple[Any, ...],
+    every_call: bool = False,
 ) -> tuple[fx.Graph, dict[str, bool], Watch]:
     """Trace the skeleton once; return also the modes that the code asked for, and what it met."""
     asked: set[str] = set()
     drawn = hidden_state.random_state()
     trainable = {p: p.requires_grad for p in root.parameters()}
-    tracer = Tracer(leaves, choices, example)
+    tracer = Tracer(leaves, choices, example, every_call)
     try:
         with hidden_state.watch_modes(root, asked), type_questions.answered(root):
             graph = tracer.trace(root, concrete_args=_defaults(model) or None)

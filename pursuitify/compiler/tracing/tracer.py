@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import threading
 from collections import OrderedDict
@@ -62,7 +63,11 @@ class Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(
-        self, leaves: Iterable[Leaf], choices: Choices, example: tuple[Any, ...] = ()
+        self,
+        leaves: Iterable[Leaf],
+        choices: Choices,
+        example: tuple[Any, ...] = (),
+        every_call: bool = False,
     ) -> None:
         leaves = tuple(leaves)
         functions = tuple(f for f in leaves if callable(f) and not isinstance(f, type))
@@ -71,6 +76,7 @@ class Tracer(fx.Tracer):
         self.functions = tuple(f for f in leaves if isinstance(f, Applied))
         self.choices = choices
         self._example = example
+        self._every_call = every_call
         self._judging = False
         self._thread = threading.get_ident()
         self._tensors: dict[nn.Module, dict[str, Any]] = {}
@@ -85,7 +91,8 @@ class Tracer(fx.Tracer):
             self.watch, self._judge = Watch(), Judge(root, self._example)
             self._tensors = {m: _tensors_of(m) for m in root.modules()}
             self._settings = {m: hidden_state.settings(m) for m in root.modules()}
-            with self.watch.constants():
+            watching = self.watch.constants() if self._every_call else contextlib.nullcontext()
+            with watching:
                 graph = super().trace(root, concrete_args)
             for module, path in self._called.items():  # what is set after the call is for the next
                 self._check_settings(module, path)

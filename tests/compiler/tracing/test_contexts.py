@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pursuitify import ConversionError, InputError, OptionError, explain, pursuitify
+from pursuitify.compiler.tracing import contexts
 from pursuitify.operators import Identity
 from pursuitify.operators.base import Detached, dottest
 from pursuitify.rules import frozen, linear
@@ -343,6 +345,8 @@ def test_a_custom_function_that_returns_a_constant_keeps_or_is_refused(name: str
     model, x = custom(apply), torch.randn(3, 4, dtype=torch.float64)
     if lost:
         (problem,) = explain(model).problems
+        with cProfile.Profile():  # takes the place of what watches calls
+            assert [p.reason for p in explain(model).problems] == [problem.reason]
         assert "whose own derivative" in problem.reason
         assert "leaf_modules" in problem.hint
     else:
@@ -410,3 +414,20 @@ def test_what_to_do_about_a_custom_function_that_cannot_be_traced_works() -> Non
     rules = {Reversing: linear(Identity())}
     net = pursuitify(Holding().double(), rules=rules, leaf_modules=[Reversing], iterations=2)
     assert net.verify(x).ok
+
+
+def test_every_call_is_watched_only_where_a_constant_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched: list[bool] = []
+    plain = contexts.Watch.constants
+
+    def counting(self: contexts.Watch) -> Any:
+        watched.append(True)
+        return plain(self)
+
+    monkeypatch.setattr(contexts.Watch, "constants", counting)
+    assert explain(custom(lambda x: x * 2)).ok
+    assert not watched  # it makes tracing slow, and this forward makes no tensor of its own
+    assert explain(custom(lambda x: x * torch.full((4,), 2.0, dtype=torch.float64))).ok
+    assert watched
