@@ -165,7 +165,7 @@ def measure(
 
 @torch.no_grad()
 def fall(net: PursuitNetwork, x: Tensor) -> float:
-    """How much F falls from the source's latents to those reached, mean per sample."""
+    """Return by how much F falls from the source's latents to those reached, mean per sample."""
     reached = net.latents(x)
     held, net.threshold_scale = net.threshold_scale, 1.0
     sweeps, net.iterations = net.iterations, 0

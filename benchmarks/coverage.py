@@ -107,7 +107,7 @@ def dry_run(name: str) -> Any:
 
 
 def reasons(report: Any) -> str:
-    """What is refused, most frequent first."""
+    """Return the operations that are refused, the most frequent first."""
     counts = Counter(p.op if p.node != "-" else p.reason for p in report.problems)
     said = [f"{op} x{n}" if n > 1 else op for op, n in counts.most_common(4)]
     text = ", ".join(said) + (", ..." if len(counts) > 4 else "")
@@ -193,7 +193,7 @@ def committed() -> dict[str, list[str]]:
 
 
 def worse(lines: Sequence[Line], old: dict[str, list[str]]) -> list[str]:
-    """What got worse, or changed without a word, against the committed table."""
+    """Return what is worse than in the committed table, or has changed without a word."""
     found = []
     for line in lines:
         cells = line.cells()

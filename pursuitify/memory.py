@@ -267,7 +267,7 @@ class MemoryWarning(UserWarning):
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How a training step is run so that it fits.
+    """The form in which a training step fits into memory.
 
     Attributes:
         options: Settings that the network has during steps, where they differ from its own.

@@ -12,7 +12,7 @@ EPS = 8 / 255
 
 @dataclass(frozen=True)
 class Training:
-    """How a network is built and trained; equal fields give equal weights.
+    """The construction and training of a network; equal fields give equal weights.
 
     Attributes:
         network: ``chain``, ``residual`` or ``dense``: the paper's networks and a dense one.
@@ -71,7 +71,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured of a trained network.
+    """The measurements that are made of a trained network.
 
     Attributes:
         images: How many test images, the first of the test set.

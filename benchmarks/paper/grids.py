@@ -22,7 +22,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Size:
-    """How much of a grid to run.
+    """The part of a grid that is run.
 
     Attributes:
         seeds: How many, for the main comparisons and figures.

@@ -1,8 +1,9 @@
-"""What stands for the content of a data set: what it holds in memory, and the files that it names.
+"""Fingerprints of data sets, by what they hold in memory and in the files that they name.
 
-Every entry of every tensor and array counts, and every number and text in lists and dicts. A text
-that names a file stands for the file. Of files that are 256 MiB together or less every byte counts;
-of more, every file's name, size and time of modification, and the beginning of 64 of them.
+A fingerprint tells one content from another. Every entry of every tensor and array counts, and
+every number and text in lists and dicts. A text that names a file stands for the file. Of files
+that are 256 MiB together or less every byte counts; of more, every file's name, size and time of
+modification, and the beginning of 64 of them.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class Norms:
         self._on_device = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Copy and pickle without what belongs to tensors of this network."""
+        """Leave what belongs to tensors of this network out of copies and pickles."""
         return {**vars(self), "_on_device": None, "made_of": (), "lost": None}
 
     def state(self) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ class Norms:
 
 @dataclass(frozen=True, eq=False)
 class _OnDevice:
-    """What is kept of kernels on an accelerator.
+    """The norms of kernels on an accelerator, with what tells that they are still those kernels.
 
     Attributes:
         forms: Shapes, orders and strides of the kernels.

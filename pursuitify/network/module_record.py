@@ -120,7 +120,7 @@ class Unchanged:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def __reduce__(self) -> tuple[type[Unchanged], tuple[Any, ...]]:
-        """Copy and pickle without references to the live modules."""
+        """Leave references to the live modules out of copies and pickles."""
         return Unchanged, (self.parts, self.root)
 
     @classmethod

@@ -91,9 +91,10 @@ class Conv(LinearMap):
 
     @property
     def adjoint_form(self) -> tuple[object, ...]:
-        """What the code of the adjoint depends on: all but weights, channels and image size.
+        """The settings that fix the code of the adjoint, as a key: equal keys have equal code.
 
-        Of the size it is how many pixels a stride leaves over.
+        Weights, channels and the image size are no part of it, but for the number of pixels that a
+        stride leaves over.
         """
         depthwise = self.groups > 1 and self.weight.shape[1] == 1
         over = tuple(

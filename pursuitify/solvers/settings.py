@@ -84,7 +84,7 @@ class Settings(nn.Module):
 
     @property
     def steps(self) -> str:
-        """How long the steps are: ``certified`` or ``adaptive``; the latter of ``global`` alone.
+        """The rule of the step sizes: ``certified``, or (with ``global`` alone) ``adaptive``.
 
         Certified steps are gamma_j = 1 / (beta_j L_j) with proven bounds L_j. Adaptive ones follow
         the curvature met, each with an exact line search per sample and latent: fewer sweeps to
@@ -129,7 +129,7 @@ class Settings(nn.Module):
 
     @property
     def offsets(self) -> str:
-        """Where the affine offset b_j of an encoder row stands (mathematics.md, section 1).
+        """The place of the affine offset b_j of encoder rows (mathematics.md, section 1).
 
         ``threshold``: lam_j = -b_j, as the paper has it. ``signal``: y_j = b_j and lam_j = 0, so
         that at the feed-forward latents an active unit has no residual, and sweeps change less of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from cProfile import Profile
 from collections.abc import Callable, Iterator
+from cProfile import Profile
 from types import FrameType
 from typing import Any
 

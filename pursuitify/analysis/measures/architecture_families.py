@@ -69,7 +69,7 @@ def minima(
     sizes: Sequence[int],
     input_shape: Sequence[int],
     *,
-    layout: str = "auto",
+    layout: Layout = "auto",
     seeds: int = 2,
     steps: int = 40,
     advance: Callable[[str, int, float], None] | None = None,

@@ -17,6 +17,7 @@ from pursuitify.analysis.measures import welch_bounds
 from pursuitify.analysis.measures.bind_network import bind
 from pursuitify.analysis.measures.block_measures import N_RULE
 from pursuitify.analysis.measures.tight_frame_start import start
+from pursuitify.compiler.graph.rows import Layout
 from pursuitify.conversion.convert import pursuitify
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import OptionError
@@ -82,7 +83,7 @@ def minimum_frame_potential(
     model_or_net: nn.Module,
     input_shape: Sequence[int] = (3, 224, 224),
     *,
-    layout: str | None = None,
+    layout: Layout | None = None,
     method: str = "auto",
     seeds: int | None = None,
     steps: int | None = None,
@@ -126,7 +127,7 @@ def minimum_frame_potential(
             )
         net = copy.deepcopy(model_or_net).eval()
     else:
-        net = pursuitify(model_or_net, layout=layout or "auto").eval()  # type: ignore[arg-type]
+        net = pursuitify(model_or_net, layout=layout or "auto").eval()
     if sum(p.numel() for p in net.parameters()) < 1_000_000:
         net = net.double()
     search = _PotentialSearch(net, tuple(input_shape))

@@ -63,7 +63,7 @@ class Versions:
         return cls(tuple((weakref.ref(t.untyped_storage()), version_of(t)) for t in tensors))
 
     def __reduce__(self) -> tuple[type[Versions], tuple[tuple[()]]]:
-        """Copy and pickle as nothing that is known: the storages are this process's own."""
+        """Make copies and pickles empty: the storages are this process's own."""
         return Versions, ((),)
 
     def still(self, tensors: Sequence[Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""What an attack of the user's own must leave as it was: the networks, and the process's state.
+"""The guard that holds the networks and the process's state while a user's own attack runs.
 
 Such an attack is given the network itself. If it trains it, switches its mode, sets an attribute or
 leaves a hook behind, everything after it would be said of another network. So the networks are

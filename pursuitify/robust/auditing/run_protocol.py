@@ -50,7 +50,7 @@ _FEW = 64  # inputs that a cheap look takes
 
 @dataclass(frozen=True)
 class _Passes:
-    """What passes over the networks do.
+    """What is known of passes over the networks before the first attack.
 
     Attributes:
         changes: What every pass changes (counters, caches), in a guard's words: no attack's doing.
@@ -284,7 +284,7 @@ class Auditor:
         for subject, before in passes.answers.items():
             try:
                 same = close(before, self._sketch(subject))
-            except Exception:  # whatever it is, it did not happen before the attack
+            except Exception:  # the user's network may raise anything; before, it did not
                 same = False
             if not same:
                 raise AuditError(

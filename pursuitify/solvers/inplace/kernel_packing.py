@@ -45,7 +45,7 @@ class Kernels:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Kernels], tuple[()]]:
-        """Copy and pickle without the kernels."""
+        """Make copies and pickles empty: kernels are packed anew where they are used."""
         return Kernels, ()
 
     def _packs(self, contents: bytes, sizes: object) -> _Packs:
