@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.analysis.measures.min_frame_potential import minimum_frame_potential
+from pursuitify.compiler.graph.rows import Layout
 from pursuitify.errors import OptionError
 from pursuitify.utils import option_checks
 
