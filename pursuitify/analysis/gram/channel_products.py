@@ -74,7 +74,7 @@ class Products:
         """Choose how: all pairs of taps at once where they fit, else on demand."""
         self.aligned = aligned
         left, right = aligned.left, aligned.right
-        self._table: Tensor | None = None
+        self._table: list[tuple[Tensor, ...]] | None = None
         self.size = left.shape[0] * left.shape[2:].numel() * right.shape[2:].numel()
 
     def sum(self, taps: tuple[tuple[int, int, float], ...]) -> Tensor:
@@ -87,10 +87,13 @@ class Products:
         if self._table is None:
             one = left.permute(0, 3, 2, 1).reshape(groups, ta * a, rows)
             two = right.permute(0, 1, 3, 2).reshape(groups, rows, tb * b)
-            self._table = (one @ two).reshape(groups, ta, a, tb, b)
+            whole = (one @ two).reshape(groups, ta, a, tb, b)
+            # The derivative of an index is as large as what is indexed, for every pair of taps
+            # anew; that of unbind puts all of them together once.
+            self._table = [plane.unbind(2) for plane in whole.unbind(1)]
         total = None
         for t, u, v in taps:
-            part = self._table[:, t, :, u]
+            part = self._table[t][u]
             part = part if v == 1 else part * v
             total = part if total is None else total + part
         assert total is not None
