@@ -50,7 +50,9 @@ MODULES: tuple[ModuleType, ...] = (package, analysis, robust, training, data_set
 #: Public names that are not walked here -> why.
 NO_FUNCTIONS = {
     "Certificate": "a result",
+    "ArchitectureBounds": "a result",
     "CoherenceReport": "a result",
+    "Comparison": "a result",
     "Config": "tests/training/test_options.py walks its fields",
     "Data": "a result",
     "Interrupted": "an exception",
@@ -592,6 +594,16 @@ def least(source: Callable[[], nn.Module] = residual, **options: Any) -> Any:
     return found.value, found.count, found.input_shape, found.seeds
 
 
+def dense() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU())
+
+
+def compared(source: Callable[[], nn.Module] = dense, **options: Any) -> Any:
+    given = {"input_shape": (4,), "seeds": 1, "budget": 1e6, **options}
+    found = analysis.compare({"net": source()}, **given)
+    return found.input_shape, [dataclasses.replace(row, seconds=0.0) for row in found.rows]
+
+
 def chain() -> nn.Module:
     layers = [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 2), nn.ReLU()]
     return nn.Sequential(*layers).eval()
@@ -613,6 +625,18 @@ ANALYSIS: dict[str, dict[str, Any]] = {
         "steps": (lanczos, partial(lanczos, steps=1)),
         "progress": tuple(
             partial(lambda p: shown(partial(lanczos, progress=p)) != "", p) for p in (False, True)
+        ),
+    },
+    "compare": {
+        "input_shape": tuple(
+            partial(compared, chain, budget=0.0, input_shape=shape)
+            for shape in ((1, 4, 4), (1, 6, 6))
+        ),
+        "layout": (compared, partial(compared, layout="encoder")),
+        "budget": (compared, partial(compared, budget=0.0)),
+        "seeds": (compared, partial(compared, seeds=2)),
+        "progress": tuple(
+            partial(lambda p: shown(partial(compared, progress=p)) != "", p) for p in (False, True)
         ),
     },
     "convolutional_welch": {
@@ -643,6 +667,7 @@ ANALYSIS: dict[str, dict[str, Any]] = {
         "method": (partial(least, chain), partial(least, chain, method="optimise")),
         "seeds": (least, partial(least, seeds=2)),
         "steps": (least, partial(least, steps=20)),
+        "budget": (least, partial(least, budget=0.0)),
         "progress": tuple(
             partial(lambda p: shown(partial(least, progress=p)) != "", p) for p in (False, True)
         ),

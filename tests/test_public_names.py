@@ -16,6 +16,7 @@ import pursuitify as package
 PUBLIC = {
     "pursuitify": ["pursuitify", "explain", "coherence", "calibrate", "save", "load"],
     "pursuitify.rules": ["linear", "activation", "frozen", "LinearMap", "Activation", "dottest"],
+    "pursuitify.analysis": ["compare", "minimum_frame_potential"],
     "pursuitify.robust": ["fgsm", "pgd", "apgd", "audit", "certified_radius"],
     "pursuitify.training": ["finetune", "evaluate", "recipe"],
     "pursuitify.data": ["load_data"],

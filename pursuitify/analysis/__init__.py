@@ -12,6 +12,7 @@ from pursuitify.analysis.certificates.support_recovery import (
 )
 from pursuitify.analysis.measures.coherence import coherence
 from pursuitify.analysis.measures.coherence_report import CoherenceReport
+from pursuitify.analysis.measures.compare import ArchitectureBounds, Comparison, compare
 from pursuitify.analysis.measures.frame_potential_penalty import (
     FramePotentialPenalty,
     frame_potential_penalty,
@@ -28,8 +29,10 @@ from pursuitify.analysis.measures.welch_bounds import (
 )
 
 __all__ = [
+    "ArchitectureBounds",
     "Certificate",
     "CoherenceReport",
+    "Comparison",
     "FramePotentialPenalty",
     "MinimumFramePotential",
     "Verdict",
@@ -38,6 +41,7 @@ __all__ = [
     "certify",
     "chain_frame_potential",
     "coherence",
+    "compare",
     "convolutional_welch",
     "extreme_eigenvalues",
     "frame_potential_penalty",

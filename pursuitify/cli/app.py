@@ -18,6 +18,7 @@ from rich.markup import escape
 from pursuitify import coherence as measure
 from pursuitify import explain as dry_run
 from pursuitify import save
+from pursuitify.analysis import compare as compare_models
 from pursuitify.checkpoints.save_load import save_source
 from pursuitify.cli import audit_command, training_commands
 from pursuitify.cli.model_sources import load_model
@@ -166,6 +167,44 @@ def coherence(
         net, shape_of(shape), boundary, switches=switches or None, progress=not as_json
     )
     show(report.to_dict(), str(report), as_json)
+
+
+@app.command()
+def compare(
+    names: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Models, named as for the others.")
+    ],
+    shape: SHAPE = "3,224,224",
+    layout: LAYOUT = None,
+    budget: Annotated[float, typer.Option(help="Seconds to search per model.")] = 10.0,
+    seeds: Annotated[int, typer.Option(help="Starts of the search.")] = 3,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture, e.g. bounds.png.")] = None,
+    latex: Annotated[bool, typer.Option("--latex", help="Print a LaTeX table.")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Bound the least frame potential of several models by one method, before training.
+
+    Example: pursuitify compare resnet18 densenet121 vgg16 --budget 15
+    """
+    if latex and as_json:
+        raise OptionError("--latex and --json: give one of them")
+    if len(set(names)) < len(names):
+        raise OptionError(f"a model is named twice: {' '.join(names)}")
+    chosen: Any = "auto" if layout is None else layout  # checked by the conversion itself
+    report = compare_models(
+        {name: load_model(name) for name in names},
+        shape_of(shape),
+        layout=chosen,
+        budget=budget,
+        seeds=seeds,
+        progress=not as_json,
+    )
+    if plot is not None:
+        report.plot(plot)
+    if latex:
+        sys.stdout.write(report.to_latex())
+    else:
+        show(report.to_dict(), report, as_json)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pursuitify import pursuitify, save
+from pursuitify.analysis import ArchitectureBounds, Comparison
 from pursuitify.cli import audit_command, options, training_commands
 from pursuitify.cli import demo as demo_module
 from pursuitify.cli.app import app
@@ -151,7 +152,12 @@ def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
         row = {"sweeps": 0, "samples": 2, "accuracy": 0.5, "loss": 1.0}
         return [row | ({"attacked": 0.1} if kwargs["eps"] else {})]
 
+    def bounds(*args: Any, **kwargs: Any) -> Comparison:
+        row = ArchitectureBounds("net", 1, 0, 1, 2, 4.0, 0.1, 0.2, 1, True, 0.5)
+        return Comparison((row,), (3, 6, 6), "auto", 1.0)
+
     real = evaluation.against_sweeps
+    monkeypatch.setattr("pursuitify.cli.app.compare_models", noted("compare", bounds))
     monkeypatch.setattr(audit_command, "run", noted("audit", report))
     monkeypatch.setattr(training_commands, "train", noted("finetune", trained))
     monkeypatch.setattr(evaluation, "against_sweeps", noted("against_sweeps", rows))
@@ -264,6 +270,16 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
             ),
             "checkpoint": ([make, *small], [make, *small, "--checkpoint", net]),
         },
+        "compare": after(
+            [residual, *small],
+            shape=["--shape", "3,9,9"],
+            layout=["--layout", "encoder"],
+            budget=["--budget", "1"],
+            seeds=["--seeds", "2"],
+            plot=["--plot", "OUT/bounds.png"],
+            latex=["--latex"],
+            json=["--json"],
+        ),
         "audit": {
             **of_data(audited),
             **after(

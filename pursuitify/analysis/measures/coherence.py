@@ -131,12 +131,7 @@ def _measured(
             gram = WorstGram(blocks) if worst else Gram(blocks)
             norms = block_measures.norms(gram)
             columns = _alive(gram.positions.columns, norms)
-            excess = sum(
-                welch_bounds.frame_excess(
-                    [columns[j] for j in f.latents], [rows_of[j] for j in f.latents], f.heights
-                )
-                for f in gram.positions.frames()
-            )
+            excess = welch_bounds.excess_of_frames(gram.positions.frames(), columns, rows_of)
             return block_measures.blocks(gram, advance), norms, excess, notes
         except UnsupportedError as error:
             if boundary == "exact" and holds(dictionary, Select):

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from pursuitify.analysis.measures import min_frame_potential
 from pursuitify.analysis.measures.block_measures import N_RULE, Block, ColumnNorms, Pair
+from pursuitify.analysis.measures.min_frame_potential import MinimumFramePotential
 
 SCALE_RULE = (
     "columns of the global B have unit norm, identity parts included; weights as they are, no "
@@ -87,12 +89,29 @@ class CoherenceReport:
         found |= {b.latents[0]: b.maximum for b in self.blocks if b.latents[0] == b.latents[1]}
         return found
 
-    @property
-    def minimum_frame_potential(self) -> Any:
-        """Least frame potential of the architecture; see ``minimum_frame_potential()``."""
-        from pursuitify.analysis.measures.min_frame_potential import minimum_frame_potential
+    def minimum_frame_potential(
+        self,
+        *,
+        method: str = "auto",
+        seeds: int | None = None,
+        steps: int | None = None,
+        budget: float | None = None,
+        progress: bool = False,
+    ) -> MinimumFramePotential:
+        """Return the least frame potential of the network's architecture, whatever its weights.
 
-        return minimum_frame_potential(self._network, input_shape=self.input_shape)
+        It searches, unless the network is a chain: the options are those of
+        ``pursuitify.analysis.minimum_frame_potential``.
+        """
+        return min_frame_potential.minimum_frame_potential(
+            self._network,
+            self.input_shape,
+            method=method,
+            seeds=seeds,
+            steps=steps,
+            budget=budget,
+            progress=progress,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, for machines."""

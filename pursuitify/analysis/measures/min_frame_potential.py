@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,14 +15,15 @@ from torch import Tensor, nn
 from pursuitify.analysis.gram.dictionary_blocks import blocks_of
 from pursuitify.analysis.gram.entry_classes import Positions
 from pursuitify.analysis.gram.normalised_gram import Gram
+from pursuitify.analysis.gram.symbol import UnsupportedError
 from pursuitify.analysis.measures import welch_bounds
-from pursuitify.analysis.measures.bind_network import bind
+from pursuitify.analysis.measures.bind_network import bind, layouts, touched
 from pursuitify.analysis.measures.block_measures import N_RULE
 from pursuitify.analysis.measures.tight_frame_start import start
 from pursuitify.compiler.graph.rows import Layout
 from pursuitify.conversion.convert import pursuitify
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.errors import OptionError
+from pursuitify.errors import InputError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.operators import Reshape, Select
 from pursuitify.utils import option_checks
@@ -31,6 +34,8 @@ SCALE_RULE = (
     "tensor's scale too, BatchNorms and scales per channel are neutral"
 )
 
+#: Iterations after which a search that is limited by time alone ends all the same.
+_MANY = 1000
 _SPAN = 5.0  # the logarithm of a tensor's scale stays within this of zero
 
 
@@ -46,6 +51,7 @@ class MinimumFramePotential:
         closed_form: The closed form of a chain in decoder layout with all its atoms in use, None
             on other graphs.
         seeds: What each seed found; empty where nothing was optimised.
+        stopped: Whether a budget ended the search.
         count: N(G).
         input_shape: Shape of one input.
     """
@@ -55,6 +61,7 @@ class MinimumFramePotential:
     seeds: tuple[float, ...]
     count: float
     input_shape: tuple[int, ...]
+    stopped: bool = False
 
     def __float__(self) -> float:
         return self.value
@@ -63,6 +70,7 @@ class MinimumFramePotential:
         """Return the value and what it stands on."""
         if self.seeds:
             how = f"best of {len(self.seeds)} seeds: " + ", ".join(f"{s:.6f}" for s in self.seeds)
+            how += "; the budget ended the search" if self.stopped else ""
         else:
             how = "closed form of a chain in decoder layout, weights large beside the identities"
         lines = [
@@ -87,6 +95,7 @@ def minimum_frame_potential(
     method: str = "auto",
     seeds: int | None = None,
     steps: int | None = None,
+    budget: float | None = None,
     progress: bool = False,
 ) -> MinimumFramePotential:
     """Return the least frame potential that an architecture allows, whatever its weights.
@@ -103,46 +112,83 @@ def minimum_frame_potential(
             frames on as many taps as the stride has, on all taps, and with a part of the atoms out
             of use.
         steps: Iterations (L-BFGS) per start; 100 by default.
+        budget: Seconds after which the search ends, with what it has found; one evaluation is made
+            whatever they are. No limit by default. The result then depends on the machine.
         progress: Whether to show a progress bar.
 
     Raises:
         OptionError: If an option has no such value or would have no effect, or the graph has no
             closed form.
+        InputError: If the network does not take such an input, or its graph has no interior form.
     """
     option_checks.one_of("method", method, ("auto", "closed", "optimise"))
-    for name, given in (("seeds", seeds), ("steps", steps)):
+    if budget is not None:
+        option_checks.number("budget", budget, least=0.0)
+    for name, given in (("seeds", seeds), ("steps", steps), ("budget", budget)):
         if given is not None:
-            option_checks.positive(name, given)
+            if name != "budget":
+                option_checks.positive(name, given)
             if method == "closed":
                 raise OptionError(
                     f"{name}={given} would have no effect with method='closed', which searches "
                     "nothing: leave it out, or give method='optimise'"
                 )
     seeds, steps = seeds or 3, steps or 100
-    if isinstance(model_or_net, PursuitNetwork):
-        if layout is not None:
-            raise OptionError(
-                f"layout={layout!r} would have no effect: a PursuitNetwork has its own. Give the "
-                "model that it was made of"
-            )
-        net = copy.deepcopy(model_or_net).eval()
-    else:
-        net = pursuitify(model_or_net, layout=layout or "auto").eval()
-    if sum(p.numel() for p in net.parameters()) < 1_000_000:
-        net = net.double()
-    search = _PotentialSearch(net, tuple(input_shape))
+    if isinstance(model_or_net, PursuitNetwork) and layout is not None:
+        raise OptionError(
+            f"layout={layout!r} would have no effect: a PursuitNetwork has its own. Give the model "
+            "that it was made of"
+        )
+    until = time.monotonic() + (math.inf if budget is None else budget)
+    search = PotentialSearch(converted(model_or_net, layout or "auto"), tuple(input_shape))
     closed = search.closed_form()
     if method == "closed" and closed is None:
         raise OptionError("only chains in decoder layout have a closed form; optimise this graph")
-    found: tuple[float, ...] = ()
+    found: list[Found] = []
     if closed is not None and method != "optimise":
         value = closed[1]
     else:
         with bar(progress, "minimum frame potential", seeds * steps) as advance:
-            found = tuple(search.run(seed, steps, advance) for seed in range(seeds))
-        value = min(found)
-    whole = None if closed is None else closed[0]
-    return MinimumFramePotential(value, whole, found, search.count, tuple(input_shape))
+            for seed in range(seeds):
+                if not found or time.monotonic() < until:
+                    found.append(search.run(seed, steps, advance, until))
+        value = min(one.value for one in found)
+    return MinimumFramePotential(
+        value,
+        None if closed is None else closed[0],
+        tuple(one.value for one in found),
+        search.count,
+        tuple(input_shape),
+        len(found) not in (0, seeds) or any(one.stopped for one in found),
+    )
+
+
+def converted(model_or_net: nn.Module, layout: Layout) -> PursuitNetwork:
+    """Return a network of its own to search with, in float64 if it is small."""
+    if isinstance(model_or_net, PursuitNetwork):
+        net = copy.deepcopy(model_or_net).eval()
+    else:
+        net = pursuitify(model_or_net, layout=layout).eval()
+    return net.double() if sum(p.numel() for p in net.parameters()) < 1_000_000 else net
+
+
+@dataclass(frozen=True)
+class Found:
+    """The end of a search.
+
+    Attributes:
+        value: The least frame potential met.
+        starts: How many starts were looked at.
+        stopped: Whether time was up before the search had converged.
+    """
+
+    value: float
+    starts: int
+    stopped: bool
+
+
+class _TimeIsUp(Exception):  # noqa: N818 -- it is no error: it leaves the optimiser
+    """Ends an optimiser's step."""
 
 
 class _Rebound(nn.Module):
@@ -156,15 +202,22 @@ class _Rebound(nn.Module):
         return self.net.dictionary(self.x)
 
 
-class _PotentialSearch:
+class PotentialSearch:
     """Frame potential of an architecture as a function of its weights."""
 
     def __init__(self, net: PursuitNetwork, input_shape: tuple[int, ...]) -> None:
         with torch.no_grad():
             self.first = bind(net, input_shape, None)
-        self.blocks = blocks_of(self.first, border=False)
-        self.positions = Positions(self.blocks, keep=True)
-        self.gram = Gram(self.blocks, self.positions)
+        try:
+            self.blocks = blocks_of(self.first, border=False)
+            self.positions = Positions(self.blocks, keep=True)
+            self.gram = Gram(self.blocks, self.positions)
+        except UnsupportedError as error:
+            raise InputError(
+                f"the frame potential of this graph cannot be searched: {error}, so there is no "
+                "interior form. coherence(net, input_shape, boundary='exact') measures the weights "
+                "that it has, on small inputs"
+            ) from error
         self.count = self.gram.count()
         self.bound = _Rebound(net, self.first.inputs[0])
         self.neutral = _neutral(net)
@@ -189,14 +242,58 @@ class _PotentialSearch:
         least = welch_bounds.chain_excess(channels, columns, heights)
         return tuple(math.sqrt(e / self.count) if self.count else 0.0 for e in (whole, least))  # type: ignore[return-value]
 
-    def run(self, seed: int, steps: int, advance: Callable[[], None]) -> float:
-        """Minimise from one start."""
+    @property
+    def layouts(self) -> tuple[int, int]:
+        """The numbers of decoder and encoder rows."""
+        return layouts(self.first)
+
+    def lower_bound(self) -> float:
+        """Return a proven lower bound of the frame potential if no column is zero."""
+        excess = welch_bounds.excess_of_frames(
+            self.positions.frames(), self.positions.columns, touched(self.first)
+        )
+        return math.sqrt(excess / self.count) if self.count else 0.0
+
+    def within(self, seconds: float, seeds: int) -> Found:
+        """Search for some seconds: all starts are looked at first, then left by descent.
+
+        Args:
+            seconds: When to stop; the first start is looked at in any case.
+            seeds: Number of starts.
+        """
+        until = time.monotonic() + seconds
+        values = [self._at(0)]
+        for seed in range(1, seeds):
+            if time.monotonic() >= until:
+                break
+            values.append(self._at(seed))
+        stopped, best = len(values) < seeds, min(values)
+        for seed in sorted(range(len(values)), key=values.__getitem__):
+            if time.monotonic() >= until:
+                return Found(best, len(values), True)
+            found = self.run(seed, _MANY, lambda: None, until)
+            best, stopped = min(best, found.value), stopped or found.stopped
+        return Found(best, len(values), stopped)
+
+    def _at(self, seed: int) -> float:
+        """Return the frame potential of a start."""
+        with torch.no_grad():
+            return math.sqrt(float(self.squares(self._start(seed))) / self.count)
+
+    def _start(self, seed: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         like = self.first.inputs[0]
-        tensors = {
-            n: start(s, self.strides.get(n, ()), seed, generator).to(like).requires_grad_()
+        return {
+            n: start(s, self.strides.get(n, ()), seed, generator).to(like)
             for n, s in self.shapes.items()
         }
+
+    def run(
+        self, seed: int, steps: int, advance: Callable[[], None], until: float = math.inf
+    ) -> Found:
+        """Minimise from one start, to the time ``until`` of ``time.monotonic`` at most."""
+        like = self.first.inputs[0]
+        tensors = {n: t.requires_grad_() for n, t in self._start(seed).items()}
         scales = {n: like.new_ones(()).requires_grad_() for n in tensors}
         optimiser = torch.optim.LBFGS(
             [*tensors.values(), *scales.values()],
@@ -212,6 +309,8 @@ class _PotentialSearch:
             optimiser.zero_grad()
             weights = {n: _SPAN * torch.tanh(scales[n] / _SPAN) for n in tensors}
             weights = {n: weights[n].exp() * t for n, t in tensors.items()}
+            if values and time.monotonic() >= until:
+                raise _TimeIsUp
             value = self.squares(weights)
             values.append(float(value.detach()))
             loss = value / max(values[0], 1e-12)
@@ -219,8 +318,11 @@ class _PotentialSearch:
             advance()
             return loss.detach()
 
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
-        return math.sqrt(min(values) / self.count)
+        stopped = True
+        with contextlib.suppress(_TimeIsUp):
+            optimiser.step(closure)  # type: ignore[no-untyped-call]
+            stopped = False
+        return Found(math.sqrt(min(values) / self.count) if self.count else 0.0, 1, stopped)
 
     def squares(self, weights: dict[str, Tensor]) -> Tensor:
         """Return the sum of squared off-diagonal entries for given weights."""

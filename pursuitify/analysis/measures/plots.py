@@ -152,6 +152,51 @@ def plot_families(
     return write_picture(path, figure)
 
 
+def plot_intervals(
+    bounds: Mapping[str, tuple[float, float]],
+    path: str | PathLike[str] | None,
+    *,
+    value: str,
+    note: str = "",
+) -> Figure:
+    """Draw a bar from the lower to the upper bound of each name, the first on top.
+
+    Args:
+        bounds: Per name its lower and upper bound.
+        path: File to write; none if None.
+        value: What the horizontal axis is.
+        note: Rules the numbers stand on, printed below the title.
+    """
+    from matplotlib.figure import Figure
+
+    if not bounds:
+        raise OptionError("there are no bounds to draw")
+    names = list(bounds)
+    figure = Figure(figsize=(6.4, 1.2 + 0.32 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for place, (low, high) in enumerate(bounds.values()):
+        axes.plot(
+            [low, high],
+            [place, place],
+            color=_COLOURS[0],
+            linewidth=5,
+            alpha=0.35,
+            solid_capstyle="butt",
+        )
+        axes.plot([low], [place], "|", color=_COLOURS[0], markersize=12, markeredgewidth=1.6)
+        axes.plot([high], [place], "o", color=_COLOURS[0], markersize=6)
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"{value} (line: proven lower bound, dot: best weights met)")
+    axes.set_title(f"{value[0].upper()}{value[1:]}\n{note}".strip(), loc="left", fontsize=10)
+    axes.grid(color="#E5E5E5", linewidth=0.6, axis="x")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure if path is None else write_picture(path, figure)
+
+
 def _square(count: int) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 

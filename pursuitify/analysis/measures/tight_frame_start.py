@@ -11,6 +11,8 @@ from torch import Tensor
 #: Rounds of making a frame tight and its atoms of unit norm, by turns; fewer for large ones.
 _ROUNDS = 40
 _LARGE = 100_000
+#: Elements above which a matrix of orthonormal rows is made of blocks.
+_HUGE = 4_000_000
 
 
 def start(
@@ -42,12 +44,31 @@ def start(
 
 
 def _tight(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    flat = torch.randn(shape[0], shape[1:].numel(), generator=generator)
+    count, size = shape[0], shape[1:].numel()
+    flat = torch.randn(count, size, generator=generator)
+    if count <= size:
+        return _orthonormal(flat).reshape(shape)
     rounds = _ROUNDS if math.prod(flat.shape) <= _LARGE else 1
-    for _ in range(rounds if min(flat.shape) > 1 else 0):
+    for _ in range(rounds if size > 1 else 0):
         u, _, v = torch.linalg.svd(flat, full_matrices=False)
         flat = u @ v
         flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
     flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
     shaped: Tensor = flat.reshape(shape)
     return shaped
+
+
+def _orthonormal(flat: Tensor) -> Tensor:
+    """Return orthonormal rows, no more of them than columns.
+
+    Of a huge matrix, such as VGG's first dense layer, blocks on the diagonal are orthonormal and
+    the rest is zero: to make all of it orthonormal would take longer than any search.
+    """
+    rows, columns = flat.shape
+    parts = min(rows, -(-flat.numel() // _HUGE))
+    made = torch.zeros_like(flat) if parts > 1 else flat
+    for part in range(parts):
+        high = slice(part * rows // parts, (part + 1) * rows // parts)
+        wide = slice(part * columns // parts, (part + 1) * columns // parts)
+        made[high, wide] = torch.linalg.qr(flat[high, wide].mT)[0].mT
+    return made

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pursuitify.analysis.gram.entry_classes import CountedFrame
 from pursuitify.errors import OptionError
 
 
@@ -114,6 +115,22 @@ def _layer(n: Tensor, p: Tensor, k: float) -> Tensor:
     rank = n.clamp_max(k)
     spread = (n + rank - p) / rank.clamp_min(1e-300)
     return torch.where(n > p, rank * spread.square() - (rank - p) - n, 0.0).clamp_min(0)
+
+
+def excess_of_frames(
+    frames: Sequence[CountedFrame], columns: Sequence[float], rows: Sequence[set[int]]
+) -> float:
+    """Return the sum of ``frame_excess`` over frames whose atoms are counted alike.
+
+    Args:
+        frames: The runs of latents that form frames.
+        columns: Number of columns of each latent that are not zero.
+        rows: Per latent the rows that hold it.
+    """
+    return sum(
+        frame_excess([columns[j] for j in f.latents], [rows[j] for j in f.latents], f.heights)
+        for f in frames
+    )
 
 
 def frame_excess(

@@ -95,7 +95,7 @@ def test_no_chain_is_below_its_minimum(inputs, widths, seed, gain):
             p.mul_(gain)
     net = pursuitify(model)
     report = coherence(net, (inputs,))
-    found = report.minimum_frame_potential
+    found = report.minimum_frame_potential()
     assert report.frame_potential >= found.value - 1e-9
     assert found.value <= found.closed_form + 1e-12
 
@@ -179,4 +179,4 @@ def test_one_convolution_is_at_least_as_coherent_as_its_welch_bound(
     bound = convolutional_welch(channels, filters, size, stride)
     assert report.mutual_coherence >= bound - 1e-9
     assert report.frame_potential >= bound - 1e-9
-    assert float(report.minimum_frame_potential) >= bound - 1e-9
+    assert float(report.minimum_frame_potential()) >= bound - 1e-9
