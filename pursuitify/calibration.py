@@ -22,7 +22,7 @@ from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError, RangeError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.utils import option_checks
-from pursuitify.utils.terminal import as_text
+from pursuitify.utils.terminal import Shown, as_text
 
 STEP_SCALES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 
@@ -48,7 +48,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Shown):
     """Every pair of scales that was tried, and the one that was chosen.
 
     Attributes:
@@ -95,9 +95,12 @@ class Calibration:
             )
         return table
 
+    def __rich__(self) -> Table:
+        return self.table()
+
     def __str__(self) -> str:
         """Return the table as text."""
-        return as_text(self.table(), width=100)
+        return as_text(self, width=100)
 
 
 @torch.no_grad()

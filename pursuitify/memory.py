@@ -25,6 +25,7 @@ from pursuitify.errors import EstimateError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.solvers.settings import OFF
 from pursuitify.utils import option_checks
+from pursuitify.utils.terminal import Shown
 from pursuitify.utils.torch_internals import watch_results
 
 MIB = 2**20
@@ -37,7 +38,7 @@ _SWEEPS_RUN = 6
 
 
 @dataclass(frozen=True)
-class MemoryEstimate:
+class MemoryEstimate(Shown):
     """The memory that one training step or one call needs, in bytes.
 
     Attributes:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pursuitify.errors import Problem
-from pursuitify.utils.terminal import as_text
+from pursuitify.utils.terminal import Shown, as_text
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Shown):
     """The dry run of a conversion.
 
     Attributes:

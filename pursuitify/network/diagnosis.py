@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.utils.terminal import as_text
+from pursuitify.utils.terminal import Shown, as_text
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class PursuitTrace:
+class PursuitTrace(Shown):
     """The course of a pursuit, sweep by sweep; sweep 0 is where the solver starts.
 
     Attributes:
@@ -72,10 +74,12 @@ class PursuitTrace:
             )
         return table
 
+    def __rich__(self) -> Group:
+        return Group(self.table(), *(Text(f"warning: {warning}") for warning in self.warnings))
+
     def __str__(self) -> str:
         """Return the table and the warnings as text."""
-        warnings = (f"warning: {warning}" for warning in self.warnings)
-        return as_text(self.table(), *warnings, width=100)
+        return as_text(self, width=100)
 
 
 def _norm(values: Tensor, samples: int | None, batch: int) -> float:

@@ -42,6 +42,7 @@ from pursuitify.operators import Conv, LinearMap, Scale
 from pursuitify.operators.onednn_conv import PackedConv
 from pursuitify.utils import func_transforms, torch_internals
 from pursuitify.utils.running_statistics import untouched, writes_buffers
+from pursuitify.utils.terminal import Shown
 
 #: Largest relative error of a right network, by the dtype in which it computes.
 TOLERANCES = {
@@ -93,7 +94,7 @@ class RowProof:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Shown):
     """The report of a proof on one input.
 
     Attributes:

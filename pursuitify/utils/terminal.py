@@ -1,4 +1,4 @@
-"""This module makes what a user reads on a terminal: progress bars, and tables as text."""
+"""This module makes what a user reads: progress bars, and reports as text and in notebooks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,34 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+
+class Shown:
+    """A report that rich prints, and that a notebook shows as the last value of a cell.
+
+    A subclass defines ``__str__``. One that holds tables defines ``__rich__`` as well, and makes
+    its text of that with ``as_text``.
+    """
+
+    def __rich__(self) -> RenderableType:
+        """Return what rich prints: the text, as it is."""
+        from rich.text import Text
+
+        return Text(str(self))
+
+    def _repr_html_(self) -> str:
+        """Return what rich prints as HTML, for notebooks."""
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), record=True, width=_NOTEBOOK, force_jupyter=False)
+        console.print(self)
+        made: str = console.export_html(inline_styles=True, code_format=_HTML)
+        return made
+
+
+#: Columns of a report in a notebook, and the HTML around it: no colours of a page's own.
+_NOTEBOOK = 110
+_HTML = '<pre style="font-family:monospace; line-height:1.2; white-space:pre">{code}</pre>'
 
 
 def bar_console() -> Console:
@@ -40,17 +68,16 @@ def bar(wanted: bool, what: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: shown.advance(task)
 
 
-def as_text(*parts: RenderableType, width: int) -> str:
-    """Return what rich prints of each part on a terminal of so many columns, without colours.
+def as_text(report: RenderableType, width: int) -> str:
+    """Return what rich prints of a report on a terminal of so many columns, without colours.
 
     Args:
-        parts: Tables, texts, or objects with ``__rich__``; each begins a line.
+        report: A table, a text, or an object with ``__rich__``.
         width: Number of columns.
     """
     from rich.console import Console
 
     out = io.StringIO()
-    console = Console(file=out, width=width, color_system=None)
-    for part in parts:
-        console.print(part)
+    # In a notebook rich writes to the cell, whatever file it is given, unless it is told not to.
+    Console(file=out, width=width, color_system=None, force_jupyter=False).print(report)
     return out.getvalue()

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import dataclasses
+import html
+import importlib
+import pkgutil
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import pursuitify as package
-from pursuitify.utils.terminal import as_text, bar
+from pursuitify.utils.terminal import Shown, as_text, bar
 
 
 def table() -> Table:
@@ -35,11 +43,83 @@ def test_a_table_as_text_has_no_colours(
     assert "\x1b" not in found
 
 
-def test_parts_begin_lines_and_keep_to_the_width() -> None:
-    lines = as_text("first", "word " * 20, width=30).splitlines()
-    assert lines[0] == "first"
+def test_text_keeps_to_the_width() -> None:
+    lines = as_text("word " * 20, width=30).splitlines()
     assert max(map(len, lines)) <= 30
     assert "".join(lines).count("word") == 20
+
+
+class ZMQInteractiveShell:
+    """The name by which rich knows a notebook."""
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
+    assert Console().is_jupyter
+
+
+@dataclass(frozen=True)
+class Lines(Shown):
+    """A report that is text."""
+
+    value: int = 7
+
+    def __str__(self) -> str:
+        return f"a[b] < {self.value}"
+
+
+@dataclass(frozen=True)
+class Tabled(Shown):
+    """A report with a table."""
+
+    value: int = 7
+
+    def __rich__(self) -> Table:
+        return table()
+
+    def __str__(self) -> str:
+        return as_text(self, width=60)
+
+
+@pytest.mark.usefixtures("notebook")
+@pytest.mark.parametrize(
+    ("report", "shown"), [(Lines(), "a[b] &lt; 7"), (Tabled(), "one")], ids=["text", "table"]
+)
+def test_a_notebook_shows_a_report(report: Shown, shown: str) -> None:
+    """In a notebook rich writes to the cell: the text of a report was empty there."""
+    text = html.unescape(shown)
+    assert text in str(report)
+    assert text in f"{report}"
+    made = report._repr_html_()
+    assert shown in made
+    assert made.startswith("<pre")
+    assert "value=" not in made
+
+
+@pytest.mark.parametrize("report", [Lines(), Tabled()], ids=["text", "table"])
+def test_rich_prints_the_text_of_a_report(report: Shown) -> None:
+    assert as_text(report, width=60).strip() == str(report).strip()
+
+
+def test_every_report_is_shown() -> None:
+    """What a public function returns to be read has a text, and every form of it."""
+    for module in pkgutil.walk_packages(package.__path__, "pursuitify."):
+        if "__main__" not in module.name:
+            importlib.import_module(module.name)
+    reports = {
+        kind
+        for module in list(sys.modules.values())
+        if module.__name__.startswith("pursuitify.")
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+        and kind.__module__ == module.__name__
+        and dataclasses.is_dataclass(kind)
+        and "__str__" in vars(kind)
+    }
+    plain = {kind.__name__ for kind in reports if not issubclass(kind, Shown)}
+    assert plain == {"Problem", "Pair", "Flag"}, "these are one line of a report"
+    assert len(reports) >= 12
 
 
 def test_no_other_place_makes_text_of_tables() -> None:
@@ -53,7 +133,7 @@ def test_no_other_place_makes_text_of_tables() -> None:
         and node.func.id == "Console"
         and any(keyword.arg == "file" for keyword in node.keywords)
     ]
-    assert [place.partition(":")[0] for place in found] == ["utils/terminal.py"]
+    assert {place.partition(":")[0] for place in found} == {"utils/terminal.py"}
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from pursuitify.analysis.certificates.convex_problem import ConvexProblem
 from pursuitify.errors import OptionError
 from pursuitify.utils.autocast import exact_products
+from pursuitify.utils.terminal import Shown
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Shown):
     """The answer of one theorem.
 
     Attributes:
@@ -137,7 +138,7 @@ def layered_gain(sparsities: Sequence[int]) -> float:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Shown):
     """The certificate of the latents at one input.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import Any
 from pursuitify.analysis.measures import min_frame_potential
 from pursuitify.analysis.measures.block_measures import N_RULE, Block, ColumnNorms, Pair
 from pursuitify.analysis.measures.min_frame_potential import MinimumFramePotential
+from pursuitify.utils.terminal import Shown
 
 SCALE_RULE = (
     "columns of the global B have unit norm, identity parts included; weights as they are, no "
@@ -17,7 +18,7 @@ SCALE_RULE = (
 
 
 @dataclass(frozen=True)
-class CoherenceReport:
+class CoherenceReport(Shown):
     """Coherence of the global dictionary; ``str()`` is the printed report.
 
     Attributes:

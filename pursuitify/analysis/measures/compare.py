@@ -17,7 +17,7 @@ from pursuitify.compiler.graph.rows import Layout
 from pursuitify.errors import ConversionError, InputError, OptionError, Problem
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.utils import option_checks
-from pursuitify.utils.terminal import as_text, bar
+from pursuitify.utils.terminal import Shown, as_text, bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ class ArchitectureBounds:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """A comparison of architectures; ``str()`` and rich show it as a table.
 
     Attributes:

@@ -27,7 +27,7 @@ from pursuitify.errors import InputError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.operators import Reshape, Select
 from pursuitify.utils import option_checks
-from pursuitify.utils.terminal import bar
+from pursuitify.utils.terminal import Shown, bar
 
 SCALE_RULE = (
     "columns of the global B have unit norm, identity parts included; the weights are free, each "
@@ -40,7 +40,7 @@ _SPAN = 5.0  # the logarithm of a tensor's scale stays within this of zero
 
 
 @dataclass(frozen=True)
-class MinimumFramePotential:
+class MinimumFramePotential(Shown):
     """The least deep frame potential of an architecture.
 
     Attributes:

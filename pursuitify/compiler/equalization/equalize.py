@@ -31,11 +31,11 @@ from pursuitify.compiler.equalization.scale_groups import (
 )
 from pursuitify.compiler.lowering.program import Program
 from pursuitify.errors import OptionError
-from pursuitify.utils.terminal import as_text
+from pursuitify.utils.terminal import Shown, as_text
 
 
 @dataclass(frozen=True)
-class Balance:
+class Balance(Shown):
     """The outcome of a rescaling of latents.
 
     Attributes:
@@ -63,9 +63,12 @@ class Balance:
             table.add_row(name, f"{scale:.4g}", *gains, self.fixed.get(name, ""))
         return table
 
+    def __rich__(self) -> Table:
+        return self.table()
+
     def __str__(self) -> str:
         """Return the table as text."""
-        return as_text(self.table(), width=120)
+        return as_text(self, width=120)
 
 
 def balance(model: nn.Module, programs: Mapping[bool, Program]) -> Balance:

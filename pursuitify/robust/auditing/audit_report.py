@@ -16,7 +16,7 @@ from pursuitify.robust.auditing.protocols import KINDS
 from pursuitify.robust.auditing.red_flags import FLAGS, CurvePoint, Flag
 from pursuitify.robust.auditing.results_record import AttackResult, write
 from pursuitify.utils.atomic_files import write_picture
-from pursuitify.utils.terminal import as_text
+from pursuitify.utils.terminal import Shown, as_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ _ROWS = 14  # of gradient statistics that are printed
 
 
 @dataclass(frozen=True)
-class AuditReport:
+class AuditReport(Shown):
     """The outcome of :func:`pursuitify.robust.auditing.audit`.
 
     Attributes:
