@@ -7,10 +7,11 @@ labels). Nothing is rounded, cut off or shifted here.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pursuitify.errors import InputError, OutputError
@@ -158,6 +159,32 @@ def recordable(x: Tensor) -> Tensor:
         return x
     with torch.inference_mode(False):
         return x.clone()
+
+
+@contextlib.contextmanager
+def dtypes_explained(net: nn.Module, x: Tensor) -> Iterator[None]:
+    """Say what to do where a network cannot take inputs because their dtypes differ.
+
+    Nothing is checked beforehand: a network may cast its inputs itself.
+
+    Args:
+        net: What runs inside.
+        x: What it runs on.
+
+    Raises:
+        InputError: In place of torch's RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        kinds = {p.dtype for p in net.parameters() if p.is_floating_point()}
+        if not x.is_floating_point() or not kinds or x.dtype in kinds:
+            raise
+        listed = ", ".join(sorted(map(str, kinds)))
+        raise InputError(
+            f"the inputs are {x.dtype} and the network's weights {listed}, which does not cast "
+            f"them itself: bring one to the other, for instance net.to({x.dtype})"
+        ) from error
 
 
 def check_logits(logits: object, count: int, *, finite: bool = False) -> Tensor:

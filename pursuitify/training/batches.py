@@ -9,7 +9,7 @@ two processes do what one does, and a run can be resumed at any batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
@@ -21,22 +21,16 @@ from torch.utils.data import (
     Dataset,
     DistributedSampler,
     IterableDataset,
-    Subset,
-    TensorDataset,
     default_collate,
 )
 
-from pursuitify.data import Images
-from pursuitify.data.image_folder import Folder
-from pursuitify.data.samples import recordable
+from pursuitify.data import Images, forms
+from pursuitify.data.forms import Batch, Rows
 from pursuitify.errors import DataError, OptionError
 from pursuitify.training import seeding
 from pursuitify.utils import option_checks, random_state
 from pursuitify.utils.fingerprint import of_sample
 
-Batch = tuple[Any, Any]
-Rows = Any  # (x, y) tensors, a Dataset, a DataLoader, or an iterable of batches
-_PAIR = "Give pairs (x, y): a DataLoader's collate_fn may pick them out of what the samples are"
 _END = object()
 
 
@@ -185,9 +179,9 @@ def batches(
         OptionError: If the data is of another kind, or there is too little of it.
     """
     size = option_checks.positive("batch_size", size)
-    if _is_table(rows):
+    if forms.is_table(rows):
         return Batches(
-            _Indexed(as_data(rows), size, share, train, seed, workers, augment, name), name
+            _Indexed(forms.as_samples(rows), size, share, train, seed, workers, augment, name), name
         )
     if isinstance(rows, IterableDataset):  # as torch would read it, with this size and workers
         _Streamed.stated(rows, train, name)
@@ -207,7 +201,7 @@ def batches(
 
 def makes_batches(rows: Rows) -> bool:
     """Whether data comes in batches of its own, so that nobody asks for a size or workers."""
-    return not (_is_table(rows) or isinstance(rows, IterableDataset))
+    return not (forms.is_table(rows) or isinstance(rows, IterableDataset))
 
 
 def refuse_void(rows: Rows, **options: int | None) -> None:
@@ -224,101 +218,6 @@ def refuse_void(rows: Rows, **options: int | None) -> None:
         )
 
 
-def _is_tensors(rows: Rows) -> bool:
-    return isinstance(rows, (tuple, list)) and len(rows) == 2 and all(map(torch.is_tensor, rows))
-
-
-def _is_table(rows: Rows) -> bool:
-    """Whether rows are single samples with indices."""
-    if isinstance(rows, Dataset):
-        return not isinstance(rows, IterableDataset)
-    return _is_tensors(rows) or _is_samples(rows)
-
-
-def _is_samples(rows: Rows) -> bool:
-    """Whether a list is one of samples and not of batches: a label is one number, or of one x.
-
-    A batch has a first dimension in common with its labels. A vector of fractions can only be one
-    sample's probabilities, since class numbers of a batch are integers.
-    """
-    if not isinstance(rows, (tuple, list)) or not rows:
-        return False
-    first = rows[0]
-    if not isinstance(first, (tuple, list)) or len(first) != 2:
-        return False
-    y = first[1]
-    if isinstance(y, Tensor):
-        return y.dim() == 0 or (y.dim() == 1 and y.is_floating_point())
-    return isinstance(y, (int, float)) or hasattr(y, "__index__")
-
-
-def as_data(rows: Rows) -> Any:
-    """Return the samples of tensors, of a Dataset or of a list, by index."""
-    return Images(*rows) if _is_tensors(rows) else rows
-
-
-def all_labels(rows: Rows) -> Tensor | None:
-    """Return every label of data that holds them in memory; None of all other data.
-
-    They can be checked before any work is done; those of other data are checked batch by batch.
-    """
-    if _is_tensors(rows):
-        return rows[1] if len(rows[0]) == len(rows[1]) else None
-    if isinstance(rows, Images):
-        return rows.y
-    if isinstance(rows, Folder):
-        return rows.labels
-    if isinstance(rows, TensorDataset):
-        return rows.tensors[1] if len(rows.tensors) == 2 else None
-    if isinstance(rows, Subset):
-        inner = all_labels(rows.dataset)
-        return None if inner is None else inner[torch.as_tensor(rows.indices, dtype=torch.int64)]
-    if isinstance(rows, (tuple, list)) and all(
-        isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in rows
-    ):
-        labels = [torch.as_tensor(y) for _, y in rows if isinstance(y, (int, float, Tensor))]
-        if len(labels) < len(rows) or len({(y.dim(), y.dtype, y.shape[1:]) for y in labels}) != 1:
-            return None
-        if _is_samples(rows):
-            same = len({y.shape for y in labels}) == 1
-            return torch.stack(labels) if same else None
-        return torch.cat(labels) if labels[0].dim() else None
-    return None
-
-
-def _pair(found: Any, what: str) -> Batch:
-    """Return a sample or batch as a pair.
-
-    Raises:
-        OptionError: If it is none.
-    """
-    if isinstance(found, Mapping):
-        listed = ", ".join(map(repr, found))
-        raise OptionError(f"{what} is a dict with {listed}, not a pair (x, y). {_PAIR}")
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
-        count = f" of {len(found)}" if isinstance(found, (tuple, list)) else ""
-        raise OptionError(f"{what} is a {type(found).__name__}{count}, not a pair (x, y). {_PAIR}")
-    return found[0], found[1]
-
-
-def tensors(pair: Batch, what: str) -> tuple[Tensor, Tensor]:
-    """Return a batch that consists of two tensors of one length.
-
-    Raises:
-        OptionError: If it does not.
-    """
-    x, y = pair
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise OptionError(f"{what} must hold tensors, not {type(x).__name__}, {type(y).__name__}")
-    if x.dim() == 0 or y.dim() == 0 or len(x) != len(y):
-        raise OptionError(
-            f"{what} has inputs of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)}: "
-            "both need the samples as their first dimension. A single sample is no batch: give "
-            "DataLoader a batch_size"
-        )
-    return recordable(x), recordable(y)
-
-
 class _Seeded(Dataset[Any]):
     """A data set whose items are read under a seed of their own: (seed, epoch, index)."""
 
@@ -333,27 +232,20 @@ class _Seeded(Dataset[Any]):
         else:
             with random_state.kept(cuda=False):
                 items = [self[i] for i in indices]
-            try:
-                x, y = default_collate(items)
-            except (TypeError, RuntimeError) as error:
-                raise OptionError(
-                    f"the samples {list(indices)} of {self._name} cannot be put into one batch "
-                    f"({error}). Each must be a pair (x, y) of tensors or numbers, of the same "
-                    "shapes: resize or crop them, or give a DataLoader with a collate_fn"
-                ) from error
-        return tensors((x, y), f"a batch of {self._name}")
+            x, y = forms.collated(items, f"the samples {list(indices)} of {self._name}")
+        return forms.tensors((x, y), f"a batch of {self._name}")
 
     def __getitem__(self, index: int) -> Batch:
         """Return a sample; it draws from generators that are seeded here and belong to nobody."""
         random_state.seed_all(seeding.derived(self._seed, seeding.ITEM, self.epoch, index))
-        x, y = _pair(self._inner[index], f"sample {index} of {self._name}")
+        x, y = forms.pair(self._inner[index], f"sample {index} of {self._name}")
         return (x if self._augment is None else self._augment(x)), y
 
 
 def sample(rows: Rows, index: int, seed: int, augment: Any, name: str) -> Batch:
     """Return a sample of the first epoch, as training reads it."""
     with random_state.kept(cuda=False):
-        return _Seeded(as_data(rows), seed, augment, name)[index]
+        return _Seeded(forms.as_samples(rows), seed, augment, name)[index]
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -484,7 +376,9 @@ class _Streamed:
             if batch is _END:
                 break
             self._check_length(number)
-            x, y = tensors(_pair(batch, f"a batch of {self._name}"), f"a batch of {self._name}")
+            x, y = forms.tensors(
+                forms.pair(batch, f"a batch of {self._name}"), f"a batch of {self._name}"
+            )
             of_sample(seen, x, y)
             self._digests.append(seen.hexdigest())
             if number >= start:

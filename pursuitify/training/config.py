@@ -21,6 +21,8 @@ from pursuitify.utils.option_checks import (
 OPTIMIZERS = ("adamw", "sgd")
 
 
+#: What to do where nothing has a label.
+UNLABELLED = "Give class numbers, or learn from the inputs alone: finetune(..., reconstruction=1.0)"
 OBJECTIVES = ("standard", "pgd", "trades")
 
 
@@ -122,6 +124,11 @@ class Config:
     tensorboard: bool = False
     progress: bool = True
     seed: int = 0
+
+    @property
+    def learns_without_labels(self) -> bool:
+        """Whether the loss has a part that reads no label."""
+        return bool(self.reconstruction or self.frame_potential)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant; all problems at once."""

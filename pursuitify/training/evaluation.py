@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify.data.samples import IGNORED, check_labels, check_logits, labelled, right
+from pursuitify.data.forms import Batch, Rows, all_labels, tensors
+from pursuitify.data.samples import (
+    IGNORED,
+    check_labels,
+    check_logits,
+    dtypes_explained,
+    labelled,
+    right,
+)
 from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.robust import pgd
 from pursuitify.robust.attacks.input_checks import evaluation_mode
-from pursuitify.training.batches import (
-    Batch,
-    Rows,
-    Share,
-    all_labels,
-    batches,
-    refuse_void,
-    tensors,
-)
+from pursuitify.training.batches import Share, batches, refuse_void
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def sums(
     with evaluation_mode(net), torch.no_grad():
         for batch in parts:
             x, y = tensors(batch, f"a batch of {name}")
-            logits = check_logits(net(x.to(place, non_blocking=True)), len(x))
+            with dtypes_explained(net, x):
+                logits = check_logits(net(x.to(place, non_blocking=True)), len(x))
             if known is not None:
                 check_labels(known, len(known), logits.shape[1], name=name)
                 known = None

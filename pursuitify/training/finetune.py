@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pursuitify.data.samples import check_labels
+from pursuitify.data.forms import Rows, all_labels, tensors
+from pursuitify.data.samples import IGNORED, check_labels, labelled
 from pursuitify.errors import (
     CheckpointError,
     EstimateError,
+    InputError,
     MemoryLimitError,
     MissingExtraError,
     OptionError,
@@ -36,14 +38,11 @@ from pursuitify.solvers.settings import OPTIONS
 from pursuitify.training import loop, run_identity
 from pursuitify.training.batches import (
     Batches,
-    Rows,
     Share,
-    all_labels,
     batches,
     makes_batches,
-    tensors,
 )
-from pursuitify.training.config import Config
+from pursuitify.training.config import UNLABELLED, Config
 from pursuitify.training.objectives import TrainingObjective
 from pursuitify.training.optimizer import LearningRateSchedule, make_optimizer
 from pursuitify.training.run_folder import Output
@@ -241,7 +240,7 @@ class _First:
         Raises:
             CheckpointError: If it is other data than the run began with, or its best weights are
                 gone.
-            InputError: If labels do not fit the network.
+            InputError: If labels do not fit the network, or there are none to learn from.
             OptionError: If batches or the network's output are none to train on.
         """
         kept = self.config.keep == "best" and progress.best is not None
@@ -282,6 +281,13 @@ class _First:
                 if labels is not None:
                     allowed = soft or name == "val"
                     check_labels(labels, len(labels), self.classes, name=name, soft=allowed)
+        for name, every in self.known.items():
+            needless = name == "train" and self.config.learns_without_labels
+            if every is not None and not needless and not bool(labelled(every).any()):
+                raise InputError(
+                    f"no sample of {name} has a label: all are {IGNORED}. "
+                    + (UNLABELLED if name == "train" else "There is nothing to validate on")
+                )
 
 
 def _prepared(

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pursuitify.data.samples import check_labels, labelled
+from pursuitify.data.forms import Batch, tensors
+from pursuitify.data.samples import IGNORED, check_labels, labelled
 from pursuitify.errors import RangeError, TrainingError
 from pursuitify.memory import StepPlan
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.training import progress_log, run_identity, seeding
 from pursuitify.training.adversarial_inputs import attack, noisy
-from pursuitify.training.batches import Batch, Batches, tensors
+from pursuitify.training.batches import Batches
+from pursuitify.training.config import UNLABELLED
 from pursuitify.training.evaluation import Score, score, sums
 from pursuitify.training.optimizer import LearningRateSchedule, set_rate
 from pursuitify.training.run_folder import Output
@@ -219,7 +221,7 @@ def _step(run: TrainingRun, group: list[Batch]) -> None:
             measure = step % config.log_every == 0 and number == part == 0
             last = number == len(group) - 1 and part == len(pieces) - 1
             parts = _step_part(run, inputs, labels, whole, len(group), seed, measure, last)
-            _note(run, parts, int(labelled(labels).sum()), whole[0])
+            _note(run, parts, (int(labelled(labels).sum()), len(labels)), whole)
     if config.clip is not None:
         run.accelerator.clip_grad_norm_(run.objective.parameters(), config.clip)
     run.optimizer.step()
@@ -308,13 +310,15 @@ def settle(run: TrainingRun) -> None:
             run.net.step_scale = run.schedule.scale
 
 
-def _note(run: TrainingRun, parts: dict[str, Tensor], count: int, whole: int) -> None:
+def _note(
+    run: TrainingRun, parts: dict[str, Tensor], own: tuple[int, int], whole: tuple[int, int]
+) -> None:
     """Add a micro-batch's numbers to the running sums: one transfer from the device.
 
     Args:
         run: The run.
         parts: The numbers. The loss is the micro-batch's share of its batch's; others are its own.
-        count: Its samples with a label.
+        own: Its number of labels, and of samples.
         whole: Those of its batch.
     """
     names = list(parts)
@@ -326,9 +330,15 @@ def _note(run: TrainingRun, parts: dict[str, Tensor], count: int, whole: int) ->
             f"{[n for n in names if not _finite(found[n])]}. {_ADVICE}"
         )
     totals = run.own_sums
-    totals["samples"] = totals.get("samples", 0.0) + count
+    labels, samples = own
+    unlabelled = run.state.config.learns_without_labels
+    totals["labels"] = totals.get("labels", 0.0) + labels
     for name, value in found.items():
-        amount = value if name == "correct" else value * (whole if name == "loss" else count)
+        of_labels = name in ("correct", "cross_entropy") or (name == "loss" and not unlabelled)
+        count = labels if of_labels else samples
+        amount = value * count
+        if name in ("correct", "loss"):  # a sum already, and a share of the batch's mean
+            amount = value * (1 if name == "correct" else whole[0 if of_labels else 1])
         totals[name] = totals.get(name, 0.0) + amount
         totals[f"of {name}"] = totals.get(f"of {name}", 0.0) + count
 
@@ -398,6 +408,11 @@ def _finish_epoch(run: TrainingRun) -> None:
     progress, config = run.progress, run.state.config
     progress.sums = _gathered(run)
     totals = added(progress.sums)
+    if totals and not totals.get("labels", 1.0) and not config.learns_without_labels:
+        raise TrainingError(
+            f"no sample of {run.train.name} has a label (all are {IGNORED}), so that nothing was "
+            f"learned in epoch {progress.epoch + 1}. {UNLABELLED}"
+        )
     settle(run)
     with _saved_before(run):
         found = _validate(run)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pursuitify.data import Images, content
+from pursuitify.data.forms import Rows, all_labels, as_samples
 from pursuitify.data.image_folder import Folder
-from pursuitify.data.samples import check_logits
+from pursuitify.data.samples import check_logits, dtypes_explained
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.robust.attacks.input_checks import evaluation_mode
-from pursuitify.training.batches import Rows, all_labels, as_data, makes_batches, sample
+from pursuitify.training.batches import makes_batches, sample
 from pursuitify.utils import fingerprint, random_state
 
 #: Samples of a data set that are read and compared, beside what it holds and names.
@@ -41,7 +42,7 @@ def data_facts(rows: Rows, name: str, seed: int, augment: Any) -> dict[str, Any]
     facts: dict[str, Any] = {}
     if not makes_batches(rows) and not isinstance(rows, IterableDataset):
         facts["kind"] = "samples"
-        facts |= _samples(as_data(rows), seed, augment, name)
+        facts |= _samples(as_samples(rows), seed, augment, name)
     else:
         facts["kind"] = "batches"
         facts |= _loader(rows)
@@ -225,7 +226,8 @@ def answers(net: nn.Module, x: Tensor) -> Tensor:
         try:
             if isinstance(net, PursuitNetwork):
                 net.iterations = 0
-            return check_logits(net(x.to(place)), len(x))
+            with dtypes_explained(net, x):
+                return check_logits(net(x.to(place)), len(x))
         finally:
             if before is not None:
                 net.iterations = before  # type: ignore[assignment]

@@ -28,8 +28,10 @@ from torch.utils.data import (
 
 pytest.importorskip("accelerate")
 
-from pursuitify import InputError, OptionError
-from pursuitify.errors import DataError, PursuitifyError
+from pursuitify import InputError, OptionError, pursuitify
+from pursuitify.errors import DataError, PursuitifyError, TrainingError
+from pursuitify.models import ChainNet
+from pursuitify.robust import audit, pgd
 from pursuitify.training import evaluate, finetune, loop
 from tests.support.toy import rows
 
@@ -234,7 +236,7 @@ def test_labels_in_memory_are_checked_before_the_first_step(
     else:
         mixed = odd
     for data in ((x, mixed), TensorDataset(x, mixed), list(zip(x, mixed, strict=True))):
-        if kind in GOOD:
+        if kind in GOOD and kind != "all ignored":  # which leave nothing to learn from
             assert len(trained_on(linear(), data, monkeypatch, batch_size=4)) == 20
             continue
         steps: list[Any] = []
@@ -412,6 +414,69 @@ def test_adversarial_training_passes_over_what_has_no_label(objective: str) -> N
     assert finetune(linear(), (x, mixed), (x, y), epochs=1, **options).history[0]["loss"] > 0
     with pytest.raises(InputError, match="probabilities, and class numbers are needed"):
         finetune(linear(), (x, LABELS["probabilities"](y)), (x, y), epochs=1, **options)
+
+
+def test_data_without_a_label_is_refused_where_nothing_else_is_learned() -> None:
+    x, y = rows(16)
+    none = torch.full_like(y, -100)
+    options: Any = {"epochs": 2, "batch_size": 4, "progress": False}
+    net = linear()
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(InputError, match=r"no sample of train has a label.*reconstruction=1"):
+        finetune(net, (x, none), (x, y), **options)
+    with pytest.raises(InputError, match="no sample of val has a label"):
+        finetune(net, (x, y), (x, none), **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    stream = DataLoader(Stream(x, none), 4)  # its labels are known once it is read
+    with pytest.raises(TrainingError, match=r"nothing was learned in epoch 1.*reconstruction=1"):
+        finetune(net, stream, (x, y), epochs=2, progress=False)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_has_no_label_is_learned_from_by_reconstruction(parts: int, share: float) -> None:
+    torch.manual_seed(0)
+    x, y = torch.rand(12, 1, 8, 8), torch.randint(0, 3, (12,))
+    some = torch.where(torch.arange(12) < share * 12, y, -100)
+    net = pursuitify(ChainNet(1, 3, width=2).eval(), iterations=1)
+    options: Any = {"epochs": 1, "batch_size": 6, "reconstruction": 1.0, "micro_batches": parts}
+    before = [p.clone() for p in net.parameters()]
+    found = finetune(net, (x, some), (x, y), progress=False, keep="last", **options).history[0]
+    assert found["reconstruction"] > 0
+    assert found["loss"] >= found["reconstruction"] * 0.9  # of all samples, in every batch
+    assert ("accuracy" in found) == (share > 0)
+    assert not all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda net, x, y: evaluate(net, (x, y)),
+        lambda net, x, y: finetune(net, (x, y), (x, y), epochs=1, progress=False),
+        lambda net, x, y: pgd(net, x, y, eps=0.1),
+        lambda net, x, y: audit(net, (x, y), eps=0.1, progress=False),
+    ],
+    ids=["evaluate", "finetune", "pgd", "audit"],
+)
+def test_inputs_of_another_type_than_the_network_are_said(use: Any, dtype: torch.dtype) -> None:
+    x, y = rows(8)
+    net = linear().to(dtype)
+    with pytest.raises(InputError, match=r"are torch\.float32 and the network's weights") as said:
+        use(net, x, y)
+    advice = str(said.value).rpartition("for instance ")[2]
+    assert advice == "net.to(torch.float32)"
+    use(net.to(torch.float32), x, y)
+
+    class Casting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear().to(dtype)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.to(dtype)).float()
+
+    use(Casting(), x, y)  # it casts by itself
 
 
 def test_what_is_counted_is_what_has_a_label() -> None:

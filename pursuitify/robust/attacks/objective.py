@@ -11,7 +11,7 @@ from sys import _getframe
 import torch
 from torch import Tensor, nn
 
-from pursuitify.data.samples import check_logits
+from pursuitify.data.samples import check_logits, dtypes_explained
 from pursuitify.errors import InputError
 from pursuitify.robust.attacks.input_checks import check_classes
 from pursuitify.robust.attacks.losses import Loss, toward
@@ -93,7 +93,8 @@ class AttackObjective:
 
     def logits(self, points: Tensor, labels: Tensor) -> Tensor:
         """Return the model's logits, in float32 at least, after checking them."""
-        logits = attacked_logits(self.model(points), labels)
+        with dtypes_explained(self.model, points):
+            logits = attacked_logits(self.model(points), labels)
         values = logits.detach()
         if not self._warned and values.amin() >= 0 and (values.sum(1) - 1).abs().amax() < 1e-4:
             self._warned = True

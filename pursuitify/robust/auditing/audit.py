@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from numbers import Integral
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pursuitify.data.forms import whole
 from pursuitify.data.samples import recordable
 from pursuitify.errors import AuditError, InputError, OptionError
 from pursuitify.robust.attacks.input_checks import (
@@ -100,7 +100,7 @@ def audit(
     if resume is not None:
         resume = option_checks.path("resume", resume)
     _check_own(attacks)
-    x, y = gather(data)
+    x, y = whole(data)
     check_inputs(net, x, y, eps, name="data")
     x, y = recordable(x), recordable(y)
     if net.training:
@@ -187,57 +187,6 @@ def _check_own(attacks: object) -> None:
                 f"attacks[{name!r}] is a {type(attack).__name__}: attacks maps names to functions "
                 "called as attack(model, x, y, eps=eps)"
             )
-
-
-def gather(data: Data) -> tuple[Tensor, Tensor]:
-    """Return all inputs and labels of tensors, of batches or of samples, as two tensors."""
-    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
-        x, y = data
-        if not isinstance(y, Tensor):
-            raise InputError(f"labels must be a tensor, not {type(y).__name__}")
-        return x.detach(), y
-    parts = [_part(number, part) for number, part in enumerate(_parts(data))]
-    if not parts:
-        raise InputError("there is nothing to attack: data is empty")
-    kinds = {(tuple(x.shape[1:]), x.dtype, x.device.type) for x, _ in parts}
-    if len(kinds) > 1:
-        listed = sorted(f"{shape} {dtype} on {device}" for shape, dtype, device in kinds)
-        raise InputError(f"inputs of several kinds cannot be attacked together: {listed}")
-    return torch.cat([x.detach() for x, _ in parts]), torch.cat([y for _, y in parts])
-
-
-_FORMS = "data must be (x, y) tensors, an iterable of such batches, or samples (x, label)"
-
-
-def _parts(data: Any) -> Iterator[Any]:
-    """Yield the items of data; a data set is read by index, as a loader reads it."""
-    if isinstance(data, Dataset) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        yield from (data[index] for index in range(len(data)))
-        return
-    if isinstance(data, (Tensor, str, Mapping)) or not isinstance(data, Iterable):
-        raise InputError(f"{_FORMS}, not a {type(data).__name__}")
-    yield from data
-
-
-def _part(number: int, part: Any) -> tuple[Tensor, Tensor]:
-    """Return a batch as it is and a sample as a batch of one."""
-    if not isinstance(part, (tuple, list)) or len(part) != 2 or not isinstance(part[0], Tensor):
-        kind = type(part).__name__
-        if isinstance(part, (tuple, list)):
-            kind += f" of {', '.join(type(entry).__name__ for entry in part)}"
-        raise InputError(f"{_FORMS}; entry {number} is a {kind}")
-    x, y = part
-    if isinstance(y, Integral):  # a sample of a data set
-        return x[None], torch.tensor([int(y)], device=x.device)
-    if not isinstance(y, Tensor):
-        raise InputError(f"{_FORMS}; the label of entry {number} is a {type(y).__name__}")
-    if y.ndim == 0:
-        return x[None], y[None]
-    if x.ndim == 0 or y.shape != x.shape[:1]:
-        raise InputError(
-            f"{_FORMS}; entry {number} has inputs {tuple(x.shape)} and labels {tuple(y.shape)}"
-        )
-    return x, y
 
 
 def _subjects(net: nn.Module, twins: dict[str, nn.Module]) -> dict[str, nn.Module]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.checkpoints.tensor_sketch import sketch
+from pursuitify.data.samples import dtypes_explained
 from pursuitify.errors import OptionError
 from pursuitify.robust.attacks.input_checks import batches, evaluation_mode
 from pursuitify.robust.attacks.objective import attacked_logits
@@ -196,7 +197,7 @@ def answers(
 ) -> dict[str, list[float]]:
     """Return a few hundred numbers that stand for a network's logits on the inputs."""
     random_state.seed_all(seed)
-    with evaluation_mode(net):
+    with evaluation_mode(net), dtypes_explained(net, x):
         parts = [attacked_logits(net(part), own) for part, own in batches(x, y, batch_size)]
     found = sketch(torch.cat(parts))
     return {key: found[key] for key in ("norms", "sums")}
