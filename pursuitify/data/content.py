@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pursuitify.utils.fingerprint import MARK, add_tensor, is_installed, of_values
+from pursuitify.utils.fingerprint import MARK, HashWalk, add_tensor, is_installed, of_values
 from pursuitify.utils.torch_internals import version_of
 
 #: Bytes of files that are read whole.
@@ -144,11 +144,11 @@ def _stands_alone(value: Any) -> bool:
     return value is None or isinstance(value, (*_PLAIN, *_DRAWS))
 
 
-class _ContentWalk:
+class _ContentWalk(HashWalk):
     """A walk through what a value holds, which gathers the files on its way."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        self._hash = hashlib.blake2b(digest_size=16)
+        super().__init__()
         self._folders = folders
         self._files: list[tuple[str, Path]] = []
         self._open: set[int] = set()
@@ -159,24 +159,24 @@ class _ContentWalk:
         """Return what was found."""
         written = None
         if self._files:
-            written = _add_files(self._hash, self._files)
+            written = _add_files(self.hash, self._files)
         if not self._found:
             return None
-        return Content(f"{MARK}{self._python}{self._hash.hexdigest()}", written)
+        return Content(f"{MARK}{self._python}{self.hash.hexdigest()}", written)
 
     def add(self, value: Any) -> None:
         """Add a value and all that it holds."""
         if isinstance(value, _PATHS):
             self._path(value)
         elif value is None:
-            self._text("None")
+            self.add_text("None")
         elif isinstance(value, _PLAIN):
             self._found = True
-            self._text(f"{type(value).__name__} {value!r}")
+            self.add_text(f"{type(value).__name__} {value!r}")
         elif isinstance(value, _DRAWS):
-            self._text(type(value).__name__)
+            self.add_text(type(value).__name__)
         elif id(value) in self._open or len(self._open) > _DEPTH:
-            self._text("above, or too deep")
+            self.add_text("above, or too deep")
         else:
             self._open.add(id(value))
             self._parts(value)
@@ -185,15 +185,15 @@ class _ContentWalk:
     def _parts(self, value: Any) -> None:
         if isinstance(value, Tensor):
             self._found |= value.numel() > 0
-            add_tensor(self._hash.update, value)
+            add_tensor(self.hash.update, value)
         elif isinstance(value, np.ndarray):
             self._array(value)
         elif isinstance(value, Mapping):
-            self._all("mapping", [part for key in _ordered(value) for part in (key, value[key])])
+            self.add_all("mapping", [part for key in _ordered(value) for part in (key, value[key])])
         elif isinstance(value, Set):
-            self._all("set", _ordered(value))
+            self.add_all("set", _ordered(value))
         elif isinstance(value, (list, tuple, deque)):
-            self._all("list", value)
+            self.add_all("list", value)
         elif isinstance(value, _CODE):
             self._code(value)
         else:
@@ -202,15 +202,15 @@ class _ContentWalk:
     def _array(self, value: Any) -> None:
         name = getattr(value, "filename", None)  # of a memory map, which may be larger than memory
         if isinstance(name, _PATHS) and value.nbytes > _WHOLE:
-            self._text(f"map {value.dtype} {value.shape} {getattr(value, 'offset', 0)}")
+            self.add_text(f"map {value.dtype} {value.shape} {getattr(value, 'offset', 0)}")
             self._path(name)
         elif value.dtype.hasobject or value.dtype.kind in "US":
-            self._text(f"array {value.shape}")
-            self._all("entries", value.reshape(-1).tolist())
+            self.add_text(f"array {value.shape}")
+            self.add_all("entries", value.reshape(-1).tolist())
         else:
             self._found |= value.size > 0
-            self._text(f"array {value.dtype} {value.shape}")
-            self._hash.update(np.ascontiguousarray(value).tobytes())
+            self.add_text(f"array {value.dtype} {value.shape}")
+            self.hash.update(np.ascontiguousarray(value).tobytes())
 
     def _code(self, value: Any) -> None:
         if isinstance(value, types.MethodType):
@@ -222,12 +222,12 @@ class _ContentWalk:
         version, sign, _ = mark.removeprefix(MARK).rpartition(":")
         self._python = version + sign or self._python
         self._found = True
-        self._text(mark)
+        self.add_text(mark)
 
     def _object(self, value: Any) -> None:
         """Add pictures and tables as arrays, open files by name, other objects by attributes."""
         kind = type(value)
-        self._text(f"{kind.__module__} {kind.__qualname__}")
+        self.add_text(f"{kind.__module__} {kind.__qualname__}")
         array = _as_array(value)
         if array is not None:
             self._array(array)
@@ -237,7 +237,7 @@ class _ContentWalk:
         if files:
             self._path(files[0])
         elif not is_installed(kind.__module__) or kind.__module__.partition(".")[0] in _OPEN:
-            self._all("object", [part for item in sorted(_own(value).items()) for part in item])
+            self.add_all("object", [part for item in sorted(_own(value).items()) for part in item])
 
     def _path(self, value: Any) -> None:
         text = os.fsdecode(value)
@@ -246,21 +246,11 @@ class _ContentWalk:
             if found is not None:
                 self._found = True
                 self._files.append((text, found))
-                self._text("file")
+                self.add_text("file")
                 return
         if not _is_folder(value):  # where a folder lies is no part of what is in it
             self._found = True
-            self._text(f"text {text}")
-
-    def _all(self, what: str, parts: Any) -> None:
-        self._text(f"{what} {len(parts)}")
-        for part in parts:
-            self.add(part)
-
-    def _text(self, text: str) -> None:
-        """Add a text with its length, so that no two read alike."""
-        data = text.encode("utf-8", "surrogatepass")
-        self._hash.update(f"{len(data)}:".encode() + data)
+            self.add_text(f"text {text}")
 
 
 def _ordered(values: Any) -> list[Any]:

@@ -23,9 +23,20 @@ Rows = Any  # (x, y) tensors, a Dataset, a DataLoader, or an iterable of batches
 _PAIR = "Give pairs (x, y): a DataLoader's collate_fn may pick them out of what the samples are"
 
 
-def is_tensors(rows: Rows) -> bool:
-    """Whether rows are all inputs and all labels as two tensors."""
-    return isinstance(rows, (tuple, list)) and len(rows) == 2 and all(map(torch.is_tensor, rows))
+def is_tensors(rows: Rows, name: str = "data") -> bool:
+    """Whether rows are all inputs and all labels as two tensors.
+
+    Raises:
+        OptionError: If only the inputs are a tensor.
+    """
+    if isinstance(rows, (tuple, list)) and len(rows) == 2 and isinstance(rows[0], Tensor):
+        if isinstance(rows[1], Tensor):
+            return True
+        raise OptionError(
+            f"{name} is a pair of a tensor and a {type(rows[1]).__name__}: labels must be a tensor "
+            "too. Give torch.as_tensor(labels)"
+        )
+    return False
 
 
 def is_table(rows: Rows) -> bool:

@@ -13,7 +13,8 @@ import random
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from pathlib import PurePath
 from typing import Any
 
@@ -146,7 +147,34 @@ def _is_value(value: object) -> bool:
     return isinstance(value, (*_PLAIN, *_NAMED, Tensor, np.ndarray, np.generic))
 
 
-class _Walk:
+class HashWalk(ABC):
+    """A walk through what a value holds, which adds all of it to a hash.
+
+    Attributes:
+        hash: The hash.
+    """
+
+    def __init__(self) -> None:
+        """Begin with an empty hash."""
+        self.hash = hashlib.blake2b(digest_size=16)
+
+    @abstractmethod
+    def add(self, value: Any) -> None:
+        """Add a value and all that it holds."""
+
+    def add_all(self, what: str, parts: Collection[Any]) -> None:
+        """Add several values, with their kind and number."""
+        self.add_text(f"{what} {len(parts)}")
+        for part in parts:
+            self.add(part)
+
+    def add_text(self, text: str) -> None:
+        """Add a text with its length, so that no two read alike."""
+        data = text.encode("utf-8", "surrogatepass")
+        self.hash.update(f"{len(data)}:".encode() + data)
+
+
+class _Walk(HashWalk):
     """A walk through what an object is made of.
 
     Each object has a hash of its own, which stands for it wherever it is met: two equal parts read
@@ -154,7 +182,7 @@ class _Walk:
     """
 
     def __init__(self, attributes: bool) -> None:
-        self.hash = hashlib.blake2b(digest_size=16)
+        super().__init__()
         self.generator = False
         self.version = ""
         self._attributes = attributes
@@ -169,18 +197,18 @@ class _Walk:
     def add(self, value: Any) -> None:
         """Add a value and all that it holds."""
         if isinstance(value, (*_PLAIN, *_NAMED)):
-            self._text(f"{type(value).__name__} {value!r}")
+            self.add_text(f"{type(value).__name__} {value!r}")
             return
         key, level = id(value), len(self._open)
         if key in self._open:
-            self._text(f"circle {level - self._open[key]}")
+            self.add_text(f"circle {level - self._open[key]}")
             return
         if key not in self._done:
             self._alive.append(value)
             self._open[key] = level
             self._done[key] = self._alone(self._content, value)
             del self._open[key]
-        self._text(self._done[key])
+        self.add_text(self._done[key])
 
     def _alone(self, add: Callable[[Any], None], value: Any) -> str:
         """Return the hash of what ``add`` adds of a value, which is not added itself."""
@@ -197,16 +225,16 @@ class _Walk:
         elif self._draws(value):
             self.generator = True
         elif isinstance(value, Mapping):
-            self._all("mapping", [part for item in value.items() for part in item])
+            self.add_all("mapping", [part for item in value.items() for part in item])
         elif isinstance(value, Set):
-            self._all("set", sorted(self._alone(self.add, item) for item in value))
+            self.add_all("set", sorted(self._alone(self.add, item) for item in value))
         elif isinstance(value, (list, tuple)):
-            self._all(type(value).__name__, list(value))
+            self.add_all(type(value).__name__, list(value))
         else:
             self._other(value)
 
     def _array(self, value: Any) -> None:
-        self._text(f"array {value.dtype} {value.shape}")
+        self.add_text(f"array {value.dtype} {value.shape}")
         if value.dtype == object:
             self.add(value.tolist())
         else:
@@ -224,14 +252,14 @@ class _Walk:
             state = None if isinstance(value, random.SystemRandom) else value.getstate()
         else:
             return False
-        self._all(type(value).__name__, [state])
+        self.add_all(type(value).__name__, [state])
         return True
 
     def _other(self, value: Any) -> None:
         if isinstance(value, functools.partial):
-            self._all("partial", [value.func, value.args, value.keywords])
+            self.add_all("partial", [value.func, value.args, value.keywords])
         elif isinstance(value, types.MethodType):
-            self._all("method", [value.__func__, value.__self__])
+            self.add_all("method", [value.__func__, value.__self__])
         elif isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, types.CodeType):
@@ -241,7 +269,7 @@ class _Walk:
         elif isinstance(value, types.ModuleType):
             self._library(value.__name__, "")
         elif isinstance(value, types.BuiltinFunctionType):
-            self._text(f"{value.__module__} {value.__name__}")
+            self.add_text(f"{value.__module__} {value.__name__}")
         elif isinstance(value, nn.Module):
             self._module(value)
         else:
@@ -251,15 +279,17 @@ class _Walk:
             own.pop("__weakref__", None)
             held = getattr(value, "__dict__", None)
             name = getattr(value, "__qualname__", "")  # of a function of C
-            self._all("object", [type(value), name, own | (held if isinstance(held, dict) else {})])
+            self.add_all(
+                "object", [type(value), name, own | (held if isinstance(held, dict) else {})]
+            )
 
     def _module(self, value: nn.Module) -> None:
         if not self._attributes:
-            self._all("module", [repr(value), value.state_dict()])
+            self.add_all("module", [repr(value), value.state_dict()])
             return
         hidden = ("_parameters", "_buffers", "_modules")
         own = {k: v for k, v in vars(value).items() if not k.startswith("_") or k in hidden}
-        self._all("module", [type(value), own])
+        self.add_all("module", [type(value), own])
 
     def _function(self, value: types.FunctionType) -> None:
         if is_installed(value.__module__):
@@ -268,7 +298,7 @@ class _Walk:
         cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
         names = sorted({n for n in _names(value.__code__) if n in value.__globals__})
         named = {name: _named(value.__globals__[name]) for name in names}
-        self._all(
+        self.add_all(
             f"function {value.__qualname__}",
             [value.__code__, value.__defaults__, value.__kwdefaults__, cells, named],
         )
@@ -277,32 +307,22 @@ class _Walk:
         self.version = f"{sys.version_info.major}.{sys.version_info.minor}:"
         self.hash.update(code.co_code)
         names = (code.co_names, code.co_varnames, code.co_freevars)
-        self._all("code", [*names, *code.co_consts])
+        self.add_all("code", [*names, *code.co_consts])
 
     def _type(self, value: type) -> None:
         if is_installed(value.__module__):
             self._library(value.__module__, value.__qualname__)
             return
-        self._text(f"type {value.__module__} {value.__qualname__}")
+        self.add_text(f"type {value.__module__} {value.__qualname__}")
         for name, part in _members(value):
-            self._text(name)
+            self.add_text(name)
             self.add(part)
-        self._all("bases", [base for base in value.__bases__ if base is not object])
+        self.add_all("bases", [base for base in value.__bases__ if base is not object])
 
     def _library(self, module: str, name: str) -> None:
         top = module.partition(".")[0]
         version = "" if top in _KNOWN else getattr(sys.modules.get(top), "__version__", "")
-        self._text(f"library {module} {name} {version}")
-
-    def _all(self, what: str, parts: list[Any]) -> None:
-        self._text(f"{what} {len(parts)}")
-        for part in parts:
-            self.add(part)
-
-    def _text(self, text: str) -> None:
-        """Add a text with its length, so that no two read alike."""
-        data = text.encode("utf-8", "surrogatepass")
-        self.hash.update(f"{len(data)}:".encode() + data)
+        self.add_text(f"library {module} {name} {version}")
 
 
 def _named(value: Any) -> Any:

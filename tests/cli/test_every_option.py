@@ -117,7 +117,8 @@ def described(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [described(part) for part in value]
     if isinstance(value, torch.utils.data.Dataset):
-        return [described(value[index]) for index in range(len(value))]  # type: ignore[arg-type]
+        samples: Any = value
+        return [described(samples[index]) for index in range(len(samples))]
     if hasattr(value, "__dataclass_fields__"):
         return asdict(value)
     if callable(value):

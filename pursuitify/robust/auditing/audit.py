@@ -22,7 +22,11 @@ from pursuitify.robust.auditing.attack_registry import Attack
 from pursuitify.robust.auditing.audit_report import AuditReport
 from pursuitify.robust.auditing.network_guard import process_state_kept
 from pursuitify.robust.auditing.protocols import PROTOCOLS, Protocol
-from pursuitify.robust.auditing.results_record import AuditRecord, subject_identity
+from pursuitify.robust.auditing.results_record import (
+    AuditRecord,
+    subject_identity,
+    weights_identity,
+)
 from pursuitify.robust.auditing.run_protocol import TWIN, Auditor
 from pursuitify.robust.surrogates.sweep_counts import AtIterations, exact_derivatives, find_pursuit
 from pursuitify.utils import option_checks
@@ -84,7 +88,8 @@ def audit(
         The report. ``print(report)`` shows it, ``report.verdict`` sums it up.
 
     Raises:
-        OptionError: If an option is wrong, or ``resume`` holds another audit.
+        OptionError: If an option is wrong, the data has none of these forms, or ``resume`` holds
+            another audit.
         InputError: If the data cannot be attacked, or the network or a twin returns anything but
             finite logits of all its labels' classes.
         AuditError: If an attack of your own changed the network in a way that cannot be undone.
@@ -120,7 +125,7 @@ def audit(
         identity = {
             **setting,
             "batch_size": batch_size,
-            "network": of_values(net, attributes=False),
+            "network": weights_identity(net, x, y, batch_size, seed),
             "data": of_tensors(x, y),
             "device": x.device.type,
             "attacks": of_values(repr(protocol)),
@@ -165,7 +170,9 @@ def _beyond_weights(
                 continue
             try:
                 # A twin of other weights is another twin, attacked anew; only its own are compared.
-                mark = "" if name == "network" else f" {of_values(subject, attributes=False)}"
+                mark = ""
+                if name != "network":
+                    mark = f" {weights_identity(subject, x, y, batch_size, seed)}"
                 found |= subject_identity(name + mark, subject, x, y, batch_size, seed)
             except InputError as error:
                 if name == "network":

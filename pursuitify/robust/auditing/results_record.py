@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -189,6 +190,25 @@ def subject_identity(
         f"attributes of {name}": {k: v for k, v in before.items() if after.get(k) == v},
         f"answers of {name}": first if repeats else {},
     }
+
+
+def weights_identity(
+    net: nn.Module, x: Tensor, y: Tensor, batch_size: int | None, seed: int
+) -> str:
+    """Return a fingerprint of a network's parameters and buffers.
+
+    Buffers that a pass in evaluation mode writes into, such as a counter of calls, are state of the
+    passes and not of the network: they count as zero.
+    """
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    if before:
+        answers(net, x[:_FEW], y[:_FEW], batch_size, seed)
+    moving = [name for name, now in net.named_buffers() if not torch.equal(now, before[name])]
+    if moving:
+        net = copy.deepcopy(net)
+        for name in moving:
+            net.get_buffer(name).zero_()
+    return of_values(net, attributes=False)
 
 
 @torch.no_grad()

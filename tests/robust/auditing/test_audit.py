@@ -284,8 +284,8 @@ X, Y = torch.rand(4, 1, 8, 8), torch.arange(4)
 BAD = {
     "empty": ((X[:0], Y[:0]), {}, InputError, "empty"),
     "no batches": ([], {}, InputError, "empty"),
-    "no pairs": ([X], {}, InputError, "batches.*entry 0 is a Tensor"),
-    "lists": ((X, [0, 1, 2, 3]), {}, InputError, "labels must be a tensor"),
+    "no pairs": ([X], {}, OptionError, "entry 0 of data is a Tensor, not a pair"),
+    "lists": ((X, [0, 1, 2, 3]), {}, OptionError, "labels must be a tensor"),
     "too bright": ((X + 1, Y), {}, InputError, "normalise inside the model"),
     "label": ((X, Y + 7), {}, InputError, "label 10"),
     "protocol": ((X, Y), {"protocol": "slow"}, OptionError, "'quick', 'standard', 'full'"),
@@ -296,7 +296,7 @@ BAD = {
     "no function": ((X, Y), {"attacks": {"mine": 3}}, OptionError, "maps names to functions"),
     "a list": ((X, Y), {"attacks": [1]}, OptionError, "not a mapping"),
     "odd inputs": ([(X[0], 1), (X[0, :, :4], 2)], {}, InputError, "several kinds"),
-    "triples": ([(X, Y, Y)], {}, InputError, "entry 0 is a tuple of Tensor, Tensor, Tensor"),
+    "triples": ([(X, Y, Y)], {}, OptionError, "entry 0 of data is a tuple of 3, not a pair"),
     "a late twin": (
         (X, Y),
         {"twins": {"few": nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}},

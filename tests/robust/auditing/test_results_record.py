@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from pursuitify.errors import OptionError
 from pursuitify.robust import AuditReport, Protocol, Step, audit
@@ -27,10 +27,10 @@ JUNK = st.recursive(
 )
 
 
-def run(path: Path | None = None) -> AuditReport:
+def run(path: Path | None = None, net: nn.Module | None = None) -> AuditReport:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+        net = net or nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
         x, y = torch.rand(8, 1, 4, 4), torch.randint(0, 3, (8,))
     return audit(net, (x, y), eps=0.1, protocol=TINY, progress=False, resume=path)
 
@@ -137,3 +137,30 @@ def test_a_result_that_was_taken_out_by_hand_is_noticed(
     (tmp_path / "record.json").write_text(json.dumps(content))
     with pytest.raises(OptionError, match="was altered after it was written"):
         run(tmp_path / "record.json")
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer, and may answer by another buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Linear(16, 3)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.inner(x.flatten(1) - self.mean)
+
+
+def test_a_network_that_counts_its_calls_goes_on(tmp_path: Path) -> None:
+    net, path = Counting().eval(), tmp_path / "record.json"
+    first = run(path, net)
+    calls = int(net.calls)
+    again = run(path, net)
+    assert facts(again) == facts(first)
+    assert int(net.calls) - calls < calls, "nothing was attacked anew"
+    net.mean += 0.25  # which no pass writes into
+    with pytest.raises(OptionError, match="another audit: it differs in network"):
+        run(path, net)
