@@ -187,9 +187,11 @@ def clone(op: Op, input: Tensor, **_kwargs: Any) -> Affine:
     return Affine(op(input), (Identity(),))
 
 
-@registry.register(split_ops.detached, kind="linear", channelwise=True, elementwise=True)
+@registry.register(
+    split_ops.detached, "detach", torch.detach, kind="linear", channelwise=True, elementwise=True
+)
 def detached(op: Op, input: Tensor) -> Affine:
-    """Return the identity; where derivatives are recorded, none goes through."""
+    """Bind a detached value: the identity; where derivatives are recorded, none goes through."""
     return Affine(op(input), (Detached() if torch.is_grad_enabled() else Identity(),))
 
 

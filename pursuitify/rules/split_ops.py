@@ -63,7 +63,7 @@ def splitter_of(node: fx.Node) -> Callable[..., Tensor] | None:
 
 
 #: Methods that change the dtype, or may.
-CASTS = ("float", "double", "half", "bfloat16", "to", "type_as")
+CASTS = ("float", "double", "half", "bfloat16", "to", "cpu", "cuda")
 
 
 def is_cast(node: fx.Node) -> bool:

@@ -83,9 +83,9 @@ def hooked(utility: Callable[[nn.Module], object]) -> nn.Sequential:
     ("refused", "advice", "mended"),
     [
         (
-            lambda: With(lambda x: nn.ReLU()(x)),
+            lambda: With(lambda x: nn.Dropout(0.5)(x)),
             "make it once, in __init__",
-            lambda: With(F.relu),
+            lambda: With(nn.Dropout(0.5).eval()),
         ),
         (lambda: Listed(list), "self.body = nn.ModuleList", lambda: Listed(nn.ModuleList)),
         (lambda: Listed(tuple), "plain tuple", lambda: Listed(nn.ModuleList)),

@@ -20,7 +20,7 @@ KNOWN = {"constant Function"}
 #: What is refused as the only step after an activation. Everything else converts, and must go on.
 REFUSED = {
     "len", "size arithmetic", "split", "unbind",
-    "view written", "entry written", "Sequential sliced", "modules made", "module copied",
+    "view written", "entry written", "module copied",
     "is_leaf", "floating", "contiguous asked", "running mean", "random in training", "finfo",
     "finfo of the weight", "no_grad writes", "Function", "dirty Function of a layer",
     "register_hook always", "retain_grad", "derivative", "vmap", "func", "replaced buffer",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import operator
+from typing import Any
 
+import torch
 from torch import fx, nn
 
 from pursuitify import errors
@@ -35,6 +37,47 @@ def split_pieces(graph: fx.Graph) -> None:
                 graph.erase_node(user)
         if not node.users:
             graph.erase_node(node)
+
+
+#: Methods that take a size from another tensor, and those that take the size itself.
+_AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
+
+
+def spell_out(graph: fx.Graph) -> None:
+    """Write by name what a method takes from another tensor, or from a type of old.
+
+    ``x.type_as(y)`` and ``x.to(y)`` become ``x.to(device=y.device, dtype=y.dtype)``, and
+    ``x.expand_as(y)`` becomes ``x.expand(y.shape)``: of ``y`` its form alone counts, not its
+    values, on which the input may have acted. ``x.type(t)`` becomes ``x.to(...)``.
+    """
+    for node in graph.nodes:
+        if node.op != "call_method" or len(node.args) < 2:
+            continue
+        other = node.args[1]
+        tensor = isinstance(other, fx.Node) and not nodes.is_shape(other)
+        if tensor and node.target in ("type_as", "to"):
+            read = {name: _attribute(graph, node, other, name) for name in ("device", "dtype")}
+            node.target, node.kwargs = "to", {**node.kwargs, **read}
+            node.args = (node.args[0],)
+        elif tensor and node.target in _AS_ANOTHER:
+            shape = _attribute(graph, node, other, "shape")
+            node.target, node.args = _AS_ANOTHER[node.target], (node.args[0], shape)
+        elif node.target == "type" and isinstance(other, str):
+            kind: Any = getattr(torch, other.removeprefix("torch."), None)
+            if isinstance(kind, type(torch.FloatTensor)):
+                node.args = node.args[:1]
+                node.kwargs = {**node.kwargs, "device": "cpu", "dtype": kind.dtype}
+                node.target = "to"
+        elif node.target == "type":
+            node.target = "to"
+
+
+def _attribute(graph: fx.Graph, node: fx.Node, owner: fx.Node, name: str) -> fx.Node:
+    """Return a node before another one that reads an attribute."""
+    with graph.inserting_before(node):
+        read = graph.call_function(getattr, (owner, name))
+    read.meta = dict(node.meta)
+    return read
 
 
 def functionalise(graph: fx.Graph, root: nn.Module) -> None:

@@ -34,7 +34,7 @@ from pursuitify.compiler.tracing import (
     type_questions,
 )
 from pursuitify.compiler.tracing.contexts import Watch
-from pursuitify.compiler.tracing.functionalise import functionalise, split_pieces
+from pursuitify.compiler.tracing.functionalise import functionalise, spell_out, split_pieces
 from pursuitify.compiler.tracing.match_modes import align, same_graph
 from pursuitify.compiler.tracing.nodes import describe, module_path
 from pursuitify.compiler.tracing.size_branches import Choices
@@ -239,6 +239,7 @@ def _trace(
         _, _, watched = _run(root, model, leaves, repeated, example, every_call=True)
         lost += watched.lost_constants()
     split_pieces(graph)
+    spell_out(graph)
     functionalise(graph, root)
     contexts.keep(graph, root)
     graph.lint()

@@ -170,6 +170,8 @@ class Tracer(fx.Tracer):
         if isinstance(a, fx.Proxy):
             self._check_version(a)
             return a.node
+        if isinstance(a, type(torch.FloatTensor)):  # a type of old, as in x.type(torch.FloatTensor)
+            return torch.typename(a)
         if type(a) is OrderedDict:  # torch.fx would make a plain dict of it
             made = self.create_proxy("call_function", OrderedDict, (list(a.items()),), {})
             return made.node
@@ -223,7 +225,7 @@ class Tracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         """Record or enter a module; see ``_aside``."""
-        if self._aside:
+        if self._aside or self._is_made_in_forward(m):
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
@@ -249,6 +251,23 @@ class Tracer(fx.Tracer):
                 "._orig_mod in its place, and compile the converted network"
             )
         return super().call_module(m, forward, args, kwargs)
+
+    def _is_made_in_forward(self, module: nn.Module) -> bool:
+        """Whether to enter a layer of torch's that is made where it is called, ``nn.ReLU()(x)``.
+
+        It has no tensors but those of the model's own layers in it, and what it does is what its
+        code says. One that the model keeps outside its modules, in a plain list, could be changed
+        later without the network seeing it, and one with a mode of its own, dropout, does not
+        follow the model's.
+        """
+        loose = [part for part in module.modules() if part not in self._settings]
+        return (
+            module in loose
+            and all(type(part).__module__.startswith("torch.nn.modules.") for part in loose)
+            and not any(t is not None for part in loose for t in _tensors_of(part).values())
+            and not any(isinstance(part, _DROPOUTS) for part in loose)
+            and _kept_outside(module, self.root) is None
+        )
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """Return a proxy of a parameter or buffer; see ``_aside``."""
@@ -295,13 +314,25 @@ class Tracer(fx.Tracer):
         return (obj[i] for i in range(count))  # type: ignore[index]
 
 
+_DROPOUTS = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
+
+
 def _stray(module: nn.Module, root: nn.Module) -> str:
     """Say where a module that is called, but is no submodule, comes from."""
     name = type(module).__name__
+    return _kept_outside(module, root) or (
+        f"it calls a {name} that is no submodule of the model: make it once, in __init__ "
+        f"(self.name = nn.{name}(...)), and call self.name(x) in the forward"
+    )
+
+
+def _kept_outside(module: nn.Module, root: nn.Module) -> str | None:
+    """Say where a model holds a module that is no submodule of it; None if it does nowhere."""
+    name = type(module).__name__
     for path, holder in root.named_modules():
         for attribute, value in vars(holder).items():
-            if attribute.startswith("_"):
-                continue
             inner = vars(value) if hasattr(value, "__dict__") else {}
             if not isinstance(value, nn.Module) and any(
                 isinstance(held, (list, tuple)) and any(i is module for i in held)
@@ -322,7 +353,4 @@ def _stray(module: nn.Module, root: nn.Module) -> str:
                     "it, so its weights are in neither parameters() nor state_dict(). Make it "
                     f"self.{attribute} = {proper}(...)"
                 )
-    return (
-        f"it calls a {name} that is no submodule of the model: make it once, in __init__ "
-        f"(self.name = nn.{name}(...)), and call self.name(x) in the forward"
-    )
+    return None
