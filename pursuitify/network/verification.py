@@ -542,12 +542,14 @@ def _around_products(
     products = began.products
     if products is None:
         return None
-    values = (v.detach() if isinstance(v, Tensor) else v for v in products.values)
+    values = [v.detach() if isinstance(v, Tensor) else v for v in products.values]
     answer, latents, operands = products.plain(network, *map(_own, inputs), *values)
     found, known = (*latents, *operands), (*first.latents, *products.operands)
-    # Most operands are latents, and a concat may be the operand of several: each pair is read once.
+    # Most operands are latents, and a concat may be the operand of several: each pair is read once,
+    # and an identity latent, which is a product itself, not at all.
+    given = {id(v) for v in values}
     pairs = {(id(a), id(b)): (a, b) for a, b in zip(found, known, strict=True)}
-    return answer if all(_same(a, b) for a, b in pairs.values()) else None
+    return answer if all(_same(a, b) for a, b in pairs.values() if id(a) not in given) else None
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -606,6 +608,7 @@ class _Work:
         packed: The packed form of a map, by its identity.
         waiting: How many paths begin with a leaf and a map, where they are several.
         begun: What that map made of the leaf, while paths wait for it.
+        leaves: What the rows' paths start from, by the paths' leaves.
         drawn: Random numbers.
         directions: The same by dtype, repeated as often as the largest tensor so far needed.
         blamed: By row, which operator failed its dot test.
@@ -621,6 +624,7 @@ class _Work:
     packed: dict[int, PackedConv] = field(default_factory=dict)
     waiting: Counter[_Beginning] = field(default_factory=Counter)
     begun: dict[_Beginning, Tensor] = field(default_factory=dict)
+    leaves: dict[int, Tensor] = field(init=False)
     drawn: Tensor = field(init=False)
     directions: dict[torch.dtype, Tensor] = field(default_factory=dict)
     blamed: dict[str, str] = field(default_factory=dict)
@@ -634,6 +638,9 @@ class _Work:
                         self._pair(one, other)
             for branch, twin in zip(self.bound.branches, self.used.branches, strict=True):
                 self._pair_branch(branch, twin)
+        self.leaves = {j: w.detach() for j, w in enumerate(self.first.latents)}
+        inputs = enumerate(self.bound.inputs)
+        self.leaves.update({-1 - i: v.detach() for i, v in inputs if isinstance(v, Tensor)})
         self.drawn = _drawn(self.first.latents[0].device)
         paths = [path for row in self.bound.rows for slot in row.slots for path in slot]
         begins = Counter((path.leaf, id(path.maps[0])) for path in paths if path.maps)
@@ -715,7 +722,7 @@ class _Work:
             j: The row.
             gap: Largest difference of its latent from what the source's operations give.
         """
-        row, w, lam = self.bound.rows[j], self.first.latents[j].detach(), self.thresholds[j]
+        row, w, lam = self.bound.rows[j], self.leaves[j], self.thresholds[j]
         whole, floor = self._sampled(w), _floor(w.dtype)
         if whole is None or whole < floor:
             whole = tensor_differences.largest(w)
@@ -792,8 +799,10 @@ class _Work:
         for paths, like in zip(row.slots, row.u, strict=True):
             total: Tensor | None = None
             for path in paths:
+                value = self.leaves[path.leaf]
                 maps = path.maps if factors is None else path.maps[:-1]
-                value = self._through(row.name, path.leaf, maps, errors)
+                if maps:
+                    value = self._through(row.name, path.leaf, maps, errors)
                 total = value if total is None else total + value
             total = torch.zeros_like(like) if total is None else total
             parts.append(total if total.shape == like.shape else total.expand_as(like))
@@ -810,9 +819,7 @@ class _Work:
         What several paths begin with, as the rows that read a pooled value do, is computed and
         tested at the first of them.
         """
-        x = self._leaf(leaf)
-        if not maps:
-            return x
+        x = self.leaves[leaf]
         begin = leaf, id(maps[0])
         if begin in self.waiting:
             left = self.waiting[begin] = self.waiting[begin] - 1
@@ -887,10 +894,6 @@ class _Work:
         )
         return conv.adjoint_form, kernels
 
-    def _leaf(self, leaf: int) -> Tensor:
-        value = self.bound.inputs[-1 - leaf] if leaf < 0 else self.first.latents[leaf]
-        return value.detach()
-
     def _dot(self, value: Tensor, y: Tensor, x: Tensor, back: Tensor) -> float:
         """Return the error of <A x, y> = <x, A^T y>, relative to the size of A x.
 
@@ -906,12 +909,14 @@ class _Work:
         if x.shape != back.shape:
             return math.inf
         gap = abs(tensor_differences.inner(value, y) - tensor_differences.inner(x, back))
-        scale = tensor_differences.square(value)
-        error = tensor_differences.ratio(gap, scale**0.5)
+        # As in ``_sampled``: relative to the size of some entries, an upper bound at first.
+        part = value if self.every else tensor_differences.flat(value)[:_SAMPLED]
+        error = tensor_differences.ratio(gap, tensor_differences.square(part) ** 0.5)
         if error > self.tolerance or error != error:
             gap = abs(
                 tensor_differences.inner(value, y, True) - tensor_differences.inner(x, back, True)
             )
+            scale = tensor_differences.square(value)
             scale += tensor_differences.square(_product(x, back))
             error = tensor_differences.ratio(gap, scale**0.5)
         if error != error and bool(value.isfinite().all()):
@@ -924,7 +929,7 @@ class _Work:
         for paths, like in zip(row.slots, row.u, strict=True):
             total = torch.zeros_like(like)
             for path in paths:
-                x = self._leaf(path.leaf)
+                x = self.leaves[path.leaf]
                 total = total + self.apply(path.maps, x * self.direction(x).sign())[0].abs()
             parts.append(total)
         return row.join(tuple(parts)) + recorded.abs()
@@ -941,9 +946,9 @@ def _slot_factors(row: BoundRow) -> list[Tensor] | None:
     for paths, like, size in zip(row.slots, row.u, row.sizes, strict=True):
         last = paths[0].maps[-1] if len(paths) == 1 and paths[0].maps else None
         factor = last.factor if type(last) is Scale else None
-        shape = [1] * like.dim()
-        shape[row.dim] = size
-        if not isinstance(factor, Tensor) or list(factor.shape) != shape:
+        if not isinstance(factor, Tensor) or factor.dim() != like.dim():
+            return None
+        if factor.numel() != size or factor.shape[row.dim] != size:
             return None
         found.append(factor.detach())
     return found
