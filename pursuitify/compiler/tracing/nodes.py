@@ -79,6 +79,15 @@ def reads_input(node: fx.Node) -> bool:
     return any(n.op == "placeholder" for n in upstream([node]))
 
 
+def reads_values(node: fx.Node) -> bool:
+    """Whether the node is computed from the values of an input, not from its sizes alone."""
+
+    def operands(node: fx.Node) -> list[fx.Node]:
+        return [] if is_shape(node) or is_like(node) else node.all_input_nodes
+
+    return any(n.op == "placeholder" for n in upstream([node], operands))
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether the node draws random numbers that are no mask of an operand."""
     return node.op in {"call_function", "call_method"} and node.target in _RANDOM

@@ -6,6 +6,7 @@ import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -76,6 +77,7 @@ class Tracer(fx.Tracer):
         self._tensors: dict[nn.Module, dict[str, Any]] = {}
         self._settings: dict[nn.Module, dict[str, Any]] = {}
         self._called: dict[nn.Module, str] = {}
+        self._methods: dict[type[nn.Module], dict[str, FunctionType]] = {}
         self.watch = Watch()
         self.unseen = ""
 
@@ -126,7 +128,10 @@ class Tracer(fx.Tracer):
         for leaf in self._leaves:
             if leaf == module_qualified_name if isinstance(leaf, str) else isinstance(m, leaf):
                 return True
-        if parametrize.is_parametrized(m) or patched_methods.is_patched(m):
+        kind = type(m)
+        if kind not in self._methods:  # the code of a class stays as it is while a model is traced
+            self._methods[kind] = patched_methods.reached(kind)
+        if parametrize.is_parametrized(m) or patched_methods.is_patched(m, self._methods[kind]):
             return False
         if preprocessing.is_transform(m):
             return True
@@ -161,8 +166,18 @@ class Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         """Know a proxy although it is a tensor, and keep an OrderedDict one."""
         if isinstance(a, fx.Proxy):
+            if a.tracer is not self:
+                raise errors.TraceError(
+                    f"the forward reads '{a.node.name}', which it kept of an earlier call"
+                )
             self._check_version(a)
             return a.node
+        if isinstance(a, torch.Generator):
+            raise errors.TraceError(
+                "the forward hands a torch.Generator to an operation, whose state the network "
+                "would not share with the model: draw from the global generator, without "
+                "generator="
+            )
         if type(a) is OrderedDict:  # torch.fx would make a plain dict of it
             made = self.create_proxy("call_function", OrderedDict, (list(a.items()),), {})
             return made.node

@@ -1,4 +1,4 @@
-"""``type(x)`` in a forward that is traced: the answer is Tensor, as it is when the model runs.
+"""What a forward that is traced may reach; ``type(x)`` there, and its generators of numbers.
 
 A proxy can say that it is a tensor where ``isinstance`` asks, but nothing makes ``type(x)`` say so.
 So while a model is traced, the name ``type`` means ``_Type`` below in the modules whose functions
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
 import sys
 import threading
 from collections import deque
@@ -25,12 +26,16 @@ from types import (
 )
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, fx, nn
 
 from pursuitify.utils.fingerprint import is_installed
 from pursuitify.utils.patched_methods import names_in
 
 _LOCK = threading.RLock()
+#: Kinds of generators of random numbers that a model may hold.
+GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
 class _Asked(type):
@@ -58,21 +63,28 @@ class _Type(type, metaclass=_Asked):
 
 
 @contextlib.contextmanager
-def answered(root: nn.Module) -> Iterator[None]:
-    """Let ``type(x)`` in the code of a model say of a proxy what ``x.__class__`` says."""
+def answered(root: nn.Module) -> Iterator[list[Any]]:
+    """Let ``type(x)`` in the code of a model say of a proxy what ``x.__class__`` says.
+
+    The value is a list of the generators of random numbers that the code of the model may reach.
+    """
     with _LOCK:
-        scopes = [scope for scope in _asking(root) if "type" not in scope]
+        asking, generators = _reached(root)
+        scopes = [scope for scope in asking if "type" not in scope]
         for scope in scopes:
             scope["type"] = _Type
         try:
-            yield
+            yield generators
         finally:
             for scope in scopes:
                 scope.pop("type", None)
 
 
-def _asking(root: nn.Module) -> list[dict[str, Any]]:
-    """Return the globals of the functions a forward may reach that use the name ``type``.
+def _reached(root: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Return what a forward may reach: globals in which ``type`` is asked, and generators.
+
+    The first are those of the functions that use the name ``type``, the second those of
+    ``GENERATORS``, each once.
 
     Functions are followed through the names in their code: of functions and classes, and of modules
     that hold them; through what they close over and their defaults; and through whatever objects
@@ -81,6 +93,7 @@ def _asking(root: nn.Module) -> list[dict[str, Any]]:
     there to all that the process holds. torch's own and the standard library's are left out.
     """
     found: dict[int, dict[str, Any]] = {}
+    generators: list[Any] = []
     seen: dict[int, Any] = {}  # the values themselves, so that no identity is given twice
     stack: list[Any] = list(root.modules())
     while stack:
@@ -88,6 +101,9 @@ def _asking(root: nn.Module) -> list[dict[str, Any]]:
         if type(value) in _PLAIN or id(value) in seen:
             continue
         seen[id(value)] = value
+        if issubclass(type(value), GENERATORS):
+            generators.append(value)
+            continue
         if type(value) is not FunctionType:
             stack += _parts(value)
             continue
@@ -99,7 +115,7 @@ def _asking(root: nn.Module) -> list[dict[str, Any]]:
         stack += [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
         stack += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         stack += [*vars(value).values(), *_named(names, scope)]
-    return list(found.values())
+    return list(found.values()), generators
 
 
 def held_functions(values: list[Any]) -> Iterator[FunctionType]:
