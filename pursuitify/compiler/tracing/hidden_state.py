@@ -141,8 +141,10 @@ class Held:
 
 def held(root: nn.Module) -> Held:
     """Return what the modules of a copied model hold now."""
+    buffers = {module: vars(module).get("_buffers") for module in root.modules()}
     return Held(
-        {module: dict(module._buffers) for module in root.modules()},
+        # A scripted module holds its own in C++, where no forward that is traced replaces them.
+        {module: dict(own) for module, own in buffers.items() if type(own) is dict},
         {module: {k: _copied(v) for k, v in vars(module).items()} for module in root.modules()},
     )
 
