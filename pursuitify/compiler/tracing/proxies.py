@@ -12,6 +12,7 @@ from __future__ import annotations
 import dis
 import operator
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ from torch import Tensor, fx
 from torch.fx.proxy import Attribute
 from torch.utils import checkpoint
 
+from pursuitify.compiler.tracing import nodes
 from pursuitify.errors import TraceError
 
 #: Attributes of a tensor that are tensors.
@@ -44,6 +46,11 @@ class TracedValue(fx.Proxy):
     A plain Proxy turns ``y += b`` into ``y = y + b``; where another name still refers to the old
     ``y``, that is another function than the one the model computes. Here it stays in place.
     """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """Say what the value is when the model runs, as ``int``, where that is known."""
+        return self.tracer.type_of(self) or type(self)  # type: ignore[attr-defined]
 
     def __getattr__(self, k: str) -> Any:
         return _attribute(self, k)
@@ -174,8 +181,19 @@ TracedTensor.__cuda_array_interface__ = property(  # type: ignore[assignment, me
 _OWN = {"node", "tracer", "keys"}
 
 
+class TracedSizes(TracedValue):
+    """A traced value that is no tensor, and that a pattern of ``match`` may take apart."""
+
+
 class _Attribute(Attribute):
     """An attribute of a traced value; knows the length of a shape."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """Say what the attribute is when the model runs, where that is known."""
+        if self.attr == "type" and isinstance(self.root, torch.device):
+            return str
+        return nodes.attribute_type(self.attr) or type(self)
 
     def __getattr__(self, k: str) -> Any:
         return _attribute(self, k)
@@ -183,3 +201,8 @@ class _Attribute(Attribute):
     def __len__(self) -> int:
         length = self.tracer.length(self)  # type: ignore[attr-defined]
         return super().__len__() if length is None else int(length)
+
+
+# ``case (b, c, h, w)`` asks for this, and then for a length, which raises where it is unknown.
+for _kind in (TracedSizes, _Attribute):
+    Sequence.register(_kind)

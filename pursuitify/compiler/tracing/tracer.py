@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from pursuitify import errors
 from pursuitify.compiler.tracing import contexts, guards, hidden_state, nodes, size_branches
 from pursuitify.compiler.tracing.contexts import Watch
-from pursuitify.compiler.tracing.proxies import TracedTensor, TracedValue
+from pursuitify.compiler.tracing.proxies import TracedSizes, TracedTensor
 from pursuitify.compiler.tracing.size_branches import Choices, Judge
 from pursuitify.rules import preprocessing, split_ops
 from pursuitify.rules.functions import Applied
@@ -161,7 +161,13 @@ class Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return our own kind of proxy, which is a tensor where the value is one."""
         tensor = not nodes.is_shape(node) and split_ops.splitter_of(node) is None
-        return TracedTensor(node, self) if tensor else TracedValue(node, self)
+        return TracedTensor(node, self) if tensor else TracedSizes(node, self)
+
+    def type_of(self, value: fx.Proxy) -> type | None:
+        """Return the type of a value that is no tensor when the model runs; None if unknown."""
+        if split_ops.splitter_of(value.node) is not None:
+            return tuple
+        return nodes.type_of(value.node) if nodes.is_shape(value.node) else None
 
     def create_arg(self, a: Any) -> Any:
         """Know a proxy although it is a tensor, and keep an OrderedDict one."""
