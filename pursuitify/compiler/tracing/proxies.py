@@ -126,6 +126,8 @@ class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tens
         if name == "device" and sys._getframe(1).f_globals is vars(checkpoint):
             # Checkpointing asks where random states are kept. Its value does not depend on that.
             return torch.device("cpu")
+        if name in _NONE_OR_NOT:
+            raise TypeError(f"the forward asks for {name!r} of a traced tensor, which may be None")
         if not hasattr(Tensor, name):
             raise AttributeError  # Python goes on to __getattr__
         if name in _TENSORS:
@@ -177,6 +179,8 @@ for _name in ("and", "div", "floordiv", "lshift", "mod", "or", "pow", "rshift", 
 TracedTensor.__cuda_array_interface__ = property(  # type: ignore[assignment, method-assign]
     _refusing("__cuda_array_interface__")
 )
+#: What a tensor may have or not have: none of it is known while the forward is traced.
+_NONE_OR_NOT = {"grad", "grad_fn", "_base", "name", "names"}
 #: What is read off the proxy itself.
 _OWN = {"node", "tracer", "keys"}
 

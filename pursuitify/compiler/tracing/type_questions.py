@@ -89,18 +89,27 @@ def _reached(root: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
     Functions are followed through the names in their code: of functions and classes, and of modules
     that hold them; through what they close over and their defaults; and through whatever objects
     of the user's own classes hold, to any depth. Of an object whose class an installed library
-    defines only the call is followed, unless it is a module: one name in a forward could lead from
-    there to all that the process holds. torch's own and the standard library's are left out.
+    defines, unless it is a module, only what the code names is followed: methods and attributes
+    of that name, and methods that an operator calls, and that where its code has to do with torch.
+    One object could lead from there to all that the process holds. torch's own and the standard
+    library's are left out.
     """
     found: dict[int, dict[str, Any]] = {}
     generators: list[Any] = []
     seen: dict[int, Any] = {}  # the values themselves, so that no identity is given twice
     stack: list[Any] = list(root.modules())
+    known: set[str] = set()
+    waiting: dict[str, list[Any]] = {}  # what library objects hold by names that no code has so far
     while stack:
         value = stack.pop()
         if type(value) in _PLAIN or id(value) in seen:
             continue
         seen[id(value)] = value
+        for name, held in _named_parts(value):
+            if name in known or name.startswith("__"):
+                stack.append(held)
+            else:
+                waiting.setdefault(name, []).append(held)
         if issubclass(type(value), GENERATORS):
             generators.append(value)
             continue
@@ -112,6 +121,9 @@ def _reached(root: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
         names, scope = set(names_in(value.__code__)), value.__globals__
         if "type" in names:
             found[id(scope)] = scope
+        for name in names - known:
+            stack += waiting.pop(name, ())
+        known |= names
         stack += [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
         stack += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         stack += [*vars(value).values(), *_named(names, scope)]
@@ -175,26 +187,40 @@ def _parts(value: Any) -> list[Any]:
     elif issubclass(kind, type):
         found += [held for base in _own(value) for held in vars(base).values()]
     elif _is_library(kind.__module__) and not issubclass(kind, nn.Module):
-        found += [vars(base)["__call__"] for base in _own(kind) if "__call__" in vars(base)]
+        pass
     elif issubclass(kind, SimpleNamespace) or not _is_foreign(kind.__module__):
         found += [held for base in _own(kind) for held in vars(base).values()]
-        found += _attributes(value)
+        found += _attributes(value).values()
     elif issubclass(kind, nn.Module):  # a layer of torch's may hold what its owner gave it
         found += vars(value).values()
     return found
 
 
-def _attributes(value: Any) -> list[Any]:
-    """Return the values of an object's own attributes, slots among them."""
+def _named_parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object of an installed library holds, or what its class does, by name."""
+    kind = type(value)
+    is_class = issubclass(kind, type)
+    module = value.__module__ if is_class else kind.__module__
+    if not (_is_library(module) and _knows_tensors(module)):
+        return
+    if is_class or not issubclass(kind, nn.Module):
+        for base in _own(value if is_class else kind):
+            yield from ((k, v) for k, v in vars(base).items() if issubclass(type(v), _CODE))
+        if not is_class:
+            yield from _attributes(value).items()
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return an object's own attributes, slots among them."""
     try:
-        found = list(object.__getattribute__(value, "__dict__").values())
+        found = dict(object.__getattribute__(value, "__dict__"))
     except (AttributeError, TypeError):
-        found = []
+        found = {}
     for base in _own(type(value)):
-        for held in vars(base).values():
+        for name, held in vars(base).items():
             if type(held) is MemberDescriptorType:
                 with contextlib.suppress(AttributeError):
-                    found.append(held.__get__(value))
+                    found[name] = held.__get__(value)
     return found
 
 
@@ -204,6 +230,10 @@ _CONTAINERS: tuple[Any, ...] = (list, tuple, set, frozenset, deque)
 _HOLDERS = (
     MethodType, functools.partial, functools.partialmethod, functools.cached_property,
     type(functools.lru_cache(lambda: None)),
+)  # fmt: skip
+#: What the methods of a class are.
+_CODE = (
+    FunctionType, staticmethod, classmethod, property, *_HOLDERS, functools.singledispatchmethod,
 )  # fmt: skip
 #: Types of values that hold nothing.
 _PLAIN = {int, float, complex, bool, str, bytes, type(None), Tensor, nn.Parameter}
@@ -228,6 +258,13 @@ def _is_foreign(module: str | None) -> bool:
 def _is_library(module: str | None) -> bool:
     """Whether a module belongs to an installed library other than torch and the standard one."""
     return not _is_foreign(module) and is_installed(str(module))
+
+
+@functools.cache
+def _knows_tensors(module: str) -> bool:
+    """Whether a module has imported torch by any name: what else asks is not about tensors."""
+    held = vars(sys.modules[module]).values() if module in sys.modules else ()
+    return any(value is torch or value is nn or value is Tensor for value in held)
 
 
 def _filled(cell: Any) -> bool:

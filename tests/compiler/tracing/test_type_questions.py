@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pursuitify import pursuitify
 from pursuitify.compiler.tracing import type_questions
+from pursuitify.errors import TraceError
 from tests.support.agreement import error
 
 
@@ -340,3 +341,99 @@ def test_what_a_traced_value_is_is_what_the_model_meets(name: str) -> None:
     model, x = Net(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)).eval(), torch.rand(2, 3, 6, 6)
     assert bool(ask(torch.rand(2, 4, 4, 4))) is answer
     assert error(pursuitify(model, iterations=0)(x), model(x)) == 0
+
+
+#: Code of an installed library: it asks in methods of objects, to which a model's code leads.
+LIBRARY = """
+from torch import Tensor
+
+class Asks:
+    def __init__(self):
+        self.function = asks
+    def asks(self, x):
+        return x * 2 if type(x) is Tensor else x
+    def leads(self, x):
+        return self.asks(x)
+    def calls(self, x):
+        return self.function(x)
+    @property
+    def bound(self):
+        return self.asks
+    @classmethod
+    def made(cls):
+        return cls()
+    @staticmethod
+    def static(x):
+        return x * 2 if type(x) is Tensor else x
+    __call__ = __add__ = __getitem__ = asks
+
+class Derived(Asks):
+    pass
+
+class Outer:
+    def __init__(self):
+        self.inner = {"a": [Asks()]}
+    def run(self, x):
+        return self.inner["a"][0].asks(x)
+
+def asks(x):
+    return x * 2 if type(x) is Tensor else x
+"""
+#: What a model holds of the library, and what it does with it.
+LED: dict[str, tuple[Any, Any]] = {
+    "function": (lambda e: e.asks, lambda h, x: h(x)),
+    "call": (lambda e: e.Asks(), lambda h, x: h(x)),
+    "method": (lambda e: e.Asks(), lambda h, x: h.asks(x)),
+    "method of a method": (lambda e: e.Asks(), lambda h, x: h.leads(x)),
+    "bound method": (lambda e: e.Asks().leads, lambda h, x: h(x)),
+    "property": (lambda e: e.Asks(), lambda h, x: h.bound(x)),
+    "held function": (lambda e: e.Asks(), lambda h, x: h.calls(x)),
+    "class method": (lambda e: e.Asks, lambda h, x: h.made().asks(x)),
+    "static method": (lambda e: e.Asks, lambda h, x: h.static(x)),
+    "base": (lambda e: e.Derived(), lambda h, x: h.asks(x)),
+    "operator": (lambda e: e.Asks(), lambda h, x: h + x),
+    "index": (lambda e: e.Asks(), lambda h, x: h[x]),
+    "held object": (lambda e: [e.Outer()], lambda h, x: h[0].run(x)),
+}
+
+
+@pytest.mark.parametrize("kind", LED)
+def test_a_question_in_an_object_of_a_library_is_answered(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = types.ModuleType("installed_library")
+    exec(compile(LIBRARY, "installed_library.py", "exec"), vars(library))
+    monkeypatch.setitem(sys.modules, "installed_library", library)
+    monkeypatch.setattr(
+        type_questions, "is_installed", lambda module: module == "installed_library"
+    )
+    hold, call = LED[kind]
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(call(self.held, x))
+            return y
+
+    torch.manual_seed(0)
+    model, x = Net(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(3, 4)
+    model.held = hold(library)
+    type_questions._is_library.cache_clear()
+    type_questions._knows_tensors.cache_clear()
+    try:
+        assert error(pursuitify(model, iterations=0)(x), model(x)) == 0
+    finally:
+        type_questions._is_library.cache_clear()
+        type_questions._knows_tensors.cache_clear()
+    assert "type" not in vars(library)
+
+
+@pytest.mark.parametrize("name", ["grad", "grad_fn"])
+def test_what_may_be_none_is_not_guessed(name: str) -> None:
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self[0](x)
+            y: Tensor = self[1](torch.relu(x if getattr(x, name) is None else 2 * x))
+            return y
+
+    with pytest.raises(TraceError, match=f"asks for '{name}'"):
+        pursuitify(Net(nn.Linear(4, 4), nn.Linear(4, 2)))
