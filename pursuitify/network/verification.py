@@ -8,7 +8,8 @@ on the values of a pass, row by row:
   the recorded latent. Every row starts from recorded values, so that rounding does not add up.
 * ``u`` and ``equation``: the bound dictionary gives u_j and, by (17),
   w_j = phi_j(B_j^T u_j - lam_j).
-* ``adjoint``: <A x, y> = <x, A^T y> for the operators of the row, x the pass's own values.
+* ``adjoint``: <A x, y> = <x, A^T y> for the operators of the row, x and y random. At the pass's own
+  values an adjoint may be wrong unseen: half of a latent is zero, and all of it may be constant.
 
 Errors are measured against the size of what is added up, so that neither large nor small weights
 matter. Where a sum cancels, that size is found by giving the terms random signs: the sum of what is
@@ -60,6 +61,9 @@ _SEED = 17
 #: Entries of a direction after which it starts again: drawing costs more than the tests. A prime
 #: number, so that no size of a tensor lines the repetitions up.
 _DRAWN = 16381
+#: Where among these numbers the other direction of a dot test starts: <A x, x> = <x, A x> would
+#: hold for an operator that took itself for its adjoint.
+_OTHER = 8192
 #: Entries of a tensor by which a self-check first judges how large it is.
 _SAMPLED = 4096
 #: A chain that several paths begin with: the leaf, and the identity of the map next to it.
@@ -539,12 +543,14 @@ def _around_products(
     products = began.products
     if products is None:
         return None
-    values = (v.detach() if isinstance(v, Tensor) else v for v in products.values)
+    values = [v.detach() if isinstance(v, Tensor) else v for v in products.values]
     answer, latents, operands = products.plain(network, *map(_own, inputs), *values)
     found, known = (*latents, *operands), (*first.latents, *products.operands)
-    # Most operands are latents, and a concat may be the operand of several: each pair is read once.
+    # Most operands are latents, and a concat may be the operand of several: each pair is read once,
+    # and an identity latent, which is a product itself, not at all.
+    given = {id(v) for v in values}
     pairs = {(id(a), id(b)): (a, b) for a, b in zip(found, known, strict=True)}
-    return answer if all(_same(a, b) for a, b in pairs.values()) else None
+    return answer if all(_same(a, b) for a, b in pairs.values() if id(a) not in given) else None
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -603,6 +609,7 @@ class _Work:
         packed: The packed form of a map, by its identity.
         waiting: How many paths begin with a leaf and a map, where they are several.
         begun: What that map made of the leaf, while paths wait for it.
+        leaves: What the rows' paths start from, by the paths' leaves.
         drawn: Random numbers.
         directions: The same by dtype, repeated as often as the largest tensor so far needed.
         blamed: By row, which operator failed its dot test.
@@ -618,6 +625,7 @@ class _Work:
     packed: dict[int, PackedConv] = field(default_factory=dict)
     waiting: Counter[_Beginning] = field(default_factory=Counter)
     begun: dict[_Beginning, Tensor] = field(default_factory=dict)
+    leaves: dict[int, Tensor] = field(init=False)
     drawn: Tensor = field(init=False)
     directions: dict[torch.dtype, Tensor] = field(default_factory=dict)
     blamed: dict[str, str] = field(default_factory=dict)
@@ -631,6 +639,9 @@ class _Work:
                         self._pair(one, other)
             for branch, twin in zip(self.bound.branches, self.used.branches, strict=True):
                 self._pair_branch(branch, twin)
+        self.leaves = {j: w.detach() for j, w in enumerate(self.first.latents)}
+        inputs = enumerate(self.bound.inputs)
+        self.leaves.update({-1 - i: v.detach() for i, v in inputs if isinstance(v, Tensor)})
         self.drawn = _drawn(self.first.latents[0].device)
         paths = [path for row in self.bound.rows for slot in row.slots for path in slot]
         begins = Counter((path.leaf, id(path.maps[0])) for path in paths if path.maps)
@@ -663,13 +674,18 @@ class _Work:
         """Return which operator of a row failed its dot test, in words."""
         return self.blamed.get(name, "")
 
-    def direction(self, like: Tensor) -> Tensor:
-        """Return a random direction, of the shape and memory order of a value."""
-        known = self.directions.get(like.dtype)
-        if known is None or len(known) < like.numel():
-            known = self.drawn.to(like.dtype).repeat(-(-like.numel() // _DRAWN))
+    def direction(self, like: Tensor, start: int = 0) -> Tensor:
+        """Return a random direction, of the shape and memory order of a value.
+
+        Args:
+            like: The value.
+            start: Which of the random numbers is the first.
+        """
+        known, end = self.directions.get(like.dtype), start + like.numel()
+        if known is None or len(known) < end:
+            known = self.drawn.to(like.dtype).repeat(-(-end // _DRAWN))
             self.directions[like.dtype] = known
-        flat = known[: like.numel()]
+        flat = known[start:end]
         if like.is_contiguous():
             return flat.view(like.shape)
         order = tensor_differences.order(like)
@@ -707,7 +723,7 @@ class _Work:
             j: The row.
             gap: Largest difference of its latent from what the source's operations give.
         """
-        row, w, lam = self.bound.rows[j], self.first.latents[j].detach(), self.thresholds[j]
+        row, w, lam = self.bound.rows[j], self.leaves[j], self.thresholds[j]
         whole, floor = self._sampled(w), _floor(w.dtype)
         if whole is None or whole < floor:
             whole = tensor_differences.largest(w)
@@ -718,8 +734,11 @@ class _Work:
         try:
             u, adjoint = self._u_of(row)
             u = u if row.offset is None else u + row.offset.detach()
-            z, given = self.apply(maps, u)
+            z, _ = self.apply(maps, u)
             value = row.activation(z if lam is None else z - lam)
+            if self._is_tested(maps, u, z):
+                found = self._dot_test(row.name, maps, u)
+                adjoint = max(found, adjoint) if adjoint == adjoint else found
         except RuntimeError as error:  # shapes that do not fit
             if 0 < tensor_differences.size(recorded) < floor:
                 return _NOTHING
@@ -730,9 +749,6 @@ class _Work:
             gaps[1] = tensor_differences.gap(u, recorded)
         if value.shape == w.shape:
             gaps[2] = tensor_differences.gap(value, w)
-        if self._is_tested(maps, u, z):
-            found = self._dot_test(row.name, maps, given, u, z)
-            adjoint = max(found, adjoint) if adjoint == adjoint else found
         # The size of u is looked at where it matters alone: where nothing differs, it does not.
         within = whole
         if gaps[1] > 0 or adjoint > self.tolerance:
@@ -784,8 +800,10 @@ class _Work:
         for paths, like in zip(row.slots, row.u, strict=True):
             total: Tensor | None = None
             for path in paths:
+                value = self.leaves[path.leaf]
                 maps = path.maps if factors is None else path.maps[:-1]
-                value = self._through(row.name, path.leaf, maps, errors)
+                if maps:
+                    value = self._through(row.name, path.leaf, maps, errors)
                 total = value if total is None else total + value
             total = torch.zeros_like(like) if total is None else total
             parts.append(total if total.shape == like.shape else total.expand_as(like))
@@ -802,9 +820,7 @@ class _Work:
         What several paths begin with, as the rows that read a pooled value do, is computed and
         tested at the first of them.
         """
-        x = self._leaf(leaf)
-        if not maps:
-            return x
+        x = self.leaves[leaf]
         begin = leaf, id(maps[0])
         if begin in self.waiting:
             left = self.waiting[begin] = self.waiting[begin] - 1
@@ -825,25 +841,36 @@ class _Work:
         errors: list[float],
     ) -> Tensor:
         """Return what maps make of ``x``; append the error of their dot test."""
-        value, given = self.apply(maps, x)
+        value, _ = self.apply(maps, x)
         if leaf >= 0 and self._is_tested(maps, x, value):
-            errors.append(self._dot_test(name, maps, given, x, value))
+            errors.append(self._dot_test(name, maps, x))
         return value
 
-    def _dot_test(
-        self,
-        name: str,
-        maps: Sequence[LinearMap],
-        given: Sequence[Tensor],
-        x: Tensor,
-        value: Tensor,
-    ) -> float:
-        """Return the error of a chain's dot test; where it fails, note which map is to blame."""
-        y = self.direction(value)
-        found = self._dot(value, y, x, self.adjoint(maps, given, y))
+    def _dot_test(self, name: str, maps: Sequence[LinearMap], like: Tensor) -> float:
+        """Return the error of a chain's dot test; where it fails, note which map is to blame.
+
+        Args:
+            name: The row.
+            maps: The chain.
+            like: What the chain is applied to in the pass.
+        """
+        x = self.direction(like, _OTHER)
+        found, given = self._tested(maps, x)
+        if not found <= self.tolerance:
+            # Numbers of order one may leave the range of half precision where the pass's do not.
+            x = x * (tensor_differences.size(like) or 1.0)
+            found, given = self._tested(maps, x)
         if found > self.tolerance:
-            self._name(name, maps, given)
+            for item, operand in zip(maps, given, strict=True):
+                if self._tested([item], operand)[0] > self.tolerance:
+                    self.blamed[name] = f" in its {type(item).__name__}"
         return found
+
+    def _tested(self, maps: Sequence[LinearMap], x: Tensor) -> tuple[float, list[Tensor]]:
+        """Return the error of the dot test at ``x``, and what every map of the chain was given."""
+        value, given = self.apply(maps, x)
+        y = self.direction(value)
+        return self._dot(value, y, x, self.adjoint(maps, given, y)), given
 
     def _is_tested(self, maps: Sequence[LinearMap], x: Tensor, value: Tensor) -> bool:
         """Whether a chain that made ``value`` of ``x`` has to pass the dot test.
@@ -868,19 +895,6 @@ class _Work:
         )
         return conv.adjoint_form, kernels
 
-    def _leaf(self, leaf: int) -> Tensor:
-        value = self.bound.inputs[-1 - leaf] if leaf < 0 else self.first.latents[leaf]
-        return value.detach()
-
-    def _name(self, name: str, maps: Sequence[LinearMap], given: Sequence[Tensor]) -> None:
-        """Note which operators of a chain fail the dot test each on its own."""
-        for item, x in zip(maps, given, strict=True):
-            value = self.apply([item], x)[0]
-            y = self.direction(value)
-            back = self.adjoint([item], [x], y)
-            if self._dot(value, y, x, back) > self.tolerance:
-                self.blamed[name] = f" in its {type(item).__name__}"
-
     def _dot(self, value: Tensor, y: Tensor, x: Tensor, back: Tensor) -> float:
         """Return the error of <A x, y> = <x, A^T y>, relative to the size of A x.
 
@@ -896,12 +910,14 @@ class _Work:
         if x.shape != back.shape:
             return math.inf
         gap = abs(tensor_differences.inner(value, y) - tensor_differences.inner(x, back))
-        scale = tensor_differences.square(value)
-        error = tensor_differences.ratio(gap, scale**0.5)
+        # As in ``_sampled``: relative to the size of some entries, an upper bound at first.
+        part = value if self.every else tensor_differences.flat(value)[:_SAMPLED]
+        error = tensor_differences.ratio(gap, tensor_differences.square(part) ** 0.5)
         if error > self.tolerance or error != error:
             gap = abs(
                 tensor_differences.inner(value, y, True) - tensor_differences.inner(x, back, True)
             )
+            scale = tensor_differences.square(value)
             scale += tensor_differences.square(_product(x, back))
             error = tensor_differences.ratio(gap, scale**0.5)
         if error != error and bool(value.isfinite().all()):
@@ -914,7 +930,7 @@ class _Work:
         for paths, like in zip(row.slots, row.u, strict=True):
             total = torch.zeros_like(like)
             for path in paths:
-                x = self._leaf(path.leaf)
+                x = self.leaves[path.leaf]
                 total = total + self.apply(path.maps, x * self.direction(x).sign())[0].abs()
             parts.append(total)
         return row.join(tuple(parts)) + recorded.abs()
@@ -931,9 +947,9 @@ def _slot_factors(row: BoundRow) -> list[Tensor] | None:
     for paths, like, size in zip(row.slots, row.u, row.sizes, strict=True):
         last = paths[0].maps[-1] if len(paths) == 1 and paths[0].maps else None
         factor = last.factor if type(last) is Scale else None
-        shape = [1] * like.dim()
-        shape[row.dim] = size
-        if not isinstance(factor, Tensor) or list(factor.shape) != shape:
+        if not isinstance(factor, Tensor) or factor.dim() != like.dim():
+            return None
+        if factor.numel() != size or factor.shape[row.dim] != size:
             return None
         found.append(factor.detach())
     return found

@@ -62,20 +62,30 @@ def same_methods(kind: type[nn.Module], base: type[nn.Module]) -> bool:
     return all(_method(kind, name) is own for name, own in reached(base).items())
 
 
-def replaced(module: nn.Module) -> list[str]:
-    """Return the methods that are replaced on this instance, of those that its forward calls."""
+def replaced(module: nn.Module, methods: Mapping[str, FunctionType] | None = None) -> list[str]:
+    """Return the methods that are replaced on this instance, of those that its forward calls.
+
+    Args:
+        module: The module.
+        methods: What ``reached`` returns of its type, if that is known.
+    """
     own = vars(module)
-    return [name for name in ("_call_impl", *reached(type(module))) if name in own]
+    methods = reached(type(module)) if methods is None else methods
+    return [name for name in ("_call_impl", *methods) if name in own]
 
 
-def is_patched(module: nn.Module) -> bool:
+def is_patched(module: nn.Module, methods: Mapping[str, FunctionType] | None = None) -> bool:
     """Whether a module of torch runs other code than torch's, so that its type says nothing.
 
     The code was replaced on the instance, or in the class.
+
+    Args:
+        module: The module.
+        methods: What ``reached`` returns of its type, if that is known.
     """
-    methods = reached(type(module)).values()
-    return bool(replaced(module)) or any(
-        str(m.__module__).partition(".")[0] not in _STOCK for m in methods
+    methods = reached(type(module)) if methods is None else methods
+    return bool(replaced(module, methods)) or any(
+        str(m.__module__).partition(".")[0] not in _STOCK for m in methods.values()
     )
 
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pursuitify import PursuitNetwork, pursuitify
 from pursuitify.models import ResidualNet
+from pursuitify.network import verification
 
 ZOO = ("resnet18", "mobilenet_v2", "densenet121")
 
@@ -86,3 +87,40 @@ def test_the_self_check_computes_at_most_so_much(name: str, training: bool) -> N
         for count, most in ((multiplications, 1.75), (numbers, 4.5)):
             cost = (count(proving) - count(lambda: net(x))) / count(lambda: model(x))
             assert 0.5 < cost < most, (count, cost)
+
+
+def test_the_source_s_weights_are_applied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pass itself computes is not computed again, be it a latent that several rows read.
+
+    Those are a densely connected network's, in which every layer reads all layers before it.
+    """
+
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3, padding=1)
+            self.norms = nn.ModuleList(nn.BatchNorm2d(4 * (i + 1)) for i in range(3))
+            self.rest = nn.ModuleList(nn.Conv2d(4 * (i + 1), 4, 1) for i in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = [self.first(x)]
+            for norm, conv in zip(self.norms, self.rest, strict=True):
+                parts.append(conv(torch.relu(norm(torch.cat(parts, 1)))))
+            return torch.cat(parts, 1).relu().mean((2, 3))
+
+    torch.manual_seed(0)
+    net, x = pursuitify(Dense().eval(), iterations=1), torch.rand(2, 3, 8, 8)
+    assert sum(row.identity for row in net._program.rows) == 3
+    source, counts = verification._around_products, []
+
+    def counted(*args: Any) -> Any:
+        found = []
+        counts.append(multiplications(lambda: found.append(source(*args))))
+        return found[0]
+
+    monkeypatch.setattr(verification, "_around_products", counted)
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
+        net(x)
+        assert counts == [0]
+        net.get_submodule("rest.1").weight.mul_(2)
+        assert net.verify(x).ok

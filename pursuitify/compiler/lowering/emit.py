@@ -252,14 +252,17 @@ class _Builder:
         ]
         self.inside = inside
         self.products = [
-            n for n in self.graph.nodes if n in inside and not inside.issuperset(n.users)
+            n
+            for n in self.graph.nodes
+            if n in inside and (n in self.row_of or not inside.issuperset(n.users))
         ]
 
     def _runs_source(self, node: fx.Node, still: bool) -> bool:
         rule = self.sites[node].rule
         if rule is None or not rule.runs_source or (rule.stateful and not still):
             return False
-        return node not in self.row_of and len(self.sites[node].operands) == 1
+        row = self.row_of.get(node)
+        return (row is None or row.identity) and len(self.sites[node].operands) == 1
 
     def replay(self) -> fx.Graph:
         """Return the source graph with its products as further arguments: see ``Recorded``."""

@@ -41,8 +41,9 @@ def draws_of(graph: fx.Graph, sites: Sites) -> Draws:
     found = {node: _may_draw(node, sites) for node in graph.nodes}
     modules = [node for node, may in found.items() if may and _has_mode(node, sites)]
     always = any(may for node, may in found.items() if node not in modules)
-    # Of a node that calls a module, the target is the module's path.
-    return Draws(always, tuple(str(node.target) for node in modules))
+    # The target of a node that calls a module is the module's path.
+    paths = [node.target for node in modules if isinstance(node.target, str)]
+    return Draws(always, tuple(paths))
 
 
 def _has_mode(node: fx.Node, sites: Sites) -> bool:

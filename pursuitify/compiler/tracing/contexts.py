@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -166,9 +167,12 @@ class Watch:
         self._inference = torch.is_inference_mode_enabled()
         self._autocast = _depth()
         self._groups: list[_FunctionCall] = []
-        self._forwards = _forwards()
         self._modes: list[bool] = []
         self._constants: dict[type[Function], None] = {}
+
+    @functools.cached_property
+    def _forwards(self) -> dict[CodeType, type[Function]]:
+        return _forwards()
 
     @contextlib.contextmanager
     def constants(self) -> Iterator[None]:

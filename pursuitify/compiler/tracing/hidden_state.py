@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import pickle
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pursuitify import errors
+from pursuitify.compiler.tracing import nodes
 from pursuitify.compiler.tracing.nodes import is_inplace
 from pursuitify.utils import patched_methods
 
@@ -77,6 +81,44 @@ def same_random_state(before: tuple[Any, Any, Any]) -> bool:
     return same and bool(np.array_equal(now[2][1], before[2][1])) and now[2][2] == before[2][2]
 
 
+@functools.cache
+def seeded(seed: int) -> tuple[Any, Any, Any]:
+    """Return the state that the global generators on the CPU have once they are seeded."""
+    return (
+        torch.Generator().manual_seed(seed).get_state(),
+        random.Random(seed).getstate(),
+        np.random.RandomState(seed).get_state(),
+    )
+
+
+def state_of(generator: Any) -> Any:
+    """Return the state of a generator of random numbers: ``type_questions.GENERATORS``."""
+    if isinstance(generator, random.SystemRandom):
+        return None
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.get_state()
+
+
+def put_state(generator: Any, state: Any) -> bool:
+    """Put a generator back into a state; return whether it was in another one."""
+    if pickle.dumps(_plain(state_of(generator))) == pickle.dumps(_plain(state)):
+        return False
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+    return True
+
+
+def _plain(state: Any) -> Any:
+    return state.tolist() if isinstance(state, Tensor) else state
+
+
 def restore_random_state(state: tuple[Any, Any, Any]) -> None:
     """Put the generators back."""
     torch.set_rng_state(state[0])
@@ -84,15 +126,88 @@ def restore_random_state(state: tuple[Any, Any, Any]) -> None:
     np.random.set_state(state[2])
 
 
-def python_state(root: nn.Module) -> dict[tuple[str, str], Any]:
-    """Return every plain Python value that hangs on a module."""
-    plain = (bool, int, float, str, type(None))
-    return {
-        (path, name): value
-        for path, module in root.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, plain)
-    }
+@dataclass(frozen=True)
+class Held:
+    """What the modules of a copied model hold before its forward is traced.
+
+    Attributes:
+        buffers: The buffers of every module.
+        attributes: Its plain attributes; lists and dicts among them as copies.
+    """
+
+    buffers: dict[nn.Module, dict[str, Any]]
+    attributes: dict[nn.Module, dict[str, Any]]
+
+
+def held(root: nn.Module) -> Held:
+    """Return what the modules of a copied model hold now."""
+    buffers = {module: vars(module).get("_buffers") for module in root.modules()}
+    return Held(
+        # A scripted module holds its own in C++, where no forward that is traced replaces them.
+        {module: dict(own) for module, own in buffers.items() if type(own) is dict},
+        {module: {k: _copied(v) for k, v in vars(module).items()} for module in root.modules()},
+    )
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if type(value) in (list, dict) else value
+
+
+def rewind(root: nn.Module, before: Held, constants: Iterable[str]) -> None:
+    """Prepare a copied model for its next call, as the call that was traced leaves it.
+
+    Buffers are put back, whose writes are in the graph, and so is an attribute that now holds a
+    traced value which depends on no input's values, as a table made for the sizes of an input: it
+    would be made again. A traced value that does depend on them stays, so that a forward which
+    reads what it kept from its last call is found out. Tensors that torch.fx has put on the root
+    are taken off.
+
+    Args:
+        root: The copy.
+        before: What it held.
+        constants: Where the graph reads the tensors that are neither parameters nor buffers.
+
+    Raises:
+        TraceError: If a tensor is replaced by what is computed from it.
+    """
+    for path, module in root.named_modules():
+        if module in before.buffers:
+            module._buffers.clear()
+            module._buffers.update(before.buffers[module])
+        own, old = vars(module), before.attributes.get(module, {})
+        for name, value in list(own.items()):
+            parts = value.values() if type(value) is dict else value
+            traced = [v for v in (parts if type(value) in (list, dict) else [value]) if _traced(v)]
+            if not traced or any(nodes.reads_values(v.node) for v in traced):
+                continue
+            target = f"{path}.{name}".lstrip(".")
+            for proxy in traced:
+                _check_replaced(proxy.node, target, root)
+            if name in old:
+                own[name] = old[name]
+            else:
+                del own[name]
+    for name in constants:
+        if "." not in name and name not in before.attributes[root]:
+            vars(root).pop(name, None)
+
+
+def _traced(value: Any) -> bool:
+    return isinstance(value, fx.Proxy)
+
+
+def _check_replaced(node: fx.Node, target: str, root: nn.Module) -> None:
+    """Refuse a tensor attribute that becomes what is computed of it; moving it is no change."""
+    while node.op == "call_method" and node.target in {"to", "type_as", "contiguous"}:
+        node = node.all_input_nodes[0]
+    if node.op == "get_attr":
+        return
+    if any(n.op == "get_attr" and n.target == target for n in nodes.upstream([node])):
+        raise errors.TraceError(
+            f"{type(root).__name__}.forward replaces the tensor that it holds as '{target}' by one "
+            "computed of it, which the conversion would lose: make it a buffer and write into it "
+            "in place (buffer.copy_(...))"
+        )
 
 
 def settings(module: nn.Module) -> dict[str, Any]:

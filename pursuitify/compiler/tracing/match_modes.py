@@ -3,27 +3,55 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from pursuitify.compiler.tracing.nodes import module_path
 
 
-def same_graph(first: fx.Graph, second: fx.Graph) -> bool:
-    """Whether two traces of one model do the same, node for node."""
+def same_graph(
+    first: fx.Graph,
+    second: fx.Graph,
+    constants: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] = ({}, {}),
+) -> bool:
+    """Whether two traces of one model do the same, node for node.
+
+    Args:
+        first: A graph.
+        second: Another.
+        constants: The tensors that either graph reads by a name of its own; they are compared.
+    """
     if len(first.nodes) != len(second.nodes):
         return False
     twin: dict[fx.Node, fx.Node] = {}
     for a, b in zip(first.nodes, second.nodes, strict=True):
-        if (a.op, a.target) != (b.op, b.target):
+        if a.op == b.op == "get_attr" and a.target in constants[0] and b.target in constants[1]:
+            if not _same_constant(constants[0][str(a.target)], constants[1][str(b.target)]):
+                return False
+        elif (a.op, a.target) != (b.op, b.target):
             return False
         twin[a] = b
         mapped: Callable[[fx.Node], fx.Node] = twin.__getitem__
-        if fx.map_arg((a.args, a.kwargs), mapped) != (b.args, b.kwargs):
+        arguments, others = fx.map_arg((a.args, a.kwargs), mapped), (b.args, b.kwargs)
+        if arguments != others and map_aggregate(arguments, _named) != map_aggregate(
+            others, _named
+        ):
             return False
     return True
+
+
+def _named(argument: Any) -> Any:
+    """Return an argument, NaN by name: it is not equal to itself."""
+    return "nan" if isinstance(argument, float) and argument != argument else argument
+
+
+def _same_constant(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        return False
+    return a.is_meta or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def align(graph: fx.Graph, reference: fx.Graph) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 
@@ -79,6 +80,15 @@ def reads_input(node: fx.Node) -> bool:
     return any(n.op == "placeholder" for n in upstream([node]))
 
 
+def reads_values(node: fx.Node) -> bool:
+    """Whether the node is computed from the values of an input, not from its sizes alone."""
+
+    def operands(node: fx.Node) -> list[fx.Node]:
+        return [] if is_shape(node) or is_like(node) else node.all_input_nodes
+
+    return any(n.op == "placeholder" for n in upstream([node], operands))
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether the node draws random numbers that are no mask of an operand."""
     return node.op in {"call_function", "call_method"} and node.target in _RANDOM
@@ -98,6 +108,54 @@ def is_shape(node: fx.Node) -> bool:
     module = getattr(node.target, "__module__", None)
     arithmetic = node.target in _ARITHMETIC or module == "math"
     return arithmetic and bool(node.all_input_nodes) and all(map(is_shape, node.all_input_nodes))
+
+
+#: What an attribute of a tensor is.
+_ATTRIBUTES: dict[str, type] = {
+    "shape": torch.Size, "ndim": int, "dtype": torch.dtype, "device": torch.device,
+    "is_cuda": bool, "requires_grad": bool, "layout": torch.layout,
+}  # fmt: skip
+_COMPARISONS = {
+    operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_,
+}  # fmt: skip
+#: Arithmetic that makes whole numbers of whole numbers.
+_WHOLE = {
+    operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg,
+    operator.pos, operator.iadd, operator.isub, operator.imul, operator.ifloordiv, abs, max, min,
+}  # fmt: skip
+_MADE: dict[object, type] = {
+    int: int, len: int, round: int, float: float, tuple: tuple, list: list, math.ceil: int,
+    math.floor: int, math.sqrt: float, math.log: float, math.log2: float,
+}  # fmt: skip
+
+
+def attribute_type(name: str) -> type | None:
+    """Return the type of an attribute of a tensor that is no tensor; None where it is unknown."""
+    return _ATTRIBUTES.get(name)
+
+
+def type_of(node: fx.Node) -> type | None:
+    """Return the type that the value of a node has, of one that ``is_shape``; None if unknown."""
+    if node.op == "call_method":
+        whole = node.target == "size" and len(node.args) + len(node.kwargs) == 1
+        several = node.target == "stride" and len(node.args) + len(node.kwargs) == 1
+        return torch.Size if whole else tuple if several else int
+    if node.op != "call_function":
+        return None
+    if node.target is getattr:
+        return str if node.args[1] == "type" else attribute_type(str(node.args[1]))
+    kinds = [type_of(a) if isinstance(a, fx.Node) else type(a) for a in node.args]
+    if node.target is operator.getitem:
+        if kinds[0] not in (torch.Size, tuple):
+            return None
+        return kinds[0] if isinstance(node.args[1], slice) else int
+    if node.target in _COMPARISONS:
+        return bool
+    if node.target in {operator.truediv, operator.itruediv} and set(kinds) <= {int, float}:
+        return float
+    if node.target in _WHOLE and set(kinds) <= {int, float}:
+        return float if float in kinds else int
+    return _MADE.get(node.target) if len(node.args) == 1 else None
 
 
 _INPLACE_OPERATORS = {

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dis
 import operator
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ from torch import Tensor, fx
 from torch.fx.proxy import Attribute
 from torch.utils import checkpoint
 
+from pursuitify.compiler.tracing import nodes
 from pursuitify.errors import TraceError
 
 #: Attributes of a tensor that are tensors.
@@ -44,6 +46,11 @@ class TracedValue(fx.Proxy):
     A plain Proxy turns ``y += b`` into ``y = y + b``; where another name still refers to the old
     ``y``, that is another function than the one the model computes. Here it stays in place.
     """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """Say what the value is when the model runs, as ``int``, where that is known."""
+        return self.tracer.type_of(self) or type(self)  # type: ignore[attr-defined]
 
     def __getattr__(self, k: str) -> Any:
         return _attribute(self, k)
@@ -119,6 +126,8 @@ class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tens
         if name == "device" and sys._getframe(1).f_globals is vars(checkpoint):
             # Checkpointing asks where random states are kept. Its value does not depend on that.
             return torch.device("cpu")
+        if name in _NONE_OR_NOT:
+            raise TypeError(f"the forward asks for {name!r} of a traced tensor, which may be None")
         if not hasattr(Tensor, name):
             raise AttributeError  # Python goes on to __getattr__
         if name in _TENSORS:
@@ -170,12 +179,25 @@ for _name in ("and", "div", "floordiv", "lshift", "mod", "or", "pow", "rshift", 
 TracedTensor.__cuda_array_interface__ = property(  # type: ignore[assignment, method-assign]
     _refusing("__cuda_array_interface__")
 )
+#: What a tensor may have or not have: none of it is known while the forward is traced.
+_NONE_OR_NOT = {"grad", "grad_fn", "_base", "name", "names"}
 #: What is read off the proxy itself.
 _OWN = {"node", "tracer", "keys"}
 
 
+class TracedSizes(TracedValue):
+    """A traced value that is no tensor, and that a pattern of ``match`` may take apart."""
+
+
 class _Attribute(Attribute):
     """An attribute of a traced value; knows the length of a shape."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """Say what the attribute is when the model runs, where that is known."""
+        if self.attr == "type" and isinstance(self.root, torch.device):
+            return str
+        return nodes.attribute_type(self.attr) or type(self)
 
     def __getattr__(self, k: str) -> Any:
         return _attribute(self, k)
@@ -183,3 +205,8 @@ class _Attribute(Attribute):
     def __len__(self) -> int:
         length = self.tracer.length(self)  # type: ignore[attr-defined]
         return super().__len__() if length is None else int(length)
+
+
+# ``case (b, c, h, w)`` asks for this, and then for a length, which raises where it is unknown.
+for _kind in (TracedSizes, _Attribute):
+    Sequence.register(_kind)

@@ -16,7 +16,7 @@ import operator
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,9 +188,7 @@ def trace_modes(
         for mode in (True, False)
     }
     constants = (traces[False].constants, traces[True].constants)
-    same = same_graph(traces[False].graph, traces[True].graph) and all(
-        torch.equal(value, constants[1][name]) for name, value in constants[0].items()
-    )
+    same = same_graph(traces[False].graph, traces[True].graph, constants)
     if same and traces[False].problems == traces[True].problems:
         return {True: traces[False], False: traces[False]}
     for traced in traces.values():
@@ -219,25 +217,36 @@ def _trace(
     root = _skeleton(model)
     patched_methods.settle_forward(root)
     training_modes.put(root, training)
-    state = hidden_state.python_state(root)
-    graph, modes, watch = _run(root, model, leaves, choices, example)
-    constants = _constants(graph, root, model)
-    hidden_state.check_buffers(root, model)
-    if hidden_state.python_state(root) != state:
+    before = hidden_state.held(root)
+    with type_questions.answered(root) as generators:
+        graph, modes, watch = _run(root, model, leaves, choices, example, generators)
+        hidden_state.check_buffers(root, model)
+        count = len(graph.nodes)
+        names = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
+        constants = _constants(graph, root, model, before)
+        hidden_state.rewind(root, before, [name for name in names if name in constants])
         repeated = Choices(tuple(value for value, _ in choices.taken.values()))
-        again, *_ = _run(root, model, leaves, repeated, example)
-        if not same_graph(graph, again):
+        reason = ""
+        # A constant may be what a custom Function made of a traced value: who made it is seen where
+        # every call is watched, which is slow. Few forwards have a constant of their own.
+        every_call = bool(constants) and contexts.any_of_a_user()
+        try:
+            again, _, watched = _run(
+                root, model, leaves, repeated, example, generators, seed=1, every_call=every_call
+            )
+            others = _constants(again, root, model, before)
+        except errors.TraceError as error:
+            reason = f" ({error})"
+        if reason or len(graph.nodes) > count or not same_graph(graph, again, (constants, others)):
             raise errors.TraceError(
                 f"{type(model).__name__}.forward does something else when it is called again: it "
-                "depends on Python attributes that it changes. Keep such state in buffers"
+                "depends on Python state that it changes (an attribute, a list, a counter, what it "
+                "kept of its last input), on the clock or on random numbers, which the conversion "
+                "would fix for good. Keep such state in buffers, and draw from a tensor of the "
+                f"model (torch.rand_like(x)){reason}"
             )
-    lost = watch.problems(graph, root)
-    if constants and contexts.any_of_a_user():
-        # A constant may be what a custom Function made of a traced value. Who made it is seen in a
-        # second trace, of which every call is watched; few forwards need one.
-        repeated = Choices(tuple(value for value, _ in choices.taken.values()))
-        _, _, watched = _run(root, model, leaves, repeated, example, every_call=True)
-        lost += watched.lost_constants()
+    vars(root).update({name: value for name, value in constants.items() if "." not in name})
+    lost = [*watch.problems(graph, root), *watched.lost_constants()]
     split_pieces(graph)
     spell_out(graph)
     functionalise(graph, root)
@@ -252,7 +261,12 @@ def _skeleton(model: nn.Module) -> nn.Module:
     except RuntimeError as error:
         raise errors.TraceError(
             f"{type(model).__name__} cannot be copied: {_computed(model)}"
-        ) from (error)
+        ) from error
+    except TypeError as error:  # of what Python cannot copy: a lock, an open file, a generator
+        raise errors.TraceError(
+            f"{type(model).__name__} cannot be copied: {error}. Make what cannot be copied outside "
+            "the model, or give the class that holds it a __deepcopy__"
+        ) from error
 
 
 def _computed(model: nn.Module) -> str:
@@ -278,23 +292,44 @@ def _run(
     leaves: tuple[Leaf, ...],
     choices: Choices,
     example: tuple[Any, ...],
+    generators: Sequence[Any],
+    seed: int | None = None,
     every_call: bool = False,
 ) -> tuple[fx.Graph, dict[str, bool], Watch]:
-    """Trace the skeleton once; return also the modes that the code asked for, and what it met."""
+    """Trace the skeleton once; return also the modes that the code asked for, and what it met.
+
+    Args:
+        root: The skeleton.
+        model: What it is a copy of.
+        leaves: What is not traced into.
+        choices: The branches to take.
+        example: Inputs by position; empty for none.
+        generators: Generators of random numbers that the forward may reach.
+        seed: What the global generators are seeded with; None for what they are now.
+        every_call: Whether to watch every call of Python, for constants of custom Functions.
+    """
     asked: set[str] = set()
     drawn = hidden_state.random_state()
+    if seed is not None:
+        hidden_state.restore_random_state(hidden_state.seeded(seed))
+    began, states = hidden_state.random_state(), list(map(hidden_state.state_of, generators))
     trainable = {p: p.requires_grad for p in root.parameters()}
     tracer = Tracer(leaves, choices, example, every_call)
     try:
-        with hidden_state.watch_modes(root, asked), type_questions.answered(root):
+        with hidden_state.watch_modes(root, asked):
             graph = tracer.trace(root, concrete_args=_defaults(model) or None)
     except Exception as error:
         with contextlib.suppress(errors.TraceError):
             hidden_state.check_trainable(root, trainable)
         raise errors.TraceError(_explain(error, model, tracer, example)) from error
     finally:
-        unchanged = hidden_state.same_random_state(drawn)
+        unchanged = hidden_state.same_random_state(began)
         hidden_state.restore_random_state(drawn)
+        changed = [
+            generator
+            for generator, state in zip(generators, states, strict=True)
+            if hidden_state.put_state(generator, state)
+        ]
     hidden_state.check_trainable(root, trainable)
     tracer.watch.fold(graph, tracer.functions)
     if not unchanged:
@@ -304,16 +339,30 @@ def _run(
             "(torch.rand_like(x), x.new_empty(...).bernoulli_(p), F.dropout), or mark the module "
             "with leaf_modules=[...] and give it a rule"
         )
+    if changed:
+        raise errors.TraceError(
+            f"{type(model).__name__}.forward draws random numbers from a generator that it holds "
+            f"(a {type(changed[0]).__name__}), which the conversion would fix for good. Draw them "
+            "from the global generator and a tensor of the model (torch.rand_like(x), "
+            "x.new_empty(...).bernoulli_(p)), or mark the module with leaf_modules=[...] and give "
+            "it a rule"
+        )
     modes = {path: root.get_submodule(path).training for path in sorted(asked - {""})}
     return graph, modes, tracer.watch
 
 
-def _constants(graph: fx.Graph, root: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+def _constants(
+    graph: fx.Graph, root: nn.Module, model: nn.Module, before: hidden_state.Held
+) -> dict[str, Tensor]:
+    """Return copies of the tensors that a graph reads and that no module holds as its own."""
     known = {name for name, _ in model.named_buffers()} | {n for n, _ in model.named_parameters()}
     constants = {}
     for node in graph.nodes:
         if node.op == "get_attr" and node.target not in known:
+            path, _, name = node.target.rpartition(".")
             value = operator.attrgetter(node.target)(root)
+            if isinstance(value, fx.Proxy):  # the forward has put another one there
+                value = before.attributes[root.get_submodule(path)].get(name)
             if isinstance(value, Tensor):
                 if any(value is buffer for buffer in model.buffers()):
                     raise errors.TraceError(
@@ -321,7 +370,7 @@ def _constants(graph: fx.Graph, root: nn.Module, model: nn.Module) -> dict[str, 
                         f"its modules (a replaced method, a function, a list), as {node.name}: its "
                         "value would be fixed for good. Call the module that holds it instead"
                     )
-                constants[node.target] = value.detach()
+                constants[node.target] = value.detach().clone()
     return constants
 
 

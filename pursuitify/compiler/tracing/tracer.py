@@ -7,6 +7,7 @@ import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.utils import parametrize
 from pursuitify import errors
 from pursuitify.compiler.tracing import contexts, guards, hidden_state, nodes, size_branches
 from pursuitify.compiler.tracing.contexts import Watch
-from pursuitify.compiler.tracing.proxies import TracedTensor, TracedValue
+from pursuitify.compiler.tracing.proxies import TracedSizes, TracedTensor
 from pursuitify.compiler.tracing.size_branches import Choices, Judge
 from pursuitify.rules import preprocessing, split_ops
 from pursuitify.rules.functions import Applied
@@ -82,6 +83,7 @@ class Tracer(fx.Tracer):
         self._tensors: dict[nn.Module, dict[str, Any]] = {}
         self._settings: dict[nn.Module, dict[str, Any]] = {}
         self._called: dict[nn.Module, str] = {}
+        self._methods: dict[type[nn.Module], dict[str, FunctionType]] = {}
         self.watch = Watch()
         self.unseen = ""
 
@@ -133,7 +135,10 @@ class Tracer(fx.Tracer):
         for leaf in self._leaves:
             if leaf == module_qualified_name if isinstance(leaf, str) else isinstance(m, leaf):
                 return True
-        if parametrize.is_parametrized(m) or patched_methods.is_patched(m):
+        kind = type(m)
+        if kind not in self._methods:  # the code of a class stays as it is while a model is traced
+            self._methods[kind] = patched_methods.reached(kind)
+        if parametrize.is_parametrized(m) or patched_methods.is_patched(m, self._methods[kind]):
             return False
         if preprocessing.is_transform(m):
             return True
@@ -163,15 +168,31 @@ class Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return our own kind of proxy, which is a tensor where the value is one."""
         tensor = not nodes.is_shape(node) and split_ops.splitter_of(node) is None
-        return TracedTensor(node, self) if tensor else TracedValue(node, self)
+        return TracedTensor(node, self) if tensor else TracedSizes(node, self)
+
+    def type_of(self, value: fx.Proxy) -> type | None:
+        """Return the type of a value that is no tensor when the model runs; None if unknown."""
+        if split_ops.splitter_of(value.node) is not None:
+            return tuple
+        return nodes.type_of(value.node) if nodes.is_shape(value.node) else None
 
     def create_arg(self, a: Any) -> Any:
         """Know a proxy although it is a tensor, and keep an OrderedDict one."""
         if isinstance(a, fx.Proxy):
+            if a.tracer is not self:
+                raise errors.TraceError(
+                    f"the forward reads '{a.node.name}', which it kept of an earlier call"
+                )
             self._check_version(a)
             return a.node
         if isinstance(a, type(torch.FloatTensor)):  # a type of old, as in x.type(torch.FloatTensor)
             return torch.typename(a)
+        if isinstance(a, torch.Generator):
+            raise errors.TraceError(
+                "the forward hands a torch.Generator to an operation, whose state the network "
+                "would not share with the model: draw from the global generator, without "
+                "generator="
+            )
         if type(a) is OrderedDict:  # torch.fx would make a plain dict of it
             made = self.create_proxy("call_function", OrderedDict, (list(a.items()),), {})
             return made.node

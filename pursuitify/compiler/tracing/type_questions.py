@@ -1,4 +1,4 @@
-"""``type(x)`` in a forward that is traced: the answer is Tensor, as it is when the model runs.
+"""What a forward that is traced may reach; ``type(x)`` there, and its generators of numbers.
 
 A proxy can say that it is a tensor where ``isinstance`` asks, but nothing makes ``type(x)`` say so.
 So while a model is traced, the name ``type`` means ``_Type`` below in the modules whose functions
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
 import sys
 import threading
 from collections import deque
@@ -25,12 +26,16 @@ from types import (
 )
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, fx, nn
 
 from pursuitify.utils.fingerprint import is_installed
 from pursuitify.utils.patched_methods import names_in
 
 _LOCK = threading.RLock()
+#: Kinds of generators of random numbers that a model may hold.
+GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
 class _Asked(type):
@@ -58,36 +63,56 @@ class _Type(type, metaclass=_Asked):
 
 
 @contextlib.contextmanager
-def answered(root: nn.Module) -> Iterator[None]:
-    """Let ``type(x)`` in the code of a model say of a proxy what ``x.__class__`` says."""
+def answered(root: nn.Module) -> Iterator[list[Any]]:
+    """Let ``type(x)`` in the code of a model say of a proxy what ``x.__class__`` says.
+
+    The value is a list of the generators of random numbers that the code of the model may reach.
+    """
     with _LOCK:
-        scopes = [scope for scope in _asking(root) if "type" not in scope]
+        asking, generators = _reached(root)
+        scopes = [scope for scope in asking if "type" not in scope]
         for scope in scopes:
             scope["type"] = _Type
         try:
-            yield
+            yield generators
         finally:
             for scope in scopes:
                 scope.pop("type", None)
 
 
-def _asking(root: nn.Module) -> list[dict[str, Any]]:
-    """Return the globals of the functions a forward may reach that use the name ``type``.
+def _reached(root: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Return what a forward may reach: globals in which ``type`` is asked, and generators.
+
+    The first are those of the functions that use the name ``type``, the second those of
+    ``GENERATORS``, each once.
 
     Functions are followed through the names in their code: of functions and classes, and of modules
     that hold them; through what they close over and their defaults; and through whatever objects
     of the user's own classes hold, to any depth. Of an object whose class an installed library
-    defines only the call is followed, unless it is a module: one name in a forward could lead from
-    there to all that the process holds. torch's own and the standard library's are left out.
+    defines, unless it is a module, only what the code names is followed: methods and attributes
+    of that name, and methods that an operator calls, and that where its code has to do with torch.
+    One object could lead from there to all that the process holds. torch's own and the standard
+    library's are left out.
     """
     found: dict[int, dict[str, Any]] = {}
+    generators: list[Any] = []
     seen: dict[int, Any] = {}  # the values themselves, so that no identity is given twice
     stack: list[Any] = list(root.modules())
+    known: set[str] = set()
+    waiting: dict[str, list[Any]] = {}  # what library objects hold by names that no code has so far
     while stack:
         value = stack.pop()
         if type(value) in _PLAIN or id(value) in seen:
             continue
         seen[id(value)] = value
+        for name, held in _named_parts(value):
+            if name in known or name.startswith("__"):
+                stack.append(held)
+            else:
+                waiting.setdefault(name, []).append(held)
+        if issubclass(type(value), GENERATORS):
+            generators.append(value)
+            continue
         if type(value) is not FunctionType:
             stack += _parts(value)
             continue
@@ -96,10 +121,13 @@ def _asking(root: nn.Module) -> list[dict[str, Any]]:
         names, scope = set(names_in(value.__code__)), value.__globals__
         if "type" in names:
             found[id(scope)] = scope
+        for name in names - known:
+            stack += waiting.pop(name, ())
+        known |= names
         stack += [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
         stack += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         stack += [*vars(value).values(), *_named(names, scope)]
-    return list(found.values())
+    return list(found.values()), generators
 
 
 def held_functions(values: list[Any]) -> Iterator[FunctionType]:
@@ -159,26 +187,40 @@ def _parts(value: Any) -> list[Any]:
     elif issubclass(kind, type):
         found += [held for base in _own(value) for held in vars(base).values()]
     elif _is_library(kind.__module__) and not issubclass(kind, nn.Module):
-        found += [vars(base)["__call__"] for base in _own(kind) if "__call__" in vars(base)]
+        pass
     elif issubclass(kind, SimpleNamespace) or not _is_foreign(kind.__module__):
         found += [held for base in _own(kind) for held in vars(base).values()]
-        found += _attributes(value)
+        found += _attributes(value).values()
     elif issubclass(kind, nn.Module):  # a layer of torch's may hold what its owner gave it
         found += vars(value).values()
     return found
 
 
-def _attributes(value: Any) -> list[Any]:
-    """Return the values of an object's own attributes, slots among them."""
+def _named_parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object of an installed library holds, or what its class does, by name."""
+    kind = type(value)
+    is_class = issubclass(kind, type)
+    module = value.__module__ if is_class else kind.__module__
+    if not (_is_library(module) and _knows_tensors(module)):
+        return
+    if is_class or not issubclass(kind, nn.Module):
+        for base in _own(value if is_class else kind):
+            yield from ((k, v) for k, v in vars(base).items() if issubclass(type(v), _CODE))
+        if not is_class:
+            yield from _attributes(value).items()
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return an object's own attributes, slots among them."""
     try:
-        found = list(object.__getattribute__(value, "__dict__").values())
+        found = dict(object.__getattribute__(value, "__dict__"))
     except (AttributeError, TypeError):
-        found = []
+        found = {}
     for base in _own(type(value)):
-        for held in vars(base).values():
+        for name, held in vars(base).items():
             if type(held) is MemberDescriptorType:
                 with contextlib.suppress(AttributeError):
-                    found.append(held.__get__(value))
+                    found[name] = held.__get__(value)
     return found
 
 
@@ -188,6 +230,10 @@ _CONTAINERS: tuple[Any, ...] = (list, tuple, set, frozenset, deque)
 _HOLDERS = (
     MethodType, functools.partial, functools.partialmethod, functools.cached_property,
     type(functools.lru_cache(lambda: None)),
+)  # fmt: skip
+#: What the methods of a class are.
+_CODE = (
+    FunctionType, staticmethod, classmethod, property, *_HOLDERS, functools.singledispatchmethod,
 )  # fmt: skip
 #: Types of values that hold nothing.
 _PLAIN = {int, float, complex, bool, str, bytes, type(None), Tensor, nn.Parameter}
@@ -212,6 +258,13 @@ def _is_foreign(module: str | None) -> bool:
 def _is_library(module: str | None) -> bool:
     """Whether a module belongs to an installed library other than torch and the standard one."""
     return not _is_foreign(module) and is_installed(str(module))
+
+
+@functools.cache
+def _knows_tensors(module: str) -> bool:
+    """Whether a module has imported torch by any name: what else asks is not about tensors."""
+    held = vars(sys.modules[module]).values() if module in sys.modules else ()
+    return any(value is torch or value is nn or value is Tensor for value in held)
 
 
 def _filled(cell: Any) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import functools
+import math
+import numbers
 import sys
 import types
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 
 from pursuitify import pursuitify
 from pursuitify.compiler.tracing import type_questions
+from pursuitify.errors import TraceError
 from tests.support.agreement import error
 
 
@@ -217,6 +221,219 @@ def test_code_that_names_this_package_leads_to_no_other_type_in_it() -> None:
 
     torch.manual_seed(0)
     model, x = Names(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(3, 4)
-    scopes = type_questions._asking(model)
+    scopes, _ = type_questions._reached(model)
     assert all(not str(scope["__name__"]).startswith("pursuitify") for scope in scopes)
     assert error(pursuitify(model, iterations=0)(x), model(x)) == 0
+
+
+def _sequence(x: Tensor) -> bool:
+    match x.shape:
+        case (_, _, _, _):
+            return True
+    return False
+
+
+def _rest(x: Tensor) -> bool:
+    match x.size():
+        case [_, _, *rest]:
+            return len(rest) == 2
+    return False
+
+
+def _part(x: Tensor) -> bool:
+    match x.shape[2:]:
+        case (_, _):
+            return True
+    return False
+
+
+def _whole(x: Tensor) -> bool:
+    match x.size(2):
+        case int():
+            return True
+    return False
+
+
+def _no_list(x: Any) -> bool:
+    match x:
+        case [_, _]:
+            return False
+        case {"out": _}:
+            return False
+        case Tensor(ndim=4):
+            return True
+    return False
+
+
+@functools.singledispatch
+def _dispatched(_value: Any) -> str:
+    return "object"
+
+
+@_dispatched.register
+def _(_value: Tensor) -> str:
+    return "tensor"
+
+
+@_dispatched.register
+def _(_value: int) -> str:
+    return "int"
+
+
+class _Special(Tensor):
+    pass
+
+
+@_dispatched.register
+def _(_value: _Special) -> str:
+    return "special"
+
+
+#: Questions about a traced value or what is read of it, each with the answer of a model that runs.
+ASKED: dict[str, tuple[Any, bool]] = {
+    "shape is a tuple": (lambda x: isinstance(x.shape, tuple), True),
+    "shape is a Size": (lambda x: isinstance(x.shape, torch.Size), True),
+    "shape is a sequence": (lambda x: isinstance(x.shape, Sequence), True),
+    "part of a shape": (lambda x: isinstance(x.shape[2:], (list, tuple)), True),
+    "entry of a shape": (lambda x: isinstance(x.shape[2], int), True),
+    "entry is a tensor": (lambda x: isinstance(x.shape[2], Tensor), False),
+    "size": (lambda x: isinstance(x.size(), torch.Size), True),
+    "size of one": (lambda x: isinstance(x.size(2), int), True),
+    "size of one, named": (lambda x: isinstance(x.size(dim=2), int), True),
+    "type of a size": (lambda x: type(x.size(2)) is int, True),
+    "number": (lambda x: isinstance(x.size(2), numbers.Number), True),
+    "half": (lambda x: isinstance(x.size(2) / 2, float), True),
+    "floor half": (lambda x: isinstance(x.size(2) // 2 + 1, int), True),
+    "scaled": (lambda x: isinstance(0.5 * x.size(2), float), True),
+    "compared": (lambda x: isinstance(x.size(2) > 2, bool), True),
+    "ceil": (lambda x: isinstance(math.ceil(x.size(2) / 2), int), True),
+    "dim": (lambda x: isinstance(x.dim(), int) and isinstance(x.ndim, int), True),
+    "numel": (lambda x: isinstance(x.numel(), int), True),
+    "dtype": (lambda x: isinstance(x.dtype, torch.dtype), True),
+    "device": (lambda x: isinstance(x.device, torch.device), True),
+    "kind of device": (lambda x: isinstance(x.device.type, str), True),
+    "pieces": (lambda x: isinstance(x.chunk(2, 1), tuple), True),
+    "pieces of a split": (lambda x: isinstance(x.split(2, 1), (list, tuple)), True),
+    "pieces are no tensor": (lambda x: isinstance(x.unbind(1), Tensor), False),
+    "match": (_sequence, True),
+    "match the rest": (_rest, True),
+    "match a part": (_part, True),
+    "match a whole number": (_whole, True),
+    "match no list": (_no_list, True),
+    "dispatched": (lambda x: _dispatched(x) == "tensor", True),
+    "dispatched size": (lambda x: _dispatched(x.size(2)) == "int", True),
+    "subclass": (lambda x: isinstance(x, _Special), False),
+    "parameter": (lambda x: isinstance(x, nn.Parameter), False),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_a_traced_value_is_is_what_the_model_meets(name: str) -> None:
+    ask, answer = ASKED[name]
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self[0](x))
+            y: Tensor = self[1](2 * x if ask(x) else x)
+            return y.relu()
+
+    torch.manual_seed(0)
+    model, x = Net(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)).eval(), torch.rand(2, 3, 6, 6)
+    assert bool(ask(torch.rand(2, 4, 4, 4))) is answer
+    assert error(pursuitify(model, iterations=0)(x), model(x)) == 0
+
+
+#: Code of an installed library: it asks in methods of objects, to which a model's code leads.
+LIBRARY = """
+from torch import Tensor
+
+class Asks:
+    def __init__(self):
+        self.function = asks
+    def asks(self, x):
+        return x * 2 if type(x) is Tensor else x
+    def leads(self, x):
+        return self.asks(x)
+    def calls(self, x):
+        return self.function(x)
+    @property
+    def bound(self):
+        return self.asks
+    @classmethod
+    def made(cls):
+        return cls()
+    @staticmethod
+    def static(x):
+        return x * 2 if type(x) is Tensor else x
+    __call__ = __add__ = __getitem__ = asks
+
+class Derived(Asks):
+    pass
+
+class Outer:
+    def __init__(self):
+        self.inner = {"a": [Asks()]}
+    def run(self, x):
+        return self.inner["a"][0].asks(x)
+
+def asks(x):
+    return x * 2 if type(x) is Tensor else x
+"""
+#: What a model holds of the library, and what it does with it.
+LED: dict[str, tuple[Any, Any]] = {
+    "function": (lambda e: e.asks, lambda h, x: h(x)),
+    "call": (lambda e: e.Asks(), lambda h, x: h(x)),
+    "method": (lambda e: e.Asks(), lambda h, x: h.asks(x)),
+    "method of a method": (lambda e: e.Asks(), lambda h, x: h.leads(x)),
+    "bound method": (lambda e: e.Asks().leads, lambda h, x: h(x)),
+    "property": (lambda e: e.Asks(), lambda h, x: h.bound(x)),
+    "held function": (lambda e: e.Asks(), lambda h, x: h.calls(x)),
+    "class method": (lambda e: e.Asks, lambda h, x: h.made().asks(x)),
+    "static method": (lambda e: e.Asks, lambda h, x: h.static(x)),
+    "base": (lambda e: e.Derived(), lambda h, x: h.asks(x)),
+    "operator": (lambda e: e.Asks(), lambda h, x: h + x),
+    "index": (lambda e: e.Asks(), lambda h, x: h[x]),
+    "held object": (lambda e: [e.Outer()], lambda h, x: h[0].run(x)),
+}
+
+
+@pytest.mark.parametrize("kind", LED)
+def test_a_question_in_an_object_of_a_library_is_answered(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = types.ModuleType("installed_library")
+    exec(compile(LIBRARY, "installed_library.py", "exec"), vars(library))
+    monkeypatch.setitem(sys.modules, "installed_library", library)
+    monkeypatch.setattr(
+        type_questions, "is_installed", lambda module: module == "installed_library"
+    )
+    hold, call = LED[kind]
+
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(call(self.held, x))
+            return y
+
+    torch.manual_seed(0)
+    model, x = Net(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(3, 4)
+    model.held = hold(library)
+    type_questions._is_library.cache_clear()
+    type_questions._knows_tensors.cache_clear()
+    try:
+        assert error(pursuitify(model, iterations=0)(x), model(x)) == 0
+    finally:
+        type_questions._is_library.cache_clear()
+        type_questions._knows_tensors.cache_clear()
+    assert "type" not in vars(library)
+
+
+@pytest.mark.parametrize("name", ["grad", "grad_fn"])
+def test_what_may_be_none_is_not_guessed(name: str) -> None:
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self[0](x)
+            y: Tensor = self[1](torch.relu(x if getattr(x, name) is None else 2 * x))
+            return y
+
+    with pytest.raises(TraceError, match=f"asks for '{name}'"):
+        pursuitify(Net(nn.Linear(4, 4), nn.Linear(4, 2)))
