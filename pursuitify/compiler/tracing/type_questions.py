@@ -1,9 +1,10 @@
-"""What a forward that is traced may reach; ``type(x)`` there, and its generators of numbers.
+"""What a forward that is traced may reach; ``type(x)``, ``len(x)`` there, its random generators.
 
-A proxy can say that it is a tensor where ``isinstance`` asks, but nothing makes ``type(x)`` say so.
-So while a model is traced, the name ``type`` means ``_Type`` below in the modules whose functions
-the forward may reach; it answers for proxies and is the built-in type for all else. torch.fx gives
-functions that are wrapped by ``fx.wrap`` another meaning in the same way.
+A proxy can say that it is a tensor where ``isinstance`` asks, but nothing makes ``type(x)`` say so,
+and Python lets ``len(x)`` be a number alone, which the size of a batch is not yet. So while a model
+is traced, the names ``type`` and ``len`` mean ``_Type`` and ``_length`` below in the modules whose
+functions the forward may reach; these answer for proxies and are the built-in ones for all else.
+torch.fx gives functions that are wrapped by ``fx.wrap`` another meaning in the same way.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from pursuitify.compiler.tracing.proxies import TracedTensor
 from pursuitify.utils.fingerprint import is_installed
 from pursuitify.utils.patched_methods import names_in
 
@@ -62,28 +64,41 @@ class _Type(type, metaclass=_Asked):
     __class_getitem__: Any = classmethod(GenericAlias)
 
 
+def _length(value: Any, /) -> Any:
+    """Return ``len(value)``, of a traced tensor its first size."""
+    if issubclass(type(value), TracedTensor):
+        return value.size(0)
+    return len(value)
+
+
+#: What built-in names mean in the code of a model while it is traced.
+_MEANINGS: dict[str, Any] = {"type": _Type, "len": _length}
+
+
 @contextlib.contextmanager
 def answered(root: nn.Module) -> Iterator[list[Any]]:
-    """Let ``type(x)`` in the code of a model say of a proxy what ``x.__class__`` says.
+    """Let ``type(x)`` and ``len(x)`` in the code of a model answer for proxies.
+
+    ``type(x)`` is what ``x.__class__`` says, ``len(x)`` of a tensor is ``x.size(0)``.
 
     The value is a list of the generators of random numbers that the code of the model may reach.
     """
     with _LOCK:
         asking, generators = _reached(root)
-        scopes = [scope for scope in asking if "type" not in scope]
-        for scope in scopes:
-            scope["type"] = _Type
+        given = [(scope, name) for scope in asking for name in _MEANINGS if name not in scope]
+        for scope, name in given:
+            scope[name] = _MEANINGS[name]
         try:
             yield generators
         finally:
-            for scope in scopes:
-                scope.pop("type", None)
+            for scope, name in given:
+                scope.pop(name, None)
 
 
 def _reached(root: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Return what a forward may reach: globals in which ``type`` is asked, and generators.
+    """Return what a forward may reach: globals in which it asks, and generators.
 
-    The first are those of the functions that use the name ``type``, the second those of
+    The first are those of the functions that use the name ``type`` or ``len``, the second those of
     ``GENERATORS``, each once.
 
     Functions are followed through the names in their code: of functions and classes, and of modules
@@ -119,7 +134,7 @@ def _reached(root: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
         if _is_foreign(value.__module__):
             continue
         names, scope = set(names_in(value.__code__)), value.__globals__
-        if "type" in names:
+        if names & _MEANINGS.keys():
             found[id(scope)] = scope
         for name in names - known:
             stack += waiting.pop(name, ())
