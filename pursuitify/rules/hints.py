@@ -17,9 +17,10 @@ _NO_CLOSED_FORM = (
     "rules={...: pursuitify.rules.activation(your_activation)}"
 )
 _NORMALISES = (
-    "It normalises by statistics of its own input, so it is not linear. Replace it by BatchNorm "
-    "and fine-tune, or, in a side branch, give it the rule frozen(), which fixes its value at the "
-    "feed-forward pass (on the only way from input to output that cuts it)"
+    "It normalises by statistics of its own input, and no rule freezes them. Replace it by "
+    "nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm or BatchNorm and fine-tune, or, in a side "
+    "branch, give it the rule frozen(), which fixes its value at the feed-forward pass (on the "
+    "only way from input to output that cuts it)"
 )
 _ATTENTION = (
     "Attention multiplies values that all depend on the input. Convert only the convolutional "
@@ -42,10 +43,7 @@ _HINTS = {
     **dict.fromkeys(("ELU", "elu", "CELU", "celu", "Softplus", "softplus", "Tanh", "tanh",
                      "Sigmoid", "sigmoid", "Hardsigmoid", "hardsigmoid", "LogSigmoid", "logsigmoid",
                      "Softsign", "softsign"), _NO_CLOSED_FORM),
-    **dict.fromkeys(("LayerNorm", "layer_norm", "GroupNorm", "group_norm", "InstanceNorm1d",
-                     "InstanceNorm2d", "InstanceNorm3d", "RMSNorm", "LocalResponseNorm",
-                     "instance_norm", "local_response_norm", "LayerNorm2d",
-                     "normalize"), _NORMALISES),
+    **dict.fromkeys(("normalize", "LayerNorm2d"), _NORMALISES),
     **dict.fromkeys(("MultiheadAttention", "scaled_dot_product_attention", "softmax", "Softmax",
                      "bmm", "einsum", "baddbmm", "SwinTransformerBlock", "shifted_window_attention",
                      "TransformerEncoderLayer", "TransformerEncoder"), _ATTENTION),

@@ -115,6 +115,17 @@ class _Builder:
         self.shapes.append(tuple(probe.shape[1:]))
         return len(self.shapes) - 1
 
+    def norm(self, c: int, small: int) -> nn.Module:
+        """Draw a normalisation: over the batch, or over parts of each sample."""
+        kinds: list[nn.Module] = [
+            nn.BatchNorm2d(c), nn.BatchNorm2d(c), nn.GroupNorm(2 if c % 2 == 0 else 1, c),
+            nn.LocalResponseNorm(3, 1.0), nn.GroupNorm(1, c, affine=False),
+        ]  # fmt: skip
+        if small > 1:
+            kinds.append(nn.InstanceNorm2d(c, affine=True, track_running_stats=True))
+            kinds.append(nn.InstanceNorm2d(c))
+        return self.draw(st.sampled_from(kinds))
+
     def move(self, op: str) -> None:
         i, draw = self.pick(), self.draw
         c, h, w = self.shapes[i]
@@ -136,7 +147,7 @@ class _Builder:
                 self.steps.append(Step("tied", (j,), self.steps[-2].key))
                 self.shapes.append(self.shapes[-1])
         elif op == "norm":
-            self.push(op, (i,), nn.BatchNorm2d(c))
+            self.push(op, (i,), self.norm(c, small))
         elif op == "leaky":
             module = draw(
                 st.sampled_from([nn.LeakyReLU(0.2), nn.PReLU(), nn.Hardtanh(-0.4, 0.5), nn.ReLU6()])
