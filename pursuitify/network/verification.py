@@ -765,7 +765,9 @@ class _Work:
         """
         names = self.plans[j].operations if self.plans else ()
         offsets = (self.first.bound[name].offset for name in names)
-        return max((tensor_differences.size(o.detach()) for o in offsets if o is not None), default=0.0)
+        return max(
+            (tensor_differences.size(o.detach()) for o in offsets if o is not None), default=0.0
+        )
 
     def _too_large(self, errors: Sequence[float]) -> bool:
         """Whether one of the errors is no rounding; NaN is none of which anything can be said."""

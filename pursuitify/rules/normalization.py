@@ -127,9 +127,7 @@ def _instance(
 _INSTANCE_DIMS = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
 
 
-@registry.register(
-    *_INSTANCE_DIMS, stateful=True, input_dependent=_module_statistics, **_DIAGONAL
-)
+@registry.register(*_INSTANCE_DIMS, stateful=True, input_dependent=_module_statistics, **_DIAGONAL)
 def instance_norm_module(
     op: Op,
     input: Tensor,
