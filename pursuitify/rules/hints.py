@@ -9,12 +9,12 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 _NOT_PROXIMAL = (
     "It is not the proximal operator of a convex penalty. Replace it by ReLU, LeakyReLU, PReLU, "
-    "ReLU6 or Hardtanh and fine-tune, or convert a model that uses them"
+    "ReLU6, Softplus or ELU and fine-tune. pursuitify.relu_twin(model) replaces it by ReLU in a "
+    "copy of the model, with all weights, where it is a GELU, SiLU, Mish, Hardswish or SELU module"
 )
-_NO_CLOSED_FORM = (
-    "Pursuit needs its proximal operator for every step size, which has no closed form here. "
-    "Replace it by ReLU, LeakyReLU, PReLU, ReLU6 or Hardtanh and fine-tune, or give it a rule: "
-    "rules={...: pursuitify.rules.activation(your_activation)}"
+_SLOPES = (
+    "It is the proximal operator of a convex penalty only where its slopes lie in [0, 1]. Set its "
+    "parameters so and fine-tune, or replace it by another activation that converts"
 )
 _NORMALISES = (
     "It normalises by statistics of its own input, and no rule freezes them. Replace it by "
@@ -40,9 +40,7 @@ _HINTS = {
                     _NOT_PROXIMAL),
     **dict.fromkeys(("SELU", "selu", "Hardshrink", "hardshrink", "Threshold", "threshold", "GLU",
                      "glu", "RReLU", "rrelu", "Tanhshrink"), _NOT_PROXIMAL),
-    **dict.fromkeys(("ELU", "elu", "CELU", "celu", "Softplus", "softplus", "Tanh", "tanh",
-                     "Sigmoid", "sigmoid", "Hardsigmoid", "hardsigmoid", "LogSigmoid", "logsigmoid",
-                     "Softsign", "softsign"), _NO_CLOSED_FORM),
+    **dict.fromkeys(("ELU", "elu", "CELU", "celu", "Softplus", "softplus"), _SLOPES),
     **dict.fromkeys(("normalize", "LayerNorm2d"), _NORMALISES),
     **dict.fromkeys(("MultiheadAttention", "scaled_dot_product_attention", "softmax", "Softmax",
                      "bmm", "einsum", "baddbmm", "SwinTransformerBlock", "shifted_window_attention",

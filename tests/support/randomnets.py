@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,11 @@ class GeneralNet(nn.Module):
         return a.permute(0, 1, 3, 2).contiguous()
 
 
+#: Activations other than ReLU: piecewise linear ones, and smooth ones.
+BENT = (
+    nn.LeakyReLU(0.2), nn.PReLU(), nn.Hardtanh(-0.4, 0.5), nn.ReLU6(), nn.Tanh(), nn.Sigmoid(),
+    nn.ELU(0.6), nn.Softplus(2.0), nn.Softsign(), nn.Hardsigmoid(),
+)  # fmt: skip
 MOVES = (
     "conv", "norm", "relu", "relu6", "leaky", "add", "cat", "split", "shuffle", "maxpool",
     "avgpool", "pad", "slice", "affine", "flip", "gate", "selfgate", "up", "transposed", "drop",
@@ -149,10 +155,7 @@ class _Builder:
         elif op == "norm":
             self.push(op, (i,), self.norm(c, small))
         elif op == "leaky":
-            module = draw(
-                st.sampled_from([nn.LeakyReLU(0.2), nn.PReLU(), nn.Hardtanh(-0.4, 0.5), nn.ReLU6()])
-            )
-            self.push(op, (i,), module)
+            self.push(op, (i,), copy.deepcopy(draw(st.sampled_from(BENT))))
         elif op == "relu":
             self.push(op, (i,), more=(draw(st.booleans()),))
         elif op in {"relu6", "selfgate", "flip"}:
