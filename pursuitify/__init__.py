@@ -10,6 +10,7 @@ from pursuitify.calibration import calibrate
 from pursuitify.checkpoints.save_load import load, save
 from pursuitify.conversion.convert import pursuitify
 from pursuitify.conversion.explain import explain
+from pursuitify.conversion.relu_twin import relu_twin
 from pursuitify.conversion.report import Report
 from pursuitify.errors import (
     CheckpointError,
@@ -43,6 +44,7 @@ __all__ = [
     "explain",
     "load",
     "pursuitify",
+    "relu_twin",
     "save",
 ]
 __version__ = VERSION

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify.compiler.graph.classify import Sites, Value, classify
+from pursuitify.compiler.graph.classify import Site, Sites, Value, classify
 from pursuitify.compiler.graph.completeness import account
 from pursuitify.compiler.graph.dependency_graph import to_networkx
 from pursuitify.compiler.graph.rows import Layout, Row, needed_operations
@@ -24,7 +24,7 @@ from pursuitify.conversion.convert import compile_model, pursuitify
 from pursuitify.conversion.report import Entry, Report
 from pursuitify.conversion.text_picture import block_picture
 from pursuitify.errors import Problem, PursuitifyError
-from pursuitify.rules import Key, Rule, leaves_of
+from pursuitify.rules import Key, Rule, leaves_of, static_parameters
 from pursuitify.utils import option_checks
 
 
@@ -174,15 +174,29 @@ def _entries(
             note = f"{row.layout} row {row.index}"
         elif node.name in diagonal:
             role, note = "diagonal operator", f"B of {diagonal[node.name].name}"
+            note += _frozen_note(sites[node], root, ", ")
         elif node in gated:
             role, note = "frozen gate", "a diagonal scale, fixed at the feed-forward pass"
         elif role == "row":
-            role = "edge"
+            role, note = "edge", _frozen_note(sites[node], root)
         elif role == "head" and node not in useful:
             role = "unused"
         return Entry(node.name, describe(node, root), module_path(node), role, note)
 
     return tuple(entry(node) for node in graph.nodes)
+
+
+def _frozen_note(site: Site, root: nn.Module, before: str = "") -> str:
+    """Return that an operation's map is frozen from the values of a pass, and why; else nothing.
+
+    A rule whose author does not say what its map depends on is not named.
+    """
+    rule, node = site.rule, site.node
+    if rule is None or site.call is None or not callable(rule.input_dependent):
+        return ""
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    reason = rule.dependence(static_parameters(rule, site.call, module))
+    return "" if reason is None else f"{before}frozen at the feed-forward pass: {reason}"
 
 
 def _runaways(root: nn.Module, program: Program) -> list[str]:

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify.compiler.graph.rows import needed_operations
+from pursuitify.compiler.graph.rows import Row, needed_operations
 from pursuitify.compiler.lowering.emit import Recorded, recorded
 from pursuitify.compiler.lowering.program import Pass, Program
 from pursuitify.compiler.tracing.hidden_state import random_state, restore_random_state
@@ -411,7 +411,7 @@ def prove(
                 problems += _state_problems(network, began)
             output = _output_error(network, program, first, began.values, answer, tolerance)
     began.products = None
-    work = _Work(bound, used, first, thresholds, tolerance, every)
+    work = _Work(bound, used, first, thresholds, tolerance, every, program.rows)
     rows = tuple(
         RowProof(row.name, plan.source, *work.row(j, gaps[j]))
         for j, (row, plan) in enumerate(zip(bound.rows, program.rows, strict=True))
@@ -605,6 +605,7 @@ class _Work:
         thresholds: lam_j per row, unscaled.
         tolerance: Errors below it are not looked at again.
         every: See ``prove``.
+        plans: The rows that the dictionary's are bound from; none where it is made by hand.
         tested: Identities of the convolutions that are put to the dot test.
         packed: The packed form of a map, by its identity.
         waiting: How many paths begin with a leaf and a map, where they are several.
@@ -621,6 +622,7 @@ class _Work:
     thresholds: Sequence[Tensor | None]
     tolerance: float
     every: bool = True
+    plans: Sequence[Row] = ()
     tested: set[int] = field(default_factory=set)
     packed: dict[int, PackedConv] = field(default_factory=dict)
     waiting: Counter[_Beginning] = field(default_factory=Counter)
@@ -767,10 +769,22 @@ class _Work:
             if maps:
                 signs = self.direction(terms).sign()
                 spread = tensor_differences.size(self.apply(maps, terms * signs)[0])
-            offset = 0.0 if lam is None else tensor_differences.size(lam)
+            offset = max(self._offsets(j), 0.0 if lam is None else tensor_differences.size(lam))
             whole = max(tensor_differences.size(z), whole, spread, offset)
             errors = _ratios(gaps, (whole, within, whole))
         return errors[0], errors[1], errors[2], adjoint
+
+    def _offsets(self, j: int) -> float:
+        """Return the size of the largest offset that an operation of a row adds.
+
+        Offsets may cancel: a norm over values that are alike takes off what a bias has added, and
+        enlarges what rounding leaves of them.
+        """
+        names = self.plans[j].operations if self.plans else ()
+        offsets = (self.first.bound[name].offset for name in names)
+        return max(
+            (tensor_differences.size(o.detach()) for o in offsets if o is not None), default=0.0
+        )
 
     def _too_large(self, errors: Sequence[float]) -> bool:
         """Whether one of the errors is no rounding; NaN is none of which anything can be said."""

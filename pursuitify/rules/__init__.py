@@ -13,7 +13,15 @@ from torch import nn
 
 from pursuitify.operators import Chain, Identity, LinearMap, Scale, dottest
 from pursuitify.operators.activations import Activation, Clip, LeakyReLU, ReLU
-from pursuitify.rules import activations, elementwise, pooling, preprocessing, reshape, weighted
+from pursuitify.rules import (
+    activations,
+    elementwise,
+    normalization,
+    pooling,
+    preprocessing,
+    reshape,
+    weighted,
+)
 from pursuitify.rules.custom import activation, frozen, linear
 from pursuitify.rules.functions import applied
 from pursuitify.rules.registry import Affine, Call, Key, Registry, Rule, match, static_parameters
@@ -47,7 +55,7 @@ def default() -> Registry:
     """Return the built-in rules; torchvision's own functions only where it is imported."""
     registry = Registry()
     families = [weighted.registry, elementwise.registry, activations.registry]
-    families += [pooling.registry, reshape.registry]
+    families += [normalization.registry, pooling.registry, reshape.registry]
     if "torchvision" in sys.modules:
         families.append(elementwise.torchvision_rules())
     families += preprocessing.registries()

@@ -9,7 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify.operators.activations import Activation, Clip, LeakyReLU, ReLU, SoftThreshold
+from pursuitify.operators.activations import (
+    ELU,
+    Activation,
+    Clip,
+    Hardsigmoid,
+    LeakyReLU,
+    ReLU,
+    Sigmoid,
+    Softplus,
+    Softsign,
+    SoftThreshold,
+    Tanh,
+)
 from pursuitify.rules.registry import Registry
 
 #: An activation is given by its parameters alone.
@@ -138,3 +150,77 @@ def _lambd_check(lambd: float = 0.5, **_: Any) -> str | None:
 def softshrink(_op: Op, input: Tensor, lambd: float = 0.5) -> Activation:
     """Soft thresholding: the proximal operator of lambd |w|."""
     return SoftThreshold(float(lambd))
+
+
+@registry.register(
+    nn.Tanh, torch.tanh, torch.tanh_, "tanh", "tanh_", kind="activation", smooth=True
+)
+def tanh(_op: Op, input: Tensor) -> Activation:
+    """The hyperbolic tangent."""
+    return Tanh()
+
+
+@registry.register(
+    nn.Sigmoid, torch.sigmoid, torch.sigmoid_, torch.special.expit, "sigmoid", "sigmoid_",
+    kind="activation", smooth=True,
+)  # fmt: skip
+def sigmoid(_op: Op, input: Tensor) -> Activation:
+    """1 / (1 + exp(-z))."""
+    return Sigmoid()
+
+
+@registry.register(nn.Hardsigmoid, F.hardsigmoid, kind="activation", smooth=True)
+def hardsigmoid(_op: Op, input: Tensor, inplace: bool = False) -> Activation:
+    """Z / 6 + 1/2, clipped to [0, 1]."""
+    return Hardsigmoid()
+
+
+@registry.register(nn.Softsign, F.softsign, kind="activation", smooth=True)
+def softsign(_op: Op, input: Tensor) -> Activation:
+    """Z / (1 + |z|)."""
+    return Softsign()
+
+
+@registry.register(nn.LogSigmoid, F.logsigmoid, kind="activation", smooth=True)
+def logsigmoid(_op: Op, input: Tensor) -> Activation:
+    """Log(1 / (1 + exp(-z))), which is -softplus(-z)."""
+    return Softplus(mirrored=True)
+
+
+def _softplus_check(beta: float = 1.0, threshold: float = 20.0, **_: Any) -> str | None:
+    if beta <= 0:
+        return f"its beta {beta} is not above 0"
+    if threshold < 20:
+        return f"its threshold {threshold} is below 20: it jumps down there, and is not monotone"
+    return None
+
+
+@registry.register(nn.Softplus, F.softplus, kind="activation", check=_softplus_check, smooth=True)
+def softplus(_op: Op, input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Activation:
+    """Log(1 + exp(beta z)) / beta."""
+    return Softplus(float(beta), float(threshold))
+
+
+def _elu_check(alpha: float = 1.0, **_: Any) -> str | None:
+    if 0 < alpha <= 1:
+        return None
+    return f"its alpha {alpha} is not in (0, 1]: not the prox of a convex penalty"
+
+
+@registry.register(nn.ELU, F.elu, F.elu_, kind="activation", check=_elu_check, smooth=True)
+def elu(_op: Op, input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Activation:
+    """Z where z >= 0, alpha (exp(z) - 1) elsewhere."""
+    return ELU(float(alpha), 1.0)
+
+
+def _celu_check(alpha: float = 1.0, **_: Any) -> str | None:
+    return None if alpha > 0 else f"its alpha {alpha} is not above 0"
+
+
+@registry.register(
+    nn.CELU, F.celu, F.celu_, torch.celu, torch.celu_, kind="activation", check=_celu_check,
+    smooth=True,
+)  # fmt: skip
+def celu(_op: Op, input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Activation:
+    """Z where z >= 0, alpha (exp(z / alpha) - 1) elsewhere; its slopes are at most 1."""
+    return ELU(float(alpha), float(alpha))

@@ -9,17 +9,18 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 _NOT_PROXIMAL = (
     "It is not the proximal operator of a convex penalty. Replace it by ReLU, LeakyReLU, PReLU, "
-    "ReLU6 or Hardtanh and fine-tune, or convert a model that uses them"
+    "ReLU6, Softplus or ELU and fine-tune. pursuitify.relu_twin(model) replaces it by ReLU in a "
+    "copy of the model, with all weights, where it is a GELU, SiLU, Mish, Hardswish or SELU module"
 )
-_NO_CLOSED_FORM = (
-    "Pursuit needs its proximal operator for every step size, which has no closed form here. "
-    "Replace it by ReLU, LeakyReLU, PReLU, ReLU6 or Hardtanh and fine-tune, or give it a rule: "
-    "rules={...: pursuitify.rules.activation(your_activation)}"
+_SLOPES = (
+    "It is the proximal operator of a convex penalty only where its slopes lie in [0, 1]. Set its "
+    "parameters so and fine-tune, or replace it by another activation that converts"
 )
 _NORMALISES = (
-    "It normalises by statistics of its own input, so it is not linear. Replace it by BatchNorm "
-    "and fine-tune, or, in a side branch, give it the rule frozen(), which fixes its value at the "
-    "feed-forward pass (on the only way from input to output that cuts it)"
+    "It normalises by statistics of its own input, and no rule freezes them. Replace it by "
+    "nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm or BatchNorm and fine-tune, or, in a side "
+    "branch, give it the rule frozen(), which fixes its value at the feed-forward pass (on the "
+    "only way from input to output that cuts it)"
 )
 _ATTENTION = (
     "Attention multiplies values that all depend on the input. Convert only the convolutional "
@@ -39,13 +40,8 @@ _HINTS = {
                     _NOT_PROXIMAL),
     **dict.fromkeys(("SELU", "selu", "Hardshrink", "hardshrink", "Threshold", "threshold", "GLU",
                      "glu", "RReLU", "rrelu", "Tanhshrink"), _NOT_PROXIMAL),
-    **dict.fromkeys(("ELU", "elu", "CELU", "celu", "Softplus", "softplus", "Tanh", "tanh",
-                     "Sigmoid", "sigmoid", "Hardsigmoid", "hardsigmoid", "LogSigmoid", "logsigmoid",
-                     "Softsign", "softsign"), _NO_CLOSED_FORM),
-    **dict.fromkeys(("LayerNorm", "layer_norm", "GroupNorm", "group_norm", "InstanceNorm1d",
-                     "InstanceNorm2d", "InstanceNorm3d", "RMSNorm", "LocalResponseNorm",
-                     "instance_norm", "local_response_norm", "LayerNorm2d",
-                     "normalize"), _NORMALISES),
+    **dict.fromkeys(("ELU", "elu", "CELU", "celu", "Softplus", "softplus"), _SLOPES),
+    **dict.fromkeys(("normalize", "LayerNorm2d"), _NORMALISES),
     **dict.fromkeys(("MultiheadAttention", "scaled_dot_product_attention", "softmax", "Softmax",
                      "bmm", "einsum", "baddbmm", "SwinTransformerBlock", "shifted_window_attention",
                      "TransformerEncoderLayer", "TransformerEncoder"), _ATTENTION),

@@ -81,6 +81,9 @@ class Rule:
             of its filters, or the size of its factors. None where it has no channels of its own.
         runs_source: Whether the ``value`` that ``bind`` returns is what ``op`` returned for its one
             operand, so that it need not be computed again to be compared with the source's.
+        smooth: Whether it is an activation that networks also use as a gate or at their output.
+            One that no weighted operator reads belongs to the head, and of two factors that are
+            not computed from each other the only one that it leads to is the gate.
     """
 
     name: str
@@ -102,6 +105,7 @@ class Rule:
     absorbs_scale: bool = False
     channel_gains: Callable[[nn.Module], Tensor] | None = None
     runs_source: bool = False
+    smooth: bool = False
 
     def dependence(self, parameters: Mapping[str, Any]) -> str | None:
         """Return how the result depends on the input beyond what is affine in it, or None.

@@ -153,7 +153,7 @@ def several(m: Any, x: Tensor) -> Tensor:
 
 
 def many() -> nn.Module:
-    return Wrapped(several, silu=nn.SiLU(), norm2=nn.GroupNorm(2, 4))
+    return Wrapped(several, silu=nn.SiLU(), norm2=nn.Softmax(1))
 
 
 REFUSED = {
@@ -162,7 +162,7 @@ REFUSED = {
     "branch": (lambda: Wrapped(branch), TraceError),
     "loop": (lambda: Wrapped(loop), TraceError),
     "several": (
-        lambda: Wrapped(several, silu=nn.SiLU(), norm2=nn.GroupNorm(2, 4)),
+        lambda: Wrapped(several, silu=nn.SiLU(), norm2=nn.Softmax(1)),
         ConversionError,
     ),
     "product": (lambda: Wrapped(lambda m, x: x * m.conv2(x), conv2=nn.Conv2d(4, 4, 1)), None),
@@ -206,9 +206,9 @@ def test_everything_unsupported_is_listed_at_once() -> None:
     with pytest.raises(ConversionError) as caught:
         pursuitify(model)
     found = {p.op: p for p in caught.value.problems}
-    assert set(found) == {"SiLU", "gelu", "GroupNorm", "sin"}
+    assert set(found) == {"SiLU", "gelu", "Softmax", "sin"}
     assert found["SiLU"].module == "0.silu"
-    assert found["GroupNorm"].module == "0.norm2"
+    assert found["Softmax"].module == "0.norm2"
     assert found["gelu"].module == found["sin"].module == "0"
     for problem in found.values():
         assert problem.node in str(caught.value)
@@ -216,7 +216,7 @@ def test_everything_unsupported_is_listed_at_once() -> None:
         assert len(problem.hint) > 20
         assert problem.hint in str(caught.value)
     assert "proximal" in found["SiLU"].hint
-    assert "BatchNorm" in found["GroupNorm"].hint
+    assert "frozen()" in found["Softmax"].hint
     assert [p.node for p in explain(model).problems] == [p.node for p in caught.value.problems]
 
 

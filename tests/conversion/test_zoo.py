@@ -64,9 +64,9 @@ COUNTS = {
     "densenet121": (121, 57, 713, 116, 62),
 }
 REFUSED = {
-    "vit_b_16": {"LayerNorm", "GELU"},
-    "swin_t": {"LayerNorm", "GELU", "shifted_window_attention"},
-    "convnext_tiny": {"layer_norm", "GELU"},
+    "vit_b_16": {"MultiheadAttention", "GELU"},
+    "swin_t": {"GELU", "shifted_window_attention"},
+    "convnext_tiny": {"GELU"},
     "mobilenet_v3_small": {"Hardswish"},
     "efficientnet_b0": {"SiLU"},
     "maxvit_t": {"GELU"},

@@ -371,6 +371,19 @@ OPS: dict[str, Callable[[], nn.Module]] = {
     "constant_pad": lambda: Around(nn.ConstantPad2d(1, 0.0)),
     "blur": lambda: Around(blur),
     "blur_pool": lambda: Around(BlurPool()),
+    "group_norm": lambda: Around(mod(conv(), nn.GroupNorm(2, C), nn.ReLU(), nn.GroupNorm(1, C))),
+    "group_norm_before": lambda: Before(lambda x: F.group_norm(x, 2)),
+    "group_norm_concat": lambda: Before(
+        mod(Lambda(lambda x: torch.cat([x, 2 - x], 1)), nn.GroupNorm(4, 2 * C)), 2 * C
+    ),
+    "instance_norm": lambda: Before(
+        mod(nn.InstanceNorm2d(C), nn.InstanceNorm2d(C, affine=True, track_running_stats=True))
+    ),
+    "layer_norm": lambda: Around(
+        mod(conv(), Lambda(lambda x: x.permute(0, 2, 3, 1)), nn.LayerNorm(C), Lambda(last_to_first))
+    ),
+    "rms_norm": lambda: Before(lambda x: F.rms_norm(x, x.shape[1:])),
+    "local_response_norm": lambda: Around(mod(conv(), nn.ReLU(), nn.LocalResponseNorm(3, 2.0))),
     "squeeze_excite": lambda: Around(Squeeze()),
     "hard_squeeze_excite": lambda: Around(Squeeze(F.hardsigmoid)),
     "linear_squeeze_excite": lambda: Around(LinearSqueeze()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,11 @@ class GeneralNet(nn.Module):
         return a.permute(0, 1, 3, 2).contiguous()
 
 
+#: Activations other than ReLU: piecewise linear ones, and smooth ones.
+BENT = (
+    nn.LeakyReLU(0.2), nn.PReLU(), nn.Hardtanh(-0.4, 0.5), nn.ReLU6(), nn.Tanh(), nn.Sigmoid(),
+    nn.ELU(0.6), nn.Softplus(2.0), nn.Softsign(), nn.Hardsigmoid(),
+)  # fmt: skip
 MOVES = (
     "conv", "norm", "relu", "relu6", "leaky", "add", "cat", "split", "shuffle", "maxpool",
     "avgpool", "pad", "slice", "affine", "flip", "gate", "selfgate", "up", "transposed", "drop",
@@ -115,6 +121,17 @@ class _Builder:
         self.shapes.append(tuple(probe.shape[1:]))
         return len(self.shapes) - 1
 
+    def norm(self, c: int, small: int) -> nn.Module:
+        """Draw a normalisation: over the batch, or over parts of each sample."""
+        kinds: list[nn.Module] = [
+            nn.BatchNorm2d(c), nn.BatchNorm2d(c), nn.GroupNorm(2 if c % 2 == 0 else 1, c),
+            nn.LocalResponseNorm(3, 1.0), nn.GroupNorm(1, c, affine=False),
+        ]  # fmt: skip
+        if small > 1:
+            kinds.append(nn.InstanceNorm2d(c, affine=True, track_running_stats=True))
+            kinds.append(nn.InstanceNorm2d(c))
+        return self.draw(st.sampled_from(kinds))
+
     def move(self, op: str) -> None:
         i, draw = self.pick(), self.draw
         c, h, w = self.shapes[i]
@@ -136,12 +153,9 @@ class _Builder:
                 self.steps.append(Step("tied", (j,), self.steps[-2].key))
                 self.shapes.append(self.shapes[-1])
         elif op == "norm":
-            self.push(op, (i,), nn.BatchNorm2d(c))
+            self.push(op, (i,), self.norm(c, small))
         elif op == "leaky":
-            module = draw(
-                st.sampled_from([nn.LeakyReLU(0.2), nn.PReLU(), nn.Hardtanh(-0.4, 0.5), nn.ReLU6()])
-            )
-            self.push(op, (i,), module)
+            self.push(op, (i,), copy.deepcopy(draw(st.sampled_from(BENT))))
         elif op == "relu":
             self.push(op, (i,), more=(draw(st.booleans()),))
         elif op in {"relu6", "selfgate", "flip"}:

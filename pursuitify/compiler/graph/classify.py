@@ -7,7 +7,7 @@ pass together with all that only they read (mathematics.md, section 4).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -38,6 +38,10 @@ _ROLES = {
     Value.SHAPE: "constant",
     Value.FROZEN: "frozen",
 }
+_OUTPUT = (
+    "no weighted operator reads it, so it belongs to the head, where no activation of the rows can "
+    "follow it"
+)
 AFFINE_LIKE = {Value.INPUT, Value.AFFINE, Value.LATENT}
 
 
@@ -83,10 +87,11 @@ Sites = Mapping[fx.Node, Site]
 def classify(graph: fx.Graph, root: nn.Module, registry: Registry) -> Sites:
     """Classify every node of a normalised graph."""
     sites: dict[fx.Node, Site] = {}
-    leading = _leading(graph, root, registry)
+    weighted = _before_kind(graph, root, registry, "weighted")
+    leading = _before_kind(graph, root, registry, "activation", weighted)
     for node in graph.nodes:
         if node.op != "output":
-            sites[node] = _classify(node, root, registry, sites)
+            sites[node] = _classify(node, root, registry, sites, weighted)
             rule = sites[node].rule
             if rule is not None and rule.kind == "frozen" and node not in leading:
                 sites[node] = replace(sites[node], value=Value.OTHER)
@@ -99,10 +104,33 @@ def classify(graph: fx.Graph, root: nn.Module, registry: Registry) -> Sites:
     }
 
 
-def _leading(graph: fx.Graph, root: nn.Module, registry: Registry) -> set[fx.Node]:
-    """Nodes with an activation after them; the others are the head's, which needs no freezing."""
-    rules = ((node, registry.find(node, root)) for node in graph.nodes)
-    return nodes.before([n for n, rule in rules if rule is not None and rule.kind == "activation"])
+def _before_kind(
+    graph: fx.Graph,
+    root: nn.Module,
+    registry: Registry,
+    kind: str,
+    weighted: Collection[fx.Node] | None = None,
+) -> set[fx.Node]:
+    """Return the nodes that have one of a kind after them, or are one.
+
+    Nodes without an activation after them are the head's, which needs no freezing.
+
+    Args:
+        graph: The graph.
+        root: The module its targets are paths in.
+        registry: The rules.
+        kind: Of rules.
+        weighted: The nodes that lead to a weighted operator: smooth activations elsewhere are not
+            counted.
+    """
+    found = []
+    for node in graph.nodes:
+        rule = registry.find(node, root)
+        if rule is None or rule.kind != kind:
+            continue
+        if not rule.smooth or weighted is None or node in weighted:
+            found.append(node)
+    return nodes.before(found)
 
 
 def _classify(
@@ -110,6 +138,7 @@ def _classify(
     root: nn.Module,
     registry: Registry,
     sites: Sites,
+    weighted: Collection[fx.Node],
 ) -> Site:
     if node.op == "placeholder":
         return Site(node, Value.CONSTANT if node.args else Value.INPUT)
@@ -123,6 +152,8 @@ def _classify(
     if rule is None:
         reason = "no rule says that it is linear or a proximal operator"
         return Site(node, Value.OTHER, reason=reason)
+    if rule.smooth and node not in weighted:
+        return Site(node, Value.OTHER, reason=_OUTPUT)
     if module is not None and (module._forward_hooks or module._forward_pre_hooks):
         return Site(node, Value.OTHER, rule, reason=advice.hooked(module))
     reason = "" if module is None else patched_methods.reason(module)
@@ -166,6 +197,7 @@ def _operands(
     affine = [i for i, v in enumerate(values) if v in AFFINE_LIKE]
     if rule.kind == "product" and len(affine) == 2:
         gate = _gate(call)
+        gate = _smooth_gate(call, sites) if gate is None else gate
         if gate is None:
             return Site(
                 node,
@@ -201,6 +233,22 @@ def _gate(call: Call) -> int | None:
     if first in nodes.before([second]):
         return 1
     return 0 if second in nodes.before([first]) else None
+
+
+def _smooth_gate(call: Call, sites: Sites) -> int | None:
+    """Return the position of the only factor that a smooth activation leads to, None if not one."""
+
+    def affine(node: fx.Node) -> list[fx.Node]:
+        return [operand for operand in sites[node].operands if operand is not None]
+
+    def smooth(node: fx.Node) -> bool:
+        rule = sites[node].rule
+        return rule is not None and rule.smooth
+
+    found = [
+        i for i, o in enumerate(call.operands) if any(map(smooth, nodes.upstream([o], affine)))
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def gate_operands(site: Site) -> set[fx.Node]:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from torch import Tensor, fx, nn
 
 from pursuitify.compiler.graph.classify import Site, Sites, Value, gate_operands
-from pursuitify.compiler.tracing.nodes import before, describe, module_path
+from pursuitify.compiler.tracing.nodes import before, describe, module_path, upstream
 from pursuitify.errors import Problem
 from pursuitify.rules import hints as advice
 
@@ -102,10 +102,12 @@ def cutting_freezes(root: nn.Module, sites: Sites) -> list[Problem]:
     Freezing an operation fixes the activations after it that read no other value, and those before
     it whose value nothing else reads: they would keep their feed-forward values.
     """
+    gates = set(upstream([o for site in sites.values() for o in gate_operands(site)]))
     lost = [
         node
         for node, site in sites.items()
         if site.value is Value.FROZEN and site.rule is not None and site.rule.kind == "activation"
+        if not site.rule.smooth or node not in gates
     ]
     frozen = [(n, s) for n, s in sites.items() if s.rule is not None and s.rule.kind == "frozen"]
     leads = {a: before([a]) for a in lost} if frozen else {}

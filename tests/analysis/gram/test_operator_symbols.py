@@ -22,7 +22,8 @@ from tests.support.ops import OPS, Around
 #: What has no kernel form: interior mode refuses it, exact mode computes it entry by entry.
 REFUSED = {
     "permute", "permute_linear", "transpose", "sum", "pixel_shuffle", "pixel_unshuffle",
-    "silu_gate", "tanh_gate", "spatial_gate", "scse", "dropout",
+    "silu_gate", "tanh_gate", "spatial_gate", "scse", "dropout", "layer_norm",
+    "local_response_norm",
 }  # fmt: skip
 
 
