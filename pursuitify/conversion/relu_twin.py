@@ -10,6 +10,7 @@ from torch import nn
 
 from pursuitify.conversion import model_checks
 from pursuitify.errors import OptionError
+from pursuitify.utils.terminal import Shown
 
 Made = Callable[[], nn.Module]
 #: What stands in for each activation that is no proximal operator.
@@ -34,7 +35,7 @@ class Replacement:
 
 
 @dataclass(frozen=True)
-class Twin:
+class Twin(Shown):
     """A copy of a model with other activations.
 
     Attributes:
@@ -44,6 +45,11 @@ class Twin:
 
     model: nn.Module
     replaced: tuple[Replacement, ...]
+
+    def __str__(self) -> str:
+        """Return what was replaced, line by line."""
+        lines = [f"  {r.module or 'the model'}: {r.old} -> {r.new}" for r in self.replaced]
+        return "\n".join([f"{len(lines)} modules replaced", *lines])
 
 
 def relu_twin(model: nn.Module, mapping: Mapping[type[nn.Module], Made] | None = None) -> Twin:

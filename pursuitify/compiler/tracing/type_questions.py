@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from pursuitify.compiler.tracing.proxies import TracedTensor
 from pursuitify.utils.fingerprint import is_installed
 from pursuitify.utils.patched_methods import names_in
 
@@ -66,7 +65,8 @@ class _Type(type, metaclass=_Asked):
 
 def _length(value: Any, /) -> Any:
     """Return ``len(value)``, of a traced tensor its first size."""
-    if issubclass(type(value), TracedTensor):
+    kind = type(value)
+    if issubclass(kind, fx.Proxy) and issubclass(kind, Tensor):
         return value.size(0)
     return len(value)
 
