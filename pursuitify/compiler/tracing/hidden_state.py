@@ -127,7 +127,7 @@ def restore_random_state(state: tuple[Any, Any, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldState:
     """What the modules of a copied model hold before its forward is traced.
 
     Attributes:
@@ -139,10 +139,10 @@ class Held:
     attributes: dict[nn.Module, dict[str, Any]]
 
 
-def held(root: nn.Module) -> Held:
+def held(root: nn.Module) -> HeldState:
     """Return what the modules of a copied model hold now."""
     buffers = {module: vars(module).get("_buffers") for module in root.modules()}
-    return Held(
+    return HeldState(
         # A scripted module holds its own in C++, where no forward that is traced replaces them.
         {module: dict(own) for module, own in buffers.items() if type(own) is dict},
         {module: {k: _copied(v) for k, v in vars(module).items()} for module in root.modules()},
@@ -153,7 +153,7 @@ def _copied(value: Any) -> Any:
     return value.copy() if type(value) in (list, dict) else value
 
 
-def rewind(root: nn.Module, before: Held, constants: Iterable[str]) -> None:
+def rewind(root: nn.Module, before: HeldState, constants: Iterable[str]) -> None:
     """Prepare a copied model for its next call, as the call that was traced leaves it.
 
     Buffers are put back, whose writes are in the graph, and so is an attribute that now holds a

@@ -352,7 +352,7 @@ def _run(
 
 
 def _constants(
-    graph: fx.Graph, root: nn.Module, model: nn.Module, before: hidden_state.Held
+    graph: fx.Graph, root: nn.Module, model: nn.Module, before: hidden_state.HeldState
 ) -> dict[str, Tensor]:
     """Return copies of the tensors that a graph reads and that no module holds as its own."""
     known = {name for name, _ in model.named_buffers()} | {n for n, _ in model.named_parameters()}

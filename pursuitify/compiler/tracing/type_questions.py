@@ -65,8 +65,7 @@ class _Type(type, metaclass=_Asked):
 
 def _length(value: Any, /) -> Any:
     """Return ``len(value)``, of a traced tensor its first size."""
-    kind = type(value)
-    if issubclass(kind, fx.Proxy) and issubclass(kind, Tensor):
+    if {fx.Proxy, Tensor} <= set(type(value).__mro__):
         return value.size(0)
     return len(value)
 
