@@ -45,6 +45,7 @@ EXCEPTIONS = {
     "network/test_verification_cost.py": "what the self-check computes, by counting",
     "network/test_threads.py": "one network in several threads",
     "operators/test_compile.py": "all operators under torch.compile and torch.export",
+    "operators/test_smooth_activations.py": "one family of activations, up to whole networks",
     "operators/test_resampling.py": "separable and block means, against torch's own kernels",
     "robust/auditing/test_interrupted.py": "audits that go on after an interruption",
     "robust/auditing/test_weak_attacks.py": "a broken attack of our own, which the audit catches",

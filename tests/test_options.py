@@ -909,6 +909,12 @@ MEMORY: dict[str, Any] = {
     "iterations": (partial(counted, batch=64), partial(counted, batch=64, iterations=9)),
 }
 
+
+def replaced(**options: Any) -> Any:
+    """Return what a twin has in place of a GELU."""
+    return [r.new for r in package.relu_twin(nn.Sequential(nn.GELU()), **options).replaced]
+
+
 SEEN: dict[str, Any] = {
     "estimate_memory": MEMORY,
     **ANALYSIS,
@@ -918,6 +924,9 @@ SEEN: dict[str, Any] = {
     **{name: {} for name in ("plot_structure", "plot_objective")},
     "pursuitify": PURSUITIFY,
     "explain": EXPLAIN,
+    "relu_twin": {
+        "mapping": (replaced, partial(replaced, mapping={nn.GELU: nn.Softplus})),
+    },
     "coherence": COHERENCE,
     "calibrate": CALIBRATE,
     "save": {},
