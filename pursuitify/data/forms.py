@@ -155,8 +155,7 @@ def whole(rows: Rows, name: str = "data") -> tuple[Tensor, Tensor]:
         InputError: If there is none, or its inputs differ in shape, type or device.
     """
     if is_tensors(rows):
-        x, y = tensors(rows, name)
-        return x.detach(), y
+        return rows[0].detach(), rows[1]  # their lengths are checked with what the labels are
     parts = [
         tensors(batch, f"entry {number} of {name}")
         for number, batch in enumerate(_each(rows, name))
