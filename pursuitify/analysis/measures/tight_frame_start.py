@@ -50,8 +50,12 @@ def _tight(shape: torch.Size, generator: torch.Generator) -> Tensor:
         return _orthonormal(flat).reshape(shape)
     rounds = _ROUNDS if math.prod(flat.shape) <= _LARGE else 1
     for _ in range(rounds if size > 1 else 0):
-        u, _, v = torch.linalg.svd(flat, full_matrices=False)
-        flat = u @ v
+        # The polar factor, by the Gram matrix: an SVD may not converge where the frame is tight,
+        # since all singular values are equal then.
+        values, vectors = torch.linalg.eigh((flat.mT @ flat).double())
+        least = values[-1] * torch.finfo(flat.dtype).eps
+        root = (vectors * values.clamp_min(least).rsqrt()) @ vectors.mT
+        flat = flat @ root.to(flat.dtype)
         flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
     flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
     shaped: Tensor = flat.reshape(shape)

@@ -11,6 +11,7 @@ from torch import nn
 
 from pursuitify import pursuitify
 from pursuitify.analysis import chain_frame_potential, coherence, minimum_frame_potential
+from pursuitify.analysis.measures.tight_frame_start import start
 from pursuitify.analysis.measures.welch_bounds import _layer
 from pursuitify.models import ChainNet
 from tests.support.nets import dense_chain
@@ -95,3 +96,19 @@ def test_the_search_on_the_papers_chain_ends_at_the_closed_form():
     known = minimum_frame_potential(model, (3, 32, 32))
     found = minimum_frame_potential(model, (3, 32, 32), method="optimise", seeds=1, steps=20)
     assert known.value * (1 - 1e-6) <= found.value <= 1.001 * known.closed_form
+
+
+@pytest.mark.parametrize("shape", [(32, 16, 1, 1), (96, 16, 1, 1), (12, 3, 1, 1), (9, 4, 2, 2)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_start_is_a_tight_frame_of_unit_atoms(shape: tuple[int, ...], seed: int) -> None:
+    """Where singular values are all equal, an SVD may not converge."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(20):
+        flat = start(shape, (1, 1), 1, generator).flatten(1)
+        assert torch.allclose(flat.norm(dim=1), torch.ones(len(flat)), atol=1e-5)
+        count, size = flat.shape
+        if count <= size:
+            assert torch.allclose(flat @ flat.T, torch.eye(count), atol=1e-5)
+        else:
+            frame = flat.T @ flat * (size / count)
+            assert torch.allclose(frame, torch.eye(size), atol=2e-2)
