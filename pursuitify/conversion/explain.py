@@ -16,7 +16,7 @@ from pursuitify.compiler.graph.completeness import account
 from pursuitify.compiler.graph.dependency_graph import to_networkx
 from pursuitify.compiler.graph.rows import Layout, Row, needed_operations
 from pursuitify.compiler.lowering.program import Program
-from pursuitify.compiler.tracing.nodes import describe, module_path, upstream
+from pursuitify.compiler.tracing.nodes import describe, module_of, module_path, upstream
 from pursuitify.compiler.tracing.trace import trace
 from pursuitify.compiler.tracing.tracer import LeafModule
 from pursuitify.conversion import model_checks
@@ -194,7 +194,7 @@ def _frozen_note(site: Site, root: nn.Module, before: str = "") -> str:
     rule, node = site.rule, site.node
     if rule is None or site.call is None or not callable(rule.input_dependent):
         return ""
-    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    module = module_of(node, root)
     reason = rule.dependence(static_parameters(rule, site.call, module))
     return "" if reason is None else f"{before}frozen at the feed-forward pass: {reason}"
 

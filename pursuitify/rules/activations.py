@@ -61,7 +61,7 @@ def _range_check(min_val: float = -1.0, max_val: float = 1.0, **_: Any) -> str |
 def relu6(
     _op: Op, input: Tensor, inplace: bool = False, min_val: float = 0.0, max_val: float = 6.0
 ) -> Activation:
-    """Z clipped to [0, 6]; nn.ReLU6 is a Hardtanh, whose bounds may be set to others."""
+    """Bind z clipped to [0, 6]; nn.ReLU6 is a Hardtanh, whose bounds may be set to others."""
     return Clip(float(min_val), float(max_val))
 
 
@@ -73,7 +73,7 @@ def hardtanh(
     max_val: float = 1.0,
     inplace: bool = False,
 ) -> Activation:
-    """Z clipped to [min_val, max_val]."""
+    """Bind z clipped to [min_val, max_val]."""
     return Clip(float(min_val), float(max_val))
 
 
@@ -120,7 +120,7 @@ def _slope_check(negative_slope: float = 0.01, **_: Any) -> str | None:
 def leaky_relu(
     _op: Op, input: Tensor, negative_slope: float = 0.01, inplace: bool = False
 ) -> Activation:
-    """Z where z >= 0, negative_slope z elsewhere."""
+    """Bind z where z >= 0, negative_slope z elsewhere."""
     return LeakyReLU(negative_slope)
 
 
@@ -171,19 +171,19 @@ def sigmoid(_op: Op, input: Tensor) -> Activation:
 
 @registry.register(nn.Hardsigmoid, F.hardsigmoid, kind="activation", smooth=True)
 def hardsigmoid(_op: Op, input: Tensor, inplace: bool = False) -> Activation:
-    """Z / 6 + 1/2, clipped to [0, 1]."""
+    """Bind z / 6 + 1/2 clipped to [0, 1]."""
     return Hardsigmoid()
 
 
 @registry.register(nn.Softsign, F.softsign, kind="activation", smooth=True)
 def softsign(_op: Op, input: Tensor) -> Activation:
-    """Z / (1 + |z|)."""
+    """Bind z / (1 + |z|)."""
     return Softsign()
 
 
 @registry.register(nn.LogSigmoid, F.logsigmoid, kind="activation", smooth=True)
 def logsigmoid(_op: Op, input: Tensor) -> Activation:
-    """Log(1 / (1 + exp(-z))), which is -softplus(-z)."""
+    """Bind log(1 / (1 + exp(-z))), which is -softplus(-z)."""
     return Softplus(mirrored=True)
 
 
@@ -197,7 +197,7 @@ def _softplus_check(beta: float = 1.0, threshold: float = 20.0, **_: Any) -> str
 
 @registry.register(nn.Softplus, F.softplus, kind="activation", check=_softplus_check, smooth=True)
 def softplus(_op: Op, input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Activation:
-    """Log(1 + exp(beta z)) / beta."""
+    """Bind log(1 + exp(beta z)) / beta."""
     return Softplus(float(beta), float(threshold))
 
 
@@ -209,7 +209,7 @@ def _elu_check(alpha: float = 1.0, **_: Any) -> str | None:
 
 @registry.register(nn.ELU, F.elu, F.elu_, kind="activation", check=_elu_check, smooth=True)
 def elu(_op: Op, input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Activation:
-    """Z where z >= 0, alpha (exp(z) - 1) elsewhere."""
+    """Bind z where z >= 0, alpha (exp(z) - 1) elsewhere."""
     return ELU(float(alpha), 1.0)
 
 
@@ -222,5 +222,5 @@ def _celu_check(alpha: float = 1.0, **_: Any) -> str | None:
     smooth=True,
 )  # fmt: skip
 def celu(_op: Op, input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Activation:
-    """Z where z >= 0, alpha (exp(z / alpha) - 1) elsewhere; its slopes are at most 1."""
+    """Bind z where z >= 0, alpha (exp(z / alpha) - 1) elsewhere; its slopes are at most 1."""
     return ELU(float(alpha), float(alpha))

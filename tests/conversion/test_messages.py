@@ -120,6 +120,14 @@ def test_the_advice_works(
     assert_converts(mended())
 
 
+def test_casts_to_a_type_that_is_computed() -> None:
+    """Such a type is no tensor, whose device could be asked."""
+    assert_converts(With(lambda x: x.to(torch.promote_types(x.dtype, torch.float32))))
+    refused = explain(With(lambda x: x.to(torch.result_type(x, torch.ones(1)))))
+    assert "result_type" in {problem.op for problem in refused.problems}
+    assert_converts(With(lambda x: x.to(F.relu(x), True, True)))  # not to wait, and to copy
+
+
 def test_checkpointing_is_named_where_it_cannot_be_followed() -> None:
     def kept(x: Tensor) -> Tensor:
         checkpoint = torch.utils.checkpoint.checkpoint

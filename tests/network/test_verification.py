@@ -30,6 +30,7 @@ from pursuitify.network import tensor_differences, verification
 from pursuitify.operators import Chain, Conv, Scale, Select
 from pursuitify.operators.onednn_conv import PackedConv
 from pursuitify.utils import running_statistics
+from tests.support.nets import ReadsAll
 from tests.support.randomnets import general_net
 
 IMAGE = (2, 3, 8, 8)
@@ -378,22 +379,8 @@ def test_a_wrong_scale_is_seen() -> None:
 @pytest.mark.parametrize("number", range(6))
 def test_a_wrong_factor_of_a_slot_is_seen(number: int, every: bool) -> None:
     """BatchNorm of a concat scales all slots at once, where every slot ends in such a factor."""
-
-    class Dense(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Conv2d(3, 4, 3, padding=1)
-            self.norms = nn.ModuleList(nn.BatchNorm2d(4 * (i + 1)) for i in range(3))
-            self.rest = nn.ModuleList(nn.Conv2d(4 * (i + 1), 4, 1) for i in range(3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            parts = [F.relu(self.first(x))]
-            for norm, conv in zip(self.norms, self.rest, strict=True):
-                parts.append(F.relu(conv(F.relu(norm(torch.cat(parts, 1))))))
-            return torch.cat(parts, 1).mean((2, 3))
-
     torch.manual_seed(0)
-    model = Dense().double()
+    model = ReadsAll().double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pursuitify import PursuitNetwork, pursuitify
 from pursuitify.models import ResidualNet
 from pursuitify.network import verification
+from tests.support.nets import ReadsAll
 
 ZOO = ("resnet18", "mobilenet_v2", "densenet121")
 
@@ -94,22 +95,8 @@ def test_the_source_s_weights_are_applied_once(monkeypatch: pytest.MonkeyPatch) 
 
     Those are a densely connected network's, in which every layer reads all layers before it.
     """
-
-    class Dense(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Conv2d(3, 4, 3, padding=1)
-            self.norms = nn.ModuleList(nn.BatchNorm2d(4 * (i + 1)) for i in range(3))
-            self.rest = nn.ModuleList(nn.Conv2d(4 * (i + 1), 4, 1) for i in range(3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            parts = [self.first(x)]
-            for norm, conv in zip(self.norms, self.rest, strict=True):
-                parts.append(conv(torch.relu(norm(torch.cat(parts, 1)))))
-            return torch.cat(parts, 1).relu().mean((2, 3))
-
     torch.manual_seed(0)
-    net, x = pursuitify(Dense().eval(), iterations=1), torch.rand(2, 3, 8, 8)
+    net, x = pursuitify(ReadsAll(linear=True).eval(), iterations=1), torch.rand(2, 3, 8, 8)
     assert sum(row.identity for row in net._program.rows) == 3
     source, counts = verification._around_products, []
 

@@ -929,3 +929,25 @@ def dense_chain(inputs: int, widths: Sequence[int]) -> nn.Sequential:
     for before, after in zip([inputs, *widths], widths, strict=False):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], 2))
+
+
+class ReadsAll(nn.Module):
+    """A densely connected network: each layer reads the concat of all before it, through a norm.
+
+    Its layers end in activations, or, if ``linear``, they are linear values that several rows read.
+    """
+
+    def __init__(self, linear: bool = False) -> None:
+        super().__init__()
+        self.linear = linear
+        self.last: Callable[[Tensor], Tensor] = nn.Identity() if linear else nn.ReLU()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4 * (i + 1)) for i in range(3))
+        self.rest = nn.ModuleList(nn.Conv2d(4 * (i + 1), 4, 1) for i in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.last(self.first(x))]
+        for norm, conv in zip(self.norms, self.rest, strict=True):
+            parts.append(self.last(conv(torch.relu(norm(torch.cat(parts, 1))))))
+        joined = torch.cat(parts, 1)
+        return (torch.relu(joined) if self.linear else joined).mean((2, 3))

@@ -67,7 +67,7 @@ def _reason(site: Site, net: PursuitNetwork) -> str | None:
         return "it draws at random" if nodes.is_random(node) else None
     if site.value is Value.OTHER or site.rule is None or site.call is None:
         return "it is not affine"
-    module = net.get_submodule(str(node.target)) if node.op == "call_module" else None
+    module = nodes.module_of(node, net)
     reason = site.rule.dependence(static_parameters(site.rule, site.call, module))
     return reason or _factor(site, net)
 

@@ -60,7 +60,7 @@ class ArchitectureBounds:
 
     @property
     def gap(self) -> float:
-        """What is not known of the minimum: the upper bound minus the lower."""
+        """The upper bound minus the lower: the minimum is known so closely."""
         return self.upper - self.lower
 
 
@@ -82,7 +82,7 @@ class Comparison(Shown):
 
     @property
     def rules(self) -> str:
-        """What the numbers stand on, in one sentence each."""
+        """The rules by which the numbers were found, in one sentence each."""
         return (
             f"Least deep frame potential (RMS) for inputs {self.input_shape}, layout "
             f"{self.layout}, interior boundary. Lower: Welch-type bound, holds for all weights "

@@ -187,8 +187,8 @@ class Found:
     stopped: bool
 
 
-class _TimeIsUp(Exception):  # noqa: N818 -- it is no error: it leaves the optimiser
-    """Ends an optimiser's step."""
+class _TimeIsUp(Exception):  # noqa: N818 -- its name: it is no error
+    """Leaves L-BFGS from inside its closure, which nothing else ends before its last iteration."""
 
 
 class _Rebound(nn.Module):

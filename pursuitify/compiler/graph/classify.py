@@ -147,7 +147,7 @@ def _classify(
     values = {sites[n].value for n in node.all_input_nodes}
     if node.op == "get_attr" or values <= {Value.CONSTANT, Value.SHAPE} or nodes.is_like(node):
         return Site(node, Value.CONSTANT)
-    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    module = nodes.module_of(node, root)
     rule = registry.find(node, root)
     if rule is None:
         reason = "no rule says that it is linear or a proximal operator"

@@ -39,6 +39,8 @@ def split_pieces(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
+#: Functions that return a dtype, not a tensor.
+_DTYPES = (torch.promote_types, torch.result_type)
 #: Methods that take a size from another tensor, and those that take the size itself.
 _AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
 
@@ -55,9 +57,11 @@ def spell_out(graph: fx.Graph) -> None:
             continue
         other = node.args[1]
         tensor = isinstance(other, fx.Node) and not nodes.is_shape(other)
+        tensor = tensor and other.target not in _DTYPES
         if tensor and node.target in ("type_as", "to"):
             read = {name: _attribute(graph, node, other, name) for name in ("device", "dtype")}
-            node.target, node.kwargs = "to", {**node.kwargs, **read}
+            rest = dict(zip(("non_blocking", "copy"), node.args[2:], strict=False))
+            node.target, node.kwargs = "to", {**node.kwargs, **read, **rest}
             node.args = (node.args[0],)
         elif tensor and node.target in _AS_ANOTHER:
             shape = _attribute(graph, node, other, "shape")

@@ -104,6 +104,7 @@ def state_of(generator: Any) -> Any:
 
 def put_state(generator: Any, state: Any) -> bool:
     """Put a generator back into a state; return whether it was in another one."""
+    # States are tuples and dicts with arrays in them, which ``==`` does not compare; bytes it does.
     if pickle.dumps(_plain(state_of(generator))) == pickle.dumps(_plain(state)):
         return False
     if isinstance(generator, random.Random):
@@ -128,7 +129,7 @@ def restore_random_state(state: tuple[Any, Any, Any]) -> None:
 
 @dataclass(frozen=True)
 class HeldState:
-    """What the modules of a copied model hold before its forward is traced.
+    """The buffers and attributes that a copied model's modules hold before its forward is traced.
 
     Attributes:
         buffers: The buffers of every module.

@@ -166,6 +166,11 @@ _INPLACE_OPERATORS = {
 }
 
 
+def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
+    """Return the module that a node calls; None where it calls none."""
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
 def module_path(node: fx.Node) -> str:
     """Return the path of the module whose call, or whose forward, the node is."""
     if node.op == "call_module":

@@ -221,7 +221,7 @@ def _held(node: fx.Node, root: nn.Module) -> Any:
 
 def _extent(node: fx.Node, index: int, root: nn.Module) -> int:
     """Return a size that the modules before, or right after, an input fix: that of channels."""
-    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    module = nodes.module_of(node, root)
     if index == 1 and isinstance(module, nn.modules.conv._ConvNd):
         return module.out_channels
     if index in {1, -1} and isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""What a forward that is traced may reach; ``type(x)``, ``len(x)`` there, its random generators.
+"""The code that a traced forward may reach: ``type(x)`` and ``len(x)`` in it, its generators.
 
 A proxy can say that it is a tensor where ``isinstance`` asks, but nothing makes ``type(x)`` say so,
 and Python lets ``len(x)`` be a number alone, which the size of a batch is not yet. So while a model

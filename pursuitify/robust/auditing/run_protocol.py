@@ -50,7 +50,7 @@ _FEW = 64  # inputs that a cheap look takes
 
 @dataclass(frozen=True)
 class _Passes:
-    """What is known of passes over the networks before the first attack.
+    """The changes and answers of passes over the networks before the first attack.
 
     Attributes:
         changes: What every pass changes (counters, caches), in a guard's words: no attack's doing.

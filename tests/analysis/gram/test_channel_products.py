@@ -45,3 +45,25 @@ def test_products_on_demand_agree_with_materialize(name, layout, table, monkeypa
 def test_a_symmetric_product_from_its_lower_blocks(cut):
     one = torch.randn(2, 4, 7, dtype=torch.float64)
     assert torch.allclose(channel_products._symmetric(one, one, cut), one.mT @ one, atol=1e-12)
+
+
+def test_a_derivative_copies_no_table_per_pair_of_taps():
+    """The derivative of indexing a table is as large as the table, for every index anew."""
+    left, right = (torch.randn(1, 5, 3, 9, requires_grad=True) for _ in range(2))
+    cols = torch.arange(3)[None]
+    products = channel_products.Products(channel_products.Aligned(left, right, (cols, cols)))
+    sums = [products.sum(((t, u, 1.0),)) for t in range(9) for u in range(9)]
+    torch.stack(sums).square().sum().backward()
+    expected = torch.einsum("grat,grbu->gtaub", left, right)
+    wanted = torch.autograd.grad(expected.square().sum(), (left, right))
+    for own, other in zip((left, right), wanted, strict=True):
+        torch.testing.assert_close(own.grad, other)
+    seen, stack = set(), [s.grad_fn for s in sums]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        stack += [before for before, _ in node.next_functions]
+    names = [node.name() for node in seen]
+    assert not [n for n in names if n.startswith(("Select", "Index", "Slice"))], names
