@@ -18,7 +18,7 @@ from pursuitify.operators.block_mean import BlockMean
 from pursuitify.operators.conv import Conv, conv_transpose_map
 from pursuitify.operators.dense import Dense
 from pursuitify.operators.indexing import Index
-from pursuitify.operators.max_pool import Select, Windows, adaptive_cover, cover
+from pursuitify.operators.max_pool import Select, Unpool, Windows, adaptive_cover, cover
 from pursuitify.operators.norms.certified import conv_norm_bound, dense_norm_bound
 from pursuitify.operators.norms.fingerprint import kernel_contents
 from pursuitify.operators.norms.power_iteration import (
@@ -65,6 +65,7 @@ __all__ = [
     "Separable",
     "Slice",
     "Symbols",
+    "Unpool",
     "Windows",
     "ZeroPad",
     "accumulate",

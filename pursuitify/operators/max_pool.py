@@ -1,4 +1,4 @@
-"""Selection of input elements by fixed indices: max pooling with its switches frozen."""
+"""Elements moved by fixed indices: max pooling with its switches frozen, and its inverse."""
 
 from __future__ import annotations
 
@@ -142,3 +142,43 @@ class Select(LinearMap):
     def symbol(self, into: Symbols) -> None:
         """Say: a choice per window."""
         into.selected(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Unpool(LinearMap):
+    """Elements put at given places of a larger image, channel by channel; zeros elsewhere.
+
+    Attributes:
+        indices: Places (batch, channels, *in) in the flattened spatial output, as
+            ``F.max_unpoolNd`` takes them.
+        size: Spatial size of the output.
+        kept: Which elements are kept, of the shape of ``indices``: of several that have one place
+            at most one.
+    """
+
+    indices: Tensor
+    size: tuple[int, ...]
+    kept: Tensor
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``x`` (batch, channels, *in) at its places."""
+        batch, channels = x.shape[:2]
+        zeros = x.new_zeros(batch, channels, math.prod(self.size))
+        spread = zeros.scatter_add(2, self.indices.flatten(2), (x * self.kept).flatten(2))
+        return spread.reshape(batch, channels, *self.size)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return what stands at the places of ``y``."""
+        found = y.flatten(2).gather(2, self.indices.flatten(2))
+        return found.reshape(self.indices.shape) * self.kept
+
+    def norm_bound(self) -> float:
+        """Return 1: every place takes one element, and every element has one place."""
+        return 1.0
+
+    def narrow(self, dim: int, start: int, length: int) -> Unpool:
+        """Return the map on a slot of channels."""
+        if dim != 1:
+            raise NotImplementedError(f"Unpool mixes the slots of dimension {dim}")
+        indices, kept = (piece(t, 1, start, length) for t in (self.indices, self.kept))
+        return dataclasses.replace(self, indices=indices, kept=kept)

@@ -20,6 +20,7 @@ from pursuitify.rules import (
     pooling,
     preprocessing,
     reshape,
+    selections,
     weighted,
 )
 from pursuitify.rules.custom import activation, frozen, linear
@@ -56,6 +57,7 @@ def default() -> Registry:
     registry = Registry()
     families = [weighted.registry, elementwise.registry, activations.registry]
     families += [normalization.registry, pooling.registry, reshape.registry]
+    families.append(selections.registry)
     if "torchvision" in sys.modules:
         families.append(elementwise.torchvision_rules())
     families += preprocessing.registries()

@@ -94,7 +94,8 @@ def stack(_op: Op, tensors: Sequence[Tensor], dim: int = 0) -> Affine:
     return Affine(value, tuple(maps))
 
 
-def _scaling(input: Tensor, factor: Value, value: Tensor, per_sample: bool) -> LinearMap:
+def scaling(input: Tensor, factor: Value, value: Tensor, per_sample: bool) -> LinearMap:
+    """Return the map of a product, in the shape of ``value``, to which operands are broadcast."""
     if isinstance(factor, Tensor):
         if factor.dtype is torch.bool:
             factor = factor.to(value.dtype)
@@ -116,7 +117,7 @@ def mul(_op: Op, input: Value, other: Value, _affine: int = 0, _per_sample: bool
     x, factor = (input, other) if _affine == 0 else (other, input)
     assert isinstance(x, Tensor)
     assert isinstance(value, Tensor)
-    return Affine(value, (_scaling(x, factor, value, _per_sample),) * 2)
+    return Affine(value, (scaling(x, factor, value, _per_sample),) * 2)
 
 
 @registry.register(
@@ -138,7 +139,7 @@ def div(
     factor = 1.0 / other
     assert isinstance(input, Tensor)
     assert isinstance(value, Tensor)
-    return Affine(value, (_scaling(input, factor, value, _per_sample), Identity()))
+    return Affine(value, (scaling(input, factor, value, _per_sample), Identity()))
 
 
 @registry.register(

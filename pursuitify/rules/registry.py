@@ -73,6 +73,8 @@ class Rule:
             slot of its own, so that a row that ends in it is cut into slots.
         linear_in: Positions of the operands in which it is linear; None for all of them.
         otherwise: Why it cannot be converted where another operand is a value of the network.
+        all_moving: Why it cannot be converted where an operand is a constant or frozen; empty
+            where it can.
         homogeneous: Whether scaling all its operands by s > 0 scales its value by s, constants and
             offsets aside. Or a function of the call's parameters that says so.
         absorbs_scale: Whether a module's own ``weight`` and ``bias`` can take up a factor on its
@@ -101,6 +103,7 @@ class Rule:
     concat: bool = False
     linear_in: tuple[int, ...] | None = None
     otherwise: str = "it is not linear in every operand that depends on the input"
+    all_moving: str = ""
     homogeneous: bool | Callable[..., bool] = False
     absorbs_scale: bool = False
     channel_gains: Callable[[nn.Module], Tensor] | None = None
@@ -232,7 +235,11 @@ def match(rule: Rule, node: fx.Node) -> Call:
     bound = signature.bind_partial(None, *node.args, **kwargs)
     arguments = dict(bound.arguments)
     arguments.pop(next(iter(signature.parameters)))
-    operands = [arguments.pop(name.rstrip("*")) for name in rule.operands]
+    names = [name.rstrip("*") for name in rule.operands]
+    missing = [name for name in names if name not in arguments]
+    if missing:
+        raise TypeError(f"it has no argument {missing[0]!r}")
+    operands = [arguments.pop(name) for name in names]
     sequence = rule.operands[0].endswith("*")
     if sequence:
         operands = list(operands[0])

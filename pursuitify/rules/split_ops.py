@@ -1,4 +1,4 @@
-"""One piece of a split as an operator of its own, and which nodes hold sizes, not tensors."""
+"""One piece of what returns several tensors, as an operator of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 
 def chunk_piece(input: Tensor, index: int, chunks: int, dim: int = 0) -> Tensor:
@@ -26,6 +27,24 @@ def split_piece(
 def unbind_piece(input: Tensor, index: int, dim: int = 0) -> Tensor:
     """Return ``torch.unbind(input, dim)[index]``."""
     return torch.unbind(input, dim)[index]
+
+
+def chosen_values(input: Tensor, name: str, dim: int, **more: Any) -> Tensor:
+    """Return the values of ``torch.<name>(input, dim=dim, **more)``: max, topk, sort and their kin."""
+    values: Tensor = getattr(torch, name)(input, dim=dim, **more)[0]
+    return values
+
+
+def chosen_indices(input: Tensor, name: str, dim: int, **more: Any) -> Tensor:
+    """Return where along ``dim`` those values stand."""
+    indices: Tensor = getattr(torch, name)(input, dim=dim, **more)[1]
+    return indices
+
+
+def pooled_indices(input: Tensor, name: str, **sizes: Any) -> Tensor:
+    """Return the indices of the max pooling ``torch.nn.functional.<name>(input, **sizes)``."""
+    indices: Tensor = getattr(F, name)(input, **sizes, return_indices=True)[1]
+    return indices
 
 
 def detached(value: Any) -> Any:
@@ -60,6 +79,79 @@ def splitter_of(node: fx.Node) -> Callable[..., Tensor] | None:
     if node.op == "call_method":
         return SPLITTERS.get(str(node.target))
     return _FUNCTIONS.get(node.target) if node.op == "call_function" else None
+
+
+#: Functions and methods that return chosen entries along a dimension, and their indices: the
+#: names of their arguments after the input, in order, with the default of the dimension.
+_CHOOSERS: dict[str, tuple[tuple[str, ...], int | None]] = {
+    "max": (("dim", "keepdim"), None),
+    "min": (("dim", "keepdim"), None),
+    "median": (("dim", "keepdim"), None),
+    "kthvalue": (("k", "dim", "keepdim"), -1),
+    "topk": (("k", "dim", "largest", "sorted"), -1),
+    "sort": (("dim", "descending"), -1),
+}
+_CHOOSING = {getattr(torch, name): name for name in _CHOOSERS}
+_ALIASES = {"axis": "dim", "keepdims": "keepdim"}
+
+
+def choice_of(node: fx.Node) -> dict[str, Any] | None:
+    """Return what ``chosen_values`` takes after the input, where a node chooses along a dimension.
+
+    None for any other node, ``torch.max(a, b)`` and ``x.max()`` among them.
+    """
+    if node.op == "call_method":
+        name = str(node.target)
+    else:
+        name = _CHOOSING.get(node.target, "") if node.op == "call_function" else ""
+    if name not in _CHOOSERS or not node.args:
+        return None
+    names, dim = _CHOOSERS[name]
+    named = {_ALIASES.get(k, k): v for k, v in node.kwargs.items()}
+    found = {"dim": dim, **dict(zip(names, node.args[1:], strict=False)), **named}
+    one = isinstance(found["dim"], int) or "dim" in named
+    return {"name": name, **found} if one and "out" not in found else None
+
+
+#: What max-pooling layers hold of what their functions take.
+_WINDOWS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+_POOL_LAYERS: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
+    nn.MaxPool1d: ("max_pool1d", _WINDOWS),
+    nn.MaxPool2d: ("max_pool2d", _WINDOWS),
+    nn.MaxPool3d: ("max_pool3d", _WINDOWS),
+    nn.AdaptiveMaxPool1d: ("adaptive_max_pool1d", ("output_size",)),
+    nn.AdaptiveMaxPool2d: ("adaptive_max_pool2d", ("output_size",)),
+    nn.AdaptiveMaxPool3d: ("adaptive_max_pool3d", ("output_size",)),
+}
+_POOL_FUNCTIONS = {
+    getattr(F, f"{name}_with_indices"): (name, names) for name, names in _POOL_LAYERS.values()
+}
+
+
+def pool_of(node: fx.Node, root: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """Return the function of ``torch.nn.functional``, and its arguments after the input, of a node.
+
+    None for nodes other than a max pooling that returns its indices, too.
+    """
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        plain = type(module) in _POOL_LAYERS and not (
+            module._forward_hooks or module._forward_pre_hooks
+        )
+        if not (plain and getattr(module, "return_indices", False)):
+            return None
+        name, names = _POOL_LAYERS[type(module)]
+        return name, {n: getattr(module, n) for n in names}
+    if node.op != "call_function" or node.target not in _POOL_FUNCTIONS:
+        return None
+    name, names = _POOL_FUNCTIONS[node.target]
+    given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+    return name, {n: v for n, v in given.items() if n in names}
+
+
+def is_pair(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node returns chosen entries and their indices, as a tuple."""
+    return choice_of(node) is not None or pool_of(node, root) is not None
 
 
 #: Methods that change the dtype, or may.

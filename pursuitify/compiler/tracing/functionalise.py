@@ -19,8 +19,12 @@ from pursuitify.compiler.tracing.nodes import describe, is_inplace, module_path
 from pursuitify.rules import default, split_ops
 
 
-def split_pieces(graph: fx.Graph) -> None:
-    """Replace ``getitem(chunk(x, ...), i)`` by one operator that returns piece i."""
+def split_pieces(graph: fx.Graph, root: nn.Module) -> None:
+    """Replace ``getitem(chunk(x, ...), i)`` by one operator that returns piece i.
+
+    And so ``torch.max(x, dim)``, of which ``values`` and ``indices`` are read, and its kin.
+    """
+    _split_pairs(graph, root)
     for node in list(graph.nodes):
         splitter = split_ops.splitter_of(node)
         if splitter is None:
@@ -37,6 +41,45 @@ def split_pieces(graph: fx.Graph) -> None:
                 graph.erase_node(user)
         if not node.users:
             graph.erase_node(node)
+
+
+#: Where the values and the indices stand in what chooses entries, by position and by name.
+_ITEMS = {0: 0, 1: 1, -2: 0, -1: 1, "values": 0, "indices": 1}
+
+
+def _split_pairs(graph: fx.Graph, root: nn.Module) -> None:
+    """Replace what returns values and their indices by one operator for each of the two."""
+    for node in list(graph.nodes):
+        made = _piece_makers(node, root)
+        if made is None:
+            continue
+        for user in list(node.users):
+            reads = user.op == "call_function" and user.target in {operator.getitem, getattr}
+            key = user.args[1] if reads and user.args[0] is node else None
+            if not isinstance(key, (int, str)) or key not in _ITEMS:
+                continue
+            function, named = made[_ITEMS[key]]
+            with graph.inserting_before(user):
+                piece = graph.call_function(function, (node.all_input_nodes[0],), named)
+            piece.meta = dict(node.meta)
+            user.replace_all_uses_with(piece)
+            graph.erase_node(user)
+        if not node.users:
+            graph.erase_node(node)
+
+
+def _piece_makers(
+    node: fx.Node, root: nn.Module
+) -> list[tuple[Any, dict[str, Any]]] | None:
+    """Return the function and the arguments of the values, and those of the indices."""
+    choice, pool = split_ops.choice_of(node), split_ops.pool_of(node, root)
+    if choice is not None:
+        return [(split_ops.chosen_values, choice), (split_ops.chosen_indices, choice)]
+    if pool is None:
+        return None
+    name, sizes = pool
+    indices = (split_ops.pooled_indices, {"name": name, **sizes})
+    return [(getattr(torch.nn.functional, name), sizes), indices]
 
 
 #: Functions that return a dtype, not a tensor.

@@ -188,6 +188,12 @@ _OWN = {"node", "tracer", "keys"}
 class TracedSizes(TracedValue):
     """A traced value that is no tensor, and that a pattern of ``match`` may take apart."""
 
+    def __getattr__(self, k: str) -> Any:
+        """Return a tensor for the values and indices of ``torch.max(x, dim)`` and its kin."""
+        if k in {"values", "indices"}:
+            return self.tracer.create_proxy("call_function", getattr, (self, k), {})
+        return _attribute(self, k)
+
 
 class _Attribute(Attribute):
     """An attribute of a traced value; knows the length of a shape."""

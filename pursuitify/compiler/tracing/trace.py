@@ -247,7 +247,7 @@ def _trace(
             )
     vars(root).update({name: value for name, value in constants.items() if "." not in name})
     lost = [*watch.problems(graph, root), *watched.lost_constants()]
-    split_pieces(graph)
+    split_pieces(graph, root)
     spell_out(graph)
     functionalise(graph, root)
     contexts.keep(graph, root)

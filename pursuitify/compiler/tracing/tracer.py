@@ -167,12 +167,14 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return our own kind of proxy, which is a tensor where the value is one."""
-        tensor = not nodes.is_shape(node) and split_ops.splitter_of(node) is None
+        several = split_ops.splitter_of(node) is not None or split_ops.is_pair(node, self.root)
+        tensor = not nodes.is_shape(node) and not several
         return TracedTensor(node, self) if tensor else TracedSizes(node, self)
 
     def type_of(self, value: fx.Proxy) -> type | None:
         """Return the type of a value that is no tensor when the model runs; None if unknown."""
-        if split_ops.splitter_of(value.node) is not None:
+        several = split_ops.splitter_of(value.node) is not None
+        if several or split_ops.is_pair(value.node, self.root):
             return tuple
         return nodes.type_of(value.node) if nodes.is_shape(value.node) else None
 
@@ -297,8 +299,14 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def length(self, obj: fx.Proxy) -> int | None:
-        """Return the number of sizes a tensor has, or a slice of them, guarded; None for else."""
+        """Return the number of sizes a tensor has, or a slice of them, guarded; None for else.
+
+        Or the number of pieces of a split, where it is written in the model.
+        """
         node, part = obj.node, slice(None)
+        pieces = self._pieces(node)
+        if pieces is not None:
+            return pieces
         key = node.args[1] if node.target is operator.getitem else None
         if isinstance(key, slice):
             if len(node.all_input_nodes) > 1:  # its ends are sizes themselves
@@ -319,20 +327,22 @@ class Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Iterate over the pieces of a split, where their number is written in the model."""
-        node = obj.node
-        count: Any = None
-        splitter = split_ops.splitter_of(node)
-        if splitter is not None:
-            size = [*node.args[1:], *node.kwargs.values()]
-            if size and isinstance(size[0], (tuple, list)):
-                count = len(size[0])
-            elif size and isinstance(size[0], int) and splitter is split_ops.chunk_piece:
-                count = size[0]
-        elif nodes.is_shape(node):
-            count = self.length(obj)
+        count = self.length(obj)
         if count is None:
             return super().iter(obj)
         return (obj[i] for i in range(count))  # type: ignore[index]
+
+    def _pieces(self, node: fx.Node) -> int | None:
+        """Return the number of tensors that a node returns; None where it is not written."""
+        if split_ops.is_pair(node, self.root):
+            return 2
+        splitter = split_ops.splitter_of(node)
+        size = [*node.args[1:], *node.kwargs.values()] if splitter is not None else []
+        if size and isinstance(size[0], (tuple, list)):
+            return len(size[0])
+        if size and isinstance(size[0], int) and splitter is split_ops.chunk_piece:
+            return size[0]
+        return None
 
 
 _DROPOUTS = (

@@ -1,0 +1,158 @@
+"""Choices of entries by their size or by indices: max, topk, sort, max-unpooling, gather.
+
+Which entries are chosen is fixed at the feed-forward pass for all sweeps, as the switches of a max
+pooling are (mathematics.md, section 4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pursuitify.operators import Chain, LinearMap, Permute, Reshape, Select, Unpool, Windows
+from pursuitify.rules import split_ops
+from pursuitify.rules.elementwise import scaling
+from pursuitify.rules.registry import Affine, Registry
+
+
+def _chooses(**_: Any) -> str:
+    return "it chooses entries by their size: which ones depends on the input"
+
+
+registry = Registry(input_dependent=_chooses, homogeneous=True)
+Op = Callable[..., Tensor]
+
+
+def _along(
+    value: Tensor, indices: Tensor, shape: Sequence[int], dims: Sequence[int], one_of_all: bool
+) -> Affine:
+    """Return the choice of entries along dimensions, in terms of ``Select``.
+
+    Args:
+        value: What was chosen.
+        indices: Where it stands in ``dims`` flattened: the kept dimensions in order, then one for
+            the chosen entries.
+        shape: Shape of what is chosen from.
+        dims: The dimensions, sorted.
+        one_of_all: Whether one entry of all is chosen.
+    """
+    kept = [d for d in range(len(shape)) if d not in dims]
+    order, size = (*kept, *dims), tuple(shape[d] for d in dims)
+    rows = (*(shape[d] for d in kept[:1]), math.prod(shape[d] for d in kept[1:]))
+    count = indices.shape[-1]
+    maps: list[LinearMap] = []
+    if order != tuple(range(len(shape))):
+        maps.append(Permute(order))
+    moved = tuple(shape[d] for d in order)
+    if moved != (*rows, *size):
+        maps.append(Reshape(moved, (*rows, *size)))
+    windows = None
+    if one_of_all:
+        windows = Windows(size, size, (0,) * len(size), (1,) * len(size))
+    places = (count, *(1,) * (len(size) - 1))
+    maps.append(Select(indices.reshape(*rows, *places), size, 1, windows))
+    if one_of_all:
+        maps.append(Reshape((*rows, *places), tuple(value.shape)))
+    else:
+        spread = (*(shape[d] for d in kept), count)
+        maps.append(Reshape((*rows, count), spread))
+        maps.append(Permute(tuple(order.index(d) for d in range(len(order)))))
+    return Affine(value, (maps[0] if len(maps) == 1 else Chain(tuple(maps)),))
+
+
+@registry.register(split_ops.chosen_values, kind="linear", fresh=True)
+def chosen_values(_op: Op, input: Tensor, name: str, dim: int, **_arguments: Any) -> Affine:
+    """The greatest, least, middle, k-th or k greatest entries along a dimension, or all sorted."""
+    more = {k: v for k, v in _arguments.items() if k not in {"name", "dim"}}
+    value, indices = getattr(torch, name)(input, dim=dim, **more)
+    axis, shape = dim % input.dim(), tuple(input.shape)
+    one = name not in {"topk", "sort"}
+    if one and not more.get("keepdim", False):
+        indices = indices.unsqueeze(axis)
+    return _along(value, indices.movedim(axis, -1), shape, (axis,), one)
+
+
+def _over_all(dim: Any = (), **_: Any) -> str | None:
+    whole = isinstance(dim, (tuple, list)) and not dim
+    return "it chooses one entry of every dimension, the batch included" if whole else None
+
+
+def _extreme(place: Callable[..., Tensor], *keys: Any) -> None:
+    @registry.register(*keys, kind="linear", fresh=True, check=_over_all)
+    def extreme(
+        op: Op, input: Tensor, dim: int | Sequence[int] = (), keepdim: bool = False
+    ) -> Affine:
+        """The greatest or the least entry over several dimensions; of equal ones, one."""
+        dims = sorted(d % input.dim() for d in ([dim] if isinstance(dim, int) else dim))
+        kept = [d for d in range(input.dim()) if d not in dims]
+        indices = place(input.permute(*kept, *dims).flatten(len(kept)), -1, keepdim=True)
+        return _along(op(input), indices, tuple(input.shape), dims, True)
+
+
+_extreme(torch.argmax, torch.amax, "amax")
+_extreme(torch.argmin, torch.amin, "amin")
+
+
+@registry.register(
+    torch.maximum, torch.max, "maximum", "max", torch.minimum, torch.min, "minimum", "min",
+    torch.fmax, torch.fmin, kind="join", operands=("input", "other"), channelwise=True,
+    all_moving="it compares a value of the network with a constant, which is an activation: use "
+    "F.relu(x), x.clamp(min=...) or nn.Hardtanh",
+)  # fmt: skip
+def maximum(op: Op, input: Tensor, other: Tensor) -> Affine:
+    """The greater, or the lesser, of two entries; of equal ones, the first."""
+    value = op(input, other)
+    first = value == input
+    maps = (scaling(input, first, value, True), scaling(other, ~first, value, True))
+    return Affine(value, maps)
+
+
+registry.register(
+    split_ops.chosen_indices, split_ops.pooled_indices, kind="frozen", fresh=True
+)(lambda op, input, *_, **__: op(input))  # fmt: skip
+
+
+def _indexed(**_: Any) -> str:
+    return "it reads indices that a max pooling of the input chose"
+
+
+_UNPOOL: dict[int, Callable[..., Tensor]] = {
+    1: F.max_unpool1d, 2: F.max_unpool2d, 3: F.max_unpool3d,
+}  # fmt: skip
+
+
+@registry.register(
+    nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d,
+    F.max_unpool1d, F.max_unpool2d, F.max_unpool3d,
+    kind="linear", fresh=True, channelwise=True, input_dependent=_indexed,
+)  # fmt: skip
+def max_unpool(
+    _op: Op,
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    output_size: Any = None,
+) -> Affine:
+    """Entries put where a max pooling found its own, zeros elsewhere.
+
+    Where two entries have one place, torch keeps one of them: the one that it kept is kept.
+    """
+    unpool = _UNPOOL[input.dim() - 2]
+
+    def run(x: Tensor) -> Tensor:
+        return unpool(x, indices, kernel_size, stride, padding, output_size)
+
+    value = run(input)
+    with torch.no_grad():
+        count = torch.arange(1, 1 + math.prod(input.shape[2:]), device=input.device)
+        number = count.to(torch.float64).reshape(1, 1, *input.shape[2:]).expand(input.shape)
+        last = run(number.contiguous()).flatten(2).gather(2, indices.flatten(2))
+        kept = last.reshape(input.shape) == number
+    return Affine(value, (Unpool(indices, tuple(value.shape[2:]), kept),))
