@@ -182,3 +182,7 @@ class Unpool(LinearMap):
             raise NotImplementedError(f"Unpool mixes the slots of dimension {dim}")
         indices, kept = (piece(t, 1, start, length) for t in (self.indices, self.kept))
         return dataclasses.replace(self, indices=indices, kept=kept)
+
+    def symbol(self, into: Symbols) -> None:
+        """Refuse: the places are those of one batch."""
+        into.refused("a max-unpooling, whose places depend on the input")

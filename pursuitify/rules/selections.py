@@ -112,9 +112,10 @@ def maximum(op: Op, input: Tensor, other: Tensor) -> Affine:
     return Affine(value, maps)
 
 
-registry.register(
-    split_ops.chosen_indices, split_ops.pooled_indices, kind="frozen", fresh=True
-)(lambda op, input, *_, **__: op(input))  # fmt: skip
+@registry.register(split_ops.chosen_indices, split_ops.pooled_indices, kind="frozen", fresh=True)
+def frozen_indices(op: Op, input: Tensor, **_arguments: Any) -> Tensor:
+    """Where the chosen entries stand, fixed at the feed-forward pass."""
+    return op(input)
 
 
 def _indexed(**_: Any) -> str:

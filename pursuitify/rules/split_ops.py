@@ -30,7 +30,7 @@ def unbind_piece(input: Tensor, index: int, dim: int = 0) -> Tensor:
 
 
 def chosen_values(input: Tensor, name: str, dim: int, **more: Any) -> Tensor:
-    """Return the values of ``torch.<name>(input, dim=dim, **more)``: max, topk, sort and their kin."""
+    """Return the values that ``torch.<name>(input, dim=dim, **more)`` chooses: max, topk, sort ..."""
     values: Tensor = getattr(torch, name)(input, dim=dim, **more)[0]
     return values
 
@@ -45,6 +45,10 @@ def pooled_indices(input: Tensor, name: str, **sizes: Any) -> Tensor:
     """Return the indices of the max pooling ``torch.nn.functional.<name>(input, **sizes)``."""
     indices: Tensor = getattr(F, name)(input, **sizes, return_indices=True)[1]
     return indices
+
+
+#: Functions that are told by a name what they call.
+NAMED = (chosen_values, chosen_indices, pooled_indices)
 
 
 def detached(value: Any) -> Any:

@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "normalize": (F.normalize, "normalize"),
     "softmax": (nn.Softmax(1), "Softmax"),
     "square": (lambda x: x**2, "pow"),
-    "max": (lambda x: x.amax(1, keepdim=True).expand(-1, 4, -1, -1), "amax"),
+    "max": (lambda x: x - x.amax(), "amax"),
     "threshold": (nn.Threshold(0.1, 0.0), "Threshold"),
     "leaky_negative": (nn.LeakyReLU(-0.1), "LeakyReLU"),
     "clamp_max": (lambda x: x.clamp(max=1.0), "clamp"),

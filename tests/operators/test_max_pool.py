@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pursuitify.operators import Select, cover
+from pursuitify.operators import Select, Unpool, cover
 from pursuitify.testing import Case, MapTests, randn
 
+UNPOOL = {1: F.max_unpool1d, 2: F.max_unpool2d, 3: F.max_unpool3d}
 POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -45,6 +46,40 @@ class TestSelect(MapTests):
         "channels-last": pool_case((7, 6), 3, 2, padding=1, last=True),
         "1d": pool_case((9,), 3, 2, padding=1),
         "3d": pool_case((4, 4, 3), 2, 1),
+    }
+
+    def test_narrow(self, case: Case) -> None:
+        linear = case.bound(torch.float64)[0]
+        x = randn(*case.shape)
+        part = linear.narrow(1, 1, 1).apply(x.narrow(1, 1, 1))
+        torch.testing.assert_close(part, linear.apply(x).narrow(1, 1, 1))
+        with pytest.raises(NotImplementedError):
+            linear.narrow(2, 0, 1)
+
+
+def unpool_case(size, kernel, stride, padding=0):
+    dims = len(size)
+    indices = POOL[dims](randn(2, 2, *size, seed=9), kernel, stride, padding, return_indices=True)[
+        1
+    ]
+
+    def native(x):
+        sizes = (kernel, stride, padding, size)
+        return UNPOOL[dims](x, indices[: len(x)], *sizes)
+
+    x = randn(*indices.shape)
+    number = torch.arange(1.0, 1 + x[0, 0].numel()).reshape(x.shape[2:]).expand(x.shape)
+    last = native(number.contiguous()).flatten(2).gather(2, indices.flatten(2))
+    kept = last.reshape(x.shape) == number
+    return Case(lambda w: Unpool(indices, size, kept), tuple(x.shape), lambda w, x: native(x))
+
+
+class TestUnpool(MapTests):
+    cases: ClassVar = {
+        "blocks": unpool_case((6, 5), 2, 2),
+        "one-place-for-several": unpool_case((7, 6), 3, 1, padding=1),
+        "1d": unpool_case((9,), 3, 2, padding=1),
+        "3d": unpool_case((4, 4, 3), 2, 2),
     }
 
     def test_narrow(self, case: Case) -> None:

@@ -58,6 +58,10 @@ def swap_halves(x: Tensor) -> Tensor:
     return torch.cat((b, a), dim=1)
 
 
+def unpooled(x: Tensor) -> Tensor:
+    return F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2, output_size=x.size())
+
+
 def split_sizes(x: Tensor) -> Tensor:
     a, b = torch.split(x, [1, 3], 1)
     return torch.cat([b, a], 1)
@@ -340,6 +344,10 @@ OPS: dict[str, Callable[[], nn.Module]] = {
     "maxpool": lambda: Around(nn.MaxPool2d(3, 2, 1, ceil_mode=True)),
     "functional_maxpool": lambda: Around(lambda x: F.max_pool2d(x, 2)),
     "adaptive_maxpool": lambda: Around(nn.AdaptiveMaxPool2d(3)),
+    "max_of_channels": lambda: Around(lambda x: x - 0.5 * x.max(1, keepdim=True)[0]),
+    "choices_before": lambda: Before(lambda x: torch.sort(x.topk(3, 1)[0], 2).values, 3),
+    "greater_of_two": lambda: Before(lambda x: torch.max(*x.chunk(2, 1)), 2),
+    "unpool": lambda: Around(unpooled),
     "avgpool": lambda: Around(nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False)),
     "functional_avgpool": lambda: Around(lambda x: F.avg_pool2d(x, 2, 2, 0, True)),
     "adaptive_avgpool": lambda: Around(lambda x: F.adaptive_avg_pool2d(x, (3, 2))),

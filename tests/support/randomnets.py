@@ -27,6 +27,18 @@ def _shuffle(x: Tensor, groups: int) -> Tensor:
     return x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, -1, h, w)
 
 
+def _choose(x: Tensor, how: str, dim: int) -> Tensor:
+    if how == "topk":
+        return x.topk(2, dim)[0]
+    if how == "sort":
+        return torch.sort(x, dim, descending=True).values
+    if how == "amin":
+        return x - x.amin((dim, 3), keepdim=True)
+    if how == "maximum":
+        return torch.max(x, 2 * x.roll(1, dim))
+    return x + x.max(dim, keepdim=True)[0]
+
+
 class GeneralNet(nn.Module):
     """Runs its steps; traced by fx as any module is, since steps are plain Python."""
 
@@ -74,6 +86,11 @@ class GeneralNet(nn.Module):
             return a[:, :, more[0] :, :: more[1]]
         if step.op == "affine":
             return (a * more[0] - more[1]) / 2
+        if step.op == "choose":
+            return _choose(a, *more)
+        if step.op == "unpool":
+            pooled, where = F.max_pool2d(a, 2, return_indices=True)
+            return F.max_unpool2d(more[0] * pooled, where, 2, output_size=a.size())
         assert step.op == "flip", step.op
         return a.permute(0, 1, 3, 2).contiguous()
 
@@ -86,7 +103,7 @@ BENT = (
 MOVES = (
     "conv", "norm", "relu", "relu6", "leaky", "add", "cat", "split", "shuffle", "maxpool",
     "avgpool", "pad", "slice", "affine", "flip", "gate", "selfgate", "up", "transposed", "drop",
-    "tied",
+    "tied", "choose", "unpool",
 )  # fmt: skip
 
 
@@ -191,6 +208,11 @@ class _Builder:
             self.push(op, (i,), nn.Upsample(scale_factor=2, mode=mode))
         elif op == "transposed" and small < 9:
             self.push(op, (i,), nn.ConvTranspose2d(c, draw(st.integers(2, 4)), 3, 2, 1))
+        elif op == "choose" and min(c, small) >= 3:
+            how = draw(st.sampled_from(["max", "topk", "sort", "amin", "maximum"]))
+            self.push(op, (i,), more=(how, draw(st.integers(1, 2))))
+        elif op == "unpool" and small >= 4:
+            self.push(op, (i,), more=(draw(st.sampled_from([1.0, -0.5])),))
         elif op == "drop":
             self.push(op, (i,), draw(st.sampled_from([nn.Dropout(0.2), nn.Dropout2d(0.2)])))
 

@@ -68,9 +68,7 @@ def _split_pairs(graph: fx.Graph, root: nn.Module) -> None:
             graph.erase_node(node)
 
 
-def _piece_makers(
-    node: fx.Node, root: nn.Module
-) -> list[tuple[Any, dict[str, Any]]] | None:
+def _piece_makers(node: fx.Node, root: nn.Module) -> list[tuple[Any, dict[str, Any]]] | None:
     """Return the function and the arguments of the values, and those of the indices."""
     choice, pool = split_ops.choice_of(node), split_ops.pool_of(node, root)
     if choice is not None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import fx, nn
 
+from pursuitify.rules import split_ops
+
 _SIZE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "get_device", "stride"}
 
 
@@ -185,6 +187,8 @@ def describe(node: fx.Node, root: nn.Module) -> str:
     if node.op == "call_module":
         return type(root.get_submodule(str(node.target))).__name__
     if node.op == "call_function":
+        if node.target in split_ops.NAMED:
+            return str(node.kwargs["name"])
         return str(getattr(node.target, "__name__", node.target))
     owner = node.args[0] if node.op == "call_method" and node.args else None
     if isinstance(owner, fx.Node) and owner.op == "get_attr" and node.target == "forward":
