@@ -30,7 +30,7 @@ def unbind_piece(input: Tensor, index: int, dim: int = 0) -> Tensor:
 
 
 def chosen_values(input: Tensor, name: str, dim: int, **more: Any) -> Tensor:
-    """Return the values that ``torch.<name>(input, dim=dim, **more)`` chooses: max, topk, sort ..."""
+    """Return the values that ``torch.<name>(input, dim=dim, **more)`` chooses, as max does."""
     values: Tensor = getattr(torch, name)(input, dim=dim, **more)[0]
     return values
 
