@@ -17,7 +17,7 @@ from pursuitify.operators.base import (
 from pursuitify.operators.block_mean import BlockMean
 from pursuitify.operators.conv import Conv, conv_transpose_map
 from pursuitify.operators.dense import Dense
-from pursuitify.operators.indexing import Index
+from pursuitify.operators.indexing import Index, Pick, Unfold
 from pursuitify.operators.max_pool import Select, Unpool, Windows, adaptive_cover, cover
 from pursuitify.operators.norms.certified import conv_norm_bound, dense_norm_bound
 from pursuitify.operators.norms.fingerprint import kernel_contents
@@ -57,6 +57,7 @@ __all__ = [
     "LinearMap",
     "Narrow",
     "Permute",
+    "Pick",
     "Place",
     "Reduce",
     "Reshape",
@@ -65,6 +66,7 @@ __all__ = [
     "Separable",
     "Slice",
     "Symbols",
+    "Unfold",
     "Unpool",
     "Windows",
     "ZeroPad",

@@ -1,18 +1,21 @@
-"""Basic indexing (integers, slices, None, Ellipsis) as a map."""
+"""Indexing as a map: basic, by constant indices, and by windows."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from pursuitify.operators.base import LinearMap
+from pursuitify.operators.max_pool import cover
 
 
 @dataclass(frozen=True, eq=False)
 class Index(LinearMap):
-    """``x[index]``, which reads every element at most once.
+    """``x[index]`` of integers, slices, None and Ellipsis: every element is read at most once.
 
     Attributes:
         index: What stands between the brackets: no tensors, no lists.
@@ -42,3 +45,68 @@ class Index(LinearMap):
         if first is Ellipsis:
             return len(self.index) > len(self.in_shape) if isinstance(self.index, tuple) else False
         return not (isinstance(first, slice) and first == slice(None))
+
+
+@dataclass(frozen=True, eq=False)
+class Pick(LinearMap):
+    """Entries of one dimension by constant indices; one may be picked many times or never.
+
+    Attributes:
+        dim: The dimension.
+        index: Which entries, (number,), integers from 0 on.
+        size: The dimension's size in the input.
+    """
+
+    dim: int
+    index: Tensor
+    size: int
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``x.index_select(dim, index)``."""
+        return x.index_select(self.dim, self.index)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return ``y`` put back, summed where an entry was picked many times."""
+        shape = list(y.shape)
+        shape[self.dim] = self.size
+        return y.new_zeros(shape).index_add(self.dim, self.index, y)
+
+    def norm_bound(self) -> Tensor:
+        """Return the norm: the root of how often the commonest entry is picked."""
+        counts = self.index.new_zeros(self.size).index_add(0, self.index, self.index * 0 + 1)
+        return counts.amax().double().sqrt()
+
+    def moves_batch(self, batch: int) -> bool:
+        """Whether the dimension is the first."""
+        return self.dim == 0
+
+
+@dataclass(frozen=True, eq=False)
+class Unfold(LinearMap):
+    """Windows of images side by side, as ``F.unfold`` gives them; its adjoint is ``F.fold``.
+
+    Attributes:
+        size: Height and width of the images.
+        kernel: Height and width of a window.
+        dilation: Steps from element to element.
+        padding: Zeros on both sides.
+        stride: Steps from window to window.
+    """
+
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int]
+    stride: tuple[int, int]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the windows (batch, channels * elements, windows) of ``x``."""
+        return F.unfold(x, self.kernel, self.dilation, self.padding, self.stride)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return the windows added up where they overlap."""
+        return F.fold(y, self.size, self.kernel, self.dilation, self.padding, self.stride)
+
+    def norm_bound(self) -> float:
+        """Return the root of how many windows can hold one element."""
+        return math.sqrt(cover(self.kernel, self.stride, self.dilation))

@@ -29,7 +29,9 @@ from pursuitify.utils.func_transforms import compiling
 
 _LINEAR = {"linear", "bilinear", "trilinear"}
 _NEAREST = {"nearest", "nearest-exact"}
-_MODES = ("nearest", "nearest-exact", "area", "linear", "bilinear", "trilinear")
+_MODES = ("nearest", "nearest-exact", "area", "linear", "bilinear", "trilinear", "bicubic")
+#: Modes in which torch can widen the kernel where an image shrinks.
+_IMAGE = ("bilinear", "bicubic")
 #: Every floating-point dtype holds the whole numbers below this one, bfloat16 included.
 _DIGIT = 256
 #: torch chooses among its kernels by whether there are more than 3 channels, not by how many more.
@@ -107,13 +109,21 @@ def _resize_op(
     return F.interpolate(x, size=size, scale_factor=scale, mode=mode, align_corners=align)
 
 
-def _image_op(x: Tensor, size: int, mode: str, antialias: bool) -> Tensor:
+def _image_op(
+    x: Tensor,
+    size: int | None,
+    scale: float | None,
+    mode: str,
+    align: bool | None,
+    antialias: bool,
+) -> Tensor:
     """Resize images whose rows are constant: torch has no one-dimensional kernels of these modes.
 
     They are two pixels wide, for of images one pixel wide torch's antialiasing makes wrong ones.
     """
     wide = x[..., None].repeat(1, 1, 1, 2)
-    tall = F.interpolate(wide, (size, 2), mode=mode, align_corners=False, antialias=antialias)
+    sizes, scales = None if size is None else (size, 2), None if scale is None else (scale, 1.0)
+    tall = F.interpolate(wide, sizes, scales, mode, align, antialias=antialias)
     return tall[..., 0]
 
 
@@ -270,6 +280,7 @@ def interpolate(
     mode: str = "nearest",
     align_corners: bool | None = None,
     scale_factor: float | Sequence[float] | None = None,
+    antialias: bool = False,
     *,
     like: Tensor,
 ) -> LinearMap:
@@ -278,9 +289,10 @@ def interpolate(
     Args:
         size: Spatial size of the input.
         output_size: Spatial size of the output, or None with a scale factor.
-        mode: Any mode of F.interpolate but bicubic.
+        mode: Any mode of F.interpolate.
         align_corners: As F.interpolate takes it.
         scale_factor: As F.interpolate takes it.
+        antialias: As F.interpolate takes it.
         like: The input, or a tensor that gives dtype and device. Its number of channels and memory
             format matter in the nearest modes, for torch has a kernel of its own for each.
     """
@@ -299,29 +311,13 @@ def interpolate(
         target = None if output_size is None else tuple(sizes)
         factors = None if target is not None else tuple(scales)
         return _nearest(tuple(size), target, factors, mode, like)
+    image = mode in _IMAGE and (antialias or mode == "bicubic")
+    rest = (mode, align_corners, antialias) if image else (flat, align_corners)
     arguments = [
-        None if n == o and flat != "area" else (o, s, flat, align_corners)
+        None if n == o and flat != "area" else (o, s, *rest)
         for n, o, s in zip(size, sizes, scales, strict=True)
     ]
-    return _separable("resize", size, arguments, like)
-
-
-def resize_image(
-    size: Sequence[int], output_size: Sequence[int], mode: str, antialias: bool, *, like: Tensor
-) -> LinearMap:
-    """Return the map of an F.interpolate call on images, ``align_corners=False``.
-
-    Args:
-        size: Height and width of the input.
-        output_size: Height and width of the output.
-        mode: 'bilinear' or 'bicubic'.
-        antialias: Whether the kernel is widened where the image shrinks.
-        like: Tensor that gives dtype and device.
-    """
-    arguments = [
-        None if n == o else (o, mode, antialias) for n, o in zip(size, output_size, strict=True)
-    ]
-    return _separable("image", size, arguments, like)
+    return _separable("image" if image else "resize", size, arguments, like)
 
 
 def _nearest(

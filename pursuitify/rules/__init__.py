@@ -15,6 +15,7 @@ from pursuitify.operators import Chain, Identity, LinearMap, Scale, dottest
 from pursuitify.operators.activations import Activation, Clip, LeakyReLU, ReLU
 from pursuitify.rules import (
     activations,
+    contractions,
     elementwise,
     normalization,
     pooling,
@@ -57,7 +58,7 @@ def default() -> Registry:
     registry = Registry()
     families = [weighted.registry, elementwise.registry, activations.registry]
     families += [normalization.registry, pooling.registry, reshape.registry]
-    families.append(selections.registry)
+    families += [selections.registry, contractions.registry]
     if "torchvision" in sys.modules:
         families.append(elementwise.torchvision_rules())
     families += preprocessing.registries()

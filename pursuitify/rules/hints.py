@@ -23,7 +23,8 @@ _NORMALISES = (
     "only way from input to output that cuts it)"
 )
 _ATTENTION = (
-    "Attention multiplies values that all depend on the input. Convert only the convolutional "
+    "Attention multiplies values that all depend on the input; products with a parameter or a "
+    "buffer convert. Convert only the convolutional "
     "part of the model, or, in a side branch, give its module the rule frozen()"
 )
 _RECURRENT = (
@@ -59,12 +60,14 @@ TWO_VALUES = (
     "it multiplies two values that both depend on the input, and neither is computed from the "
     "other, so neither is a gate"
 )
+TWO_FACTORS = "it multiplies two tensors that both depend on the input, which is not linear"
 DIVIDES = "it divides by a value of the network"
 _HOOKED = "it has forward hooks"
 _BY_REASON = {
     TWO_VALUES: "If one of them is a side branch, give the module or function that computes it the "
     "rule frozen(), which fixes its value at the feed-forward pass: "
     "rules={module_type_or_function: pursuitify.rules.frozen()}",
+    TWO_FACTORS: _ATTENTION,
     DIVIDES: "Give the function that computes the divisor the rule frozen(), which fixes its value "
     "at the feed-forward pass: rules={function: pursuitify.rules.frozen()}",
 }

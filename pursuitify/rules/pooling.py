@@ -138,10 +138,8 @@ def adaptive_average_pool(op: Op, input: Tensor, output_size: Ints) -> Affine:
 _PAD_MODES = ("constant", "zeros", "reflect", "replicate", "circular")
 
 
-def _pad_check(mode: str = "constant", value: float | None = None, **_: Any) -> str | None:
-    if mode not in _PAD_MODES:
-        return f"padding mode {mode!r} is unknown"
-    return "it pads with a value other than zero" if value else None
+def _pad_check(mode: str = "constant", **_: Any) -> str | None:
+    return None if mode in _PAD_MODES else f"padding mode {mode!r} is unknown"
 
 
 @registry.register(
@@ -155,8 +153,12 @@ def padding(
     mode: str = "constant",
     value: float | None = None,
 ) -> Affine:
-    """Padding with zeros, reflection, replication or wrapping."""
-    return _padded(op, input, padding, mode)
+    """Padding with a number, reflection, replication or wrapping."""
+    linear = _padded(op, input, padding, mode)
+    if not value:
+        return linear
+    samples = input if linear.maps[0].moves_batch(len(input)) else input[:1]
+    return Affine(linear.value, linear.maps, op(torch.zeros_like(samples)))
 
 
 def _padded(op: Op, input: Tensor, pads: Sequence[int], mode: str) -> Affine:
@@ -177,13 +179,12 @@ _mode_rule("reflect", nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d
 _mode_rule("replicate", nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)
 _mode_rule("circular", nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
 
-_MODES = ("nearest", "linear", "bilinear", "trilinear", "nearest-exact", "area")
+_MODES = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "nearest-exact", "area")
 
 
-def _interpolate_check(mode: str = "nearest", antialias: bool = False, **_: Any) -> str | None:
-    if mode not in _MODES:
-        return f"mode {mode!r} has no map here (these have: {', '.join(_MODES)})"
-    return "antialias=True has no map here" if antialias else None
+def _interpolate_check(mode: str = "nearest", **_: Any) -> str | None:
+    known = ", ".join(_MODES)
+    return None if mode in _MODES else f"mode {mode!r} has no map here (these have: {known})"
 
 
 @registry.register(
@@ -211,5 +212,5 @@ def resample(
     each = (factors,) * dims if isinstance(factors, (int, float)) else factors
     size_in, size_out = tuple(input.shape[2:]), tuple(value.shape[2:])
     wanted = size_out if each is None else None
-    linear = interpolate(size_in, wanted, mode, align_corners, each, like=input)
+    linear = interpolate(size_in, wanted, mode, align_corners, each, antialias, like=input)
     return Affine(value, (linear,))

@@ -27,7 +27,6 @@ from pursuitify.operators import (
     interpolate,
     pad,
 )
-from pursuitify.operators.separable import resize_image
 from pursuitify.rules.registry import Affine, Registry, Rule
 from pursuitify.utils import patched_methods
 
@@ -105,10 +104,9 @@ def resize(
     before, after = _images(input), _images(value)
     if before == after:
         return Affine(value, (Identity(),))
-    if mode in {"bilinear", "bicubic"}:
-        linear = resize_image(before, after, mode, bool(antialias), like=input)
-    else:
-        linear = interpolate(before, after, mode, like=input)
+    smooth = mode in {"bilinear", "bicubic"}
+    aligned, widened = (False, bool(antialias)) if smooth else (None, False)
+    linear = interpolate(before, after, mode, aligned, antialias=widened, like=input)
     return Affine(value, (linear,))
 
 

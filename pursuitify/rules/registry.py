@@ -73,6 +73,8 @@ class Rule:
             slot of its own, so that a row that ends in it is cut into slots.
         linear_in: Positions of the operands in which it is linear; None for all of them.
         otherwise: Why it cannot be converted where another operand is a value of the network.
+        bilinear: Whether it is linear in each operand alone: one of them may be a value of the
+            network, and ``bind`` gets its position as ``_affine``; the others are constants.
         all_moving: Why it cannot be converted where an operand is a constant or frozen; empty
             where it can.
         homogeneous: Whether scaling all its operands by s > 0 scales its value by s, constants and
@@ -103,6 +105,7 @@ class Rule:
     concat: bool = False
     linear_in: tuple[int, ...] | None = None
     otherwise: str = "it is not linear in every operand that depends on the input"
+    bilinear: bool = False
     all_moving: str = ""
     homogeneous: bool | Callable[..., bool] = False
     absorbs_scale: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify.operators import Chain, Expand, Index, Narrow, Permute, Reduce, Reshape
+from pursuitify.errors import InputError
+from pursuitify.operators import (
+    Adjoint,
+    Chain,
+    Expand,
+    Index,
+    Narrow,
+    Permute,
+    Pick,
+    Reduce,
+    Reshape,
+    Unfold,
+)
 from pursuitify.operators.reshape import Roll
 from pursuitify.rules import split_ops
 from pursuitify.rules.registry import Affine, Registry
@@ -62,6 +75,14 @@ def permute_method(op: Op, input: Tensor, *_dims: Any) -> Affine:
     probe = torch.empty(tuple(range(2, input.dim() + 2)), device="meta")
     order = [n - 2 for n in probe.permute(*_dims).shape]
     return Affine(value, (Permute(tuple(order)),))
+
+
+@registry.register(torch.movedim, torch.moveaxis, "movedim", "moveaxis", kind="linear")
+def movedim(op: Op, input: Tensor, source: Any, destination: Any) -> Affine:
+    """Dimensions moved to other places."""
+    probe = torch.empty(tuple(range(2, input.dim() + 2)), device="meta")
+    order = [n - 2 for n in probe.movedim(source, destination).shape]
+    return Affine(op(input), (Permute(tuple(order)),))
 
 
 @registry.register(torch.permute, kind="linear")
@@ -122,17 +143,207 @@ def expand(op: Op, input: Tensor, *_sizes: Any, **_kwargs: Any) -> Affine:
     return Affine(value, (Expand(tuple(input.shape), tuple(value.shape)),))
 
 
-def _index_check(index: Any = None, **_: Any) -> str | None:
-    entries = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(e, (Tensor, list)) for e in entries):
-        return "it indexes with a tensor or a list"
-    return None
-
-
-@registry.register(operator.getitem, kind="linear", check=_index_check)
+@registry.register(operator.getitem, kind="linear")
 def getitem(op: Op, input: Tensor, index: Any) -> Affine:
-    """Slicing with integers, slices, None and Ellipsis."""
-    return Affine(op(input), (Index(index, tuple(input.shape)),))
+    """Indexing with integers, slices, None, Ellipsis, and constant tensors, lists and masks."""
+    value = op(input)
+    entries = _spelled_out(index, input.dim())
+    listed = [i for i, e in enumerate(entries) if isinstance(e, (Tensor, list))]
+    if not listed:
+        return Affine(value, (Index(index, tuple(input.shape)),))
+    others = [e for i, e in enumerate(entries) if i not in listed]
+    if len(listed) == 1 and all(isinstance(e, slice) and e == slice(None) for e in others):
+        (dim,) = listed
+        places = torch.as_tensor(entries[dim], device=input.device)
+        if places.dim() == 1 and places.dtype is not torch.uint8:
+            return Affine(value, (_pick(input, dim, places),))
+    apart = listed[-1] - listed[0] >= len(listed)  # torch then moves what was picked to the front
+    first = entries[0] if entries else None
+    kept = isinstance(first, slice) and first == slice(None) and not apart
+    return _numbered(value, input, lambda numbers: numbers[index], kept)
+
+
+def _spelled_out(index: Any, dims: int) -> list[Any]:
+    """Return the entries of an index, with slices in the place of an Ellipsis."""
+    entries = list(index) if isinstance(index, tuple) else [index]
+    used = sum(_dims_of(e) for e in entries)
+    for i, entry in enumerate(entries):
+        if entry is Ellipsis:
+            return [*entries[:i], *[slice(None)] * (dims - used), *entries[i + 1 :]]
+    return entries
+
+
+def _dims_of(entry: Any) -> int:
+    """Return how many dimensions an entry of an index reads."""
+    if entry is None or entry is Ellipsis:
+        return 0
+    mask = isinstance(entry, Tensor) and entry.dtype in (torch.bool, torch.uint8)
+    return entry.dim() if mask else 1
+
+
+def _pick(input: Tensor, dim: int, index: Tensor) -> Pick:
+    """Return the map that picks entries of a dimension, by indices of any sign or by a mask."""
+    size = input.shape[dim]
+    index = index.nonzero().squeeze(1) if index.dtype is torch.bool else index.long() % size
+    return Pick(dim, index.to(input.device), size)
+
+
+def _numbered(
+    value: Tensor, input: Tensor, op: Callable[[Tensor], Tensor], by_sample: bool
+) -> Affine:
+    """Return the map of an operation that copies entries, found by moving their numbers.
+
+    Args:
+        value: Its value.
+        input: Its operand.
+        op: The operation, of a tensor of integers.
+        by_sample: Whether it does the same with every sample, and leaves them where they are.
+    """
+    batch = input.shape[0] if by_sample else 1
+    shape = (1, *input.shape[1:]) if by_sample else tuple(input.shape)
+    numbers = torch.arange(math.prod(shape), device=input.device).reshape(shape)
+    places = op(numbers).flatten()
+    flat = Reshape(tuple(input.shape), (batch, numbers.numel()))
+    spread = Reshape((batch, places.numel()), tuple(value.shape))
+    return Affine(value, (Chain((flat, Pick(1, places, numbers.numel()), spread)),))
+
+
+@registry.register("index_select", torch.index_select, kind="linear", fresh=True)
+def index_select(op: Op, input: Tensor, dim: int, index: Tensor) -> Affine:
+    """Entries of a dimension by constant indices."""
+    return Affine(op(input), (_pick(input, dim % input.dim(), index.reshape(-1)),))
+
+
+def _picks(value: Tensor, input: Tensor, indices: dict[int, Tensor]) -> Affine:
+    """Return the map that picks entries of several dimensions, by dimension."""
+    maps = [Pick(d, index.to(input.device), input.shape[d]) for d, index in indices.items()]
+    return Affine(value, (Chain(tuple(maps)),))
+
+
+@registry.register("flip", torch.flip, kind="linear", fresh=True)
+def flip(op: Op, input: Tensor, *_dims: Any, **_named: Any) -> Affine:
+    """The order of entries turned around along dimensions."""
+    given = _named.get("dims", _dims[0] if len(_dims) == 1 else _dims)
+    named = [given] if isinstance(given, int) else given
+    sizes = {d % input.dim(): input.shape[d] for d in named}
+    return _picks(op(input), input, {d: torch.arange(n).flip(0) for d, n in sizes.items()})
+
+
+@registry.register(torch.fliplr, "fliplr", kind="linear", fresh=True)
+def flip_left_right(op: Op, input: Tensor) -> Affine:
+    """The order of entries turned around along dimension 1."""
+    return _picks(op(input), input, {1: torch.arange(input.shape[1]).flip(0)})
+
+
+@registry.register("repeat", "tile", torch.tile, kind="linear", fresh=True)
+def repeat(op: Op, input: Tensor, *_sizes: Any, **_named: Any) -> Affine:
+    """Copies of the whole side by side, along dimensions old and new."""
+    value = op(input)
+    shape = (*(1,) * (value.dim() - input.dim()), *input.shape)
+    wide = input.reshape(shape)
+    indices = {
+        d: torch.arange(n).repeat(value.shape[d] // n if n else 0)
+        for d, n in enumerate(shape) if value.shape[d] != n
+    }  # fmt: skip
+    (copies,) = _picks(value, wide, indices).maps
+    if value.dim() == input.dim():
+        return Affine(value, (copies,))
+    return Affine(value, (Chain((Reshape(tuple(input.shape), shape), copies)),))
+
+
+@registry.register(torch.rot90, "rot90", kind="linear", fresh=True)
+def rotate(op: Op, input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Affine:
+    """Images turned by quarters."""
+    return _numbered(op(input), input, op, all(d % input.dim() for d in dims))
+
+
+@registry.register(torch.diagonal, "diagonal", kind="linear")
+def diagonal(op: Op, input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Affine:
+    """Entries of two equal indices."""
+    return _numbered(op(input), input, op, all(d % input.dim() for d in (dim1, dim2)))
+
+
+def _attribute_check(name: str = "", **_: Any) -> str | None:
+    return None if name in {"T", "mT"} else f"no rule says that its attribute {name} is linear"
+
+
+@registry.register(getattr, kind="linear", check=_attribute_check)
+def transposed_attribute(op: Op, input: Tensor, name: str) -> Affine:
+    """x.mT and x.T: the last two dimensions change places, or all of them."""
+    order = list(range(input.dim()))
+    return _permuted(op, input, order[::-1] if name == "T" else [*order[:-2], *order[:-3:-1]])
+
+
+def _repeats_check(dim: Any = None, **_: Any) -> str | None:
+    return "it repeats the entries of the flattened tensor" if dim is None else None
+
+
+@registry.register(
+    "repeat_interleave", torch.repeat_interleave, kind="linear", fresh=True, check=_repeats_check
+)
+def repeat_interleave(
+    op: Op, input: Tensor, repeats: int | Tensor, dim: int | None = None, output_size: Any = None
+) -> Affine:
+    """Copies of every entry of a dimension, one beside the other."""
+    assert dim is not None
+    axis = dim % input.dim()
+    index = torch.arange(input.shape[axis], device=input.device).repeat_interleave(repeats)
+    return Affine(op(input), (Pick(axis, index, input.shape[axis]),))
+
+
+@registry.register("unfold", kind="linear")
+def sliding_windows(op: Op, input: Tensor, dimension: int, size: int, step: int) -> Affine:
+    """Windows of one dimension, their elements in a new last one."""
+    value, axis = op(input), dimension % input.dim()
+    index = torch.arange(input.shape[axis], device=input.device).unfold(0, size, step)
+    picked = (*input.shape[:axis], index.numel(), *input.shape[axis + 1 :])
+    cut = (*input.shape[:axis], *index.shape, *input.shape[axis + 1 :])
+    order = [d for d in range(len(cut)) if d != axis + 1] + [axis + 1]
+    maps = (
+        Pick(axis, index.reshape(-1), input.shape[axis]),
+        Reshape(picked, cut),
+        Permute(tuple(order)),
+    )
+    return Affine(value, (Chain(maps),))
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
+
+
+@registry.register(nn.Unfold, F.unfold, kind="linear", fresh=True)
+def unfold(
+    op: Op, input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+) -> Affine:
+    """Windows of images side by side."""
+    _with_batch(input, 4)
+    sizes = map(_pair, (input.shape[2:], kernel_size, dilation, padding, stride))
+    return Affine(op(input), (Unfold(*sizes),))
+
+
+@registry.register(nn.Fold, F.fold, kind="linear", fresh=True)
+def fold(
+    op: Op,
+    input: Tensor,
+    output_size: Any,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
+) -> Affine:
+    """Windows added up to images where they overlap."""
+    _with_batch(input, 3)
+    sizes = map(_pair, (output_size, kernel_size, dilation, padding, stride))
+    return Affine(op(input), (Adjoint(Unfold(*sizes)),))
+
+
+def _with_batch(input: Tensor, dims: int) -> None:
+    if input.dim() != dims:
+        raise InputError(
+            f"the windows of images got an input of shape {tuple(input.shape)}; pursuit needs a "
+            f"batch dimension: {dims} dimensions"
+        )
 
 
 @registry.register("narrow", torch.narrow, kind="linear")

@@ -29,6 +29,11 @@ def unbind_piece(input: Tensor, index: int, dim: int = 0) -> Tensor:
     return torch.unbind(input, dim)[index]
 
 
+def einsum(tensors: Sequence[Tensor], equation: str) -> Tensor:
+    """Return ``torch.einsum(equation, *tensors)``."""
+    return torch.einsum(equation, *tensors)
+
+
 def chosen_values(input: Tensor, name: str, dim: int, **more: Any) -> Tensor:
     """Return the values that ``torch.<name>(input, dim=dim, **more)`` chooses, as max does."""
     values: Tensor = getattr(torch, name)(input, dim=dim, **more)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,11 +88,36 @@ def transposed_filter_norms(module: nn.Module) -> Tensor:
     return norms
 
 
-@registry.register(
-    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-    F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, kind="weighted",
-    absorbs_scale=True, channel_gains=transposed_filter_norms, runs_source=True,
-)  # fmt: skip
+_TRANSPOSED: dict[str, Any] = {
+    "kind": "weighted", "absorbs_scale": True, "channel_gains": transposed_filter_norms,
+    "runs_source": True,
+}  # fmt: skip
+
+
+@registry.register(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, **_TRANSPOSED)
+def conv_transpose_module(
+    op: Op,
+    input: Tensor,
+    output_size: Sequence[int] | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> Affine:
+    """Transposed convolution as a module, to the size that the call names, if any."""
+    value = op(input) if output_size is None else op(input, list(output_size))
+    sizes = zip(
+        input.shape[2:], value.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
+    )
+    extra = [out - ((n - 1) * s - 2 * p + d * (k - 1) + 1) for n, out, k, s, p, d in sizes]
+    return conv_transpose(
+        lambda _: value, input, weight, bias, stride, padding, extra, groups, dilation
+    )
+
+
+@registry.register(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, **_TRANSPOSED)
 def conv_transpose(
     op: Op,
     input: Tensor,
@@ -121,16 +145,6 @@ def conv_transpose(
 def linear(op: Op, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Affine:
     """Dense layer on the last dimension."""
     return Affine(op(input), (Dense(weight, input.dim()),), bias)
-
-
-@registry.register(
-    operator.matmul, torch.matmul, "matmul", "mm", torch.mm, kind="weighted", operands=("input",)
-)
-def matmul(op: Op, input: Tensor, other: Tensor) -> Affine:
-    """Product with a constant matrix from the right."""
-    if other.dim() != 2:
-        raise InputError(f"matmul by a tensor of shape {tuple(other.shape)}: only matrices convert")
-    return Affine(op(input), (Dense(other.mT, input.dim()),))
 
 
 @registry.register(torch.addmm, "addmm", kind="weighted", operands=("input", "mat1"))
@@ -167,8 +181,18 @@ def batch_norm_factors(module: nn.Module) -> Tensor:
     return (scale if weight is None else scale * weight).detach().double().abs()
 
 
+def _alone(op: Op) -> None:
+    """Refuse statistics that are taken over several processes: a sweep would know its own alone."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if isinstance(op, nn.SyncBatchNorm) and distributed and torch.distributed.get_world_size() > 1:
+        raise InputError(
+            "a SyncBatchNorm in training mode takes the statistics of all processes, which no "
+            "sweep knows: use BatchNorm, or train in one process"
+        )
+
+
 @registry.register(
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, F.batch_norm, torch.batch_norm,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm, torch.batch_norm,
     kind="diagonal", channelwise=True, elementwise=True, stateful=True,
     input_dependent=_statistics, absorbs_scale=True, channel_gains=batch_norm_factors,
     runs_source=True,
@@ -190,6 +214,7 @@ def batch_norm(
     runs once and updates the running statistics once.
     """
     if training or running_mean is None or running_var is None:
+        _alone(op)
         dims = [d for d in range(input.dim()) if d != 1]
         var, mean = torch.var_mean(input, dims, correction=0)
     else:

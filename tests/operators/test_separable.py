@@ -49,11 +49,11 @@ def pad_case(size, pads, mode):
     )
 
 
-def resize_case(size, out=None, mode="nearest", align=None, scale=None):
+def resize_case(size, out=None, mode="nearest", align=None, scale=None, antialias=False):
     return Case(
-        lambda w: interpolate(size, out, mode, align, scale, like=w),
+        lambda w: interpolate(size, out, mode, align, scale, antialias, like=w),
         (1, 2, *size),
-        lambda w, x: F.interpolate(x, out, scale, mode, align),
+        lambda w, x: F.interpolate(x, out, scale, mode, align, antialias=antialias),
         tight=EXACT,
     )
 
@@ -105,12 +105,17 @@ class TestInterpolate(MapTests):
         "scales": resize_case((5, 4), None, "nearest", None, (2.0, 1.5)),
         "linear": resize_case((5,), (8,), "linear", False),
         "trilinear": resize_case((3, 2, 3), (4, 4, 2), "trilinear", True),
+        "bicubic": resize_case((4, 3), (7, 6), "bicubic", False),
+        "bicubic-corners": resize_case((4, 3), (7, 2), "bicubic", True),
+        "bicubic-scale": resize_case((5, 4), None, "bicubic", False, (1.7, 0.6)),
+        "antialias": resize_case((9, 4), (3, 6), "bilinear", False, None, True),
+        "antialias-scale": resize_case((9, 4), None, "bicubic", False, (0.4, 1.5), True),
         "area": resize_case((6, 5), (3, 2), "area"),
     }
 
-    def test_bicubic_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="bicubic"):
-            interpolate((4, 4), (8, 8), "bicubic", like=randn(1))
+    def test_an_unknown_mode_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="lanczos"):
+            interpolate((4, 4), (8, 8), "lanczos", like=randn(1))
 
 
 def test_matrices_are_ordinary_tensors_even_if_first_made_in_inference_mode() -> None:

@@ -15,8 +15,7 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from pursuitify import ConversionError, InputError, PursuitifyError, explain, pursuitify
-from pursuitify.operators import dottest
-from pursuitify.operators.separable import resize_image
+from pursuitify.operators import dottest, interpolate
 from pursuitify.rules import default
 from tests.support.agreement import bound_pass, error, rows_error
 
@@ -36,7 +35,7 @@ def _model(*transforms: nn.Module, channels: int = 3) -> nn.Module:
 @pytest.mark.parametrize("size", [(4, 3), (9, 5), (5, 16), (1, 1), (2, 30)], ids=str)
 def test_resizing_is_torch_s(size: tuple[int, int], mode: str, antialias: bool) -> None:
     x = torch.randn(2, 3, 7, 5, dtype=torch.float64)
-    linear = resize_image((7, 5), size, mode, antialias, like=x)
+    linear = interpolate((7, 5), size, mode, False, antialias=antialias, like=x)
     options = {"mode": mode, "align_corners": False, "antialias": antialias}
     torch.testing.assert_close(
         linear.apply(x), F.interpolate(x, size, **options), rtol=1e-12, atol=1e-12

@@ -216,6 +216,8 @@ def _operands(
         return Site(node, Value.FROZEN, rule, call)
     if rule.linear_in is not None and not set(affine) <= set(rule.linear_in):
         return Site(node, Value.OTHER, rule, call, reason=rule.otherwise)
+    if rule.bilinear and len(affine) + values.count(Value.FROZEN) > 1:
+        return Site(node, Value.OTHER, rule, call, reason=advice.TWO_FACTORS)
     if rule.all_moving and len(affine) < len(values):
         return Site(node, Value.OTHER, rule, call, reason=rule.all_moving)
     operands = tuple(o if i in affine else None for i, o in enumerate(call.operands))

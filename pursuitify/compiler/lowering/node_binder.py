@@ -37,8 +37,10 @@ def binder(rule: Rule, site: Site, still: bool = False) -> Callable[..., Any]:
     constant = [i for i, o in enumerate(site.operands) if o is None]
     sequence = site.call is not None and site.call.sequence
     extra: dict[str, Any] = {}
-    if rule.kind == "product":
+    factors = rule.kind == "product" or rule.bilinear
+    if factors:
         extra["_affine"] = next((i for i, o in enumerate(site.operands) if o is not None), 0)
+    if rule.kind == "product":
         extra["_per_sample"] = any(map(nodes.reads_input, gate_operands(site)))
     single = tuple(site.operands) == () or constant == []
 
@@ -46,7 +48,7 @@ def binder(rule: Rule, site: Site, still: bool = False) -> Callable[..., Any]:
         if not isinstance(result, Affine):
             return result, None
         offset = result.offset
-        for i in () if single or rule.kind == "product" else constant:
+        for i in () if single or factors else constant:
             if isinstance(operands[i], Tensor):
                 term = result.maps[i].apply(operands[i])
                 offset = term if offset is None else offset + term

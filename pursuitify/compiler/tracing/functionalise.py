@@ -83,6 +83,7 @@ def _piece_makers(node: fx.Node, root: nn.Module) -> list[tuple[Any, dict[str, A
 #: Functions that return a dtype, not a tensor.
 _DTYPES = (torch.promote_types, torch.result_type)
 #: Methods that take a size from another tensor, and those that take the size itself.
+_EINSUM = (torch.einsum, torch.functional.einsum)
 _AS_ANOTHER = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
 
 
@@ -91,9 +92,15 @@ def spell_out(graph: fx.Graph) -> None:
 
     ``x.type_as(y)`` and ``x.to(y)`` become ``x.to(device=y.device, dtype=y.dtype)``, and
     ``x.expand_as(y)`` becomes ``x.expand(y.shape)``: of ``y`` its form alone counts, not its
-    values, on which the input may have acted. ``x.type(t)`` becomes ``x.to(...)``.
+    values, on which the input may have acted. ``x.type(t)`` becomes ``x.to(...)``. The operands of
+    ``torch.einsum`` come first, as one sequence.
     """
     for node in graph.nodes:
+        if node.target in _EINSUM and isinstance(node.args[0], str):
+            listed = node.args[1:] if isinstance(node.args[1], fx.Node) else node.args[1]
+            node.target, node.args = split_ops.einsum, (tuple(listed), node.args[0])
+        if "out" in node.kwargs and node.kwargs["out"] is None:  # as torch.tensordot passes it
+            node.kwargs = {k: v for k, v in node.kwargs.items() if k != "out"}
         if node.op != "call_method" or len(node.args) < 2:
             continue
         other = node.args[1]
