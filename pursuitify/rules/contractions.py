@@ -1,6 +1,6 @@
 """Products with constant tensors from any side: matmul, bmm, einsum, tensordot.
 
-All are one sum over labelled dimensions: entries of the value's operand times entries of a constant.
+All are one sum over labelled dimensions: entries of the operand times entries of a constant.
 """
 
 from __future__ import annotations
@@ -26,33 +26,27 @@ Labels = Sequence[int]
 
 
 def contraction(
-    shape: Sequence[int], labels: Labels, factor: Tensor | None, by: Labels, out: Labels
+    shape: Sequence[int], labels: Labels, factor: Tensor, by: Labels, out: Labels
 ) -> LinearMap:
     """Return the map of a sum over labelled dimensions of an operand times a constant.
 
     Dimensions of both that the result keeps hold a matrix for each of their entries (a convolution
-    of size one in groups); where there are none it is a dense layer.
+    of size one in groups); where there are none it is a dense layer. What only the operand has, and
+    the result has not, is added up after that: B_j w of a decoder row has to be memory of its own.
 
     Args:
         shape: Shape of the operand.
         labels: Its labels, each once.
-        factor: The constant; None where nothing but the operand is arranged or summed.
+        factor: The constant.
         by: The constant's labels, each once.
         out: Labels of the result, each of the operand's or the constant's.
-
     """
-    size = dict(zip(labels, shape, strict=True))
-    if factor is not None:
-        size |= dict(zip(by, factor.shape, strict=True))
-    alone = [d for d, n in enumerate(labels) if n not in by and n not in out]
-    maps: list[LinearMap] = []
+    size = {**dict(zip(by, factor.shape, strict=True)), **dict(zip(labels, shape, strict=True))}
+    maps, after = _product(labels, factor, by, out, size)
+    alone = [d for d, n in enumerate(after) if n not in out]
     if alone:
-        maps.append(Reduce(tuple(shape), tuple(alone)))
-        labels = [n for d, n in enumerate(labels) if d not in alone]
-    after = list(labels)
-    if factor is not None:
-        found, after = _product(labels, factor, by, out, size)
-        maps += found
+        maps.append(Reduce(tuple(size[n] for n in after), tuple(alone)))
+        after = [n for n in after if n in out]
     if after != list(out):
         maps.append(Permute(tuple(after.index(n) for n in out)))
     return maps[0] if len(maps) == 1 else Chain(tuple(maps))
@@ -76,7 +70,8 @@ def _product(
         first, other = rest[:1], rest[1:]
         before, after = [*first, *groups, *summed, *other], [*first, *groups, *made, *other]
         wide, thin = total(groups) * total(summed), total(groups) * total(made)
-        flat, narrow = (total(first), wide, total(other)), (total(first), thin, total(other))
+        flat: tuple[int, ...] = (total(first), wide, total(other))
+        narrow: tuple[int, ...] = (total(first), thin, total(other))
         weight = matrices.unsqueeze(-1)
         middle: LinearMap = Conv.from_call(flat[2:], weight, groups=total(groups))
     else:
@@ -135,14 +130,16 @@ def _both(
     Of two dimensions of one label the one of size 1 is repeated, and so it is left out.
     """
     size: dict[int, int] = {}
-    for tensor, names in zip(tensors, labels, strict=True):
-        for n, name in zip(tensor.shape, names, strict=True):
+    for tensor, own in zip(tensors, labels, strict=True):
+        for n, name in zip(tensor.shape, own, strict=True):
             size[name] = max(n, size.get(name, 1))
     cut = [
-        [d for d, n in enumerate(names) if tensor.shape[d] == 1 < size[n]]
-        for tensor, names in zip(tensors, labels, strict=True)
+        [d for d, n in enumerate(own) if tensor.shape[d] == 1 < size[n]]
+        for tensor, own in zip(tensors, labels, strict=True)
     ]
-    names = [[n for d, n in enumerate(l) if d not in c] for l, c in zip(labels, cut, strict=True)]
+    names = [
+        [n for d, n in enumerate(own) if d not in c] for own, c in zip(labels, cut, strict=True)
+    ]
     bare = [t.squeeze(c) if c else t for t, c in zip(tensors, cut, strict=True)]
     constants = [i for i in range(len(bare)) if i != affine]
     sample = names[affine][0]
@@ -155,11 +152,11 @@ def _both(
         raise InputError("a product takes the diagonal of its operand: no map is known for that")
     used = {*names[affine], *out}
     by = list(dict.fromkeys(n for i in constants for n in names[i] if n in used))
-    factor = None
+    factor = value.new_ones(())
     if len(constants) == 1 and by == names[constants[0]]:
         factor = bare[constants[0]]
     elif constants:
-        number = {n: k for k, n in enumerate(dict.fromkeys(n for l in names for n in l))}
+        number = {n: k for k, n in enumerate(dict.fromkeys(n for own in names for n in own))}
         arguments: list[Any] = []
         for i in constants:
             arguments += [bare[i], [number[n] for n in names[i]]]

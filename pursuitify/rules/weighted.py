@@ -112,9 +112,10 @@ def conv_transpose_module(
         input.shape[2:], value.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
     )
     extra = [out - ((n - 1) * s - 2 * p + d * (k - 1) + 1) for n, out, k, s, p, d in sizes]
-    return conv_transpose(
+    found: Affine = conv_transpose(
         lambda _: value, input, weight, bias, stride, padding, extra, groups, dilation
     )
+    return found
 
 
 @registry.register(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, **_TRANSPOSED)
@@ -192,7 +193,8 @@ def _alone(op: Op) -> None:
 
 
 @registry.register(
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm, torch.batch_norm,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
+    F.batch_norm, torch.batch_norm,
     kind="diagonal", channelwise=True, elementwise=True, stateful=True,
     input_dependent=_statistics, absorbs_scale=True, channel_gains=batch_norm_factors,
     runs_source=True,
