@@ -15,7 +15,6 @@ from pursuitify.operators import Chain, Identity, LinearMap, Scale, dottest
 from pursuitify.operators.activations import Activation, Clip, LeakyReLU, ReLU
 from pursuitify.rules import (
     activations,
-    contractions,
     elementwise,
     normalization,
     pooling,
@@ -58,7 +57,7 @@ def default() -> Registry:
     registry = Registry()
     families = [weighted.registry, elementwise.registry, activations.registry]
     families += [normalization.registry, pooling.registry, reshape.registry]
-    families += [selections.registry, contractions.registry]
+    families.append(selections.registry)
     if "torchvision" in sys.modules:
         families.append(elementwise.torchvision_rules())
     families += preprocessing.registries()

@@ -112,9 +112,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "threshold": (nn.Threshold(0.1, 0.0), "Threshold"),
     "leaky_negative": (nn.LeakyReLU(-0.1), "LeakyReLU"),
     "clamp_max": (lambda x: x.clamp(max=1.0), "clamp"),
-    "pad_value": (nn.ConstantPad2d(1, 2.0), "ConstantPad2d"),
-    "bicubic": (nn.Upsample(scale_factor=2, mode="bicubic"), "Upsample"),
-    "index": (lambda x: x[:, [0, 1, 2, 3]], "getitem"),
+    "cumsum": (lambda x: torch.cumsum(x, 2), "cumsum"),
+    "attention": (lambda x: x @ x.mT, "matmul"),
+    "index": (lambda x: x[x > 0].view(-1, 4, 8, 8), "getitem"),
 }
 
 

@@ -1,18 +1,24 @@
-"""torch.addmm: a dense layer with its matrix transposed, plus a bias or another value."""
+"""torch.addmm, and products with constants: matmul, bmm, einsum, tensordot."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify import ConversionError, coherence, pursuitify
+from pursuitify import ConversionError, InputError, coherence, pursuitify
+from pursuitify.operators import dottest
 from pursuitify.robust import certified_radius
+from pursuitify.rules import default, split_ops
+from pursuitify.testing import randn
 from tests.support.against_oracle import assert_matches_oracle
-from tests.support.agreement import assert_adjoint, assert_descends, compare
+from tests.support.agreement import assert_adjoint, assert_descends, assert_fast_path, compare
 from tests.support.oracle import row
 
 
@@ -128,3 +134,156 @@ class Product(nn.Module):
 def test_a_matrix_that_depends_on_the_input_is_refused() -> None:
     with pytest.raises(ConversionError, match="depends on the input"):
         pursuitify(Product())
+
+
+#: The product of latents (batch, 3, 4, 4) and constants; the same by NumPy's einsum, and of which.
+PRODUCTS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
+    "left": (lambda m, x: m.a @ x, "vw,ncwl->ncvl", ("a",)),
+    "right": (lambda m, x: x @ m.a, "vw,nclv->nclw", ("a",)),
+    "left-per-channel": (lambda m, x: m.k @ x, "cvw,ncwl->ncvl", ("k",)),
+    "right-per-channel": (lambda m, x: x.matmul(m.k), "cvw,nclv->nclw", ("k",)),
+    "more-channels": (lambda m, x: x[:, :1] @ m.k, "cvw,nlv->nclw", ("k",)),
+    "vector": (lambda m, x: x @ m.a[0], "v,nclv->ncl", ("v",)),
+    "batched": (
+        lambda m, x: torch.bmm(m.a.expand(x.shape[0], -1, -1), x[:, 0]), "vw,nwl->nvl", ("a",),
+    ),
+    "batched-copies": (
+        lambda m, x: m.a[None].repeat(x.size(0), 1, 1).bmm(x[:, 0]), "vw,nwl->nvl", ("a",),
+    ),
+    "einsum": (lambda m, x: torch.einsum("vw,ncwl->nvlc", m.a, x), "vw,ncwl->nvlc", ("a",)),
+    "einsum-grouped": (
+        lambda m, x: torch.einsum("nctv,cvw->nwtc", x, m.k), "cvw,nctv->nwtc", ("k",),
+    ),
+    "einsum-ellipsis": (
+        lambda m, x: torch.einsum("...v,vw->w...", x, m.a), "vw,nctv->wnct", ("a",),
+    ),
+    "einsum-implicit": (lambda m, x: torch.einsum("ba, cdaz", m.a, x), "ba,cdaz->bcdz", ("a",)),
+    "einsum-of-three": (
+        lambda m, x: torch.einsum("vu,nctv,tw->ncuw", (m.a, x, m.a)), "vu,tw,nctv->ncuw",
+        ("a", "a"),
+    ),
+    "einsum-sum": (lambda m, x: torch.einsum("nctv,uvs->ncu", x, m.k), "uvs,nctv->ncu", ("k",)),
+    "einsum-total": (lambda m, x: torch.einsum("nctv->nvc", x), "nctv->nvc", ()),
+    "einsum-order": (lambda m, x: torch.einsum("nctv->nvtc", x), "nctv->nvtc", ()),
+    "tensordot": (lambda m, x: torch.tensordot(x, m.k, ([1, 3], [0, 2])), "cwv,nctv->ntw", ("k",)),
+    "tensordot-left": (lambda m, x: torch.tensordot(m.a, x, dims=1), "vn,nctw->vctw", ("a",)),
+    "softmax": (lambda m, x: torch.softmax(m.a, 0) @ x, "vw,ncwl->ncvl", ("s",)),
+}  # fmt: skip
+MOVES_SAMPLES = {"einsum-ellipsis", "einsum-implicit", "tensordot-left"}
+
+
+class Product(nn.Module):
+    """conv, relu, a product, relu; the constants are a buffer and a parameter."""
+
+    def __init__(self, product: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3, padding=1)
+        self.register_buffer("a", torch.randn(4, 4))
+        self.k = nn.Parameter(torch.randn(3, 4, 4))
+        self.product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.product(self, F.relu(self.conv(x)))).sum(-1)
+
+
+def product_net(product: Any) -> tuple[Product, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Product(product).double().eval(), torch.randn(4, 2, 4, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_is_exact_and_its_sweeps_are_the_oracles(name: str) -> None:
+    function, equation, constants = PRODUCTS[name]
+    model, x = product_net(function)
+    net, worst = compare(pursuitify, model, x, training=True, tolerance=1e-12)
+    assert worst == 0
+    assert_adjoint(net, x)
+    assert_descends(net, x, sweeps=3)  # in evaluation mode, as all that follows
+    assert torch.equal(net.source(x), model.eval()(x))
+    assert_fast_path(net, x)
+    assert (net.dictionary(x).samples is None) == (name in MOVES_SAMPLES)
+    if name == "tensordot-left":
+        return  # it adds samples up, for which the oracle has no form
+    held = {"a": model.a, "k": model.k, "v": model.a[0], "s": torch.softmax(model.a, 0)}
+    factors = [held[c].detach().numpy() for c in constants]
+    before, _, output = equation.partition("->")
+    first = len(before.split(",")[-1]) == 3  # the first channel alone is multiplied
+    sample = output.index("n") if name != "einsum-implicit" else output.index("c")
+
+    def product(w: Tensor) -> Tensor:
+        return torch.from_numpy(np.einsum(equation, *factors, w.numpy())).movedim(sample, 0)
+
+    one, two = net.latents(x)
+    rows = [
+        row(one, "x", diag=model.conv),
+        row(two, one, (lambda w: w[:, 0]) if first else None, diag=product),
+    ]
+    assert_matches_oracle(net, rows, x[:1])
+
+
+@st.composite
+def sums(draw: st.DrawFn) -> tuple[str, list[Tensor], int]:
+    """Draw an equation of einsum, its operands, and which of them is the value."""
+    size = {n: draw(st.integers(1, 3)) for n in "bcdefg"}
+    own = draw(st.lists(st.sampled_from("cdefg"), unique=True, min_size=1, max_size=3))
+    others = draw(
+        st.lists(
+            st.lists(st.sampled_from("cdefg"), unique=True, min_size=1, max_size=3), max_size=2
+        )
+    )
+    known = sorted({*own, *(n for other in others for n in other)})
+    kept = draw(st.permutations(draw(st.lists(st.sampled_from(known), unique=True))))
+    place = draw(st.integers(0, len(others)))
+    parts = [*others[:place], ["b", *own], *others[place:]]
+    out = draw(st.sampled_from([["b", *kept], [*kept, "b"]]))
+    equation = ",".join("".join(part) for part in parts) + "->" + "".join(out)
+    shapes = [[size[n] for n in part] for part in parts]
+    return equation, [randn(*s, seed=k) for k, s in enumerate(shapes)], place
+
+
+@given(sums())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_every_sum_is_a_linear_map(drawn: tuple[str, list[Tensor], int]) -> None:
+    equation, tensors, place = drawn
+    bound = default()[split_ops.einsum].bind
+    assert bound is not None
+
+    def run(*given: Tensor) -> Tensor:
+        return torch.einsum(equation, *given)
+
+    found = bound(run, tensors, equation=equation, _affine=place)
+    (linear, *_) = found.maps
+    x = tensors[place]
+    assert torch.equal(found.value, run(*tensors))
+    torch.testing.assert_close(linear.apply(x), found.value)
+    assert dottest(linear, x) <= 1e-12
+    matrix = torch.stack(
+        [
+            run(*tensors[:place], e.view(x.shape), *tensors[place + 1 :]).flatten()
+            for e in torch.eye(x.numel(), dtype=x.dtype)
+        ],
+        1,
+    )
+    norm = float(torch.linalg.matrix_norm(matrix, 2))
+    assert norm * (1 - 1e-12) <= float(linear.norm_bound())
+
+
+def test_what_is_no_constant_product_is_refused() -> None:
+    model, _ = product_net(lambda _, x: torch.softmax(x @ x.mT, -1) @ x)
+    with pytest.raises(ConversionError, match="two tensors that both depend"):
+        pursuitify(model)
+    model, x = product_net(lambda _, x: torch.einsum("ncvv->ncv", x))
+    with pytest.raises(InputError, match="diagonal"):
+        pursuitify(model)(x)
+    model, x = product_net(
+        lambda m, x: torch.bmm(m.a[:, :, None] * torch.ones(1, 1, 4).double(), x[:, 0])
+    )
+    with pytest.raises(InputError, match="another constant for each sample"):
+        pursuitify(model)(x)
+
+
+def test_a_product_is_certified() -> None:
+    model, x = product_net(PRODUCTS["einsum-grouped"][0])
+    net = pursuitify(nn.Sequential(model, nn.Flatten(1)).double().eval(), solver="synchronous")
+    assert bool((certified_radius(net, x).radius >= 0).all())

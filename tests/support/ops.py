@@ -148,6 +148,33 @@ class SpatialGate(nn.Module):
         return torch.sigmoid(self.conv(y)) * x
 
 
+class BackToSize(nn.Module):
+    """A strided convolution, and a transposed one back to the size before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(CHANNELS, CHANNELS, 3, 2, 1)
+        self.up = nn.ConvTranspose2d(CHANNELS, 2, 3, 2, 1)
+        self.up2 = nn.ConvTranspose2d(2, CHANNELS, (2, 3), (1, 2), dilation=2, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(F.relu(self.down(x[:, :, 1:])), output_size=x[:, :, 1:].size())
+        return self.up2(F.relu(y), [y.size(2) + 2, 2 * y.size(3) + 3 + y.size(2) % 2])
+
+
+class LeftProduct(nn.Module):
+    """Mixes channels, as a graph convolution mixes its nodes: A x, by einsum and by matmul."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("adjacency", torch.tensor([[0.5, 0.5, 0, 0], [0, 0.2, 0, 0.8]] * 2))
+        self.importance = nn.Parameter(torch.rand(CHANNELS, CHANNELS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = torch.einsum("vc,nchw->nvhw", self.adjacency * self.importance, x)
+        return (self.adjacency @ mixed.flatten(2)).view(x.shape)
+
+
 class LayerScale(nn.Module):
     """A learned factor per channel on a branch."""
 
@@ -340,6 +367,7 @@ OPS: dict[str, Callable[[], nn.Module]] = {
     "clamp": lambda: Around(mod(conv(), Lambda(lambda x: x.clamp(min=0)))),
     "threshold": lambda: Around(mod(conv(), nn.Threshold(0, 0))),
     "preact_bn": lambda: Around(mod(bn(), nn.ReLU(), conv())),
+    "sync_bn": lambda: Around(mod(conv(), nn.SyncBatchNorm(C))),
     "lone_bn": lambda: Around(bn()),
     "maxpool": lambda: Around(nn.MaxPool2d(3, 2, 1, ceil_mode=True)),
     "functional_maxpool": lambda: Around(lambda x: F.max_pool2d(x, 2)),
@@ -370,11 +398,29 @@ OPS: dict[str, Callable[[], nn.Module]] = {
     "upsample_aligned": lambda: Around(
         nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
     ),
+    "bicubic": lambda: Before(
+        lambda x: F.interpolate(
+            nn.functional.interpolate(x, scale_factor=1.7, mode="bicubic"),
+            size=x.shape[2:],
+            mode="bilinear",
+            antialias=True,
+        )
+    ),
+    "transposed_to_a_size": lambda: Around(BackToSize()),
+    "index": lambda: Before(
+        lambda x: x[:, [0, 2, 2, 1, 3]].repeat(1, 1, 2, 1)[:, :, ::2].flip(3), 5
+    ),
+    "windows": lambda: Before(
+        lambda x: F.fold(F.unfold(x, 3, padding=1), x.shape[2:], 3, padding=1) / 9
+    ),
+    "left_product": lambda: Around(LeftProduct()),
     "pixel_shuffle": lambda: Around(nn.PixelShuffle(2), 1),
     "pixel_unshuffle": lambda: Around(nn.PixelUnshuffle(2), 4 * C),
     "zero_pad": lambda: Around(nn.ZeroPad2d((1, 2, 0, 1))),
     "reflect_pad": lambda: Around(nn.ReflectionPad2d(1)),
     "replicate_pad": lambda: Around(lambda x: F.pad(x, (1, 1, 1, 1), "replicate")),
+    "pad_value": lambda: Before(lambda x: F.pad(x, (1, 0, 2, 1), value=-0.7)),
+    "constant_pad_value": lambda: Around(nn.ConstantPad2d((1, 0, 2, 1), 0.5)),
     "negative_pad": lambda: Around(lambda x: F.pad(x, (-1, -1, 0, 0))),
     "constant_pad": lambda: Around(nn.ConstantPad2d(1, 0.0)),
     "blur": lambda: Around(blur),

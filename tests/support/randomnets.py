@@ -27,6 +27,18 @@ def _shuffle(x: Tensor, groups: int) -> Tensor:
     return x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, -1, h, w)
 
 
+def _move(x: Tensor, how: str) -> Tensor:
+    if how == "list":
+        return x[:, [0, -1, 0]]
+    if how == "repeat":
+        return x.repeat_interleave(2, 1)
+    if how == "windows":
+        return F.fold(F.unfold(x, 2, padding=1), x.shape[2:], 2, padding=1)
+    if how == "border":
+        return F.pad(x, (0, 1, 1, 0), value=0.5)
+    return x.flip(2) if how == "turn" else x.movedim(2, 3)
+
+
 def _choose(x: Tensor, how: str, dim: int) -> Tensor:
     if how == "topk":
         return x.topk(2, dim)[0]
@@ -88,6 +100,10 @@ class GeneralNet(nn.Module):
             return (a * more[0] - more[1]) / 2
         if step.op == "choose":
             return _choose(a, *more)
+        if step.op == "move":
+            return _move(a, *more)
+        if step.op == "mix":
+            return torch.einsum("nc...,cd->nd...", a, self.parts[step.key].weight)
         if step.op == "unpool":
             pooled, where = F.max_pool2d(a, 2, return_indices=True)
             return F.max_unpool2d(more[0] * pooled, where, 2, output_size=a.size())
@@ -103,7 +119,7 @@ BENT = (
 MOVES = (
     "conv", "norm", "relu", "relu6", "leaky", "add", "cat", "split", "shuffle", "maxpool",
     "avgpool", "pad", "slice", "affine", "flip", "gate", "selfgate", "up", "transposed", "drop",
-    "tied", "choose", "unpool",
+    "tied", "choose", "unpool", "move", "mix",
 )  # fmt: skip
 
 
@@ -211,6 +227,11 @@ class _Builder:
         elif op == "choose" and min(c, small) >= 3:
             how = draw(st.sampled_from(["max", "topk", "sort", "amin", "maximum"]))
             self.push(op, (i,), more=(how, draw(st.integers(1, 2))))
+        elif op == "move" and max(h, w) < 12 and c < 9:
+            moves = ["list", "repeat", "windows", "border", "turn", "swap"]
+            self.push(op, (i,), more=(draw(st.sampled_from(moves)),))
+        elif op == "mix":
+            self.push(op, (i,), nn.Linear(draw(st.integers(2, 4)), c, bias=False))
         elif op == "unpool" and small >= 4:
             self.push(op, (i,), more=(draw(st.sampled_from([1.0, -0.5])),))
         elif op == "drop":
