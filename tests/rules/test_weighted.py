@@ -172,7 +172,7 @@ PRODUCTS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
 MOVES_SAMPLES = {"einsum-ellipsis", "einsum-implicit", "tensordot-left"}
 
 
-class Product(nn.Module):
+class ByConstants(nn.Module):
     """conv, relu, a product, relu; the constants are a buffer and a parameter."""
 
     def __init__(self, product: Any) -> None:
@@ -186,10 +186,10 @@ class Product(nn.Module):
         return F.relu(self.product(self, F.relu(self.conv(x)))).sum(-1)
 
 
-def product_net(product: Any) -> tuple[Product, Tensor]:
+def product_net(product: Any) -> tuple[ByConstants, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Product(product).double().eval(), torch.randn(4, 2, 4, 4, dtype=torch.float64)
+        return ByConstants(product).double().eval(), torch.randn(4, 2, 4, 4, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
