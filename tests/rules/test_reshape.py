@@ -175,6 +175,7 @@ def test_a_move_is_exact_and_its_sweeps_are_the_oracles(name: str) -> None:
     assert_descends(net, x, sweeps=3)  # in evaluation mode, as all that follows
     assert torch.equal(net.source(x), model.eval()(x))
     assert_fast_path(net, x)
+    assert net.dictionary(x).samples == 2
     numbers = torch.from_numpy(by_numpy(np.arange(60).reshape(3, 4, 5)).copy()).flatten()
 
     def moved(w: Tensor) -> Tensor:

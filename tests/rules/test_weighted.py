@@ -157,7 +157,7 @@ PRODUCTS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "einsum-ellipsis": (
         lambda m, x: torch.einsum("...v,vw->w...", x, m.a), "vw,nctv->wnct", ("a",),
     ),
-    "einsum-implicit": (lambda m, x: torch.einsum("ba, cdaz", m.a, x), "ba,cdaz->bcdz", ("a",)),
+    "einsum-implicit": (lambda m, x: torch.einsum("ba, cDaz", m.a, x), "ba,cDaz->Dbcz", ("a",)),
     "einsum-of-three": (
         lambda m, x: torch.einsum("vu,nctv,tw->ncuw", (m.a, x, m.a)), "vu,tw,nctv->ncuw",
         ("a", "a"),
@@ -287,3 +287,14 @@ def test_a_product_is_certified() -> None:
     model, x = product_net(PRODUCTS["einsum-grouped"][0])
     net = pursuitify(nn.Sequential(model, nn.Flatten(1)).double().eval(), solver="synchronous")
     assert bool((certified_radius(net, x).radius >= 0).all())
+
+
+def test_statistics_of_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.SyncBatchNorm(2), nn.ReLU()).train()
+    net, x = pursuitify(model, verify="off"), torch.randn(2, 1, 3, 3)
+    assert torch.equal(net.source(x), model(x))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 2)
+    with pytest.raises(InputError, match="all processes"):
+        net(x)
+    net.eval()(x)
