@@ -57,7 +57,7 @@ def _as_json(part: Any) -> Any:
 
 
 def _rows(program: Program, _net: PursuitNetwork) -> list[list[Any]]:
-    names = {-1 - i: node.name for i, node in enumerate(program.inputs)}
+    names = {-1 - i: node.name for i, node in enumerate(program.leaves)}
     names |= {row.index: row.name for row in program.rows}
     rows = []
     for row in program.rows:

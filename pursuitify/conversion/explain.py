@@ -179,6 +179,8 @@ def _entries(
             role, note = "frozen gate", "a diagonal scale, fixed at the feed-forward pass"
         elif role == "row":
             role, note = "edge", _frozen_note(sites[node], root)
+        elif role == "input" and node.op != "placeholder":
+            role, note = "signal", "looked up; rows read it as they read an input"
         elif role == "head" and node not in useful:
             role = "unused"
         return Entry(node.name, describe(node, root), module_path(node), role, note)

@@ -521,7 +521,8 @@ class PursuitNetwork(Settings):
             self._still = not moving
             self._meet_alpha()
             self._slopes_read = Versions.of(read) if accelerated else None
-        leaves = arguments.floating(values, first.latents[0].dtype)
+        signals = program.signals(first)
+        leaves = arguments.floating([*values, *signals], first.latents[0].dtype)
         options = self.threshold_scale, self.offsets_in_signal
         return first, structured.bind(program, first, leaves, *options)
 

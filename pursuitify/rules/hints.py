@@ -32,7 +32,7 @@ _RECURRENT = (
     "branch, give it the rule frozen()"
 )
 _LOOKS_UP = (
-    "It looks numbers up in a table and takes no part in pursuit: "
+    "What looks up inputs of the network converts: its value is a signal, as an input is. "
     "rules={torch.nn.Embedding: pursuitify.rules.frozen()} (or the function that is called) fixes "
     "its value at the feed-forward pass"
 )
@@ -46,7 +46,8 @@ _HINTS = {
     **dict.fromkeys(("MultiheadAttention", "scaled_dot_product_attention", "softmax", "Softmax",
                      "bmm", "einsum", "baddbmm", "SwinTransformerBlock", "shifted_window_attention",
                      "TransformerEncoderLayer", "TransformerEncoder"), _ATTENTION),
-    **dict.fromkeys(("Embedding", "EmbeddingBag", "embedding", "embedding_bag"), _LOOKS_UP),
+    **dict.fromkeys(("Embedding", "EmbeddingBag", "embedding", "embedding_bag",
+                     "one_hot"), _LOOKS_UP),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"), _RECURRENT),
 }  # fmt: skip
 _DEFAULT = (
@@ -61,6 +62,7 @@ TWO_VALUES = (
     "other, so neither is a gate"
 )
 TWO_FACTORS = "it multiplies two tensors that both depend on the input, which is not linear"
+LOOKS_UP = "it looks up values that the network computes from its activations"
 DIVIDES = "it divides by a value of the network"
 _HOOKED = "it has forward hooks"
 _BY_REASON = {

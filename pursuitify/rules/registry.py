@@ -19,7 +19,9 @@ from pursuitify.operators import LinearMap
 from pursuitify.rules.functions import applied
 from pursuitify.utils import patched_methods
 
-Kind = Literal["weighted", "linear", "diagonal", "join", "product", "activation", "frozen"]
+Kind = Literal[
+    "weighted", "linear", "diagonal", "join", "product", "activation", "frozen", "signal"
+]
 Key = Callable[..., Any] | str
 #: Returns, from an operation's static parameters, how its result depends on the input beyond what
 #: is affine in it, or None where it does not.
@@ -52,8 +54,9 @@ class Rule:
         kind: ``weighted`` (conv, linear: an operator with weights that mixes entries), ``linear``
             (free of parameters), ``diagonal`` (an elementwise affine map with parameters),
             ``join`` (several operands), ``product`` (by a constant or a frozen gate),
-            ``activation``, or ``frozen`` (any function; its value is fixed at the feed-forward
-            pass).
+            ``activation``, ``frozen`` (any function; its value is fixed at the feed-forward
+            pass), or ``signal`` (any function of inputs alone; rows read its value as they read an
+            input's).
         bind: ``bind(op, *operands, **parameters)`` returns an ``Affine``, or the ``Activation``
             for activations. ``op(*operands)`` runs the source's operation.
         operands: Names of the tensor operands; a single name ending in ``*`` holds a sequence.

@@ -1,4 +1,4 @@
-"""Choices of entries by their size or by indices: max, topk, sort, max-unpooling, gather.
+"""Choices of entries by their size or by indices: max, topk, sort, max-unpooling, embeddings.
 
 Which entries are chosen is fixed at the feed-forward pass for all sweeps, as the switches of a max
 pooling are (mathematics.md, section 4).
@@ -157,3 +157,34 @@ def max_unpool(
         last = run(number.contiguous()).flatten(2).gather(2, indices.flatten(2))
         kept = last.reshape(input.shape) == number
     return Affine(value, (Unpool(indices, tuple(value.shape[2:]), kept),))
+
+
+def _table_check(max_norm: float | None = None, **_: Any) -> str | None:
+    return None if max_norm is None else "max_norm writes into its table at every call"
+
+
+@registry.register(nn.Embedding, F.embedding, kind="signal", fresh=True, check=_table_check)
+def embedding(
+    op: Op,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: Any = None,
+    max_norm: Any = None,
+    *_rest: Any,
+) -> Tensor:
+    """Rows of a table: where integers are looked up, the numbers of the table are the signal."""
+    return op(input)
+
+
+@registry.register(nn.EmbeddingBag, kind="signal", fresh=True, check=_table_check)
+def embedding_bag(
+    op: Op, input: Tensor, offsets: Any = None, per_sample_weights: Any = None, *, max_norm: Any
+) -> Tensor:
+    """Sums, means or maxima of rows of a table."""
+    return op(input)
+
+
+@registry.register(F.one_hot, kind="signal", fresh=True, operands=("tensor",))
+def one_hot(op: Op, tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """Integers as unit vectors."""
+    return op(tensor)

@@ -61,6 +61,8 @@ def has_own_rules(net: PursuitNetwork) -> bool:
 def _reason(site: Site, net: PursuitNetwork) -> str | None:
     """Return why a node's map may differ between inputs, or that it is not affine."""
     node = site.node
+    if site.value is Value.INPUT and node.op != "placeholder":
+        return "it looks numbers up: how far its value moves with its input is unknown"
     if site.role == "frozen":
         return "its value is frozen from the input"
     if site.role:  # the input, or the same at every input of one shape

@@ -13,7 +13,7 @@ from pursuitify.compiler.lowering.program import Program
 
 def gains_of(model: nn.Module, program: Program) -> Iterator[tuple[fx.Node, fx.Node, str, float]]:
     """Yield (leaf, latent, the row's name, logarithm of the gain) for every weighted path."""
-    leaves = {-1 - i: node for i, node in enumerate(program.inputs)}
+    leaves = {-1 - i: node for i, node in enumerate(program.leaves)}
     leaves |= {row.index: program.nodes[row.name] for row in program.rows}
     for row in program.rows:
         tail = _log_gain(row.diagonal, model, program)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import fx, nn
 
-from pursuitify.compiler.graph.classify import Site, Sites, Value
+from pursuitify.compiler.graph.classify import Site, Sites, Value, inputs_of
 from pursuitify.compiler.graph.identity_latents import find_cuts, is_weighted
 from pursuitify.compiler.graph.rows import Layout, Path, Row, Slot, Tree, Use
 from pursuitify.compiler.tracing.nodes import describe, module_path
@@ -29,8 +29,7 @@ def build(graph: fx.Graph, root: nn.Module, sites: Sites, layout: Layout) -> tup
     """
     cuts = find_cuts(sites)
     latents = [n for n, s in sites.items() if s.value is Value.LATENT or n in cuts]
-    inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    known = {n: -1 - i for i, n in enumerate(inputs) if sites[n].value is Value.INPUT}
+    known = {n: -1 - i for i, n in enumerate(inputs_of(sites)) if sites[n].value is Value.INPUT}
     leaves = known | {n: i for i, n in enumerate(latents)}
     rows = tuple(_row(i, n, sites, leaves, cuts, layout) for i, n in enumerate(latents))
     if layout == "decoder":

@@ -168,7 +168,22 @@ def _classify(
     refusal = rule.check(**static_parameters(rule, call, module)) if rule.check else None
     if refusal:
         return Site(node, Value.OTHER, rule, call, reason=refusal)
+    if rule.kind == "signal":
+        return _signal(node, rule, call, sites)
     return _operands(node, rule, call, sites)
+
+
+def _signal(node: fx.Node, rule: Rule, call: Call, sites: Sites) -> Site:
+    """Classify what is computed from inputs alone, and read as one."""
+    if any(sites[n].value is Value.LATENT for n in nodes.upstream(node.all_input_nodes)):
+        return Site(node, Value.OTHER, rule, call, reason=advice.LOOKS_UP)
+    return Site(node, Value.INPUT, rule, call)
+
+
+def inputs_of(sites: Sites) -> tuple[fx.Node, ...]:
+    """Return the placeholders in order, then the values that rows read as they read an input."""
+    own = [n for n, s in sites.items() if s.value is Value.INPUT and n.op != "placeholder"]
+    return (*(n for n in sites if n.op == "placeholder"), *own)
 
 
 def _operands(
@@ -282,7 +297,7 @@ def _alive(graph: fx.Graph, sites: Sites) -> set[fx.Node]:
         if node.op == "output":
             return node.all_input_nodes
         site = sites[node]
-        if site.value in {Value.SHAPE, Value.FROZEN}:
+        if site.value in {Value.SHAPE, Value.FROZEN, Value.INPUT}:
             return []
         gates = gate_operands(site) - set(site.operands)
         return [n for n in node.all_input_nodes if n not in gates]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import networkx as nx
 from torch import fx, nn
 
-from pursuitify.compiler.graph.classify import Sites, Value
+from pursuitify.compiler.graph.classify import Sites, Value, inputs_of
 from pursuitify.compiler.graph.rows import Path, Row
 from pursuitify.compiler.tracing.nodes import describe
 
@@ -27,12 +27,13 @@ def to_networkx(rows: Sequence[Row], sites: Sites, root: nn.Module) -> nx.DiGrap
     """Return the dependency graph; the input is the node ``input``."""
     graph: nx.DiGraph[str] = nx.DiGraph()
     nodes = {node.name: node for node in sites}
-    placeholders = [n for n in sites if n.op == "placeholder"]
-    inputs = [n for n in placeholders if sites[n].value is Value.INPUT]
+    every = inputs_of(sites)
+    inputs = [n for n in every if sites[n].value is Value.INPUT]
+    if any(n.op != "placeholder" for n in inputs):  # what is looked up stands for its indices
+        read = {-1 - path.leaf for row in rows for _, _, path in row.paths if path.leaf < 0}
+        inputs = [n for i, n in enumerate(every) if i in read]
     names = {
-        -1 - i: "input" if len(inputs) == 1 else n.name
-        for i, n in enumerate(placeholders)
-        if n in inputs
+        -1 - i: "input" if len(inputs) == 1 else n.name for i, n in enumerate(every) if n in inputs
     }
     for name in names.values():
         graph.add_node(name, index=-1, activation="input", layout=None, source="")

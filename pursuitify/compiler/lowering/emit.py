@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from pursuitify.compiler.graph.classify import Sites, Value
+from pursuitify.compiler.graph.classify import Sites, Value, inputs_of
 from pursuitify.compiler.graph.rows import Row, needed_operations, readers_of
 from pursuitify.compiler.lowering import layout_freedom
 from pursuitify.compiler.lowering.node_binder import activate, apply, binder, holder
@@ -73,13 +73,13 @@ def lower(
 def _any_dtype(sites: Sites, inputs: tuple[fx.Node, ...]) -> tuple[bool, ...]:
     """Per input whether it may hold integers: whether casts alone, or no row at all, read it."""
 
-    def casts(user: fx.Node) -> bool:
-        rule = sites[user].rule
-        return split_ops.is_cast(user) or (rule is not None and rule.casts)
+    def takes_any(user: fx.Node, node: fx.Node) -> bool:
+        site = sites[user]
+        casts = split_ops.is_cast(user) or (site.rule is not None and site.rule.casts)
+        return casts or node not in site.operands or site.value is Value.FROZEN
 
     return tuple(
-        all(node not in sites[user].operands or casts(user) for user in node.users if user in sites)
-        for node in inputs
+        all(takes_any(user, node) for user in node.users if user in sites) for node in inputs
     )
 
 
@@ -174,7 +174,8 @@ class _Builder:
             pieces.upstream([*rows_need, *(n for n in graph.nodes if is_effect(n, root))])
         )
         self.output = next(n for n in graph.nodes if n.op == "output")
-        self.captured: dict[fx.Node, None] = {}
+        inputs = [n for n in inputs_of(sites) if n.op != "placeholder"]
+        self.captured: dict[fx.Node, None] = dict.fromkeys(inputs)
         self.tail = self._walk_tail()
         self.stateful = {n: None for n in self.tail if self._is_stateful(n)}
         self.bound = {**self.operations, **self.stateful}
@@ -223,7 +224,9 @@ class _Builder:
         if node.op == "get_attr":
             return False
         value = self.sites[node].value
-        if value is Value.FROZEN or (value is Value.CONSTANT and pieces.is_random(node)):
+        if value in {Value.FROZEN, Value.INPUT} or (
+            value is Value.CONSTANT and pieces.is_random(node)
+        ):
             return True
         return value in {Value.SHAPE, Value.CONSTANT} and self._early(node)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from pursuitify.compiler.graph.classify import Sites
+from pursuitify.compiler.graph.classify import Sites, inputs_of
 from pursuitify.compiler.graph.rows import Readers, Row
 from pursuitify.compiler.lowering import random_draws
 from pursuitify.compiler.lowering.pickling import Stored, dump
@@ -53,7 +53,8 @@ class Pass:
         u: Per row the value whose linear part is u_j.
         bound: The operations of the rows, by node name.
         activations: Per row its activation.
-        captured: Frozen values and sizes the head reads, in the program's order.
+        captured: What rows read as they read an input, then frozen values and sizes that the head
+            reads, in the program's order.
     """
 
     latents: tuple[Tensor, ...]
@@ -96,6 +97,15 @@ class Program:
     any_dtype: tuple[bool, ...]
     _forward: Callable[..., Any]
     _head: Callable[..., Any]
+
+    @functools.cached_property
+    def leaves(self) -> tuple[fx.Node, ...]:
+        """The inputs, then what rows read as they read one; the i-th is leaf -1 - i of paths."""
+        return inputs_of(self.sites)
+
+    def signals(self, first: Pass) -> tuple[Tensor, ...]:
+        """Return the values of what rows read as they read an input, in a feed-forward pass."""
+        return first.captured[: len(self.leaves) - len(self.inputs)]
 
     @functools.cached_property
     def nodes(self) -> dict[str, fx.Node]:
