@@ -23,8 +23,6 @@ def _reaching(graph: fx.Graph, sites: Sites, ends: Collection[fx.Node]) -> set[f
     def read(node: fx.Node) -> list[fx.Node]:
         if node.op == "output":
             return node.all_input_nodes
-        if sites[node].value is Value.INPUT:
-            return []
         gates = gate_operands(sites[node])
         return [n for n in node.all_input_nodes if n not in gates and n is not sites[node].gate]
 
