@@ -127,7 +127,8 @@ _WHOLE = {
 }  # fmt: skip
 _MADE: dict[object, type] = {
     int: int, len: int, round: int, float: float, tuple: tuple, list: list, math.ceil: int,
-    math.floor: int, math.sqrt: float, math.log: float, math.log2: float,
+    math.floor: int, math.sqrt: float, math.log: float, math.log2: float, math.exp: float,
+    math.log10: float,
 }  # fmt: skip
 
 

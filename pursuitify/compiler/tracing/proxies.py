@@ -10,6 +10,7 @@ PyTorch", though its name is private).
 from __future__ import annotations
 
 import dis
+import math
 import operator
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,52 @@ def _attribute(value: fx.Proxy, name: str) -> fx.Proxy:
     if name.startswith("__") or name == "_as_parameter_":
         raise AttributeError(f"a traced value has no attribute {name}")
     return _Attribute(value, name)
+
+
+#: Functions of a number that NumPy calls as its methods; torch.fx replaces them in ``math``
+#: itself while it traces.
+_OF_NUMBERS = {
+    function.__name__: function
+    for function in (math.sqrt, math.exp, math.log, math.log2, math.log10, math.floor, math.ceil)
+}
+
+
+def _attribute_of_size(value: fx.Proxy, name: str) -> Any:
+    """Return an attribute of a traced value that is no tensor.
+
+    Raises:
+        AttributeError: If the value has none of that name when the model runs, where its type is
+            known. NumPy then takes another way, or raises an error of its own.
+    """
+    kind: type = value.__class__
+    if kind in (int, float) and name in _OF_NUMBERS:
+        function = _OF_NUMBERS[name]
+        return lambda: value.tracer.create_proxy("call_function", function, (value,), {})
+    if kind in (int, float, tuple, torch.Size) and not hasattr(kind, name):
+        raise AttributeError(f"a traced {kind.__name__} has no attribute {name}")
+    return _attribute(value, name)
+
+
+class _Number:
+    """What Python calls of a number by a method of its own, recorded as the function."""
+
+    tracer: Any
+
+    def __round__(self, ndigits: int | None = None) -> fx.Proxy:
+        return self._call(round, *(() if ndigits is None else (ndigits,)))
+
+    def __floor__(self) -> fx.Proxy:
+        return self._call(_OF_NUMBERS["floor"])
+
+    def __ceil__(self) -> fx.Proxy:
+        return self._call(_OF_NUMBERS["ceil"])
+
+    def __divmod__(self, other: Any) -> tuple[fx.Proxy, fx.Proxy]:
+        return self._call(operator.floordiv, other), self._call(operator.mod, other)
+
+    def _call(self, function: Any, *more: Any) -> fx.Proxy:
+        made: fx.Proxy = self.tracer.create_proxy("call_function", function, (self, *more), {})
+        return made
 
 
 class TracedValue(fx.Proxy):
@@ -185,17 +232,17 @@ _NONE_OR_NOT = {"grad", "grad_fn", "_base", "name", "names"}
 _OWN = {"node", "tracer", "keys"}
 
 
-class TracedSizes(TracedValue):
+class TracedSizes(_Number, TracedValue):
     """A traced value that is no tensor, and that a pattern of ``match`` may take apart."""
 
     def __getattr__(self, k: str) -> Any:
         """Return a tensor for the values and indices of ``torch.max(x, dim)`` and its kin."""
         if k in {"values", "indices"}:
             return self.tracer.create_proxy("call_function", getattr, (self, k), {})
-        return _attribute(self, k)
+        return _attribute_of_size(self, k)
 
 
-class _Attribute(Attribute):
+class _Attribute(_Number, Attribute):
     """An attribute of a traced value; knows the length of a shape."""
 
     @property  # type: ignore[misc]
@@ -206,10 +253,10 @@ class _Attribute(Attribute):
         return nodes.attribute_type(self.attr) or type(self)
 
     def __getattr__(self, k: str) -> Any:
-        return _attribute(self, k)
+        return _attribute_of_size(self, k)
 
     def __len__(self) -> int:
-        length = self.tracer.length(self)  # type: ignore[attr-defined]
+        length = self.tracer.length(self)
         return super().__len__() if length is None else int(length)
 
 

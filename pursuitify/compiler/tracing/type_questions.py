@@ -4,12 +4,15 @@ A proxy can say that it is a tensor where ``isinstance`` asks, but nothing makes
 and Python lets ``len(x)`` be a number alone, which the size of a batch is not yet. So while a model
 is traced, the names ``type`` and ``len`` mean ``_Type`` and ``_length`` below in the modules whose
 functions the forward may reach; these answer for proxies and are the built-in ones for all else.
+In the same way ``int(x)`` and ``float(x)`` of a size are recorded, in modules that do nothing else
+with these names: ``isinstance(x, int)`` needs the type itself.
 torch.fx gives functions that are wrapped by ``fx.wrap`` another meaning in the same way.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import random
 import sys
@@ -17,6 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from types import (
+    CodeType,
     FunctionType,
     GenericAlias,
     MappingProxyType,
@@ -70,8 +74,28 @@ def _length(value: Any, /) -> Any:
     return len(value)
 
 
+def _is_traced_number(value: Any) -> bool:
+    """Whether a value is a traced size, or arithmetic on sizes."""
+    traced = issubclass(type(value), fx.Proxy) and Tensor not in type(value).__mro__
+    return traced and value.__class__ in (int, float)
+
+
+def _number(kind: type) -> Any:
+    """Return what stands in for ``int`` or ``float`` where they are only called."""
+
+    def made(*args: Any, **kwargs: Any) -> Any:
+        """Return ``kind(...)``, of a traced size the recorded call."""
+        if len(args) == 1 and not kwargs and _is_traced_number(args[0]):
+            return args[0].tracer.create_proxy("call_function", kind, args, {})
+        return kind(*args, **kwargs)
+
+    return made
+
+
 #: What built-in names mean in the code of a model while it is traced.
 _MEANINGS: dict[str, Any] = {"type": _Type, "len": _length}
+#: The same, in modules whose code calls them and does nothing else with them.
+_IF_CALLED: dict[str, Any] = {"int": _number(int), "float": _number(float)}
 
 
 @contextlib.contextmanager
@@ -84,21 +108,53 @@ def answered(root: nn.Module) -> Iterator[list[Any]]:
     """
     with _LOCK:
         asking, generators = _reached(root)
-        given = [(scope, name) for scope in asking for name in _MEANINGS if name not in scope]
-        for scope, name in given:
-            scope[name] = _MEANINGS[name]
+        given = [
+            (scope, name, meaning)
+            for scope, codes in asking
+            for name, meaning in {**_MEANINGS, **_IF_CALLED}.items()
+            if name not in scope and (name in _MEANINGS or _only_called(name, codes))
+        ]
+        for scope, name, meaning in given:
+            scope[name] = meaning
         try:
             yield generators
         finally:
-            for scope, name in given:
+            for scope, name, _ in given:
                 scope.pop(name, None)
 
 
-def _reached(root: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
+def _only_called(name: str, codes: list[CodeType]) -> bool:
+    """Whether code calls a global name, and uses it in no other way, as ``isinstance`` does.
+
+    Bytecode says so from Python 3.11 on; before that the answer is no.
+    """
+    uses = [step for code in codes for step in _steps(code) if step.argval == name]
+    return sys.version_info >= (3, 11) and bool(uses) and all((s.arg or 0) & 1 for s in uses)
+
+
+def _steps(code: CodeType) -> Iterator[dis.Instruction]:
+    """Yield the instructions that read a global, those of the functions within among them."""
+    yield from (step for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _steps(inner)
+
+
+def _codes_of(scope: dict[str, Any]) -> Iterator[CodeType]:
+    """Yield the code of the functions and of the classes that a module defines."""
+    for value in list(scope.values()):
+        own = vars(value).values() if type(value) is type else (value,)
+        for held in own:
+            function = getattr(held, "__func__", getattr(held, "fget", held))
+            if type(function) is FunctionType and function.__globals__ is scope:
+                yield function.__code__
+
+
+def _reached(root: nn.Module) -> tuple[list[tuple[dict[str, Any], list[CodeType]]], list[Any]]:
     """Return what a forward may reach: globals in which it asks, and generators.
 
-    The first are those of the functions that use the name ``type`` or ``len``, the second those of
-    ``GENERATORS``, each once.
+    The first are those of the functions that use a name of ``_MEANINGS`` or ``_IF_CALLED``, with
+    the code that may use them, the second those of ``GENERATORS``, each once.
 
     Functions are followed through the names in their code: of functions and classes, and of modules
     that hold them; through what they close over and their defaults; and through whatever objects
@@ -108,7 +164,7 @@ def _reached(root: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
     One object could lead from there to all that the process holds. torch's own and the standard
     library's are left out.
     """
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, tuple[dict[str, Any], list[CodeType]]] = {}
     generators: list[Any] = []
     seen: dict[int, Any] = {}  # the values themselves, so that no identity is given twice
     stack: list[Any] = list(root.modules())
@@ -133,8 +189,10 @@ def _reached(root: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
         if _is_foreign(value.__module__):
             continue
         names, scope = set(names_in(value.__code__)), value.__globals__
-        if names & _MEANINGS.keys():
-            found[id(scope)] = scope
+        if names & (_MEANINGS.keys() | _IF_CALLED.keys()):
+            if id(scope) not in found:
+                found[id(scope)] = scope, list(_codes_of(scope))
+            found[id(scope)][1].append(value.__code__)
         for name in names - known:
             stack += waiting.pop(name, ())
         known |= names

@@ -437,3 +437,17 @@ def test_what_may_be_none_is_not_guessed(name: str) -> None:
 
     with pytest.raises(TraceError, match=f"asks for '{name}'"):
         pursuitify(Net(nn.Linear(4, 4), nn.Linear(4, 2)))
+
+
+def _called(x: Any) -> Any:
+    return [int(n) for n in x] + [(lambda n: int(n))(x[0])]
+
+
+def _asked(x: Any) -> Any:
+    return int(x) if isinstance(x, int) else [isinstance(n, int) for n in x]
+
+
+def test_int_keeps_its_meaning_where_it_is_more_than_called() -> None:
+    assert type_questions._only_called("int", [_called.__code__]) is (sys.version_info >= (3, 11))
+    assert not type_questions._only_called("int", [_called.__code__, _asked.__code__])
+    assert not type_questions._only_called("float", [_called.__code__])
