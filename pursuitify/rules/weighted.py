@@ -325,7 +325,9 @@ def _one_for_all(factor: Tensor, dim: int) -> Tensor:
     return first
 
 
-@registry.register(split_ops.einsum, kind="weighted", operands=("tensors*",), bilinear=True)
+@registry.register(
+    split_ops.einsum, kind="weighted", operands=("tensors*",), bilinear=True, fresh=False
+)  # of one operand alone it is a view
 def einsum(op: Op, tensors: Sequence[Tensor], equation: str, _affine: int = 0) -> Affine:
     """torch.einsum of one value of the network and constants."""
     value = op(*tensors)

@@ -64,11 +64,23 @@ CALLS: dict[str, Callable[[int], list[tuple[Any, ...]]]] = {
     "adaptive_average_pool": lambda d: [(1,), ((1,) * d,), ((2,) * d,)],
     "padding": lambda d: [((0,) * 2 * d,)],
     "resample": lambda _: [(None, 1), (1, None)],
+    "chosen_values": lambda _: [("max", 2), ("sort", 2)],
+    "extreme": lambda _: [(2,), ((2,), True)],
+    "maximum": lambda _: [(0 * X - 9,), (0 * X + 9,)],
+    "tensordot": lambda _: [(SQUARE, 1)],
+    "flip": lambda _: [((2,),), ((),)],
+    "flip_left_right": lambda _: [()],
+    "rotate": lambda _: [(0, (1, 2)), (1, (1, 2)), (2, (1, 2))],
+    "repeat": lambda d: [((1,) * (d + 2),)],
+    "repeat_interleave": lambda _: [(1, 2)],
+    "index_select": lambda _: [(2, torch.zeros(1, dtype=torch.long))],
+    "unfold": lambda _: [(1,)],
 }
 MODULES: dict[str, Callable[[int], list[tuple[Any, ...]]]] = {
     **CALLS,
     "conv": lambda _: [(4, 4, 1)],
-    "conv_transpose": lambda _: [(4, 4, 1)],
+    "conv_transpose_module": lambda _: [(4, 4, 1)],
+    "unfold": lambda _: [(1,)],
     "linear": lambda _: [(1, 1)],
     "batch_norm": lambda _: [(4,)],
     "group_norm": lambda _: [(2, 4)],
@@ -77,7 +89,9 @@ MODULES: dict[str, Callable[[int], list[tuple[Any, ...]]]] = {
     "padding": lambda _: [(0,)],
     "fixed_padding": lambda _: [(0,)],
 }
-FRESH = [(key, rule) for key, rule in default().items() if rule.fresh]
+#: What takes or returns integers, or windows: nothing of it can lie in the memory of ``x``.
+APART = {"embedding", "embedding_bag", "one_hot", "frozen_indices", "max_unpool", "fold"}
+FRESH = [(key, rule) for key, rule in default().items() if rule.fresh and rule.name not in APART]
 NAMES = [f"{getattr(k, '__name__', k)}" for k, _ in FRESH]
 
 
@@ -98,6 +112,8 @@ def results(key: Any, rule: Rule, x: Tensor) -> list[Tensor]:
         else:
             made = [key(*args).eval() for args in MODULES[rule.name](dims)]
         return [module(x) for module in made]
+    if key is torch.bmm or key == "bmm":
+        return [torch.bmm(x.reshape(1, -1, 1), SQUARE[None])]
     if rule.name in {"cat", "stack"}:
         return [key([x]), key([x], 1)]
     if key is torch.batch_norm:

@@ -380,13 +380,13 @@ def test_a_custom_function_keeps_its_arguments() -> None:
 
 
 class Untraceable(Reversal):
-    """Its forward asks a size for a number, which a traced one does not have."""
+    """Its forward counts to a size, which a traced one does not let it do."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         if x.size(0) > 1000:
             raise ValueError("too many samples")
-        return x.view(int(x.size(0)), -1)
+        return x.view(len(range(x.size(0))), -1)
 
 
 class Reversing(nn.Module):
