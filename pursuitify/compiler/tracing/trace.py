@@ -33,9 +33,9 @@ from pursuitify.compiler.tracing import (
     size_branches,
     type_questions,
 )
+from pursuitify.compiler.tracing.comparisons import align, same_graph
 from pursuitify.compiler.tracing.contexts import Watch
 from pursuitify.compiler.tracing.functionalise import functionalise, spell_out, split_pieces
-from pursuitify.compiler.tracing.match_modes import align, same_graph
 from pursuitify.compiler.tracing.nodes import describe, module_path
 from pursuitify.compiler.tracing.size_branches import Choices
 from pursuitify.compiler.tracing.tracer import Leaf, LeafModule, Tracer
