@@ -1,15 +1,23 @@
-"""Two traces of one model: whether they are the same, and one name for what both do."""
+"""Two traces of one model, or a trace and its model: whether they do the same.
+
+Names that two traces give to what both do are made the same here as well.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, fx
+import torch
+from torch import Tensor, UntypedStorage, fx, nn
 from torch.fx.node import map_aggregate
 
 from pursuitify.compiler.tracing.nodes import module_path
+from pursuitify.compiler.tracing.sizes import World, bare, on_meta
+from pursuitify.utils import torch_internals
 
 
 def same_graph(
@@ -108,3 +116,165 @@ def _fresh(name: str, taken: set[str]) -> str:
         number += 1
         candidate = f"{stem}_{number}"
     return candidate
+
+
+#: An operation and its arguments, in words.
+_Step = tuple[str, Any]
+
+
+#: What autograd does beside the operations, by whether it records derivatives.
+_BOOKKEEPING = {"aten.detach.default", "aten.alias.default"}
+
+
+class _Record:
+    """Notes the operations that read an input, a parameter, a buffer or what came of these.
+
+    A tensor is known by its storage, which is kept, so that no other gets its identity.
+
+    Attributes:
+        steps: The operations in order.
+    """
+
+    def __init__(self, named: Callable[[], Iterable[tuple[str, Any]]]) -> None:
+        """Begin; ``named`` returns the inputs, parameters and buffers that there are so far."""
+        self.steps: list[_Step] = []
+        self._named = named
+        self._names: dict[UntypedStorage, str] = {}
+        self._loose: dict[UntypedStorage, str] = {}
+
+    def run(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, for ``watch_operations``, and note it."""
+        operands = _tensors((args, list(kwargs.values())))
+        words = [self._word(tensor) for tensor in operands]
+        result = operation(*args, **kwargs)
+        live = any(tensor.untyped_storage() in self._names for tensor in operands)
+        name = str(operation)
+        if live and name not in _BOOKKEEPING:
+            for number, made in enumerate(_tensors(result)):
+                self._names.setdefault(made.untyped_storage(), f"{len(self.steps)}.{number}")
+            plain = map_aggregate((args, kwargs), lambda a: "" if isinstance(a, Tensor) else str(a))
+            self.steps.append((name, (plain, words)))
+        return result
+
+    def _word(self, value: Tensor) -> str:
+        """Return a tensor in words."""
+        storage = value.untyped_storage()
+        if storage not in self._names and storage not in self._loose:
+            for name, tensor in self._named():
+                if isinstance(tensor, Tensor):
+                    self._names.setdefault(tensor.untyped_storage(), name)
+        if storage not in self._names:
+            self._loose.setdefault(storage, f"constant {len(self._loose)}")
+        word = self._names.get(storage) or self._loose[storage]
+        return f"{word} {list(value.shape)} {value.stride()} {value.storage_offset()} {value.dtype}"
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, (tuple, list)):
+        return [tensor for part in value for tensor in _tensors(part)]
+    return [value] if isinstance(value, Tensor) else []
+
+
+class Rerun:
+    """A model on tensors without content, to compare what it does with what was traced.
+
+    A traced value is no tensor and no number, and Python can ask about that without an operation
+    that a trace would hold: ``x.dtype is torch.float32``, ``hasattr(x, "node")``,
+    ``isinstance(x.size(0), Sized)``. So the model itself runs, and so does its trace, on inputs
+    that were given, or on usual ones.
+
+    Args:
+        root: What was traced.
+        tensors: Its parameters and buffers as they were before that, by path.
+        build: Returns the model as it was before, with the tensors that a dict has at its paths.
+        inputs: Choices of inputs, of which the first is used that both take.
+        given: Whether they are the user's own, or guessed.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        tensors: Mapping[str, Tensor],
+        build: Callable[[dict[str, Any]], nn.Module],
+        inputs: Sequence[Sequence[Any]],
+        given: bool,
+    ) -> None:
+        self._root, self._tensors, self._build = root, tensors, build
+        self._inputs, self._given = inputs, given
+
+    def difference(
+        self,
+        graph: fx.Graph,
+        dtypes: Sequence[torch.dtype | None],
+        derivatives: Sequence[bool] = (True,),
+    ) -> str:
+        """Return where the model first does something else than its trace; empty if nowhere.
+
+        Inputs of which a guard of the trace does not hold, or on which one of the two needs values
+        that are not there, tell nothing.
+
+        Args:
+            graph: The trace.
+            dtypes: What floating-point tensors are taken to be, in turn; None for what they are.
+            derivatives: Whether derivatives are recorded, in turn.
+        """
+        for dtype, recorded in itertools.product(dtypes, derivatives):
+            with torch.set_grad_enabled(recorded):
+                found = self._first(graph, dtype)
+            if found:
+                under = "" if recorded else ", under torch.no_grad(),"
+                return f"{found[0]}{under} {found[1]}"
+        return ""
+
+    def _first(self, graph: fx.Graph, dtype: torch.dtype | None) -> tuple[str, str] | None:
+        for inputs in self._inputs:
+            traced = self._trace_steps(graph, inputs, dtype)
+            steps = None if traced is None else self._model_steps(inputs, dtype)
+            if traced is None or steps is None:
+                continue
+            for ours, theirs in itertools.zip_longest(traced, steps):
+                if ours != theirs:
+                    mine = ", ".join(
+                        f"{dtype or x.dtype} {list(x.shape)}"
+                        for x in inputs
+                        if isinstance(x, Tensor)
+                    )
+                    said = f"the model {_said(theirs)}, where its trace {_said(ours)}"
+                    return f"on a tensor {mine}", said
+            return None
+        return None
+
+    def _trace_steps(
+        self, graph: fx.Graph, inputs: Sequence[Any], dtype: torch.dtype | None
+    ) -> list[_Step] | None:
+        world = World(self._root, self._tensors, inputs, self._given, dtype)
+
+        def named() -> Iterator[tuple[str, Any]]:
+            yield from ((f"input {i}", tensor) for i, tensor in enumerate(world.inputs))
+            for path, tensor in self._tensors.items():
+                yield path, world.held.get(id(tensor))
+
+        record = _Record(named)
+        with torch_internals.watch_operations(record.run):
+            return record.steps if world.follows(graph) else None
+
+    def _model_steps(self, inputs: Sequence[Any], dtype: torch.dtype | None) -> list[_Step] | None:
+        # What a forward makes anew stands on the CPU, unless it meets a tensor without content.
+        for place in (contextlib.nullcontext, on_meta):
+            made = {id(tensor): bare(tensor, dtype) for tensor in self._tensors.values()}
+            held = {path: made[id(tensor)] for path, tensor in self._tensors.items()}
+            mine = [bare(x, dtype) for x in inputs]
+            named = {**{f"input {i}": x for i, x in enumerate(mine)}, **held}
+            record = _Record(named.items)
+            model = self._build(held)
+            try:
+                with torch_internals.watch_operations(record.run), place():
+                    model(*mine)
+            except Exception:  # whatever a model raises on inputs that are not its own
+                continue
+            return record.steps
+        return None
+
+
+def _said(step: _Step | None) -> str:
+    return "does nothing more" if step is None else f"calls {step[0]}"

@@ -150,7 +150,7 @@ class Judge:
         if self._worlds is None and self._example:
             self._worlds = [World(self._root, self._tensors, self._example, given=True)]
         elif self._worlds is None:
-            inputs = _usual(self._root)
+            inputs = usual_inputs(self._root)
             self._worlds = [World(self._root, self._tensors, [x] * 8, given=False) for x in inputs]
         return self._worlds
 
@@ -163,7 +163,7 @@ _PLACES = {"device", "is_cuda", "requires_grad", "layout"}
 _KEPT = {"device", "is_cuda", "requires_grad", "dtype"}
 
 
-def _usual(root: nn.Module) -> list[Tensor]:
+def usual_inputs(root: nn.Module) -> list[Tensor]:
     """Return inputs that a network with these modules may usually get."""
     start = fx.Graph().placeholder("input")
     try:

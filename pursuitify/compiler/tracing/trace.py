@@ -8,6 +8,7 @@ random numbers, Python state) is either guarded in the graph or refused.
 
 from __future__ import annotations
 
+import collections.abc
 import contextlib
 import copy
 import dis
@@ -31,13 +32,14 @@ from pursuitify.compiler.tracing import (
     guards,
     hidden_state,
     size_branches,
+    sizes,
     type_questions,
 )
-from pursuitify.compiler.tracing.comparisons import align, same_graph
+from pursuitify.compiler.tracing.comparisons import Rerun, align, same_graph
 from pursuitify.compiler.tracing.contexts import Watch
 from pursuitify.compiler.tracing.functionalise import functionalise, spell_out, split_pieces
 from pursuitify.compiler.tracing.nodes import describe, module_path
-from pursuitify.compiler.tracing.size_branches import Choices
+from pursuitify.compiler.tracing.size_branches import Choices, usual_inputs
 from pursuitify.compiler.tracing.tracer import Leaf, LeafModule, Tracer
 from pursuitify.rules import hints
 from pursuitify.utils import patched_methods, training_modes
@@ -76,7 +78,11 @@ class Traced:
 
 def skeleton(model: nn.Module) -> nn.Module:
     """Return a deep copy that shares the model's Parameters and nothing else."""
-    memo: dict[int, Any] = {id(p): p for p in model.parameters()}
+    return _copy_with(model, {id(p): p for p in model.parameters()})
+
+
+def _copy_with(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Return a deep copy in which other objects stand in for some, by the ``id`` of these."""
     copied = copy.deepcopy(model, memo)
     patched_methods.rebind(copied, memo)
     return copied
@@ -218,7 +224,9 @@ def _trace(
     patched_methods.settle_forward(root)
     training_modes.put(root, training)
     before = hidden_state.held(root)
-    with type_questions.answered(root) as generators:
+    tensors = _tensors(root)
+    with type_questions.answered(root) as reached:
+        generators = reached.generators
         graph, modes, watch = _run(root, model, leaves, choices, example, generators)
         hidden_state.check_buffers(root, model)
         count = len(graph.nodes)
@@ -245,6 +253,8 @@ def _trace(
                 "would fix for good. Keep such state in buffers, and draw from a tensor of the "
                 f"model (torch.rand_like(x)){reason}"
             )
+        if _asks_python(reached):
+            _compare(model, root, tensors, graph, example, reached)
     vars(root).update({name: value for name, value in constants.items() if "." not in name})
     lost = [*watch.problems(graph, root), *watched.lost_constants()]
     split_pieces(graph)
@@ -253,6 +263,92 @@ def _trace(
     contexts.keep(graph, root)
     graph.lint()
     return Traced(graph, constants, training, modes, tuple(lost))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a model by path, each under all of its paths."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+#: Names by which Python code asks for what no operation shows.
+_ASKING = {
+    "hasattr", "getattr", "callable", "builtins", "dir", "vars", "id", "__dict__", "Proxy",
+    "is_fx_tracing", "is_fx_symbolic_tracing", "is_grad_enabled",
+    "has_torch_function", "has_torch_function_unary", "has_torch_function_variadic",
+}  # fmt: skip
+#: Classes by which ``isinstance`` asks what a value can do, not what it is.
+_ABILITIES = {*collections.abc.__all__, "SupportsFloat", "SupportsIndex", "SupportsInt"}
+#: Names of what depends on whether derivatives are recorded.
+_MODES = {"is_grad_enabled", "requires_grad"}
+
+
+def _asks_python(reached: type_questions.Reached) -> bool:
+    """Whether the code of a forward may ask what a traced value answers otherwise than a tensor."""
+    names = reached.names
+    abilities = "isinstance" in names and names & _ABILITIES
+    return reached.compares or bool(names & _ASKING or abilities)
+
+
+def _compare(
+    model: nn.Module,
+    root: nn.Module,
+    tensors: Mapping[str, Tensor],
+    graph: fx.Graph,
+    example: tuple[Any, ...],
+    reached: type_questions.Reached,
+) -> None:
+    """Refuse a model that does something else than what was traced, see ``comparisons.Rerun``.
+
+    Args:
+        model: The model.
+        root: Its skeleton, after it was traced.
+        tensors: The parameters and buffers of that, as they were before.
+        graph: The trace.
+        example: Inputs by position; empty for none.
+        reached: What the forward may reach.
+
+    Raises:
+        TraceError: If it does.
+    """
+
+    def build(held: dict[str, Any]) -> nn.Module:
+        memo = {id(tensor): held[path] for path, tensor in _tensors(model).items()}
+        for module in model.modules():
+            loose = [value for value in vars(module).values() if isinstance(value, Tensor)]
+            memo |= {id(value): sizes.bare(value) for value in loose if id(value) not in memo}
+        built = _copy_with(model, memo)
+        patched_methods.settle_forward(built)
+        training_modes.put(built, root.training)
+        return built
+
+    needed = [n for n in graph.nodes if n.op == "placeholder" and not n.args]
+    inputs = [example] if example else [[x] * len(needed) for x in usual_inputs(root)]
+    rerun = Rerun(root, tensors, build, inputs, bool(example))
+    dtypes = [None, *_DTYPES] if "dtype" in reached.names else [None]
+    derivatives = [True, False] if reached.names & _MODES else [True]
+    drawn = hidden_state.random_state()
+    states = list(map(hidden_state.state_of, reached.generators))
+    try:
+        found = rerun.difference(graph, dtypes, derivatives)
+    finally:
+        hidden_state.restore_random_state(drawn)
+        for generator, state in zip(reached.generators, states, strict=True):
+            hidden_state.put_state(generator, state)
+    if found:
+        raise errors.TraceError(
+            f"{type(model).__name__}.forward does something else than what can be traced of it: "
+            f"{found}. Python decides there by what leaves no operation, as `is`, hasattr, "
+            "isinstance, the mode of autograd or torch.fx's own flags do. Ask by == "
+            "(x.dtype == torch.float32), which is guarded, or mark the module with "
+            "leaf_modules=[...] and give it a rule"
+        )
+
+
+#: The dtypes that a network may be given after its conversion.
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _skeleton(model: nn.Module) -> nn.Module:

@@ -10,13 +10,17 @@ torch.fx gives functions that are wrapped by ``fx.wrap`` another meaning in the 
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
+import itertools
 import random
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from types import (
+    CodeType,
     FunctionType,
     GenericAlias,
     MappingProxyType,
@@ -74,31 +78,46 @@ def _length(value: Any, /) -> Any:
 _MEANINGS: dict[str, Any] = {"type": _Type, "len": _length}
 
 
+@dataclass
+class Reached:
+    """What the forward of a model may reach.
+
+    Attributes:
+        generators: Generators of random numbers, those of ``GENERATORS``, each once.
+        names: The names of globals and attributes in its code, but for what only makes objects:
+            ``__init__`` and what that alone leads to.
+        compares: Whether that code compares identities with ``is``, of other than None.
+        asking: The globals of its functions that use the name ``type`` or ``len``.
+    """
+
+    generators: list[Any] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    compares: bool = False
+    asking: list[dict[str, Any]] = field(default_factory=list)
+
+
 @contextlib.contextmanager
-def answered(root: nn.Module) -> Iterator[list[Any]]:
+def answered(root: nn.Module) -> Iterator[Reached]:
     """Let ``type(x)`` and ``len(x)`` in the code of a model answer for proxies.
 
     ``type(x)`` is what ``x.__class__`` says, ``len(x)`` of a tensor is ``x.size(0)``.
 
-    The value is a list of the generators of random numbers that the code of the model may reach.
+    The value is what the forward of the model may reach.
     """
     with _LOCK:
-        asking, generators = _reached(root)
-        given = [(scope, name) for scope in asking for name in _MEANINGS if name not in scope]
+        found = _reached(root)
+        given = [(scope, name) for scope in found.asking for name in _MEANINGS if name not in scope]
         for scope, name in given:
             scope[name] = _MEANINGS[name]
         try:
-            yield generators
+            yield found
         finally:
             for scope, name in given:
                 scope.pop(name, None)
 
 
-def _reached(root: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Return what a forward may reach: globals in which it asks, and generators.
-
-    The first are those of the functions that use the name ``type`` or ``len``, the second those of
-    ``GENERATORS``, each once.
+def _reached(root: nn.Module) -> Reached:
+    """Return what a forward may reach.
 
     Functions are followed through the names in their code: of functions and classes, and of modules
     that hold them; through what they close over and their defaults; and through whatever objects
@@ -108,15 +127,22 @@ def _reached(root: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
     One object could lead from there to all that the process holds. torch's own and the standard
     library's are left out.
     """
-    found: dict[int, dict[str, Any]] = {}
-    generators: list[Any] = []
+    found = Reached()
+    asking: dict[int, dict[str, Any]] = {}
     seen: dict[int, Any] = {}  # the values themselves, so that no identity is given twice
     stack: list[Any] = list(root.modules())
     known: set[str] = set()
+    later: list[Any] = []
+    making = False
     waiting: dict[str, list[Any]] = {}  # what library objects hold by names that no code has so far
-    while stack:
+    while stack or later:
+        if not stack:  # what is reached from here on is what __init__ leads to
+            stack, later, making = list(later), [], True
         value = stack.pop()
         if type(value) in _PLAIN or id(value) in seen:
+            continue
+        if not making and type(value) is FunctionType and value.__name__ == "__init__":
+            later.append(value)
             continue
         seen[id(value)] = value
         for name, held in _named_parts(value):
@@ -125,7 +151,7 @@ def _reached(root: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
             else:
                 waiting.setdefault(name, []).append(held)
         if issubclass(type(value), GENERATORS):
-            generators.append(value)
+            found.generators.append(value)
             continue
         if type(value) is not FunctionType:
             stack += _parts(value)
@@ -134,14 +160,30 @@ def _reached(root: nn.Module) -> tuple[list[dict[str, Any]], list[Any]]:
             continue
         names, scope = set(names_in(value.__code__)), value.__globals__
         if names & _MEANINGS.keys():
-            found[id(scope)] = scope
+            asking[id(scope)] = scope
+        if not making:
+            found.names |= names
+            found.compares = found.compares or _compares(value.__code__)
         for name in names - known:
             stack += waiting.pop(name, ())
         known |= names
         stack += [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
         stack += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         stack += [*vars(value).values(), *_named(names, scope)]
-    return list(found.values()), generators
+    found.asking = list(asking.values())
+    return found
+
+
+def _compares(code: CodeType) -> bool:
+    """Whether code, or code inside it, compares identities, of other than None."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    if any(map(_compares, inner)):
+        return True
+    steps = list(dis.get_instructions(code))
+    return any(
+        step.opname == "IS_OP" and not (last.opname.startswith("LOAD_") and last.argval is None)
+        for last, step in itertools.pairwise(steps)
+    )
 
 
 def held_functions(values: list[Any]) -> Iterator[FunctionType]:
