@@ -44,6 +44,8 @@ def same_graph(
         twin[a] = b
         mapped: Callable[[fx.Node], fx.Node] = twin.__getitem__
         arguments, others = fx.map_arg((a.args, a.kwargs), mapped), (b.args, b.kwargs)
+        if a.target is torch._assert:  # whose text may name a size, and is no value
+            arguments, others = (arguments[0][:1], others[0][:1])
         if arguments != others and map_aggregate(arguments, _named) != map_aggregate(
             others, _named
         ):
@@ -145,25 +147,31 @@ class _Record:
     def run(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation, for ``watch_operations``, and note it."""
         operands = _tensors((args, list(kwargs.values())))
-        words = [self._word(tensor) for tensor in operands]
+        live = str(operation) not in _BOOKKEEPING and any(map(self._is_named, operands))
+        words = [self._word(tensor) for tensor in operands] if live else []
         result = operation(*args, **kwargs)
-        live = any(tensor.untyped_storage() in self._names for tensor in operands)
-        name = str(operation)
-        if live and name not in _BOOKKEEPING:
+        if live:
             for number, made in enumerate(_tensors(result)):
                 self._names.setdefault(made.untyped_storage(), f"{len(self.steps)}.{number}")
             plain = map_aggregate((args, kwargs), lambda a: "" if isinstance(a, Tensor) else str(a))
-            self.steps.append((name, (plain, words)))
+            self.steps.append((str(operation), (plain, words)))
         return result
 
-    def _word(self, value: Tensor) -> str:
-        """Return a tensor in words."""
+    def _is_named(self, value: Tensor) -> bool:
         storage = value.untyped_storage()
         if storage not in self._names and storage not in self._loose:
             for name, tensor in self._named():
                 if isinstance(tensor, Tensor):
                     self._names.setdefault(tensor.untyped_storage(), name)
-        if storage not in self._names:
+        return storage in self._names
+
+    def _word(self, value: Tensor) -> str:
+        """Return a tensor in words; one that came of nothing named by the order of its first use.
+
+        How often the forward, or the trace, has made it anew on the way does not count.
+        """
+        storage = value.untyped_storage()
+        if not self._is_named(value):
             self._loose.setdefault(storage, f"constant {len(self._loose)}")
         word = self._names.get(storage) or self._loose[storage]
         return f"{word} {list(value.shape)} {value.stride()} {value.storage_offset()} {value.dtype}"
@@ -239,7 +247,9 @@ class Rerun:
                         for x in inputs
                         if isinstance(x, Tensor)
                     )
-                    said = f"the model {_said(theirs)}, where its trace {_said(ours)}"
+                    other = ours and theirs and ours[0] == theirs[0]
+                    mine_is = "on other operands" if other else f"where its trace {_said(ours)}"
+                    said = f"the model {_said(theirs)}, {mine_is}"
                     return f"on a tensor {mine}", said
             return None
         return None

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import operator
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,16 +40,26 @@ def reads(node: fx.Node) -> Iterator[fx.Node]:
     return nodes.upstream([node], lambda n: n.all_input_nodes if nodes.is_shape(n) else ())
 
 
-def evaluate(value: Any, shape_of: Callable[[fx.Node], Sequence[int]]) -> Any:
+def evaluate(
+    value: Any,
+    shape_of: Callable[[fx.Node], Sequence[int]],
+    others: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
     """Return an expression on sizes, given the shapes of the tensors it reads.
+
+    Args:
+        value: The expression.
+        shape_of: Returns the shape of a tensor.
+        others: What else is known of every tensor, by the name of the attribute or method.
 
     Raises:
         UnknownError: If it reads something else of them.
     """
     if isinstance(value, slice):
-        return slice(*(evaluate(v, shape_of) for v in (value.start, value.stop, value.step)))
+        ends = (value.start, value.stop, value.step)
+        return slice(*(evaluate(v, shape_of, others) for v in ends))
     if isinstance(value, (tuple, list)):
-        return tuple(evaluate(v, shape_of) for v in value)
+        return tuple(evaluate(v, shape_of, others) for v in value)
     if not isinstance(value, fx.Node):
         return value
     if not nodes.is_shape(value):
@@ -54,17 +67,89 @@ def evaluate(value: Any, shape_of: Callable[[fx.Node], Sequence[int]]) -> Any:
     first = value.args[0] if value.args else None
     if isinstance(first, fx.Node) and not nodes.is_shape(first):
         name = value.args[1] if value.target is getattr else value.target
-        sizes = tuple(shape_of(first))
+        sizes = torch.Size(shape_of(first))
         if name in {"size", "shape"}:
             index = [*value.args[1:], *value.kwargs.values()] if name == "size" else []
-            return sizes[evaluate(index[0], shape_of)] if index else sizes
+            return sizes[evaluate(index[0], shape_of, others)] if index else sizes
         if name in {"numel", "nelement"}:
             return math.prod(sizes)
+        if str(name) in others:
+            return others[str(name)]
         raise UnknownError
+    if value.target is getattr and value.args[1] in {"type", "index"} and others:
+        return getattr(evaluate(first, shape_of, others), str(value.args[1]))
     if value.op != "call_function" or value.target is getattr or value.kwargs:
         raise UnknownError
     function: Callable[..., Any] = value.target  # type: ignore[assignment]
-    return function(*(evaluate(a, shape_of) for a in value.args))
+    return function(*(evaluate(a, shape_of, others) for a in value.args))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One answer to what Python asks of a size without an operation: its hash, its text.
+
+    Attributes:
+        sizes: The last sizes of every tensor.
+        dtype: The dtype of every tensor.
+        device: The device of every tensor.
+    """
+
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def value(self, node: fx.Node, rank: int | None) -> Any:
+        """Return the value of a size, a dtype or a device.
+
+        Args:
+            node: The node that holds it.
+            rank: The number of dimensions of the tensors, if that is known.
+
+        Raises:
+            UnknownError: If it does not follow.
+        """
+        rank = rank or max(4, len(self.sizes))
+        shape = torch.Size(((self.sizes[0],) * rank + self.sizes)[-rank:])
+        count = self.sizes[0]
+        others = {
+            **dict.fromkeys(("dim", "ndimension", "ndim"), count),
+            "dtype": self.dtype,
+            "device": self.device,
+            "is_cuda": self.device.type == "cuda",
+        }
+        try:
+            return evaluate(node, lambda _tensor: shape, others)
+        except _FAILURES as error:
+            raise UnknownError from error
+
+
+@dataclass
+class Answers:
+    """What stands for sizes, dtypes and devices where Python asks for their hash or their text.
+
+    Attributes:
+        trial: The values to answer with; None for hashes and texts that no value has.
+        fixed: Whether to answer with the true values, and to guard them.
+        asked: Whether anything was asked.
+    """
+
+    trial: Trial | None = None
+    fixed: bool = False
+    asked: bool = False
+
+
+#: How often a forward is traced to see whether it depends on what it asks.
+_TRIALS = 24
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
+_DEVICES = tuple(map(torch.device, ("cpu", "cuda", "cuda:0", "mps")))
+
+
+def trials(numbers: Sequence[tuple[int, ...]]) -> list[Trial]:
+    """Return answers to try, with numbers that the code of a forward mentions among the sizes."""
+    tried = [*dict.fromkeys(numbers)][:_TRIALS]
+    tried += [(n,) for n in (8, 16, 32, 64, 128, 224) if (n,) not in tried]
+    dtypes, devices = itertools.cycle(_DTYPES), itertools.cycle(_DEVICES)
+    return [Trial(sizes, next(dtypes), next(devices)) for sizes in tried]
 
 
 Rank = Callable[[fx.Node], int | None]

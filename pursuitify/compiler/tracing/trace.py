@@ -12,13 +12,14 @@ import collections.abc
 import contextlib
 import copy
 import dis
+import functools
 import inspect
 import operator
 import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ from pursuitify.compiler.tracing.comparisons import Rerun, align, same_graph
 from pursuitify.compiler.tracing.contexts import Watch
 from pursuitify.compiler.tracing.functionalise import functionalise, spell_out, split_pieces
 from pursuitify.compiler.tracing.nodes import describe, module_path
-from pursuitify.compiler.tracing.size_branches import Choices, usual_inputs
+from pursuitify.compiler.tracing.size_branches import EXAMPLE, Choices, usual_inputs
+from pursuitify.compiler.tracing.sizes import Answers, trials
 from pursuitify.compiler.tracing.tracer import Leaf, LeafModule, Tracer
 from pursuitify.rules import hints
 from pursuitify.utils import patched_methods, training_modes
@@ -220,6 +222,39 @@ def _trace(
     choices: Choices,
     example: tuple[Any, ...],
 ) -> Traced:
+    """Trace a model once, on the branches that are chosen; see ``trace``.
+
+    Where the model depends on hashes or texts of sizes, these are what they are in the example, or
+    what the model fixes, and are guarded.
+    """
+    answers = Answers()
+    found: Traced | None = None
+    try:
+        found = _traced(model, training, leaves, choices, example, answers)
+    except errors.TraceError as error:
+        if not answers.asked or _declined(error.__cause__):
+            raise
+    if found is None:
+        before = replace(choices)
+        choices.restart()
+        try:
+            found = _traced(model, training, leaves, choices, example, Answers(fixed=True))
+        except errors.TraceError:
+            vars(choices).update(vars(before))
+            raise
+    assert found is not None
+    return found
+
+
+def _traced(
+    model: nn.Module,
+    training: bool,
+    leaves: tuple[Leaf, ...],
+    choices: Choices,
+    example: tuple[Any, ...],
+    answers: Answers,
+) -> Traced | None:
+    """Trace a model once; return None if it depends on what ``answers`` has no true values for."""
     root = _skeleton(model)
     patched_methods.settle_forward(root)
     training_modes.put(root, training)
@@ -227,20 +262,21 @@ def _trace(
     tensors = _tensors(root)
     with type_questions.answered(root) as reached:
         generators = reached.generators
-        graph, modes, watch = _run(root, model, leaves, choices, example, generators)
+        run = functools.partial(_run, root, model, leaves, example=example, generators=generators)
+        graph, modes, watch = run(choices=choices, answers=answers)
         hidden_state.check_buffers(root, model)
         count = len(graph.nodes)
         names = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
         constants = _constants(graph, root, model, before)
         hidden_state.rewind(root, before, [name for name in names if name in constants])
-        repeated = Choices(tuple(value for value, _ in choices.taken.values()))
+        repeated = choices.again()
         reason = ""
         # A constant may be what a custom Function made of a traced value: who made it is seen where
         # every call is watched, which is slow. Few forwards have a constant of their own.
         every_call = bool(constants) and contexts.any_of_a_user()
         try:
-            again, _, watched = _run(
-                root, model, leaves, repeated, example, generators, seed=1, every_call=every_call
+            again, _, watched = run(
+                choices=repeated, answers=replace(answers), seed=1, every_call=every_call
             )
             others = _constants(again, root, model, before)
         except errors.TraceError as error:
@@ -253,6 +289,15 @@ def _trace(
                 "would fix for good. Keep such state in buffers, and draw from a tensor of the "
                 f"model (torch.rand_like(x)){reason}"
             )
+        for trial in trials(reached.numbers) if answers.asked and not answers.fixed else ():
+            hidden_state.rewind(root, before, [name for name in names if name in constants])
+            try:
+                other, _, _ = run(choices=repeated.again(), answers=Answers(trial), seed=1)
+                others = _constants(other, root, model, before)
+            except errors.TraceError:
+                return None
+            if len(other.nodes) > count or not same_graph(graph, other, (constants, others)):
+                return None
         if _asks_python(reached):
             _compare(model, root, tensors, graph, example, reached)
     vars(root).update({name: value for name, value in constants.items() if "." not in name})
@@ -386,9 +431,11 @@ def _run(
     root: nn.Module,
     model: nn.Module,
     leaves: tuple[Leaf, ...],
+    *,
     choices: Choices,
     example: tuple[Any, ...],
     generators: Sequence[Any],
+    answers: Answers,
     seed: int | None = None,
     every_call: bool = False,
 ) -> tuple[fx.Graph, dict[str, bool], Watch]:
@@ -401,6 +448,7 @@ def _run(
         choices: The branches to take.
         example: Inputs by position; empty for none.
         generators: Generators of random numbers that the forward may reach.
+        answers: What stands for sizes where Python asks for their hash or their text.
         seed: What the global generators are seeded with; None for what they are now.
         every_call: Whether to watch every call of Python, for constants of custom Functions.
     """
@@ -410,7 +458,7 @@ def _run(
         hidden_state.restore_random_state(hidden_state.seeded(seed))
     began, states = hidden_state.random_state(), list(map(hidden_state.state_of, generators))
     trainable = {p: p.requires_grad for p in root.parameters()}
-    tracer = Tracer(leaves, choices, example, every_call)
+    tracer = Tracer(leaves, choices, example, every_call, answers)
     try:
         with hidden_state.watch_modes(root, asked):
             graph = tracer.trace(root, concrete_args=_defaults(model) or None)
@@ -475,14 +523,8 @@ def _impossible(model: nn.Module, choices: Choices) -> str:
     return (
         f"{type(model).__name__}.forward branches on sizes, and the branches that can be traced "
         f"exclude each other: no input has `{text}` {choices.taken[text][0]} beside those before. "
-        f"{_EXAMPLE}"
+        f"{EXAMPLE}"
     )
-
-
-_EXAMPLE = (
-    "Pass example_inputs=, a tensor or a tuple of the forward's arguments: branches then go as "
-    "their sizes say"
-)
 
 
 def _explain(error: Exception, model: nn.Module, tracer: Tracer, example: tuple[Any, ...]) -> str:
@@ -510,7 +552,7 @@ def _explain(error: Exception, model: nn.Module, tracer: Tracer, example: tuple[
     guessed = [text for text in tracer.choices.taken if text not in tracer.choices.certain]
     branches = ""
     if guessed and not example and _declined(error):
-        branches = f". It branches on sizes (`{guessed[-1]}`), which were guessed. {_EXAMPLE}"
+        branches = f". It branches on sizes (`{guessed[-1]}`), which were guessed. {EXAMPLE}"
     return f"{where}{kind}: {reason}. {_advice(error, model, frames)}{branches}"
 
 

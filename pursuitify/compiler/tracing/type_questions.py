@@ -14,6 +14,7 @@ import dis
 import functools
 import itertools
 import random
+import re
 import sys
 import threading
 from collections import deque
@@ -88,12 +89,15 @@ class Reached:
             ``__init__`` and what that alone leads to.
         compares: Whether that code compares identities with ``is``, of other than None.
         asking: The globals of its functions that use the name ``type`` or ``len``.
+        numbers: What sizes may be compared with where no operation shows it: numbers and tuples of
+            them that are keys of dicts, entries of sets, or in strings, those in dicts first.
     """
 
     generators: list[Any] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     compares: bool = False
     asking: list[dict[str, Any]] = field(default_factory=list)
+    numbers: list[tuple[int, ...]] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -134,6 +138,7 @@ def _reached(root: nn.Module) -> Reached:
     known: set[str] = set()
     later: list[Any] = []
     making = False
+    constants: list[Any] = []
     waiting: dict[str, list[Any]] = {}  # what library objects hold by names that no code has so far
     while stack or later:
         if not stack:  # what is reached from here on is what __init__ leads to
@@ -145,6 +150,10 @@ def _reached(root: nn.Module) -> Reached:
             later.append(value)
             continue
         seen[id(value)] = value
+        if issubclass(type(value), (dict, set, frozenset)):
+            found.numbers += _numbers(
+                [*next(k for k in _KEYED if issubclass(type(value), k)).__iter__(value)]
+            )
         for name, held in _named_parts(value):
             if name in known or name.startswith("__"):
                 stack.append(held)
@@ -163,6 +172,7 @@ def _reached(root: nn.Module) -> Reached:
             asking[id(scope)] = scope
         if not making:
             found.names |= names
+            constants += _constants(value.__code__)
             found.compares = found.compares or _compares(value.__code__)
         for name in names - known:
             stack += waiting.pop(name, ())
@@ -171,6 +181,38 @@ def _reached(root: nn.Module) -> Reached:
         stack += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         stack += [*vars(value).values(), *_named(names, scope)]
     found.asking = list(asking.values())
+    found.numbers += _numbers(constants)
+    return found
+
+
+#: The most keys of one dict or set that are looked at for numbers.
+_KEYS = 64
+
+
+def _constants(code: CodeType) -> list[Any]:
+    """Return what a size may be looked up among: constants of code, and of code inside it."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    found = [c for part in inner for c in _constants(part)]
+    sets = [c for c in code.co_consts if isinstance(c, (frozenset, tuple))]
+    found += [entry for held in sets for entry in held]
+    found += [c for c in code.co_consts[1:] if isinstance(c, str)]  # the first may be what it says
+    makes = any(step.opname in _MAKES for step in dis.get_instructions(code))
+    return [*found, *(c for c in code.co_consts if makes and isinstance(c, (int, tuple)))]
+
+
+#: Steps that make a dict or a set.
+_MAKES = {"BUILD_MAP", "BUILD_SET", "MAP_ADD", "SET_ADD", "BUILD_CONST_KEY_MAP", "STORE_SUBSCR"}
+
+
+def _numbers(values: list[Any]) -> list[tuple[int, ...]]:
+    """Return the numbers, tuples of numbers and numbers in strings among values."""
+    found: list[tuple[int, ...]] = []
+    for value in values[:_KEYS]:
+        parts = value if isinstance(value, tuple) else (value,)
+        if isinstance(value, str):
+            parts = tuple(map(int, re.findall(r"\d+", value)[:6]))
+        if parts and all(type(part) is int and 0 <= part < 1 << 20 for part in parts):
+            found.append(parts)
     return found
 
 
@@ -282,6 +324,8 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 #: Containers whose subclasses are read past what these make of reading.
 _CONTAINERS: tuple[Any, ...] = (list, tuple, set, frozenset, deque)
+#: Those in which values are looked up by their hash.
+_KEYED: tuple[Any, ...] = (dict, set, frozenset)
 #: Callables of the standard library that hold others.
 _HOLDERS = (
     MethodType, functools.partial, functools.partialmethod, functools.cached_property,
