@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, UntypedStorage, fx, nn
 from torch.fx.node import map_aggregate
 
-from pursuitify.compiler.tracing.nodes import module_path
-from pursuitify.compiler.tracing.sizes import World, bare, on_meta
+from pursuitify.compiler.tracing import guards
+from pursuitify.compiler.tracing.nodes import is_shape, module_path
+from pursuitify.compiler.tracing.sizes import UnknownError, World, bare, on_meta
 from pursuitify.utils import torch_internals
 
 
@@ -53,12 +54,62 @@ def same_graph(
     return True
 
 
+def same_on(
+    value_of: Callable[[fx.Node], Any],
+    graphs: tuple[fx.Graph, fx.Graph],
+    constants: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+) -> bool:
+    """Whether two traces of one model do the same to tensors where sizes have certain values.
+
+    Where these are not known, they must do the same, node for node.
+
+    Args:
+        value_of: Returns the value of a node that is a size, or raises ``UnknownError``.
+        graphs: The two graphs.
+        constants: The tensors that either reads by a name of its own; they are compared.
+    """
+    first, second = graphs
+    try:
+        mine, theirs = (
+            list(_operations(graph, value_of, own))
+            for graph, own in zip(graphs, constants, strict=True)
+        )
+    except UnknownError:
+        return same_graph(first, second, constants)
+    return len(mine) == len(theirs) and all(
+        a[:-1] == b[:-1] and (a[-1] is b[-1] or _same_constant(a[-1], b[-1]))
+        for a, b in zip(mine, theirs, strict=True)
+    )
+
+
+def _operations(
+    graph: fx.Graph, value_of: Callable[[fx.Node], Any], constants: Mapping[str, Tensor]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the operations on tensors with their arguments; last, a constant's own value."""
+    numbers: dict[fx.Node, str] = {}
+
+    def known(node: fx.Node) -> Any:
+        return f"%{numbers[node]}" if node in numbers else value_of(node)
+
+    for node in graph.nodes:
+        if is_shape(node) or node.target is guards.assume:
+            continue
+        args = node.args[:1] if node.target is torch._assert else node.args
+        constant = constants.get(str(node.target)) if node.op == "get_attr" else None
+        target = node.target if constant is None else "constant"
+        words = map_aggregate(fx.map_arg((args, node.kwargs), known), repr)
+        yield node.op, target, words, constant
+        numbers[node] = str(len(numbers))
+
+
 def _named(argument: Any) -> Any:
     """Return an argument, NaN by name: it is not equal to itself."""
     return "nan" if isinstance(argument, float) and argument != argument else argument
 
 
-def _same_constant(a: Tensor, b: Tensor) -> bool:
+def _same_constant(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         return False
     return a.is_meta or bool(((a == b) | ((a != a) & (b != b))).all())

@@ -78,11 +78,13 @@ def _is_asked(frame: FrameType) -> bool:
     What a tensor has not, it then has not here. Read by name it is recorded, so that the refusal
     can say what the model expects of its input.
     """
+    return _step(frame).startswith(("CALL", "PRECALL"))
+
+
+def _step(frame: FrameType) -> str:
+    """Return the name of the instruction at which a frame of Python code is."""
     steps = dis.get_instructions(frame.f_code)
-    return any(
-        step.offset == frame.f_lasti and step.opname.startswith(("CALL", "PRECALL"))
-        for step in steps
-    )
+    return next((step.opname for step in steps if step.offset == frame.f_lasti), "")
 
 
 class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tensor differ in signatures
@@ -211,10 +213,14 @@ class _Answering(fx.Proxy):
 
     def __eq__(self, other: Any) -> Any:
         tracer: Any = self.tracer
-        if "_hash" in vars(self) and (
-            tracer.is_over or (_is_hashed(other) and tracer.tells_apart(other))
-        ):
-            return NotImplemented
+        if "_hash" in vars(self):
+            looked_up = _step(sys._getframe(1)) != "COMPARE_OP"
+            if tracer.is_over or (_is_hashed(other) and other.tracer is not tracer):
+                return NotImplemented
+            if looked_up and tracer.answers.trial is not None:
+                equal = tracer.equal_in_trial(self, other)
+                if equal is not None:
+                    return equal
         return super().__eq__(other)
 
     def __repr__(self) -> str:

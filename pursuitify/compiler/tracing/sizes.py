@@ -89,7 +89,8 @@ class Trial:
     """One answer to what Python asks of a size without an operation: its hash, its text.
 
     Attributes:
-        sizes: The last sizes of every tensor.
+        sizes: The last sizes of every tensor, the first of them for those before. One alone is
+            tried as its number of dimensions as well.
         dtype: The dtype of every tensor.
         device: The device of every tensor.
     """
@@ -110,7 +111,7 @@ class Trial:
         """
         rank = rank or max(4, len(self.sizes))
         shape = torch.Size(((self.sizes[0],) * rank + self.sizes)[-rank:])
-        count = self.sizes[0]
+        count = self.sizes[0] if len(self.sizes) == 1 else rank
         others = {
             **dict.fromkeys(("dim", "ndimension", "ndim"), count),
             "dtype": self.dtype,
@@ -131,13 +132,17 @@ class Answers:
         trial: The values to answer with; None for hashes and texts that no value has.
         fixed: Whether to answer with the true values, and to guard them.
         asked: Whether anything was asked.
+        met: Whether a size was looked up where a number stands that is equal to it in the trial.
     """
 
     trial: Trial | None = None
     fixed: bool = False
     asked: bool = False
+    met: bool = False
 
 
+#: Sizes to try in every case: all alike, all different, and those of images.
+_IMAGES = [(8,), (2, 3, 5, 7), (2, 3, 32, 32), (4, 8, 16, 24), (1, 3, 224, 224), (2, 64, 8, 8)]
 #: How often a forward is traced to see whether it depends on what it asks.
 _TRIALS = 24
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
@@ -146,8 +151,7 @@ _DEVICES = tuple(map(torch.device, ("cpu", "cuda", "cuda:0", "mps")))
 
 def trials(numbers: Sequence[tuple[int, ...]]) -> list[Trial]:
     """Return answers to try, with numbers that the code of a forward mentions among the sizes."""
-    tried = [*dict.fromkeys(numbers)][:_TRIALS]
-    tried += [(n,) for n in (8, 16, 32, 64, 128, 224) if (n,) not in tried]
+    tried = [*dict.fromkeys(numbers)][:_TRIALS] + _IMAGES
     dtypes, devices = itertools.cycle(_DTYPES), itertools.cycle(_DEVICES)
     return [Trial(sizes, next(dtypes), next(devices)) for sizes in tried]
 

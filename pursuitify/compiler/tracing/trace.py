@@ -36,10 +36,10 @@ from pursuitify.compiler.tracing import (
     sizes,
     type_questions,
 )
-from pursuitify.compiler.tracing.comparisons import Rerun, align, same_graph
+from pursuitify.compiler.tracing.comparisons import Rerun, align, same_graph, same_on
 from pursuitify.compiler.tracing.contexts import Watch
 from pursuitify.compiler.tracing.functionalise import functionalise, spell_out, split_pieces
-from pursuitify.compiler.tracing.nodes import describe, module_path
+from pursuitify.compiler.tracing.nodes import describe, is_shape, module_path
 from pursuitify.compiler.tracing.size_branches import EXAMPLE, Choices, usual_inputs
 from pursuitify.compiler.tracing.sizes import Answers, trials
 from pursuitify.compiler.tracing.tracer import Leaf, LeafModule, Tracer
@@ -289,14 +289,17 @@ def _traced(
                 "would fix for good. Keep such state in buffers, and draw from a tensor of the "
                 f"model (torch.rand_like(x)){reason}"
             )
+        judge = size_branches.Judge(root, example)
         for trial in trials(reached.numbers) if answers.asked and not answers.fixed else ():
             hidden_state.rewind(root, before, [name for name in names if name in constants])
+            tried = Answers(trial)
             try:
-                other, _, _ = run(choices=repeated.again(), answers=Answers(trial), seed=1)
+                other, _, _ = run(choices=repeated.again(), answers=tried, seed=1)
                 others = _constants(other, root, model, before)
             except errors.TraceError:
                 return None
-            if len(other.nodes) > count or not same_graph(graph, other, (constants, others)):
+            value = functools.partial(_on_trial, trial, judge)
+            if tried.met or not same_on(value, (graph, other), (constants, others)):
                 return None
         if _asks_python(reached):
             _compare(model, root, tensors, graph, example, reached)
@@ -394,6 +397,12 @@ def _compare(
 
 #: The dtypes that a network may be given after its conversion.
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _on_trial(trial: sizes.Trial, judge: size_branches.Judge, node: fx.Node) -> Any:
+    """Return the value of a node that is a size in a trial."""
+    tensors = [n for n in sizes.reads(node) if not is_shape(n)]
+    return trial.value(node, judge.rank(tensors[0]) if tensors else None)
 
 
 def _skeleton(model: nn.Module) -> nn.Module:

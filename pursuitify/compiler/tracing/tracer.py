@@ -244,9 +244,21 @@ class Tracer(fx.Tracer):
         value = self._answer(obj)
         return Unnamed(f"Proxy({obj.node.name})") if value is _NOTHING else value
 
-    def tells_apart(self, other: fx.Proxy) -> bool:
-        """Whether two values that were looked up are only equal if they are one."""
-        return other.tracer is not self or self.answers.trial is not None
+    def equal_in_trial(self, obj: fx.Proxy, other: Any) -> bool | None:
+        """Return whether a size that is looked up is equal to another value in the trial.
+
+        If that is a number, ``answers.met`` is set. None if it is not known.
+        """
+        value = self._answer(obj)
+        if isinstance(other, fx.Proxy):
+            other, met = self._answer(other), False
+        else:
+            met = True
+        if value is _NOTHING or other is _NOTHING:
+            return None
+        equal = bool(value == other)
+        self.answers.met = self.answers.met or (met and equal)
+        return equal
 
     def _answer(self, obj: fx.Proxy) -> Any:
         """Return what stands for a size, a dtype or a device; ``_NOTHING`` for nothing.
