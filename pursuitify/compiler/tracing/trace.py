@@ -15,6 +15,7 @@ import dis
 import functools
 import inspect
 import operator
+import os
 import re
 import sys
 import traceback
@@ -47,7 +48,8 @@ from pursuitify.rules import hints
 from pursuitify.utils import patched_methods, training_modes
 
 _TORCH, _HERE = (
-    str(Path(str(sys.modules[name].__file__)).parent) for name in ("torch", __name__.split(".")[0])
+    str(Path(str(sys.modules[name].__file__)).parent) + os.sep  # torchvision stands beside torch
+    for name in ("torch", __name__.split(".")[0])
 )
 _TRANSFORMS = Path(_TORCH, "_functorch")
 _CHECKPOINT = Path(str(torch.utils.checkpoint.__file__))
@@ -229,11 +231,13 @@ def _trace(
     """
     answers = Answers()
     found: Traced | None = None
+    failed: errors.TraceError | None = None
     try:
         found = _traced(model, training, leaves, choices, example, answers)
     except errors.TraceError as error:
         if not answers.asked or _declined(error.__cause__):
             raise
+        failed = error
     if found is None:
         before = replace(choices)
         choices.restart()
@@ -241,7 +245,10 @@ def _trace(
             found = _traced(model, training, leaves, choices, example, Answers(fixed=True))
         except errors.TraceError:
             vars(choices).update(vars(before))
-            raise
+            # What found no entry may have looked for a size; else the text was for a message.
+            if failed is None or isinstance(failed.__cause__, (LookupError, AttributeError)):
+                raise
+            raise failed from failed.__cause__
     assert found is not None
     return found
 

@@ -202,3 +202,12 @@ def test_a_trial_says_what_a_tensor_of_its_sizes_says() -> None:
         f"{trial.value(graph.call_function(getattr, (x, 'shape')), 3)}" == "torch.Size([7, 7, 14])"
     )
     assert trial.value(graph.call_function(getattr, (x, "dtype")), 4) == torch.float16
+
+
+def test_a_text_in_a_message_does_not_hide_why_a_forward_cannot_be_traced() -> None:
+    def body(_net: Any, x: Tensor) -> Tensor:
+        text = f"{x.shape}"
+        return x * float(x.mean()) if text else x
+
+    with pytest.raises(TraceError, match="__float__ of the traced tensor 'mean' would need"):
+        pursuitify(Net(body))
