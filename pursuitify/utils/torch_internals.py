@@ -103,6 +103,15 @@ def watch_results(saw: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
     return watch_operations(run)
 
 
+def is_assertion(target: object) -> bool:
+    """Return whether a traced function is ``torch._assert``, which takes a condition and a text.
+
+    False where torch has it no more: then no forward calls it.
+    """
+    found = getattr(torch, "_assert", None)
+    return found is not None and target is found
+
+
 def version_of(value: Tensor) -> int:
     """Return how often a tensor was written into, past what its subclass makes of the question.
 

@@ -45,7 +45,7 @@ def same_graph(
         twin[a] = b
         mapped: Callable[[fx.Node], fx.Node] = twin.__getitem__
         arguments, others = fx.map_arg((a.args, a.kwargs), mapped), (b.args, b.kwargs)
-        if a.target is torch._assert:  # whose text may name a size, and is no value
+        if torch_internals.is_assertion(a.target):  # whose text may name a size, and is no value
             arguments, others = (arguments[0][:1], others[0][:1])
         if arguments != others and map_aggregate(arguments, _named) != map_aggregate(
             others, _named
@@ -94,7 +94,7 @@ def _operations(
     for node in graph.nodes:
         if is_shape(node) or node.target is guards.assume:
             continue
-        args = node.args[:1] if node.target is torch._assert else node.args
+        args = node.args[:1] if torch_internals.is_assertion(node.target) else node.args
         constant = constants.get(str(node.target)) if node.op == "get_attr" else None
         target = node.target if constant is None else "constant"
         words = map_aggregate(fx.map_arg((args, node.kwargs), known), repr)
