@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from pursuitify import InputError, InternalError, OptionError, PursuitNetwork, pursuitify
@@ -222,6 +223,33 @@ def test_compiled_ahead_of_time(tmp_path: Path) -> None:
     with torch.no_grad():
         for batch in (2, 4):
             assert error(runner(images(batch)), net(images(batch))) <= 1e-5
+
+
+class Enlarged(nn.Module):
+    """Two layers, and nearest interpolation by factors that are no whole numbers between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(F.relu(self.first(x)), scale_factor=1.7, mode="nearest")
+        x = F.interpolate(F.relu(self.last(x)), size=(9, 23), mode="nearest-exact")
+        return x
+
+
+@slow
+def test_nearest_pixels_are_the_same_ahead_of_time(tmp_path: Path) -> None:
+    """torch's kernels and its compiler each have code of their own for which pixel is nearest."""
+    torch.manual_seed(0)
+    net = pursuitify(randomise(Enlarged()).eval(), iterations=2)
+    program = export_program(net, images())
+    path = str(tmp_path / "net.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=path)
+    with torch.no_grad():
+        wanted = net(images())
+        assert error(torch._inductor.aoti_load_package(path)(images()), wanted) <= 1e-5
+        assert error(program.module()(images()), wanted) <= 1e-5
 
 
 # ---------------------------------------------------------------- refusals

@@ -50,6 +50,7 @@ EXCEPTIONS = {
     "robust/auditing/test_interrupted.py": "audits that go on after an interruption",
     "robust/auditing/test_weak_attacks.py": "a broken attack of our own, which the audit catches",
     "solvers/differentiation/test_memory_kept.py": "what all derivative modes keep",
+    "compiler/tracing/test_size_arithmetic.py": "calls of int and float alone may stand in its file",
     "solvers/test_against_oracle.py": "all solvers, against a dense reference",
     "solvers/test_cost.py": "operations that a sweep counts, in all of the solvers' code",
     "solvers/test_offsets.py": "where offsets stand, in all solvers and derivative modes",

@@ -99,6 +99,11 @@ def model(candidate: object) -> nn.Module:
         raise OptionError(
             f"pass the wrapped model, which this {type(candidate).__name__} holds as {wrapped}"
         )
+    if type(candidate).forward is nn.Module.forward and "forward" not in vars(candidate):
+        raise OptionError(
+            f"a {type(candidate).__name__} has no forward: put what it holds into "
+            "torch.nn.Sequential(...), or into a module whose forward calls it"
+        )
     lazy = [n for n, p in candidate.named_parameters() if isinstance(p, nn.UninitializedParameter)]
     if lazy:
         raise OptionError(f"lazy parameters have no shape yet; run the model once first: {lazy}")

@@ -36,6 +36,10 @@ _LOOKS_UP = (
     "rules={torch.nn.Embedding: pursuitify.rules.frozen()} (or the function that is called) fixes "
     "its value at the feed-forward pass"
 )
+_NO_FORWARD = (
+    "It holds others and has no forward of its own: use torch.nn.Sequential(...), or call what it "
+    "holds one by one"
+)
 _HINTS = {
     **dict.fromkeys(("GELU", "gelu", "SiLU", "silu", "Hardswish", "hardswish", "Mish", "mish"),
                     _NOT_PROXIMAL),
@@ -48,6 +52,7 @@ _HINTS = {
                      "TransformerEncoderLayer", "TransformerEncoder"), _ATTENTION),
     **dict.fromkeys(("Embedding", "EmbeddingBag", "embedding", "embedding_bag",
                      "one_hot"), _LOOKS_UP),
+    **dict.fromkeys(("ModuleList", "ModuleDict", "ParameterList", "ParameterDict"), _NO_FORWARD),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"), _RECURRENT),
 }  # fmt: skip
 _DEFAULT = (

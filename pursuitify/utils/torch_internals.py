@@ -61,30 +61,55 @@ def has_gradient_hooks(value: Tensor) -> bool:
         return False
 
 
-def watch_results(saw: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
-    """Return a context in which every tensor that an operation returns is shown to a function.
+def watch_operations(run: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """Return a context in which a function runs every operation, as it is below autograd.
 
     The operations of a backward pass are among them, where it runs in this thread: on CPUs and on
     the meta device. torch documents the mode, but keeps it in a private module. Where it is gone,
     ImportError is raised: nothing can stand in for it.
 
     Args:
-        saw: Called with each tensor, views and results written in place among them.
+        run: Called with each operation, its arguments and its keyword arguments; returns the
+            result.
     """
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class ResultsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    class OperationsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            result = func(*args, **(kwargs or {}))
-            for value in result if isinstance(result, (tuple, list)) else (result,):
-                if isinstance(value, Tensor):
-                    saw(value)
-            return result
+            return run(func, args, kwargs or {})
 
-    mode: AbstractContextManager[Any] = ResultsMode()  # type: ignore[no-untyped-call]
+    mode: AbstractContextManager[Any] = OperationsMode()  # type: ignore[no-untyped-call]
     return mode
+
+
+def watch_results(saw: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
+    """Return a context in which every tensor that an operation returns is shown to a function.
+
+    See ``watch_operations``.
+
+    Args:
+        saw: Called with each tensor, views and results written in place among them.
+    """
+
+    def run(operation: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        result = operation(*args, **kwargs)
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, Tensor):
+                saw(value)
+        return result
+
+    return watch_operations(run)
+
+
+def is_assertion(target: object) -> bool:
+    """Return whether a traced function is ``torch._assert``, which takes a condition and a text.
+
+    False where torch has it no more: then no forward calls it.
+    """
+    found = getattr(torch, "_assert", None)
+    return found is not None and target is found
 
 
 def version_of(value: Tensor) -> int:

@@ -135,6 +135,12 @@ def test_modules_that_hold_no_python_code_or_no_weights() -> None:
         pursuitify(nn.DataParallel(Plain()))
     with pytest.raises(OptionError, match="lazy"):
         pursuitify(nn.Sequential(nn.LazyLinear(3), nn.ReLU()))
+    for holder in (nn.ModuleList([Plain()]), nn.ModuleDict({"a": Plain()}), nn.Module()):
+        with pytest.raises(OptionError, match=f"a {type(holder).__name__} has no forward"):
+            pursuitify(holder)
+    calls = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ModuleList([nn.ReLU()]), nn.ReLU())
+    with pytest.raises(ConversionError, match=r"use torch\.nn\.Sequential"):
+        pursuitify(calls)
 
 
 def branch(m: nn.Module, x: Tensor) -> Tensor:

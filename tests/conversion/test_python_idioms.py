@@ -28,7 +28,7 @@ REFUSED = {
     "register_hook always", "retain_grad", "derivative", "vmap", "func", "replaced buffer",
     "toggled", "eval inside", "eval and back", "block eval", "eps set", "momentum set",
     "momentum set after", "p set", "slope set", "frozen", "frozen module", "assigned data",
-    "seeded",
+    "seeded", "is_grad_enabled",
 }  # fmt: skip
 #: What the model itself cannot do after an activation whose derivative needs its output.
 NO_MODEL = {"act in place on a skip", "out", "dirty Function", "backward"}

@@ -97,9 +97,10 @@ def outcome(model: nn.Module, x: Tensor, example: bool = False) -> str:
             wanted[mode] = _derivatives(source, x)
         except Exception:
             return "no model"
+    given: dict[str, Any] = {"example_inputs": x.clone()} if example else {}
     try:
-        report = explain(model)
-        net = pursuitify(model, iterations=0, **({"example_inputs": x.clone()} if example else {}))
+        report = explain(model, **given)
+        net = pursuitify(model, iterations=0, **given)
     except PursuitifyError as error:
         if not (str(error) and (example or not report.ok)):
             return f"explain said ok, and the conversion {error}"

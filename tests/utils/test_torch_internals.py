@@ -85,6 +85,25 @@ def test_without_the_mode_that_sees_results_memory_is_not_estimated(
         estimate_memory(model, (3,))
 
 
+def test_without_that_mode_models_convert_uncompared(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asks(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = super().forward(x if hasattr(x, "shape") else 2 * x)
+            return y
+
+    model, x = Asks(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.ones(2, 3)
+    monkeypatch.delattr(_python_dispatch, "TorchDispatchMode")
+    assert torch.equal(pursuitify(model, iterations=0)(x), model(x))
+
+
+def test_without_assertions_nothing_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = torch._assert
+    assert torch_internals.is_assertion(kept)
+    monkeypatch.delattr(torch, "_assert")
+    assert not torch_internals.is_assertion(kept)
+    assert not torch_internals.is_assertion(None)
+
+
 def test_without_the_switch_for_modes_the_context_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(_python_dispatch, "_disable_current_modes")
     with torch_internals.without_dispatch_modes():

@@ -33,7 +33,9 @@ def unknown_values(graph: fx.Graph, root: nn.Module, sites: Sites) -> list[Probl
     """Return what stands in the way: values of no known kind with an activation after them.
 
     Where there is no activation at all, everything of no known kind is listed. Factors that would
-    be frozen gates if what they multiply were mended are not listed.
+    be frozen gates if what they multiply were mended are not listed. Where something stands in the
+    way, so do the other values of no known kind that a weighted operator reads: once the first is
+    mended they would be left to the head, and the layers between them with it.
     """
     main = _reaching(graph, sites, ())
     activations = {
@@ -41,13 +43,19 @@ def unknown_values(graph: fx.Graph, root: nn.Module, sites: Sites) -> list[Probl
         for n, s in sites.items()
         if s.value in {Value.LATENT, Value.OTHER} and n in main and _activates(s)
     }
+    unknown = [n for n, s in sites.items() if s.value is Value.OTHER and s.reason]
     wanted = _reaching(graph, sites, activations) if activations else main
+    if not wanted.isdisjoint(unknown):
+        weighted = {
+            n for n, s in sites.items() if n in main and s.rule and s.rule.kind == "weighted"
+        }
+        wanted = wanted | _reaching(graph, sites, weighted) if weighted else wanted
     found = []
-    for node, site in sites.items():
-        if site.value is Value.OTHER and site.reason and node in wanted:
-            op = describe(node, root)
-            hint = advice.hint_for(op, site.reason)
-            found.append(Problem(node.name, op, module_path(node), site.reason, hint))
+    for node in unknown:
+        if node in wanted:
+            op, reason = describe(node, root), sites[node].reason
+            hint = advice.hint_for(op, reason)
+            found.append(Problem(node.name, op, module_path(node), reason, hint))
     return found
 
 

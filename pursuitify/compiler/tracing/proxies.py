@@ -125,11 +125,13 @@ def _is_asked(frame: FrameType) -> bool:
     What a tensor has not, it then has not here. Read by name it is recorded, so that the refusal
     can say what the model expects of its input.
     """
+    return _step(frame).startswith(("CALL", "PRECALL"))
+
+
+def _step(frame: FrameType) -> str:
+    """Return the name of the instruction at which a frame of Python code is."""
     steps = dis.get_instructions(frame.f_code)
-    return any(
-        step.offset == frame.f_lasti and step.opname.startswith(("CALL", "PRECALL"))
-        for step in steps
-    )
+    return next((step.opname for step in steps if step.offset == frame.f_lasti), "")
 
 
 class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tensor differ in signatures
@@ -232,7 +234,58 @@ _NONE_OR_NOT = {"grad", "grad_fn", "_base", "name", "names"}
 _OWN = {"node", "tracer", "keys"}
 
 
-class TracedSizes(_Number, TracedValue):
+class Unnamed(str):
+    """The text of a value that is not known, which its ``repr`` is as well."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+class _Answering(fx.Proxy):
+    """A value that is no tensor: its hash and its text leave no operation, so the tracer answers.
+
+    Python takes the hash of a size where it looks it up in a dict or a set, and its text in
+    ``str(n)`` or ``f"{n}"``. What came of an earlier trace, or of one that is over, is equal to
+    itself alone: a cache of the model's may still hold it.
+    """
+
+    def __hash__(self) -> int:
+        kept = vars(self).get("_hash")
+        if kept is None:
+            kept = self.tracer.hash_of(self)  # type: ignore[attr-defined]
+            object.__setattr__(self, "_hash", kept)
+        return int(kept)
+
+    def __eq__(self, other: Any) -> Any:
+        tracer: Any = self.tracer
+        if "_hash" in vars(self):
+            looked_up = _step(sys._getframe(1)) != "COMPARE_OP"
+            if tracer.is_over or (_is_hashed(other) and other.tracer is not tracer):
+                return NotImplemented
+            if looked_up and tracer.answers.trial is not None:
+                equal = tracer.equal_in_trial(self, other)
+                if equal is not None:
+                    return equal
+        return super().__eq__(other)
+
+    def __repr__(self) -> str:
+        return repr(self.tracer.text_of(self))  # type: ignore[attr-defined]
+
+    def __str__(self) -> str:
+        return str(self.tracer.text_of(self))  # type: ignore[attr-defined]
+
+    def __format__(self, specification: str) -> str:
+        value = self.tracer.text_of(self)  # type: ignore[attr-defined]
+        return format(value, "" if isinstance(value, Unnamed) else specification)
+
+
+def _is_hashed(value: Any) -> bool:
+    return issubclass(type(value), _Answering) and "_hash" in vars(value)
+
+
+class TracedSizes(_Number, _Answering, TracedValue):
     """A traced value that is no tensor, and that a pattern of ``match`` may take apart."""
 
     def __getattr__(self, k: str) -> Any:
@@ -242,7 +295,7 @@ class TracedSizes(_Number, TracedValue):
         return _attribute_of_size(self, k)
 
 
-class _Attribute(_Number, Attribute):
+class _Attribute(_Number, _Answering, Attribute):
     """An attribute of a traced value; knows the length of a shape."""
 
     @property  # type: ignore[misc]

@@ -9,6 +9,7 @@ Every choice is recorded in the graph as a guard, so that a wrong one is an erro
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,11 @@ from torch import Tensor, fx, nn
 from pursuitify.compiler.tracing import nodes
 from pursuitify.compiler.tracing.sizes import Positive, UnknownError, World, agreed, reads, usual
 
+#: What to do about a size that is not known.
+EXAMPLE = (
+    "Pass example_inputs=, a tensor or a tuple of the forward's arguments: branches then go as "
+    "their sizes say"
+)
 #: How many times a model is traced before its branches are given up.
 ATTEMPTS = 48
 
@@ -62,6 +68,14 @@ class Choices:
         self.taken[text] = (value, guess)
         return value, True
 
+    def again(self) -> Choices:
+        """Return choices that go the same way."""
+        return Choices(tuple(value for value, _ in self.taken.values()))
+
+    def restart(self) -> None:
+        """Forget what was taken; the first choices are the same again."""
+        self.taken, self.certain, self.impossible = {}, set(), ""
+
     def turned(self) -> Choices | None:
         """Return the choices with the last one turned round that was not yet; None if none is."""
         taken = list(self.taken.items())
@@ -96,8 +110,12 @@ def guess(node: fx.Node, root: nn.Module) -> bool | None:
     """Return the likely truth of a condition, by dimensions, channels, dtype and device."""
     try:
         return bool(_evaluate(node, root))
-    except (UnknownError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError):
+    except (UnknownError, *_FAILURES):
         return None
+
+
+#: What an expression on values that do not fit raises.
+_FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 
 class Judge:
@@ -133,6 +151,21 @@ class Judge:
             value = agreed(node, self._imagined())
         return bool(value), sure
 
+    def known(self, node: fx.Node) -> Any:
+        """Return a size, dtype or device as the example has it, or as the model fixes it.
+
+        Raises:
+            UnknownError: If neither says it.
+        """
+        movable = any(n.target is getattr and n.args[1] in _PLACES for n in reads(node))
+        if self._example and not movable:
+            with contextlib.suppress(UnknownError):
+                return self._imagined()[0].value(node)
+        try:
+            return _evaluate(node, self._root)
+        except _FAILURES as error:
+            raise UnknownError from error
+
     def rank(self, node: fx.Node) -> int | None:
         """Return the number of dimensions of a tensor: the example's, or the likely one."""
         if self._example:
@@ -150,7 +183,7 @@ class Judge:
         if self._worlds is None and self._example:
             self._worlds = [World(self._root, self._tensors, self._example, given=True)]
         elif self._worlds is None:
-            inputs = _usual(self._root)
+            inputs = usual_inputs(self._root)
             self._worlds = [World(self._root, self._tensors, [x] * 8, given=False) for x in inputs]
         return self._worlds
 
@@ -163,7 +196,7 @@ _PLACES = {"device", "is_cuda", "requires_grad", "layout"}
 _KEPT = {"device", "is_cuda", "requires_grad", "dtype"}
 
 
-def _usual(root: nn.Module) -> list[Tensor]:
+def usual_inputs(root: nn.Module) -> list[Tensor]:
     """Return inputs that a network with these modules may usually get."""
     start = fx.Graph().placeholder("input")
     try:

@@ -8,12 +8,16 @@ What inputs usually look like: an inequality that has one value for images of 32
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import math
 import operator
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,16 +40,26 @@ def reads(node: fx.Node) -> Iterator[fx.Node]:
     return nodes.upstream([node], lambda n: n.all_input_nodes if nodes.is_shape(n) else ())
 
 
-def evaluate(value: Any, shape_of: Callable[[fx.Node], Sequence[int]]) -> Any:
+def evaluate(
+    value: Any,
+    shape_of: Callable[[fx.Node], Sequence[int]],
+    others: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
     """Return an expression on sizes, given the shapes of the tensors it reads.
+
+    Args:
+        value: The expression.
+        shape_of: Returns the shape of a tensor.
+        others: What else is known of every tensor, by the name of the attribute or method.
 
     Raises:
         UnknownError: If it reads something else of them.
     """
     if isinstance(value, slice):
-        return slice(*(evaluate(v, shape_of) for v in (value.start, value.stop, value.step)))
+        ends = (value.start, value.stop, value.step)
+        return slice(*(evaluate(v, shape_of, others) for v in ends))
     if isinstance(value, (tuple, list)):
-        return tuple(evaluate(v, shape_of) for v in value)
+        return tuple(evaluate(v, shape_of, others) for v in value)
     if not isinstance(value, fx.Node):
         return value
     if not nodes.is_shape(value):
@@ -53,17 +67,93 @@ def evaluate(value: Any, shape_of: Callable[[fx.Node], Sequence[int]]) -> Any:
     first = value.args[0] if value.args else None
     if isinstance(first, fx.Node) and not nodes.is_shape(first):
         name = value.args[1] if value.target is getattr else value.target
-        sizes = tuple(shape_of(first))
+        sizes = torch.Size(shape_of(first))
         if name in {"size", "shape"}:
             index = [*value.args[1:], *value.kwargs.values()] if name == "size" else []
-            return sizes[evaluate(index[0], shape_of)] if index else sizes
+            return sizes[evaluate(index[0], shape_of, others)] if index else sizes
         if name in {"numel", "nelement"}:
             return math.prod(sizes)
+        if str(name) in others:
+            return others[str(name)]
         raise UnknownError
+    if value.target is getattr and value.args[1] in {"type", "index"} and others:
+        return getattr(evaluate(first, shape_of, others), str(value.args[1]))
     if value.op != "call_function" or value.target is getattr or value.kwargs:
         raise UnknownError
     function: Callable[..., Any] = value.target  # type: ignore[assignment]
-    return function(*(evaluate(a, shape_of) for a in value.args))
+    return function(*(evaluate(a, shape_of, others) for a in value.args))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One answer to what Python asks of a size without an operation: its hash, its text.
+
+    Attributes:
+        sizes: The last sizes of every tensor, the first of them for those before. One alone is
+            tried as its number of dimensions as well.
+        dtype: The dtype of every tensor.
+        device: The device of every tensor.
+    """
+
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def value(self, node: fx.Node, rank: int | None) -> Any:
+        """Return the value of a size, a dtype or a device.
+
+        Args:
+            node: The node that holds it.
+            rank: The number of dimensions of the tensors, if that is known.
+
+        Raises:
+            UnknownError: If it does not follow.
+        """
+        rank = rank or max(4, len(self.sizes))
+        shape = torch.Size(((self.sizes[0],) * rank + self.sizes)[-rank:])
+        count = self.sizes[0] if len(self.sizes) == 1 else rank
+        others = {
+            **dict.fromkeys(("dim", "ndimension", "ndim"), count),
+            "dtype": self.dtype,
+            "device": self.device,
+            "is_cuda": self.device.type == "cuda",
+        }
+        try:
+            return evaluate(node, lambda _tensor: shape, others)
+        except _FAILURES as error:
+            raise UnknownError from error
+
+
+@dataclass
+class Answers:
+    """What stands for sizes, dtypes and devices where Python asks for their hash or their text.
+
+    Attributes:
+        trial: The values to answer with; None for hashes and texts that no value has.
+        fixed: Whether to answer with the true values, and to guard them.
+        asked: Whether anything was asked.
+        met: Whether a size was looked up where a number stands that is equal to it in the trial.
+    """
+
+    trial: Trial | None = None
+    fixed: bool = False
+    asked: bool = False
+    met: bool = False
+
+
+#: Sizes to try in every case: all alike, all different, and those of images.
+_IMAGES = [(8,), (2, 3, 5, 7), (2, 3, 32, 32), (4, 8, 16, 24), (1, 3, 224, 224), (2, 64, 8, 8)]
+#: How often a forward is traced to see whether it depends on what it asks.
+_TRIALS = 24
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
+_DEVICES = tuple(map(torch.device, ("cpu", "cuda", "cuda:0", "mps")))
+
+
+def trials(numbers: Sequence[tuple[int, ...]]) -> list[Trial]:
+    """Return answers to try, with numbers that the code of a forward mentions among the sizes."""
+    tried = [*dict.fromkeys(numbers)][:_TRIALS] + _IMAGES
+    dtypes, devices = itertools.cycle(_DTYPES), itertools.cycle(_DEVICES)
+    return [Trial(sizes, next(dtypes), next(devices)) for sizes in tried]
 
 
 Rank = Callable[[fx.Node], int | None]
@@ -171,21 +261,34 @@ def _comparable(node: fx.Node) -> bool:
 
 
 class World:
-    """Values of a traced graph for one choice of inputs, on tensors without content."""
+    """Values of a traced graph for one choice of inputs, on tensors without content.
+
+    Attributes:
+        held: The tensors that stand for the parameters and buffers, by the ``id`` of the original.
+        inputs: Those that stand for the inputs, in order.
+    """
 
     def __init__(
-        self, root: nn.Module, tensors: Mapping[str, Tensor], inputs: Sequence[Any], given: bool
+        self,
+        root: nn.Module,
+        tensors: Mapping[str, Tensor],
+        inputs: Sequence[Any],
+        given: bool,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Begin with the inputs, by position; if not given but guessed, defaults come first.
 
         ``tensors`` are the parameters and buffers as they were before the forward ran: after
         ``self.seen += 1`` the module holds the traced value in the place of the buffer, and an
-        operation on that would be recorded, not run.
+        operation on that would be recorded, not run. Floating-point tensors are taken to have
+        ``dtype``, if one is given.
         """
-        self._root, self._tensors = root, tensors
-        self._inputs, self._given = list(inputs), given
+        self._root, self._tensors, self._dtype = root, tensors, dtype
+        self._waiting, self._given = list(inputs), given
         self._values: dict[fx.Node, Any] = {}
         self._modules: dict[str, nn.Module] = {}
+        self.held: dict[int, Any] = {}
+        self.inputs: list[Any] = []
 
     def value(self, node: fx.Node) -> Any:
         """Return the value of a node; runs what was traced since the last question.
@@ -193,37 +296,52 @@ class World:
         Raises:
             UnknownError: If it does not follow, for instance from an operation that reads values.
         """
-        # What the forward makes anew has no content here, either, so no random number is drawn:
-        # putting a state back would let another thread draw its numbers twice.
-        with torch.no_grad(), torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for other in list(node.graph.nodes):
-                if other not in self._values:
-                    try:
-                        self._values[other] = self._run(other)
-                    except (UnknownError, *_FAILURES):
-                        self._values[other] = UnknownError
+        with torch.no_grad(), on_meta():
+            self._run_all(node.graph)
         found = self._values[node]
         if found is UnknownError:
             raise UnknownError
         return found
 
+    def follows(self, graph: fx.Graph) -> bool:
+        """Run a whole graph; return whether every value is known and every guard of it holds."""
+        with on_meta():
+            self._run_all(graph)
+        values = [(node.target, self._values[node]) for node in graph.nodes]
+        return not any(
+            value is UnknownError or (target is guards.assume and value is not True)
+            for target, value in values
+        )
+
+    def _run_all(self, graph: fx.Graph) -> None:
+        for node in list(graph.nodes):
+            if node not in self._values:
+                try:
+                    self._values[node] = self._run(node)
+                except (UnknownError, *_FAILURES):
+                    self._values[node] = UnknownError
+
     def _run(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            if node.args and not (self._given and self._inputs):
+            if node.args and not (self._given and self._waiting):
                 return node.args[0]
-            return _bare(self._inputs.pop(0)) if self._inputs else UnknownError
+            if not self._waiting:
+                return UnknownError
+            self.inputs.append(bare(self._waiting.pop(0), self._dtype))
+            return self.inputs[-1]
         if node.op == "get_attr":
             held = self._tensors.get(str(node.target))
             found = operator.attrgetter(str(node.target))(self._root) if held is None else held
             if isinstance(found, fx.Proxy):
                 raise UnknownError
-            return _bare(found)
-        if node.target is guards.assume or node.op == "output":
+            return self._stand_in(found)
+        if node.op == "output":
             return None
         if any(self._values[n] is UnknownError for n in node.all_input_nodes):
             raise UnknownError
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._values.__getitem__)
+        if node.target is guards.assume:
+            return bool(args[0]) is args[1]
         if node.op == "call_module":
             return self._module(str(node.target))(*args, **kwargs)
         if node.op == "call_method":
@@ -234,15 +352,42 @@ class World:
         if path not in self._modules:
             module = self._root.get_submodule(path)
             tensors = [*module.parameters(), *module.buffers()]
-            self._modules[path] = copy.deepcopy(module, {id(t): _bare(t) for t in tensors})
+            copies = {id(t): self._stand_in(t) for t in tensors}
+            self._modules[path] = copy.deepcopy(module, copies)
         return self._modules[path]
 
+    def _stand_in(self, value: Any) -> Any:
+        """Return what stands for a value of the model; always the same for the same tensor."""
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self.held:
+            self.held[id(value)] = bare(value, self._dtype)
+        return self.held[id(value)]
 
-def _bare(value: Any) -> Any:
-    """Return a tensor without its content; anything else as it is."""
-    if isinstance(value, nn.Parameter):
-        return nn.Parameter(value.detach().to("meta"), value.requires_grad)
-    return value.detach().to("meta") if isinstance(value, Tensor) else value
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Make new tensors without content, and no warnings.
+
+    What a forward makes anew has no content then, so no random number is drawn: putting a state
+    back would let another thread draw its numbers twice.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def bare(value: Any, dtype: torch.dtype | None = None) -> Any:
+    """Return a tensor without its content; anything else as it is.
+
+    Args:
+        value: What to take the content of.
+        dtype: The dtype that floating-point tensors get; their own by default.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    made = value.detach().to("meta", dtype if value.is_floating_point() else None)
+    return nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
 
 
 def usual(rank: int, channels: int | None, dtype: torch.dtype) -> list[Tensor]:

@@ -8,16 +8,19 @@ random numbers, Python state) is either guarded in the graph or refused.
 
 from __future__ import annotations
 
+import collections.abc
 import contextlib
 import copy
 import dis
+import functools
 import inspect
 import operator
+import os
 import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +34,22 @@ from pursuitify.compiler.tracing import (
     guards,
     hidden_state,
     size_branches,
+    sizes,
     type_questions,
 )
+from pursuitify.compiler.tracing.comparisons import Rerun, align, same_graph, same_on
 from pursuitify.compiler.tracing.contexts import Watch
 from pursuitify.compiler.tracing.functionalise import functionalise, spell_out, split_pieces
-from pursuitify.compiler.tracing.match_modes import align, same_graph
-from pursuitify.compiler.tracing.nodes import describe, module_path
-from pursuitify.compiler.tracing.size_branches import Choices
+from pursuitify.compiler.tracing.nodes import describe, is_shape, module_path
+from pursuitify.compiler.tracing.size_branches import EXAMPLE, Choices, usual_inputs
+from pursuitify.compiler.tracing.sizes import Answers, trials
 from pursuitify.compiler.tracing.tracer import Leaf, LeafModule, Tracer
 from pursuitify.rules import hints
 from pursuitify.utils import patched_methods, training_modes
 
 _TORCH, _HERE = (
-    str(Path(str(sys.modules[name].__file__)).parent) for name in ("torch", __name__.split(".")[0])
+    str(Path(str(sys.modules[name].__file__)).parent) + os.sep  # torchvision stands beside torch
+    for name in ("torch", __name__.split(".")[0])
 )
 _TRANSFORMS = Path(_TORCH, "_functorch")
 _CHECKPOINT = Path(str(torch.utils.checkpoint.__file__))
@@ -76,7 +82,11 @@ class Traced:
 
 def skeleton(model: nn.Module) -> nn.Module:
     """Return a deep copy that shares the model's Parameters and nothing else."""
-    memo: dict[int, Any] = {id(p): p for p in model.parameters()}
+    return _copy_with(model, {id(p): p for p in model.parameters()})
+
+
+def _copy_with(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Return a deep copy in which other objects stand in for some, by the ``id`` of these."""
     copied = copy.deepcopy(model, memo)
     patched_methods.rebind(copied, memo)
     return copied
@@ -214,25 +224,66 @@ def _trace(
     choices: Choices,
     example: tuple[Any, ...],
 ) -> Traced:
+    """Trace a model once, on the branches that are chosen; see ``trace``.
+
+    Where the model depends on hashes or texts of sizes, these are what they are in the example, or
+    what the model fixes, and are guarded.
+    """
+    answers = Answers()
+    found: Traced | None = None
+    failed: errors.TraceError | None = None
+    try:
+        found = _traced(model, training, leaves, choices, example, answers)
+    except errors.TraceError as error:
+        if not answers.asked or _declined(error.__cause__):
+            raise
+        failed = error
+    if found is None:
+        before = replace(choices)
+        choices.restart()
+        try:
+            found = _traced(model, training, leaves, choices, example, Answers(fixed=True))
+        except errors.TraceError:
+            vars(choices).update(vars(before))
+            # What found no entry may have looked for a size; else the text was for a message.
+            if failed is None or isinstance(failed.__cause__, (LookupError, AttributeError)):
+                raise
+            raise failed from failed.__cause__
+    assert found is not None
+    return found
+
+
+def _traced(
+    model: nn.Module,
+    training: bool,
+    leaves: tuple[Leaf, ...],
+    choices: Choices,
+    example: tuple[Any, ...],
+    answers: Answers,
+) -> Traced | None:
+    """Trace a model once; return None if it depends on what ``answers`` has no true values for."""
     root = _skeleton(model)
     patched_methods.settle_forward(root)
     training_modes.put(root, training)
     before = hidden_state.held(root)
-    with type_questions.answered(root) as generators:
-        graph, modes, watch = _run(root, model, leaves, choices, example, generators)
+    tensors = _tensors(root)
+    with type_questions.answered(root) as reached:
+        generators = reached.generators
+        run = functools.partial(_run, root, model, leaves, example=example, generators=generators)
+        graph, modes, watch = run(choices=choices, answers=answers)
         hidden_state.check_buffers(root, model)
         count = len(graph.nodes)
         names = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
         constants = _constants(graph, root, model, before)
         hidden_state.rewind(root, before, [name for name in names if name in constants])
-        repeated = Choices(tuple(value for value, _ in choices.taken.values()))
+        repeated = choices.again()
         reason = ""
         # A constant may be what a custom Function made of a traced value: who made it is seen where
         # every call is watched, which is slow. Few forwards have a constant of their own.
         every_call = bool(constants) and contexts.any_of_a_user()
         try:
-            again, _, watched = _run(
-                root, model, leaves, repeated, example, generators, seed=1, every_call=every_call
+            again, _, watched = run(
+                choices=repeated, answers=replace(answers), seed=1, every_call=every_call
             )
             others = _constants(again, root, model, before)
         except errors.TraceError as error:
@@ -245,6 +296,20 @@ def _trace(
                 "would fix for good. Keep such state in buffers, and draw from a tensor of the "
                 f"model (torch.rand_like(x)){reason}"
             )
+        judge = size_branches.Judge(root, example)
+        for trial in trials(reached.numbers) if answers.asked and not answers.fixed else ():
+            hidden_state.rewind(root, before, [name for name in names if name in constants])
+            tried = Answers(trial)
+            try:
+                other, _, _ = run(choices=repeated.again(), answers=tried, seed=1)
+                others = _constants(other, root, model, before)
+            except errors.TraceError:
+                return None
+            value = functools.partial(_on_trial, trial, judge)
+            if tried.met or not same_on(value, (graph, other), (constants, others)):
+                return None
+        if _asks_python(reached):
+            _compare(model, root, tensors, graph, example, reached)
     vars(root).update({name: value for name, value in constants.items() if "." not in name})
     lost = [*watch.problems(graph, root), *watched.lost_constants()]
     split_pieces(graph, root)
@@ -253,6 +318,100 @@ def _trace(
     contexts.keep(graph, root)
     graph.lint()
     return Traced(graph, constants, training, modes, tuple(lost))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a model by path, each under all of its paths."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+#: Names by which Python code asks for what no operation shows.
+_ASKING = {
+    "hasattr", "getattr", "callable", "builtins", "dir", "vars", "id", "__dict__", "Proxy",
+    "is_fx_tracing", "is_fx_symbolic_tracing", "is_grad_enabled",
+    "has_torch_function", "has_torch_function_unary", "has_torch_function_variadic",
+}  # fmt: skip
+#: Classes by which ``isinstance`` asks what a value can do, not what it is.
+_ABILITIES = {*collections.abc.__all__, "SupportsFloat", "SupportsIndex", "SupportsInt"}
+#: Names of what depends on whether derivatives are recorded.
+_MODES = {"is_grad_enabled", "requires_grad"}
+
+
+def _asks_python(reached: type_questions.Reached) -> bool:
+    """Whether the code of a forward may ask what a traced value answers otherwise than a tensor."""
+    names = reached.names
+    abilities = "isinstance" in names and names & _ABILITIES
+    return reached.compares or bool(names & _ASKING or abilities)
+
+
+def _compare(
+    model: nn.Module,
+    root: nn.Module,
+    tensors: Mapping[str, Tensor],
+    graph: fx.Graph,
+    example: tuple[Any, ...],
+    reached: type_questions.Reached,
+) -> None:
+    """Refuse a model that does something else than what was traced, see ``comparisons.Rerun``.
+
+    Args:
+        model: The model.
+        root: Its skeleton, after it was traced.
+        tensors: The parameters and buffers of that, as they were before.
+        graph: The trace.
+        example: Inputs by position; empty for none.
+        reached: What the forward may reach.
+
+    Raises:
+        TraceError: If it does.
+    """
+
+    def build(held: dict[str, Any]) -> nn.Module:
+        memo = {id(tensor): held[path] for path, tensor in _tensors(model).items()}
+        for module in model.modules():
+            loose = [value for value in vars(module).values() if isinstance(value, Tensor)]
+            memo |= {id(value): sizes.bare(value) for value in loose if id(value) not in memo}
+        built = _copy_with(model, memo)
+        patched_methods.settle_forward(built)
+        training_modes.put(built, root.training)
+        return built
+
+    needed = [n for n in graph.nodes if n.op == "placeholder" and not n.args]
+    inputs = [example] if example else [[x] * len(needed) for x in usual_inputs(root)]
+    rerun = Rerun(root, tensors, build, inputs, bool(example))
+    dtypes = [None, *_DTYPES] if "dtype" in reached.names else [None]
+    derivatives = [True, False] if reached.names & _MODES else [True]
+    drawn = hidden_state.random_state()
+    states = list(map(hidden_state.state_of, reached.generators))
+    try:
+        found = rerun.difference(graph, dtypes, derivatives)
+    except ImportError:  # torch cannot show its operations, see watch_operations: nothing is told
+        found = ""
+    finally:
+        hidden_state.restore_random_state(drawn)
+        for generator, state in zip(reached.generators, states, strict=True):
+            hidden_state.put_state(generator, state)
+    if found:
+        raise errors.TraceError(
+            f"{type(model).__name__}.forward does something else than what can be traced of it: "
+            f"{found}. Python decides there by what leaves no operation, as `is`, hasattr, "
+            "isinstance, the mode of autograd or torch.fx's own flags do. Ask by == "
+            "(x.dtype == torch.float32), which is guarded, or mark the module with "
+            "leaf_modules=[...] and give it a rule"
+        )
+
+
+#: The dtypes that a network may be given after its conversion.
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _on_trial(trial: sizes.Trial, judge: size_branches.Judge, node: fx.Node) -> Any:
+    """Return the value of a node that is a size in a trial."""
+    tensors = [n for n in sizes.reads(node) if not is_shape(n)]
+    return trial.value(node, judge.rank(tensors[0]) if tensors else None)
 
 
 def _skeleton(model: nn.Module) -> nn.Module:
@@ -290,9 +449,11 @@ def _run(
     root: nn.Module,
     model: nn.Module,
     leaves: tuple[Leaf, ...],
+    *,
     choices: Choices,
     example: tuple[Any, ...],
     generators: Sequence[Any],
+    answers: Answers,
     seed: int | None = None,
     every_call: bool = False,
 ) -> tuple[fx.Graph, dict[str, bool], Watch]:
@@ -305,6 +466,7 @@ def _run(
         choices: The branches to take.
         example: Inputs by position; empty for none.
         generators: Generators of random numbers that the forward may reach.
+        answers: What stands for sizes where Python asks for their hash or their text.
         seed: What the global generators are seeded with; None for what they are now.
         every_call: Whether to watch every call of Python, for constants of custom Functions.
     """
@@ -314,7 +476,7 @@ def _run(
         hidden_state.restore_random_state(hidden_state.seeded(seed))
     began, states = hidden_state.random_state(), list(map(hidden_state.state_of, generators))
     trainable = {p: p.requires_grad for p in root.parameters()}
-    tracer = Tracer(leaves, choices, example, every_call)
+    tracer = Tracer(leaves, choices, example, every_call, answers)
     try:
         with hidden_state.watch_modes(root, asked):
             graph = tracer.trace(root, concrete_args=_defaults(model) or None)
@@ -379,14 +541,8 @@ def _impossible(model: nn.Module, choices: Choices) -> str:
     return (
         f"{type(model).__name__}.forward branches on sizes, and the branches that can be traced "
         f"exclude each other: no input has `{text}` {choices.taken[text][0]} beside those before. "
-        f"{_EXAMPLE}"
+        f"{EXAMPLE}"
     )
-
-
-_EXAMPLE = (
-    "Pass example_inputs=, a tensor or a tuple of the forward's arguments: branches then go as "
-    "their sizes say"
-)
 
 
 def _explain(error: Exception, model: nn.Module, tracer: Tracer, example: tuple[Any, ...]) -> str:
@@ -414,7 +570,7 @@ def _explain(error: Exception, model: nn.Module, tracer: Tracer, example: tuple[
     guessed = [text for text in tracer.choices.taken if text not in tracer.choices.certain]
     branches = ""
     if guessed and not example and _declined(error):
-        branches = f". It branches on sizes (`{guessed[-1]}`), which were guessed. {_EXAMPLE}"
+        branches = f". It branches on sizes (`{guessed[-1]}`), which were guessed. {EXAMPLE}"
     return f"{where}{kind}: {reason}. {_advice(error, model, frames)}{branches}"
 
 

@@ -17,8 +17,9 @@ from torch.nn.utils import parametrize
 from pursuitify import errors
 from pursuitify.compiler.tracing import contexts, guards, hidden_state, nodes, size_branches
 from pursuitify.compiler.tracing.contexts import Watch
-from pursuitify.compiler.tracing.proxies import TracedSizes, TracedTensor
-from pursuitify.compiler.tracing.size_branches import Choices, Judge
+from pursuitify.compiler.tracing.proxies import TracedSizes, TracedTensor, Unnamed
+from pursuitify.compiler.tracing.size_branches import EXAMPLE, Choices, Judge
+from pursuitify.compiler.tracing.sizes import Answers, UnknownError, reads
 from pursuitify.rules import preprocessing, split_ops
 from pursuitify.rules.functions import Applied
 from pursuitify.utils import option_checks, patched_methods, torch_internals
@@ -59,6 +60,8 @@ class Tracer(fx.Tracer):
         functions: The custom autograd Functions that have a rule.
         watch: What the nodes were made under.
         unseen: What was handed to C++ past torch.fx; empty if nothing was.
+        answers: What stands for sizes where Python asks for their hash or their text.
+        is_over: Whether the trace has ended.
     """
 
     proxy_buffer_attributes = True
@@ -69,6 +72,7 @@ class Tracer(fx.Tracer):
         choices: Choices,
         example: tuple[Any, ...] = (),
         every_call: bool = False,
+        answers: Answers | None = None,
     ) -> None:
         leaves = tuple(leaves)
         functions = tuple(f for f in leaves if callable(f) and not isinstance(f, type))
@@ -86,6 +90,8 @@ class Tracer(fx.Tracer):
         self._methods: dict[type[nn.Module], dict[str, FunctionType]] = {}
         self.watch = Watch()
         self.unseen = ""
+        self.answers = Answers() if answers is None else answers
+        self.is_over = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace as if nothing surrounded the conversion, and watch what the forward opens."""
@@ -94,8 +100,11 @@ class Tracer(fx.Tracer):
             self._tensors = {m: _tensors_of(m) for m in root.modules()}
             self._settings = {m: hidden_state.settings(m) for m in root.modules()}
             watching = self.watch.constants() if self._every_call else contextlib.nullcontext()
-            with watching:
-                graph = super().trace(root, concrete_args)
+            try:
+                with watching:
+                    graph = super().trace(root, concrete_args)
+            finally:
+                self.is_over = True
             for module, path in self._called.items():  # what is set after the call is for the next
                 self._check_settings(module, path)
             return graph
@@ -227,6 +236,69 @@ class Tracer(fx.Tracer):
             self.create_proxy("call_function", guards.assume, (obj, value, text), {})
         return value
 
+    def hash_of(self, obj: fx.Proxy) -> int:
+        """Return the hash of a traced value: a size, or the identity of anything else."""
+        value = self._answer(obj)
+        return object.__hash__(obj) if value is _NOTHING else hash(value)
+
+    def text_of(self, obj: fx.Proxy) -> Any:
+        """Return what has the text of a traced value: a size, or an ``Unnamed``."""
+        value = self._answer(obj)
+        return Unnamed(f"Proxy({obj.node.name})") if value is _NOTHING else value
+
+    def equal_in_trial(self, obj: fx.Proxy, other: Any) -> bool | None:
+        """Return whether a size that is looked up is equal to another value in the trial.
+
+        If that is a number, ``answers.met`` is set. None if it is not known.
+        """
+        value = self._answer(obj)
+        if isinstance(other, fx.Proxy):
+            other, met = self._answer(other), False
+        else:
+            met = True
+        if value is _NOTHING or other is _NOTHING:
+            return None
+        equal = bool(value == other)
+        self.answers.met = self.answers.met or (met and equal)
+        return equal
+
+    def _answer(self, obj: fx.Proxy) -> Any:
+        """Return what stands for a size, a dtype or a device; ``_NOTHING`` for nothing.
+
+        Raises:
+            TraceError: If it is to be the true value, and that is not known.
+        """
+        node = obj.node
+        if self.is_over or not nodes.is_shape(node):
+            return _NOTHING
+        self.answers.asked = True
+        if self.answers.trial is not None:
+            tensors = [n for n in reads(node) if not nodes.is_shape(n)]
+            with contextlib.suppress(UnknownError):
+                rank = self._ask(self._judge.rank, tensors[0]) if tensors else None
+                return self.answers.trial.value(node, rank)
+        if not self.answers.fixed:
+            return _NOTHING
+        try:
+            value = self._ask(self._judge.known, node)
+        except UnknownError as error:
+            raise errors.TraceError(
+                f"what the forward does depends on how it looks up `{size_branches.text_of(node)}` "
+                "in a dict or a set, or on its text (str(n), an f-string), and its value is not "
+                f"known: {EXAMPLE}, and the network refuses others; or ask by == or by `in` "
+                "a tuple, (8, 16), which is guarded"
+            ) from error
+        equal = self.create_proxy("call_function", operator.eq, (obj, value), {})
+        text = size_branches.text_of(equal.node)
+        agrees, new = self.choices.choose(text, True, certain=True)
+        if new:
+            self.create_proxy("call_function", guards.assume, (equal, True, text), {})
+        if not agrees:  # the branch before is one that no input takes that has this value
+            raise errors.TraceError(
+                f"`{text}` was taken to be False, and is looked up as if it held"
+            )
+        return value
+
     @property
     def _aside(self) -> bool:
         """Whether a module runs as it is, whatever torch.fx has put in the place of its call.
@@ -345,6 +417,8 @@ class Tracer(fx.Tracer):
         return None
 
 
+#: Nothing stands for a traced value.
+_NOTHING = object()
 _DROPOUTS = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip

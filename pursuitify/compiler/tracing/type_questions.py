@@ -14,11 +14,14 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import itertools
 import random
+import re
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from types import (
     CodeType,
     FunctionType,
@@ -98,26 +101,48 @@ _MEANINGS: dict[str, Any] = {"type": _Type, "len": _length}
 _IF_CALLED: dict[str, Any] = {"int": _number(int), "float": _number(float)}
 
 
+@dataclass
+class Reached:
+    """What the forward of a model may reach.
+
+    Attributes:
+        generators: Generators of random numbers, those of ``GENERATORS``, each once.
+        names: The names of globals and attributes in its code, but for what only makes objects:
+            ``__init__`` and what that alone leads to.
+        compares: Whether that code compares identities with ``is``, of other than None.
+        asking: The globals of its functions that use a name of ``_MEANINGS`` or ``_IF_CALLED``,
+            each with the code that may use them.
+        numbers: What sizes may be compared with where no operation shows it: numbers and tuples of
+            them that are keys of dicts, entries of sets, or in strings, those in dicts first.
+    """
+
+    generators: list[Any] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    compares: bool = False
+    asking: list[tuple[dict[str, Any], list[CodeType]]] = field(default_factory=list)
+    numbers: list[tuple[int, ...]] = field(default_factory=list)
+
+
 @contextlib.contextmanager
-def answered(root: nn.Module) -> Iterator[list[Any]]:
+def answered(root: nn.Module) -> Iterator[Reached]:
     """Let ``type(x)`` and ``len(x)`` in the code of a model answer for proxies.
 
     ``type(x)`` is what ``x.__class__`` says, ``len(x)`` of a tensor is ``x.size(0)``.
 
-    The value is a list of the generators of random numbers that the code of the model may reach.
+    The value is what the forward of the model may reach.
     """
     with _LOCK:
-        asking, generators = _reached(root)
+        found = _reached(root)
         given = [
             (scope, name, meaning)
-            for scope, codes in asking
+            for scope, codes in found.asking
             for name, meaning in {**_MEANINGS, **_IF_CALLED}.items()
             if name not in scope and (name in _MEANINGS or _only_called(name, codes))
         ]
         for scope, name, meaning in given:
             scope[name] = meaning
         try:
-            yield generators
+            yield found
         finally:
             for scope, name, _ in given:
                 scope.pop(name, None)
@@ -150,11 +175,8 @@ def _codes_of(scope: dict[str, Any]) -> Iterator[CodeType]:
                 yield function.__code__
 
 
-def _reached(root: nn.Module) -> tuple[list[tuple[dict[str, Any], list[CodeType]]], list[Any]]:
-    """Return what a forward may reach: globals in which it asks, and generators.
-
-    The first are those of the functions that use a name of ``_MEANINGS`` or ``_IF_CALLED``, with
-    the code that may use them, the second those of ``GENERATORS``, each once.
+def _reached(root: nn.Module) -> Reached:
+    """Return what a forward may reach.
 
     Functions are followed through the names in their code: of functions and classes, and of modules
     that hold them; through what they close over and their defaults; and through whatever objects
@@ -164,24 +186,36 @@ def _reached(root: nn.Module) -> tuple[list[tuple[dict[str, Any], list[CodeType]
     One object could lead from there to all that the process holds. torch's own and the standard
     library's are left out.
     """
-    found: dict[int, tuple[dict[str, Any], list[CodeType]]] = {}
-    generators: list[Any] = []
+    found = Reached()
+    asking: dict[int, tuple[dict[str, Any], list[CodeType]]] = {}
     seen: dict[int, Any] = {}  # the values themselves, so that no identity is given twice
     stack: list[Any] = list(root.modules())
     known: set[str] = set()
+    later: list[Any] = []
+    making = False
+    constants: list[Any] = []
     waiting: dict[str, list[Any]] = {}  # what library objects hold by names that no code has so far
-    while stack:
+    while stack or later:
+        if not stack:  # what is reached from here on is what __init__ leads to
+            stack, later, making = list(later), [], True
         value = stack.pop()
         if type(value) in _PLAIN or id(value) in seen:
             continue
+        if not making and type(value) is FunctionType and value.__name__ == "__init__":
+            later.append(value)
+            continue
         seen[id(value)] = value
+        if issubclass(type(value), (dict, set, frozenset)):
+            found.numbers += _numbers(
+                [*next(k for k in _KEYED if issubclass(type(value), k)).__iter__(value)]
+            )
         for name, held in _named_parts(value):
             if name in known or name.startswith("__"):
                 stack.append(held)
             else:
                 waiting.setdefault(name, []).append(held)
         if issubclass(type(value), GENERATORS):
-            generators.append(value)
+            found.generators.append(value)
             continue
         if type(value) is not FunctionType:
             stack += _parts(value)
@@ -190,16 +224,65 @@ def _reached(root: nn.Module) -> tuple[list[tuple[dict[str, Any], list[CodeType]
             continue
         names, scope = set(names_in(value.__code__)), value.__globals__
         if names & (_MEANINGS.keys() | _IF_CALLED.keys()):
-            if id(scope) not in found:
-                found[id(scope)] = scope, list(_codes_of(scope))
-            found[id(scope)][1].append(value.__code__)
+            if id(scope) not in asking:
+                asking[id(scope)] = scope, list(_codes_of(scope))
+            asking[id(scope)][1].append(value.__code__)
+        if not making:
+            found.names |= names
+            constants += _constants(value.__code__)
+            found.compares = found.compares or _compares(value.__code__)
         for name in names - known:
             stack += waiting.pop(name, ())
         known |= names
         stack += [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
         stack += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         stack += [*vars(value).values(), *_named(names, scope)]
-    return list(found.values()), generators
+    found.asking = list(asking.values())
+    found.numbers += _numbers(constants)
+    return found
+
+
+#: The most keys of one dict or set that are looked at for numbers.
+_KEYS = 64
+
+
+def _constants(code: CodeType) -> list[Any]:
+    """Return what a size may be looked up among: constants of code, and of code inside it."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    found = [c for part in inner for c in _constants(part)]
+    sets = [c for c in code.co_consts if isinstance(c, (frozenset, tuple))]
+    found += [entry for held in sets for entry in held]
+    found += [c for c in code.co_consts[1:] if isinstance(c, str)]  # the first may be what it says
+    makes = any(step.opname in _MAKES for step in dis.get_instructions(code))
+    return [*found, *(c for c in code.co_consts if makes and isinstance(c, (int, tuple)))]
+
+
+#: Steps that make a dict or a set.
+_MAKES = {"BUILD_MAP", "BUILD_SET", "MAP_ADD", "SET_ADD", "BUILD_CONST_KEY_MAP", "STORE_SUBSCR"}
+
+
+def _numbers(values: list[Any]) -> list[tuple[int, ...]]:
+    """Return the numbers, tuples of numbers and numbers in strings among values."""
+    found: list[tuple[int, ...]] = []
+    for value in values[:_KEYS]:
+        parts = value if isinstance(value, tuple) else (value,)
+        if isinstance(value, str):
+            parts = tuple(map(int, re.findall(r"\d+", value)[:6]))
+        if parts and all(type(part) is int and 0 <= part < 1 << 20 for part in parts):
+            found.append(parts)
+    return found
+
+
+def _compares(code: CodeType) -> bool:
+    """Whether code, or code inside it, compares identities, of other than None."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    if any(map(_compares, inner)):
+        return True
+    steps = list(dis.get_instructions(code))
+    return any(
+        step.opname == "IS_OP" and not (last.opname.startswith("LOAD_") and last.argval is None)
+        for last, step in itertools.pairwise(steps)
+    )
 
 
 def held_functions(values: list[Any]) -> Iterator[FunctionType]:
@@ -298,6 +381,8 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 #: Containers whose subclasses are read past what these make of reading.
 _CONTAINERS: tuple[Any, ...] = (list, tuple, set, frozenset, deque)
+#: Those in which values are looked up by their hash.
+_KEYED: tuple[Any, ...] = (dict, set, frozenset)
 #: Callables of the standard library that hold others.
 _HOLDERS = (
     MethodType, functools.partial, functools.partialmethod, functools.cached_property,

@@ -168,3 +168,31 @@ def test_slices_of_an_input_are_a_tensors() -> None:
             return self.run(x[:, :3]) + x[..., 3:].T.T
 
     compare(pursuitify, Sliced().double(), torch.randn(2, 7).double(), training=False)
+
+
+def _gelus(first: nn.Module) -> nn.Sequential:
+    """Return layers whose last activation of the ReLU family stands before two GELUs."""
+    layers = [nn.Linear(4, 4), first, nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.GELU()]
+    return nn.Sequential(*layers, nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2), nn.Tanh())
+
+
+def test_a_refused_model_lists_all_that_weights_read() -> None:
+    """With the first mended alone, the layers from the second on would be left to the head."""
+    problems = explain(_gelus(nn.GELU())).problems
+    assert [problem.node for problem in problems] == ["_1", "_5", "_7"]
+    assert {problem.op for problem in problems} == {"GELU"}
+    assert explain(_gelus(nn.ReLU())).ok
+
+
+def test_what_weights_read_through_gates_alone_is_not_listed() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.squeeze = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.relu, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.silu(self.first(F.relu(self.relu(F.silu(x)))))
+            return self.last(x * torch.sigmoid(self.squeeze(F.gelu(x))))
+
+    assert [problem.node for problem in explain(Gated()).problems] == ["silu", "silu_1"]

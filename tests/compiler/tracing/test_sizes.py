@@ -1,72 +1,213 @@
-"""Arithmetic on sizes, by Python's functions and NumPy's.
-
-Nothing but calls of ``int`` and ``float`` may stand in this file: elsewhere they are the types.
-"""
+"""Sizes that a forward looks up in a table, or whose text it reads, are guarded or refused."""
 
 from __future__ import annotations
 
 import functools
-import math
-import operator
+import warnings
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
 
-from pursuitify import TraceError, pursuitify
-from tests.support.agreement import compare
+from pursuitify import InputError, TraceError, pursuitify
+from pursuitify.compiler.tracing.sizes import Trial
+from tests.support.idiom_outcome import outcome
 
-SIZES: dict[str, Any] = {
-    "int": lambda x: x.view(int(x.size(0)), -1),
-    "int of a quotient": lambda x: x[:, :, : int(x.size(2) / 2)],
-    "ints": lambda x: x.view(*[int(n) for n in x.shape[:2]], -1),
-    "float": lambda x: x / float(x.size(2)),
-    "round": lambda x: x[:, :, : round(x.size(2) * 0.5)] * round(x.size(3) / 3, 1),
-    "divmod": lambda x: x[:, :, : divmod(x.size(2), 2)[0]] + divmod(x.size(3), 3)[1],
-    "floor and ceil": lambda x: x[:, :, math.floor(x.size(2) / 4) : math.ceil(x.size(2) / 2)],
-    "prod": lambda x: x.view(-1, np.prod(x.shape[1:])),
-    "int of prod": lambda x: x.view(-1, int(np.prod(x.size()[1:]))),
-    "prod of an array": lambda x: x.view(-1, int(np.array(x.shape[1:]).prod())),
-    "math.prod": lambda x: x.view(x.shape[0], math.prod(x.shape[1:])),
-    "reduce": lambda x: x.view(x.size(0), functools.reduce(operator.mul, x.shape[1:])),
-    "sqrt": lambda x: x / np.sqrt(x.size(1)) + 1 / math.sqrt(x.size(2)),
-    "log2": lambda x: x * int(np.log2(x.size(1))),
-    "numpy's floor and ceil": lambda x: x[
-        :, :, int(np.floor(x.size(2) / 4)) : int(np.ceil(x.size(2) / 2))
-    ],
-    "several": lambda x: x.view(*x.shape[:2], -1) * float(int(x.size(3) / 3) + 0.5),
+TABLE = {8: 2.0, 16: 3.0}
+PAIRS = {(7, 14): 2.0}
+EPS = {torch.float64: 2.0, torch.float16: 3.0}
+CACHE: dict[Any, float] = {}
+
+
+@functools.lru_cache
+def padding(size: int, stride: int = 2) -> int:
+    return -size % stride
+
+
+@functools.lru_cache
+def by_size(size: int) -> float:
+    return 2.0 if size == 8 else 3.0
+
+
+def cached(net: Any, x: Tensor) -> Tensor:
+    key = tuple(x.shape[2:])
+    if key not in net.held:
+        net.held[key] = x.new_full((1, 1, 1, 1), 2.0)
+    return x * net.held[key]
+
+
+def cached_outside(_net: Any, x: Tensor) -> Tensor:
+    return x * CACHE.setdefault(x.shape, 2.0)
+
+
+def padded(_net: Any, x: Tensor) -> Tensor:
+    return F.pad(x, (0, padding(x.size(3)), 0, padding(x.size(2))))
+
+
+def warned(_net: Any, x: Tensor) -> Tensor:
+    warnings.warn(f"8 or 16? {x.shape}, {x.size(2):d}, {x.dtype!r}", stacklevel=2)
+    return 2 * x
+
+
+def asserted(_net: Any, x: Tensor) -> Tensor:
+    torch._assert(x.size(2) > 1, f"{x.shape} is too small, {x.dtype} on {x.device}")
+    return 2 * x
+
+
+Body = Callable[[Any, Tensor], Tensor]
+#: Bodies that depend on sizes by their hashes or their texts. What the sizes are no model says.
+SIZES: dict[str, Body] = {
+    "table": lambda _net, x: x * TABLE.get(x.size(2), 5.0),
+    "set": lambda _net, x: 2 * x if x.size(2) in {8, 16} else x,
+    "made set": lambda net, x: 2 * x if x.size(2) in {net.eight, 16} else x,
+    "dict": lambda _net, x: x * {8: 2.0}.get(x.shape[2], 5.0),
+    "entry": lambda _net, x: x * {8: 2.0, 6: 4.0, 7: 3.0, 14: 2.0}[x.shape[-1]],
+    "pair": lambda _net, x: x * PAIRS.get((x.size(2), x.size(3)), 5.0),
+    "slice": lambda _net, x: x * PAIRS.get(x.shape[2:], 5.0),
+    "tuple": lambda _net, x: x * PAIRS.get(tuple(x.shape[-2:]), 5.0),
+    "Counter": lambda _net, x: x * (1 + Counter([8, x.size(2), 8])[8]),
+    "arithmetic": lambda _net, x: x * TABLE.get(x.size(2) * 2, 5.0),
+    "str": lambda _net, x: 2 * x if str(x.size(2)) == "8" else x,
+    "f-string": lambda _net, x: 2 * x if f"{x.size(2)}x{x.size(3)}" == "7x14" else x,
+    "format": lambda _net, x: 2 * x if "{:02d}".format(x.size(2)) == "08" else x,  # noqa: UP032
+    "percent": lambda _net, x: 2 * x if "%s" % x.size(2) == "8" else x,  # noqa: UP031
+    "repr": lambda _net, x: 2 * x if repr(x.shape).endswith("14])") else x,
+    "join": lambda _net, x: 2 * x if "x".join(map(str, x.shape[2:])) == "7x14" else x,
+    "method": lambda net, x: getattr(net, f"times_{x.size(2)}", net.plain)(x),
+    "square": lambda _net, x: 2 * x if len({*x.shape[2:]}) == 1 else x,
+    "twice": lambda _net, x: 2 * x if Counter(x.shape)[x.size(2)] == 2 else x,
+    "hash": lambda _net, x: 2 * x if hash(x.size(2)) == 8 else x,
+}
+#: Those that do so at 7 x 14; the others do at 8 x 8.
+WIDE = {"entry", "pair", "slice", "tuple", "f-string", "repr", "join"}
+#: Bodies that depend on what every model says of its tensors.
+KNOWN: dict[str, Body] = {
+    "dtype": lambda _net, x: x * EPS[x.dtype],
+    "dtype, default": lambda _net, x: x * EPS.get(x.dtype, 4.0),
+    "dtype in a set": lambda _net, x: 2 * x if x.dtype in {torch.float16, torch.float64} else x,
+    "dtype's text": lambda _net, x: 2 * x if str(x.dtype) == "torch.float64" else x,
+    "device": lambda _net, x: 2 * x if x.device in {torch.device("cpu")} else x,
+    "kind of device": lambda _net, x: 2 * x if f"{x.device.type}" == "cpu" else x,
+    "dimensions": lambda _net, x: x * {3: 2.0, 4: 3.0}.get(x.dim(), 4.0),
+}
+#: Bodies that take hashes and texts of sizes, and depend on none.
+FREE: dict[str, Body] = {
+    "cached": cached,
+    "cached outside": cached_outside,
+    "padded": padded,
+    "warned": warned,
+    "asserted": asserted,
+    "guarded": lambda _net, x: x * by_size(x.size(1)),
+    "set of sizes": lambda _net, x: 2 * x if len({x.size(0), x.size(2)}) > 0 else x,
 }
 
 
-class _Sized(nn.Module):
-    def __init__(self, by_size: Any) -> None:
+class Net(nn.Module):
+    """Two layers with a body between them."""
+
+    def __init__(self, body: Body) -> None:
         super().__init__()
-        self.a, self.b, self.by_size = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), by_size
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        self.body, self.eight = body, 8
+        self.held: dict[Any, Tensor] = {}
+
+    def times_8(self, x: Tensor) -> Tensor:
+        return 8 * x
+
+    def plain(self, x: Tensor) -> Tensor:
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self.by_size(F.relu(self.a(x))).flatten(1)
-        return F.relu(self.b(z[:, :4, None, None])) + z.mean(1)[:, None, None, None]
+        return F.relu(self.last(self.body(self, F.relu(self.first(x)))))
 
 
-@pytest.mark.parametrize("given", [True, False])
+def image(height: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(height)
+    return torch.rand(2, 3, height, width, generator=generator, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("name", SIZES)
-def test_sizes_follow_the_input(name: str, given: bool) -> None:
-    torch.manual_seed(0)
-    model = _Sized(SIZES[name]).double()
-    x, other = torch.randn(2, 1, 8, 9).double(), torch.randn(3, 1, 10, 7).double()
-    options = {"example_inputs": x} if given else {}
-    net, worst = compare(
-        functools.partial(pursuitify, **options), model, x, training=False, tolerance=1e-12
+def test_what_depends_on_the_hash_or_the_text_of_a_size_needs_an_example(name: str) -> None:
+    model = Net(SIZES[name]).double().eval()
+    with pytest.raises(TraceError, match="Pass example_inputs="):
+        pursuitify(model)
+    x = image(7, 14) if name in WIDE else image(8, 8)
+    net = pursuitify(model, iterations=0, example_inputs=x)
+    assert torch.equal(net(x), model(x))
+    with pytest.raises(InputError, match="the model branches on"):
+        net(image(6, 7))
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(st.sampled_from(sorted({**SIZES, **KNOWN, **FREE})), st.booleans(), st.integers(6, 9))
+@settings(max_examples=40, deadline=None)
+@pytest.mark.slow
+def test_no_lookup_is_wrong(name: str, example: bool, height: int) -> None:
+    model = Net({**SIZES, **KNOWN, **FREE}[name]).double().eval()
+    wanted = {"exact"} if example or name not in SIZES else {"refused"}
+    assert outcome(model, image(height, 14 if height == 7 else 6), example) in wanted | {"no model"}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_what_the_model_says_is_known_and_guarded(name: str) -> None:
+    model = Net(KNOWN[name]).double().eval()
+    net = pursuitify(model, iterations=0)
+    for x in (image(8, 6), image(7, 14)):
+        assert torch.equal(net(x), model(x))
+    if "dtype" in name:
+        with pytest.raises(InputError, match=r"`\(relu.dtype == torch.float64\)`"):
+            net.float()(image(8, 6).float())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FREE)
+def test_what_depends_on_none_converts_for_all_sizes(name: str) -> None:
+    model = Net(FREE[name]).double().eval()
+    net = pursuitify(model, iterations=0)
+    for x in (image(8, 6), image(7, 14), image(16, 16), image(9, 9)):
+        assert torch.equal(net(x), model(x))
+
+
+def test_a_cache_that_still_holds_a_traced_size_works_on() -> None:
+    """Equal numbers have equal hashes; the traced one, which is kept, is equal to none."""
+    CACHE.clear()
+    body: Body = lambda _net, x: x * CACHE.setdefault(x.size(2), float(TABLE.get(x.size(2), 5)))  # noqa: E731
+    model, x = Net(body).double().eval(), image(8, 6)
+    wanted = 0.0
+    for _ in range(2):
+        net = pursuitify(model, iterations=0, example_inputs=x)
+        assert torch.equal(net(x), model(x))
+        wanted = CACHE[8]
+    assert wanted == TABLE[8]
+    assert torch.equal(model(image(16, 6)), Net.forward(model, image(16, 6)))
+
+
+def test_a_trial_says_what_a_tensor_of_its_sizes_says() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    trial, tensor = Trial((7, 14), torch.float16, torch.device("cpu")), torch.empty(7, 7, 7, 14)
+    for name in ("shape", "device"):
+        node = graph.call_function(getattr, (x, name))
+        assert trial.value(node, 4) == getattr(tensor, name)
+    size = graph.call_method("size", (x, -1))
+    assert trial.value(size, 4) == 14
+    assert trial.value(graph.call_function(max, (size, 20)), 4) == 20
+    assert (
+        f"{trial.value(graph.call_function(getattr, (x, 'shape')), 3)}" == "torch.Size([7, 7, 14])"
     )
-    assert worst == 0
-    net.iterations = 0
-    assert torch.equal(net(other), model(other))
+    assert trial.value(graph.call_function(getattr, (x, "dtype")), 4) == torch.float16
 
 
-def test_what_a_number_has_not_is_refused_when_it_is_traced() -> None:
-    for by_size in (lambda x: x / np.cbrt(x.size(1)), lambda x: x / x.size(1).item()):
-        with pytest.raises(TraceError, match=r"no callable cbrt|no attribute item"):
-            pursuitify(_Sized(by_size))
+def test_a_text_in_a_message_does_not_hide_why_a_forward_cannot_be_traced() -> None:
+    def body(_net: Any, x: Tensor) -> Tensor:
+        text = f"{x.shape}"
+        return x * float(x.mean()) if text else x
+
+    with pytest.raises(TraceError, match="__float__ of the traced tensor 'mean' would need"):
+        pursuitify(Net(body))
