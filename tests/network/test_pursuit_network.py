@@ -175,8 +175,11 @@ def test_dropout_really_drops() -> None:
     assert not torch.equal(net(x), net(x))
 
 
-SMALL = {"alexnet": 63, "resnet18": 64, "densenet121": 64, "squeezenet1_1": 64}
+#: tests/conversion/test_zoo.py has the other kinds of network in its quick tests.
+SMALL = {"alexnet": 63, "resnet18": 64}
 HEAVY = {
+    "densenet121": 64,
+    "squeezenet1_1": 64,
     "vgg11": 32,
     "vgg11_bn": 32,
     "resnet50": 64,
