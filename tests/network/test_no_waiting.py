@@ -81,7 +81,7 @@ def ways() -> Iterator[Any]:
         yield pytest.param(name, layout, moving, marks=marks)
 
 
-@pytest.mark.parametrize(("name", "layout", "moving"), ways())
+@pytest.mark.parametrize(("name", "layout", "moving"), list(ways()))
 def test_the_second_call_reads_nothing(name: str, layout: Any, moving: bool) -> None:
     torch.manual_seed(0)
     net = pursuitify(NETWORKS[name]().float().eval(), iterations=3, layout=layout)
