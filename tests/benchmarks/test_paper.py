@@ -91,6 +91,7 @@ def test_a_small_cell_regenerates(tmp_path: Path, one_thread: None) -> None:
         assert fresh["found"][key] == pytest.approx(kept["found"][key], rel=0.02), key
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FASHION.exists(), reason="needs Debian's dataset-fashion-mnist")
 def test_a_cell_of_the_results_page_regenerates(tmp_path: Path, one_thread: None) -> None:
     """Equal to the bit on one machine; other processors and torch versions round differently.

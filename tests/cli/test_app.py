@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from pursuitify.cli.app import app
 from pursuitify.cli.model_sources import load_model, load_weights
 from pursuitify.errors import CheckpointError, OptionError, PursuitifyError
+from tests.support.command_line import command
 
 runner = CliRunner()
 FACTORY = """
@@ -70,8 +71,15 @@ def test_convert_then_diagnose_and_coherence(factory: str, tmp_path: Path) -> No
     assert json.loads(exact.stdout)["boundary"] == "exact"
 
 
+def test_a_refusal_of_a_fresh_interpreter_has_no_traceback() -> None:
+    full = [sys.executable, "-m", "pursuitify.cli.app", "explain", "resnet_of_dreams"]
+    result = subprocess.run(full, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "error:" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_refusals_have_no_traceback(factory: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pursuitify.cli.app"]
     hostile = str(tmp_path / "hostile")
     save_file({"a": torch.ones(1)}, hostile, metadata={"pursuitify": "[" * 100000})
     for arguments in (
@@ -79,7 +87,7 @@ def test_refusals_have_no_traceback(factory: str, tmp_path: Path) -> None:
         ["diagnose", "resnet18", "--shape", "x"],
         ["diagnose", f"{factory}:make", "--shape", "1,8,8", "--checkpoint", hostile],
     ):
-        result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        result = command(*arguments)
         assert result.returncode == 1
         assert "error:" in result.stderr
         assert "Traceback" not in result.stderr
@@ -277,9 +285,9 @@ def test_a_radius_without_an_attack_is_refused(factory: str, tmp_path: Path) -> 
 
 
 def test_help_has_examples() -> None:
-    for command in ("finetune", "evaluate", "demo", "convert"):
-        text = runner.invoke(app, [command, "--help"]).stdout
-        assert f"pursuitify {command}" in text
+    for name in ("finetune", "evaluate", "demo", "convert"):
+        text = runner.invoke(app, [name, "--help"]).stdout
+        assert f"pursuitify {name}" in text
 
 
 @pytest.mark.slow
@@ -330,15 +338,9 @@ def test_a_file_is_imported_as_python_does(package: bool, tmp_path: Path) -> Non
     (folder / "own_net.py").write_text(AS_PYTHON.format(dot=line))
     if package:
         (folder / "__init__.py").write_text("")
-    command = [sys.executable, "-m", "pursuitify.cli.app", "explain"]
-
-    def run(name: str) -> subprocess.CompletedProcess[str]:
-        full = [*command, f"{folder / 'own_net.py'}:{name}"]
-        return subprocess.run(full, capture_output=True, text=True, check=False)
-
-    done = run("make")
+    done = command("explain", f"{folder / 'own_net.py'}:make")
     assert done.returncode == 0, done.stderr
-    refused = run("broken")
+    refused = command("explain", f"{folder / 'own_net.py'}:broken")
     assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
     assert "line 15" in " ".join(refused.stderr.split())
@@ -359,9 +361,7 @@ def test_a_diverged_network_is_null_in_json_and_no_success(tmp_path: Path) -> No
     (tmp_path / "neighbour_of_net.py").write_text(NEIGHBOUR)
     file = tmp_path / "spoiled_net.py"
     file.write_text(AS_PYTHON.format(dot="from neighbour_of_net import make_layer"))
-    command = [sys.executable, "-m", "pursuitify.cli.app", "diagnose", f"{file}:nan"]
-    full = [*command, "--shape", "8", "--json"]
-    done = subprocess.run(full, capture_output=True, text=True, check=False)
+    done = command("diagnose", f"{file}:nan", "--shape", "8", "--json")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "NaN" not in done.stdout

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from pursuitify.cli.app import app
 from pursuitify.data import load_data
 from pursuitify.errors import CheckpointError, PursuitifyError
 from pursuitify.models import ChainNet
+from tests.support.command_line import command
 
 runner = CliRunner()
 FACTORY = """
@@ -157,9 +156,8 @@ def test_refusals(factory, case):
 
 
 def test_a_refusal_has_no_traceback_and_a_wrong_call_is_exit_code_2():
-    command = [sys.executable, "-m", "pursuitify.cli.app", "audit"]
     for arguments, code in ((["resnet18", "--data", "digits", "--eps", "x"], 1), ([], 2)):
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        done = command("audit", *arguments)
         assert done.returncode == code
         assert "Traceback" not in done.stderr
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
 from rich.console import Console
 from torch import Tensor, nn
 
 from pursuitify import Report, explain, pursuitify
 from pursuitify.conversion.explain import summary
 from pursuitify.models import ResidualNet
-from tests.support.nets import CASES, LAYOUTS, Case, Gated, quick, random_net
+from tests.support.examples import examples
+from tests.support.nets import CASES, LAYOUTS, Case, Gated, random_net
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -37,8 +37,7 @@ def test_agrees_with_the_conversion(case: Case, layout: str) -> None:
     assert [e.node for e in report.entries] == [n.name for n in net.source.graph.nodes]
 
 
-@quick
-@given(drawn=random_net())
+@examples(20, 100, drawn=random_net())
 def test_every_node_has_a_role(drawn: tuple[nn.Module, Tensor]) -> None:
     model, x = drawn
     report = explain(model, input_shape=x.shape[1:])

@@ -35,14 +35,17 @@ class With(nn.Module):
 
 
 class Listed(nn.Module):
-    """Layers in a list of some kind."""
+    """Layers in a list of some kind, or of these the activation alone, which has no tensors."""
 
-    def __init__(self, kind: Callable[[list[nn.Module]], object]) -> None:
+    def __init__(self, kind: Callable[[list[nn.Module]], object], alone: bool = False) -> None:
         super().__init__()
-        self.body = kind([nn.Conv2d(3, 8, 3), nn.ReLU()])
+        layers = [nn.Conv2d(3, 8, 3), nn.ReLU()]
+        self.first = layers.pop(0) if alone else nn.Identity()
+        self.body = kind(layers)
         self.last = nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
         for layer in self.body:  # type: ignore[attr-defined]
             x = layer(x)
         return self.last(x.mean((2, 3)))
@@ -90,6 +93,11 @@ def hooked(utility: Callable[[nn.Module], object]) -> nn.Sequential:
         (lambda: Listed(list), "self.body = nn.ModuleList", lambda: Listed(nn.ModuleList)),
         (lambda: Listed(tuple), "plain tuple", lambda: Listed(nn.ModuleList)),
         (
+            lambda: Listed(list, alone=True),
+            "self.body = nn.ModuleList",
+            lambda: Listed(nn.ModuleList, alone=True),
+        ),
+        (
             lambda: With(
                 lambda x: torch.cat([x, torch.zeros(x.size(0), 1, x.size(2), x.size(3))], 1)[:, :8]
             ),
@@ -109,7 +117,7 @@ def hooked(utility: Callable[[nn.Module], object]) -> nn.Sequential:
             lambda: With(lambda x: torch.cat([0 * x[:, :1], x[:, 1:]], 1)),
         ),
     ],
-    ids=["made-in-forward", "list", "tuple", "zeros", "rand", "assignment"],
+    ids=["made-in-forward", "list", "tuple", "list-of-activations", "zeros", "rand", "assignment"],
 )
 def test_the_advice_works(
     refused: Callable[[], nn.Module], advice: str, mended: Callable[[], nn.Module]

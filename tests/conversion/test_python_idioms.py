@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pursuitify import TraceError, pursuitify
+from pursuitify import TraceError, explain, pursuitify
 from tests.support.idiom_grammar import ENDS, STEPS, WRAPPERS, Base, made
 from tests.support.idiom_outcome import outcome
 
@@ -55,7 +57,8 @@ cases = {
 
 def inputs(seed: int = 1, height: int = 6) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2, 3, height, 4, generator=generator, dtype=torch.float64)
+    # A batch of a size that nothing else in these networks has: it may not be compiled in.
+    return torch.randn(9, 3, height, 4, generator=generator, dtype=torch.float64)
 
 
 def check(
@@ -130,6 +133,39 @@ def test_refusals_say_what_was_found(name: str, text: str) -> None:
         pursuitify(model)
     assert "INTERNAL ASSERT" not in str(raised.value)
     assert all(p.requires_grad for p in model.parameters())
+
+
+class _Read(Base):
+    """A row that reads an activation through a function."""
+
+    def __init__(self, read: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.read(self.stem(x).relu())).relu()
+
+
+@pytest.mark.parametrize(
+    "read", [lambda x: x.type_as(x.relu()), lambda x: x.to(x.relu())], ids=["type_as", "to"]
+)
+def test_a_row_reads_an_activation_in_the_type_of_another(read: Any) -> None:
+    model = _Read(read).double().eval()
+    assert explain(model).ok
+    net = pursuitify(model, iterations=2)
+    assert any(edge == ("relu", "relu_2") for edge in net.graph.edges), net.graph.edges
+
+
+@pytest.mark.parametrize("layout", ["auto", "encoder"])
+@pytest.mark.parametrize("read", [Tensor.detach, torch.detach], ids=["method", "function"])
+def test_no_derivative_of_a_sweep_goes_through_detach(read: Any, layout: Any) -> None:
+    torch.manual_seed(0)
+    net = pursuitify(_Read(read).double().eval(), iterations=3, layout=layout)
+    net(inputs()).square().sum().backward()
+    behind, before = (net.get_parameter(f"{name}.weight").grad for name in ("conv", "stem"))
+    assert behind is not None
+    assert float(behind.abs().max()) > 1e-3
+    assert before is None or not before.any()
 
 
 class _Clipped(Base):

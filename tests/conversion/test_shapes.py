@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pursuitify import PursuitNetwork, explain, pursuitify
 from tests.support.agreement import assert_adjoint, bound_pass, error, rows_error
+from tests.support.examples import examples
 
 
 @dataclass(frozen=True)
@@ -285,8 +285,7 @@ def test_ways_to_say_the_same_are_the_same(
     torch.testing.assert_close(objectives[1], objectives[0], rtol=1e-10, atol=1e-10)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(cases())
+@examples(50, 500, cases())
 def test_what_converts_runs_and_is_right(case: tuple[nn.Module, Tensor]) -> None:
     model, x = case
     report = explain(model)

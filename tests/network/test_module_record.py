@@ -272,7 +272,9 @@ def test_compiled_code_is_refused_alike() -> None:
         torch.compile(net, backend="eager")(X)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(
+    "seed", [*range(15), *(pytest.param(n, marks=pytest.mark.slow) for n in range(15, 40))]
+)
 def test_any_changes_agree_with_a_fresh_conversion_or_are_refused(seed: int) -> None:
     """Changes of all kinds in any order, between calls of any kind."""
     draw = random.Random(seed)

@@ -135,7 +135,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore")
 @given(case=cases())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_changed_network_is_a_fresh_conversion_or_refuses(case: dict[str, Any]) -> None:
     assert outcome(**case) in {"same", "refused", "no model"}
 

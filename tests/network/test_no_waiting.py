@@ -7,6 +7,7 @@ needed to find every place that would wait for one.
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -72,12 +73,18 @@ def first_call(net: PursuitNetwork, x: Tensor, moving: bool) -> None:
         net(x)
 
 
-@pytest.mark.parametrize("moving", [False, True])
-@pytest.mark.parametrize("layout", ["auto", "encoder"])
-@pytest.mark.parametrize("name", NETWORKS)
+def ways() -> Iterator[Any]:
+    """All of a network's ways, in the slow tests those that another network shows quickly."""
+    for name, layout, moving in itertools.product(NETWORKS, ("auto", "encoder"), (False, True)):
+        repeated = name not in ("residual", "gated") and (layout, moving) != ("auto", False)
+        marks = [pytest.mark.slow] if repeated else []
+        yield pytest.param(name, layout, moving, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "layout", "moving"), list(ways()))
 def test_the_second_call_reads_nothing(name: str, layout: Any, moving: bool) -> None:
     torch.manual_seed(0)
-    net = pursuitify(NETWORKS[name]().float().eval(), iterations=10, layout=layout)
+    net = pursuitify(NETWORKS[name]().float().eval(), iterations=3, layout=layout)
     mode = FakeTensorMode()
     twin = fake_copy(net, mode)
     channels = next(m for m in net.modules() if isinstance(m, nn.Conv2d)).in_channels

@@ -16,7 +16,6 @@ import networkx as nx
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,13 +26,13 @@ from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
 from pursuitify.network.pursuit_network import RESERVED
 from pursuitify.solvers.registry import SOLVERS
 from pursuitify.solvers.solver import SolverInput
+from tests.support.examples import examples
 from tests.support.nets import (
     BY_NAME,
     CASES,
     LAYOUTS,
     Case,
     Gated,
-    quick,
     random_net,
     randomise,
 )
@@ -134,8 +133,7 @@ def check_running_statistics(
 
 
 @modes
-@quick
-@given(drawn=random_net(batch=3))
+@examples(20, 100, drawn=random_net(batch=3))
 def test_equality_random(training: bool, drawn: tuple[nn.Module, Tensor]) -> None:
     check_equality(*drawn, training, 1e-12)
 
@@ -175,8 +173,11 @@ def test_dropout_really_drops() -> None:
     assert not torch.equal(net(x), net(x))
 
 
-SMALL = {"alexnet": 63, "resnet18": 64, "densenet121": 64, "squeezenet1_1": 64}
+#: tests/conversion/test_zoo.py has the other kinds of network in its quick tests.
+SMALL = {"alexnet": 63, "resnet18": 64}
 HEAVY = {
+    "densenet121": 64,
+    "squeezenet1_1": 64,
     "vgg11": 32,
     "vgg11_bn": 32,
     "resnet50": 64,
@@ -225,8 +226,7 @@ def rises(values: list[Tensor], tolerance: float = 1e-9) -> bool:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@quick
-@given(drawn=random_net())
+@examples(20, 100, drawn=random_net())
 def test_objective_never_rises(layout: Any, drawn: tuple[nn.Module, Tensor]) -> None:
     model, x = drawn
     values = objectives(pursuitify(model, layout=layout), x, 8)
@@ -252,8 +252,7 @@ def test_objective_never_rises_on_reference_nets(reference: str) -> None:
     assert bool((values[-1] < values[0]).all())
 
 
-@quick
-@given(drawn=random_net())
+@examples(20, 100, drawn=random_net())
 def test_layered_pursuit_is_finite_and_lowers_each_row(drawn: tuple[nn.Module, Tensor]) -> None:
     model, x = drawn
     net = pursuitify(model, iterations=6, solver="layered")
@@ -275,8 +274,7 @@ def test_layered_pursuit_is_finite_and_lowers_each_row(drawn: tuple[nn.Module, T
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@quick
-@given(drawn=random_net())
+@examples(20, 100, drawn=random_net())
 def test_dictionary_adjoint(layout: Any, drawn: tuple[nn.Module, Tensor]) -> None:
     model, x = drawn
     net = pursuitify(model, layout=layout)
@@ -623,8 +621,7 @@ def test_samples_do_not_see_each_other_through_gates() -> None:
     assert not rises(objectives(net, x, 8))
 
 
-@settings(quick, max_examples=25)
-@given(drawn=random_net(batch=3))
+@examples(20, 100, drawn=random_net(batch=3))
 def test_samples_do_not_see_each_other_in_random_nets(drawn: tuple[nn.Module, Tensor]) -> None:
     model, x = drawn
     check_independence(pursuitify(model, iterations=2), x, 1e-10)

@@ -24,6 +24,7 @@ from pursuitify.operators import (
     interpolate,
     pad,
 )
+from pursuitify.operators.norms import power_iteration
 from pursuitify.testing import randn
 
 
@@ -64,7 +65,9 @@ class Everything(torch.nn.Module):
 
 
 @pytest.fixture
-def model():
+def model(monkeypatch):
+    """Return the maps; a cold power iteration has few steps, each of which is traced."""
+    monkeypatch.setattr(power_iteration, "COLD_STEPS", 3)
     return Everything()
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,21 +20,13 @@ from pursuitify.solvers.global_pursuit import GlobalPursuit
 from pursuitify.solvers.inplace.shared_concats import shared
 from pursuitify.solvers.line_search import LineSearch
 from pursuitify.solvers.solver import SolverInput
+from tests.support.examples import examples
 from tests.support.nets import BY_NAME, CASES, LAYOUTS, Case, Gated, random_net, randomise
 from tests.support.oracle import Oracle, row
 from tests.support.randomnets import general_net
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
-quick = settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[
-        HealthCheck.too_slow,
-        HealthCheck.data_too_large,
-        HealthCheck.function_scoped_fixture,
-    ],
-)
 
 
 def adaptive(model: nn.Module, **options: Any) -> PursuitNetwork:
@@ -172,15 +163,13 @@ def scaled(model: nn.Module, powers: list[float], zero: int) -> nn.Module:
 powers = st.lists(st.floats(-6, 6), min_size=1, max_size=4)
 
 
-@given(random_net(), powers, st.integers(-3, 6))
-@quick
+@examples(20, 100, random_net(), powers, st.integers(-3, 6))
 def test_the_objective_never_rises(drawn: Any, powers: list[float], zero: int) -> None:
     model, x = drawn
     assert_descends(adaptive(scaled(model.eval(), powers, zero), iterations=5), x)
 
 
-@given(general_net(), powers, st.integers(-3, 6))
-@quick
+@examples(20, 100, general_net(), powers, st.integers(-3, 6))
 def test_the_objective_never_rises_with_any_operation(
     drawn: Any, powers: list[float], zero: int
 ) -> None:
@@ -188,8 +177,7 @@ def test_the_objective_never_rises_with_any_operation(
     assert_descends(adaptive(scaled(model.eval(), powers, zero), iterations=5), x)
 
 
-@given(random_net(), st.lists(st.floats(-8, 8), min_size=1, max_size=5))
-@quick
+@examples(20, 100, random_net(), st.lists(st.floats(-8, 8), min_size=1, max_size=5))
 def test_the_objective_never_rises_whatever_the_step(drawn: Any, factors: list[float]) -> None:
     model, x = drawn
     net = adaptive(model.eval())
@@ -276,8 +264,7 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch(case: Case, layout: 
     assert_independent(adaptive(case.build(), layout=layout), case.input(batch=3))
 
 
-@given(random_net())
-@quick
+@examples(20, 100, random_net())
 def test_samples_of_random_networks_do_not_meet(drawn: Any) -> None:
     model, x = drawn
     assert_independent(adaptive(model.eval()), torch.cat([x, x + 1, x - 1]))
@@ -315,8 +302,7 @@ def test_a_network_that_moves_its_batch_takes_one_step_for_all() -> None:
 # ---------------------------------------------------------------- one answer on every path
 
 
-@given(general_net(), st.booleans())
-@quick
+@examples(20, 100, general_net(), st.booleans())
 def test_in_place_and_recorded_paths_agree(drawn: Any, training: bool) -> None:
     model, x = drawn
     net = adaptive(model.train(training))

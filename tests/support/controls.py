@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gzip
 from pathlib import Path
 
@@ -29,6 +30,22 @@ TINY = Protocol(
     curve=(Step("PGD", "pgd", "white-box", {"steps": 4}),),
     factors=(1.0, 2.0),
 )
+
+
+def shortened(protocol):
+    """A protocol with all of its steps, each with few iterations or queries."""
+
+    def brief(steps):
+        most = {"steps": 3, "queries": 10}
+        return tuple(
+            dataclasses.replace(
+                step, options={k: min(v, most.get(k, v)) for k, v in step.options.items()}
+            )
+            for step in steps
+        )
+
+    parts = {part: brief(getattr(protocol, part)) for part in ("steps", "twin", "curve")}
+    return dataclasses.replace(protocol, name="brief", factors=protocol.factors[:2], **parts)
 
 
 def digits():

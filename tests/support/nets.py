@@ -13,19 +13,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.support.oracle import INPUT, Affine, Row, Slot, frozen_max_pool, row
 
 LAYOUTS = ("auto", "encoder")
-#: Settings of properties of random networks.
-quick = settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import multiprocessing
 import random
@@ -53,11 +54,25 @@ def same(first: Path, second: Path) -> None:
     assert {path.name for path in second.iterdir()} == names
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Result]]:
+    """Undisturbed runs by their optimizer, each made once: their folders and their results."""
+
+    @functools.cache
+    def made(optimizer: str) -> tuple[Path, Result]:
+        folder = tmp_path_factory.mktemp("whole")
+        return folder, run(folder, optimizer)
+
+    return made
+
+
 @pytest.mark.parametrize(
     ("where", "optimizer"), [("step", "adamw"), ("step", "sgd"), ("write", "adamw")]
 )
-def test_killed_and_resumed_is_never_stopped(where: str, optimizer: str, tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", optimizer)
+def test_killed_and_resumed_is_never_stopped(
+    where: str, optimizer: str, whole_run: Any, tmp_path: Path
+) -> None:
+    folder, whole = whole_run(optimizer)
     assert whole.history[-1]["step"] == STEPS
     at = random.randrange(1, STEPS if where == "step" else WRITES)
     print(f"killed at {where} {at}")
@@ -69,7 +84,7 @@ def test_killed_and_resumed_is_never_stopped(where: str, optimizer: str, tmp_pat
     assert exit_code(deadly) == -signal.SIGKILL
     resumed = run(tmp_path / "killed", optimizer)
     assert resumed.history == whole.history
-    same(tmp_path / "whole", tmp_path / "killed")
+    same(folder, tmp_path / "killed")
 
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,12 +141,11 @@ def test_a_run_that_is_done_stays_done(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_state_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     run(folder, "adamw", epochs=1)
-    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
-    whole = run(tmp_path / "whole", "adamw")
+    undisturbed, whole = whole_run("adamw")
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -152,7 +166,7 @@ def test_a_full_disk_leaves_the_state_before_it(
             run_on()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
     assert run_on().history == whole.history
-    same(tmp_path / "whole", folder)
+    same(undisturbed, folder)
 
 
 @pytest.fixture(scope="module")

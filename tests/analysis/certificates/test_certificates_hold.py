@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from pursuitify.operators import Dense, LinearMap, Scale
 from pursuitify.operators.activations import Activation, ReLU
 from pursuitify.robust import certified_radius
 from pursuitify.rules import activation, linear
+from tests.support.examples import examples
 from tests.support.nets import randomise
 
 BATCH, CHANNELS, SIZE, CLASSES = 4, 4, 4, 3
@@ -422,8 +422,7 @@ def test_the_attack_breaks_what_is_not_tried(lie: str, monkeypatch: pytest.Monke
     assert broken(net, x, certified_radius(net, x)).any()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
+@examples(15, 200, data=st.data())
 def test_what_is_certified_holds(data: st.DataObject) -> None:
     """Sound parts most of the time, so that many are certified; any part at all otherwise."""
     bodies = data.draw(

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -17,14 +16,12 @@ from pursuitify.analysis.gram.normalised_gram import Gram
 from pursuitify.analysis.measures.dense_gram import normalised
 from tests.support.dense_gram import dense_gram
 from tests.support.drawn_dictionaries import KINDS, bound, drawn
+from tests.support.examples import examples
 from tests.support.nets import LAYOUTS
-
-CHECKED = settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@CHECKED
-@given(data=st.data(), layout=st.sampled_from(LAYOUTS))
+@examples(3, 30, data=st.data(), layout=st.sampled_from(LAYOUTS))
 def test_every_entry_is_that_of_the_dense_matrix(kind, data, layout):
     """None is refused: exact mode agrees entry by entry, and so do its measures."""
     model, _ = data.draw(drawn(kind))
@@ -61,8 +58,7 @@ CONVOLUTIONAL = [k for k in KINDS if k not in ("identity",)]
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONAL)
-@CHECKED
-@given(data=st.data(), layout=st.sampled_from(LAYOUTS))
+@examples(3, 30, data=st.data(), layout=st.sampled_from(LAYOUTS))
 def test_interior_sums_are_what_a_longer_image_adds(kind, data, layout):
     """Between two lengths border effects cancel: exact sums grow by what the interior says."""
     model, _ = data.draw(drawn(kind, (1,)))
@@ -107,8 +103,7 @@ def lengths(net, model, period):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@CHECKED
-@given(data=st.data(), layout=st.sampled_from(LAYOUTS))
+@examples(3, 30, data=st.data(), layout=st.sampled_from(LAYOUTS))
 def test_coherence_frame_potential_and_bounds_are_in_order(kind, data, layout):
     model, _ = data.draw(drawn(kind))
     net, _, shape = bound(model, layout)
@@ -128,8 +123,7 @@ def test_coherence_frame_potential_and_bounds_are_in_order(kind, data, layout):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(CHECKED, max_examples=3)
-@given(data=st.data(), layout=st.sampled_from(LAYOUTS))
+@examples(2, 15, data=st.data(), layout=st.sampled_from(LAYOUTS))
 def test_the_babel_function_is_that_of_central_atoms(kind, data, layout):
     model, _ = data.draw(drawn(kind, (1,)))
     with torch.no_grad():

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from torch import nn
 
 from pursuitify import pursuitify
@@ -17,6 +16,7 @@ from pursuitify.analysis.gram.normalised_gram import Gram
 from pursuitify.analysis.gram.symbol import UnsupportedError
 from pursuitify.operators import Select
 from tests.support.dense_gram import agree
+from tests.support.examples import examples
 from tests.support.nets import BY_NAME, CASES, LAYOUTS, random_net, randomise
 
 WITHOUT_SWITCHES = [case for case in CASES if case.name != "conv_chain"]
@@ -96,8 +96,7 @@ def pooled(dictionary):
     )
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
-@given(drawn=random_net(batch=1))
+@examples(12, 150, drawn=random_net(batch=1))
 def test_random_networks_agree_with_materialize(drawn):
     model, x = drawn
     with torch.no_grad():

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from torch import nn
 
 from pursuitify import pursuitify
@@ -17,6 +16,7 @@ from pursuitify.analysis.gram.normalised_gram import Gram
 from pursuitify.analysis.measures import dense_gram
 from pursuitify.analysis.measures.dense_gram import normalised
 from pursuitify.errors import InputError, OptionError
+from tests.support.examples import examples
 from tests.support.nets import BY_NAME, CASES, LAYOUTS, random_net
 
 
@@ -46,8 +46,7 @@ def test_exact_measures_are_those_of_the_dense_matrix(case, layout):
     assert max(n.maximum for n in report.column_norms) == pytest.approx(float(norms.max()))
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
-@given(drawn=random_net(batch=1))
+@examples(12, 150, drawn=random_net(batch=1))
 def test_mutual_coherence_frame_potential_and_welch_bound_are_in_order(drawn):
     model, x = drawn
     for layout in LAYOUTS:

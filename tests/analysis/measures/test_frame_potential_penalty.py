@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.linalg import hadamard
 
@@ -13,13 +14,26 @@ from pursuitify.analysis import FramePotentialPenalty, coherence, frame_potentia
 from pursuitify.analysis.gram.normalised_gram import Gram
 from pursuitify.errors import OptionError
 from tests.support.drawn_dictionaries import KINDS, bound, drawn
+from tests.support.examples import examples
 from tests.support.nets import BY_NAME, LAYOUTS
 
 NAMES = ["linear_residual", "conv_residual", "conv_chain", "conv_dense", "separable"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("blocks", [None, 6])
+#: The quick ones have every kind of row, with all blocks or with some drawn.
+QUICK = [
+    ("linear_residual", None), ("linear_residual", 6), ("conv_dense", None), ("conv_residual", 6),
+    ("separable", 6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        pytest.param(*way, marks=[] if way in QUICK else [pytest.mark.slow])
+        for way in itertools.product(NAMES, (None, 6))
+    ],
+)
 def test_value_and_derivative_are_exact_in_expectation(name, blocks):
     case = BY_NAME[name]
     net = pursuitify(case.build())
@@ -73,8 +87,7 @@ def test_training_mode_and_statistics_are_left_alone():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
-@given(data=st.data(), layout=st.sampled_from(LAYOUTS))
+@examples(2, 20, data=st.data(), layout=st.sampled_from(LAYOUTS))
 def test_over_orthogonal_signs_the_estimate_is_exact_on_every_kind(kind, data, layout):
     """The estimate is quadratic in the signs: over a Hadamard matrix's rows its mean is exact."""
     model, _ = data.draw(drawn(kind))

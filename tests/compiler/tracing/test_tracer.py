@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pursuitify import InputError, OptionError, PursuitifyError, TraceError, explain, pursuitify
 from pursuitify.compiler.tracing.trace import trace, trace_modes
 from tests.support.agreement import error
+from tests.support.examples import examples
 
 IDIOMS = Path(__file__).resolve().parents[2] / "support" / "idioms.py"
 #: Idioms that must not only be survived: they convert, wherever in the network they stand.
@@ -255,14 +255,15 @@ CONDITIONS: dict[str, Callable[[Tensor, int], Any]] = {
 }
 
 
-@given(
+@examples(
+    12,
+    200,
     names=st.lists(st.sampled_from(sorted(CONDITIONS)), min_size=1, max_size=3),
     n=st.integers(1, 9),
     sizes=st.tuples(st.integers(1, 4), st.integers(2, 12), st.integers(2, 12)),
     other=st.tuples(st.integers(1, 4), st.integers(2, 12), st.integers(2, 12)),
     training=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
 def test_branches_go_as_the_example_says(
     names: list[str], n: int, sizes: Any, other: Any, training: bool
 ) -> None:

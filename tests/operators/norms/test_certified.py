@@ -12,7 +12,7 @@ from pursuitify.operators import (
     dense_norm_bound,
     dense_norm_estimate,
 )
-from pursuitify.operators.norms import certified
+from pursuitify.operators.norms import certified, power_iteration
 from pursuitify.operators.norms.symbol import polyphase, sampling, symbol_at
 from pursuitify.testing import randn
 
@@ -185,3 +185,18 @@ def test_compiled_code_finds_the_same_bound(backend: str, monkeypatch: pytest.Mo
     with torch.no_grad():
         assert bound(weight).item() == pytest.approx(expected.item(), rel=1e-6)
     assert certified._KNOWN
+
+
+def test_an_estimate_without_values_takes_few_steps(monkeypatch):
+    """On the meta device two power steps show all that 30 need: a count of memory is soon done."""
+    calls = []
+    inner = power_iteration._circular
+    monkeypatch.setattr(
+        power_iteration, "_circular", lambda *a: calls.append(a[0].device.type) or inner(*a)
+    )
+    weight = torch.randn(4, 3, 3, 3)
+    value, state = conv_norm_estimate(weight, (1, 1), (1, 1))
+    empty, other = conv_norm_estimate(weight.to("meta"), (1, 1), (1, 1))
+    assert calls.count("cpu") == 2 * power_iteration.COLD_STEPS + 1
+    assert calls.count("meta") == 5
+    assert (empty.shape, other.shape) == (value.shape, state.shape)

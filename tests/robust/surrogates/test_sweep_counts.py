@@ -11,10 +11,10 @@ from torch import nn
 from pursuitify import pursuitify
 from pursuitify.errors import OptionError
 from pursuitify.models import ResidualNet
-from pursuitify.robust import AtIterations, LatentChange, Sweeps, audit, iterations
+from pursuitify.robust import PROTOCOLS, AtIterations, LatentChange, Sweeps, audit, iterations
 from pursuitify.robust.attacks.losses import cross_entropy
 from pursuitify.robust.surrogates.sweep_counts import at_each, find_pursuit
-from tests.support.controls import EPS
+from tests.support.controls import EPS, shortened
 
 COUNTS = [4, 0, 7, 1, 7]
 
@@ -108,11 +108,13 @@ def test_no_pursuit_and_two(net, x):
 
 
 def test_the_audit_adapts_to_a_pursuit_inside_another_module(undefended, digits):
+    brief = shortened(PROTOCOLS["quick"])
     net = pursuitify(undefended, iterations=3).eval()
     net(digits[0][:1])
     data = (digits[0][:4], digits[1][:4])
     one, other = (
-        audit(each, data, eps=EPS, progress=False) for each in (net, nn.Sequential(net).eval())
+        audit(each, data, eps=EPS, protocol=brief, progress=False)
+        for each in (net, nn.Sequential(net).eval())
     )
     assert [r.name for r in one.results] == [r.name for r in other.results]
     assert [r.fooled for r in one.results] == [r.fooled for r in other.results]

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pursuitify import InputError, PursuitNetwork, pursuitify
 from pursuitify.models import ResidualNet
 from tests.support.compare_modes import assert_same, assert_same_outputs, differentiate
-from tests.support.nets import BY_NAME, CASES, Case, quick, random_net
+from tests.support.examples import examples
+from tests.support.nets import BY_NAME, CASES, Case, random_net
 from tests.support.randomnets import general_net
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -88,16 +88,14 @@ def test_recompute_gives_the_derivatives_of_plain_unrolling(
     check(net, case.input(batch=3), memory="recompute", recompute_levels=levels)
 
 
-@given(random_net(), st.integers(1, 5), st.booleans(), st.booleans())
-@quick
+@examples(20, 100, random_net(), st.integers(1, 5), st.booleans(), st.booleans())
 def test_recompute_on_random_networks(drawn: Any, count: int, training: bool, two: bool) -> None:
     model, x = drawn
     net = adaptive(model.train(training), iterations=count)
     check(net, x, 1e-10, memory="recompute", recompute_levels=1 + two)
 
 
-@given(general_net(), st.integers(1, 4), st.booleans())
-@quick
+@examples(20, 100, general_net(), st.integers(1, 4), st.booleans())
 def test_recompute_with_any_operation(drawn: Any, count: int, two: bool) -> None:
     model, x = drawn
     net = adaptive(model.eval(), iterations=count)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -17,17 +16,13 @@ from pursuitify.operators import LinearMap
 from pursuitify.operators.activations import Activation
 from pursuitify.rules import activation, linear
 from tests.support.compare_modes import assert_same, assert_same_outputs, differentiate
+from tests.support.examples import examples
 from tests.support.nets import BY_NAME, CASES, Case, random_net
 from tests.support.randomnets import general_net
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 levels = pytest.mark.parametrize("levels", [1, 2])
-quick = settings(
-    max_examples=50,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
 
 
 def check(net: PursuitNetwork, x: Tensor, levels: int, tolerance: float = 1e-12) -> None:
@@ -69,8 +64,11 @@ def test_single_precision(levels: int) -> None:
     check(extrapolate(net, 0.3), case.input(batch=4, dtype=torch.float32), levels, 1e-5)
 
 
-@given(random_net(), st.integers(1, 5), st.sampled_from([0.0, 0.4]), st.booleans(), st.booleans())
-@quick
+#: Numbers of sweeps, extrapolation, training, two levels.
+SETTINGS = (st.integers(1, 5), st.sampled_from([0.0, 0.4]), st.booleans(), st.booleans())
+
+
+@examples(20, 100, random_net(), *SETTINGS)
 def test_random_networks(
     drawn: tuple[nn.Module, Tensor], count: int, alpha: float, training: bool, two: bool
 ) -> None:
@@ -79,8 +77,7 @@ def test_random_networks(
     check(extrapolate(net, alpha), x, 1 + two, 1e-11)
 
 
-@given(general_net(), st.integers(1, 5), st.sampled_from([0.0, 0.4]), st.booleans(), st.booleans())
-@quick
+@examples(20, 100, general_net(), *SETTINGS)
 def test_random_networks_of_every_operation(
     drawn: tuple[nn.Module, Tensor], count: int, alpha: float, training: bool, two: bool
 ) -> None:
