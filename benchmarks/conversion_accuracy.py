@@ -51,10 +51,12 @@ class Means:
     Attributes:
         options: Options of ``pursuitify``.
         thresholds: Threshold scales calibrated together with the step scale; none: no calibration.
+        gains: Whether decoder rows get atom gains.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     thresholds: tuple[float, ...] = ()
+    gains: bool = False
 
 
 ENCODER, SIGNAL = {"layout": "encoder"}, {"offsets": "signal"}
@@ -63,6 +65,8 @@ MEANS = {
     "offsets in the signal": Means(SIGNAL),
     "encoder layout": Means(ENCODER),
     "encoder layout, offsets in the signal": Means({**ENCODER, **SIGNAL}),
+    "offsets in the signal, gains": Means(SIGNAL, gains=True),
+    "encoder layout, offsets in the signal, gains": Means({**ENCODER, **SIGNAL}, gains=True),
     "balance": Means({"balance": True}),
     "step scale": Means(thresholds=(1.0,)),
     "step and threshold scale": Means(thresholds=(0.5, 1.0, 2.0)),
@@ -135,6 +139,8 @@ def measure(
     for name in arguments.means:
         means = MEANS[name]
         net = pursuitify(source, **means.options)
+        if means.gains:
+            calibrate(net, [sample], step_scales=(), gains=True, apply=True)
         for sweeps in arguments.sweeps:
             net.iterations, net.step_scale, net.threshold_scale = sweeps, 1.0, 1.0
             if sweeps and means.thresholds:

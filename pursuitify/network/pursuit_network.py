@@ -97,6 +97,8 @@ class PursuitNetwork(Settings):
     pursuit: PursuitParameters
     #: What ``balance=True`` did at conversion, or None.
     balanced: Balance | None = None
+    #: The :class:`pursuitify.calibration.Calibration` of ``calibrate=`` at conversion, or None.
+    calibration: Any = None
     #: What the source's own train() does in either mode, where it has one; else empty.
     _modes: Mapping[bool, Modes] = MappingProxyType({})
 
@@ -204,6 +206,14 @@ class PursuitNetwork(Settings):
 
     def _take_gains(self, gains: Mapping[int, Tensor]) -> None:
         self.pursuit.set_gains(gains)
+        self._forget_gains()
+
+    def restore_gains(self, log_gains: nn.ParameterDict | None) -> None:
+        """Put back the parameters that ``pursuit.log_gains`` was, None for no gains."""
+        self.pursuit.log_gains = log_gains
+        self._forget_gains()
+
+    def _forget_gains(self) -> None:
         self._proofs.forget()
         self._norms.look_again()
 

@@ -152,7 +152,8 @@ class PursuitParameters(nn.Module):
         """Return the atom gains c_j of the latent at a place, or None where it has none."""
         if self.log_gains is None or str(place) not in self.log_gains:
             return None
-        return self.log_gains[str(place)].exp()
+        gains: Tensor = self.log_gains[str(place)].exp()
+        return gains
 
     def set_gains(self, gains: Mapping[int, Tensor]) -> None:
         """Give exactly these latents gains; parameters whose shape stays are written in place.
