@@ -20,8 +20,8 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
-from pursuitify import atom_gains
-from pursuitify.atom_gains import RowFit, Sample
+from pursuitify.dictionary import atom_gains
+from pursuitify.dictionary.atom_gains import RowFit, Sample
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError, RangeError
 from pursuitify.network.pursuit_network import PursuitNetwork
@@ -192,8 +192,8 @@ def calibrate(
         step_scales: Step scales to try, from 0 to 1.
         threshold_scales: Threshold scales to try, at least 0.
         gains: First fit the atom gains of decoder rows (mathematics.md, section 1; see
-            :mod:`pursuitify.atom_gains`), in place of those the network has; scales are tried with
-            them. That keeps what decoder rows read of all batches in memory.
+            :mod:`pursuitify.dictionary.atom_gains`), in place of those the network has; scales are
+            tried with them. That keeps what decoder rows read of all batches in memory.
         logits: Returns the class scores, classes along dimension 1, of what the network returns;
             needed where that is not a tensor.
         apply: Set the network to the chosen scales and the gains; otherwise it is left as it was.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pursuitify import PursuitNetwork, backends, coherence, load, pursuitify, save
 from pursuitify.errors import InputError, OptionError
 from pursuitify.models import ResidualNet
-from tests.solvers.test_offsets import close, extrapolate, flat
+from tests.support.against_oracle import assert_close, extrapolate, joined
 from tests.support.compare_modes import assert_same, assert_same_outputs, differentiate
 from tests.support.nets import CASES, Case, randomise
 from tests.support.oracle import Oracle
@@ -63,11 +63,11 @@ def test_everything_is_that_of_the_oracle(case: Case, layout: Any, offsets: str)
     gains = gain(net, x)
     oracle = Oracle(case.rows(model, layout, x), x, net.offsets, gains)
     matrix, signal, thresholds = (t.detach().numpy() for t in net.dictionary(x).materialize())
-    close(thresholds, oracle.lam)
-    close(matrix.T @ matrix, oracle.B.T @ oracle.B)
-    close(matrix.T @ signal, oracle.B.T @ oracle.y)
+    assert_close(thresholds, oracle.lam)
+    assert_close(matrix.T @ matrix, oracle.B.T @ oracle.B)
+    assert_close(matrix.T @ signal, oracle.B.T @ oracle.y)
     net.iterations = 0
-    close(flat(net.latents(x)), oracle.w0)
+    assert_close(joined(net.latents(x)), oracle.w0)
     assert torch.equal(net(x), before)
     net.verify(x)
     exact = oracle.lipschitz()
@@ -80,17 +80,17 @@ def test_everything_is_that_of_the_oracle(case: Case, layout: Any, offsets: str)
         net.iterations = count
         latents = net.latents(x)
         expected = oracle.sweeps(count, steps, alpha)
-        close(flat(latents), expected)
-        close(net.objective(x, latents).item(), oracle.objective(expected, 1e-12))
+        assert_close(joined(latents), expected)
+        assert_close(net.objective(x, latents).item(), oracle.objective(expected, 1e-12))
     with torch.no_grad():
         net.pursuit.alpha.zero_()
     net.steps = "adaptive"
     estimates = {k: v.item() for k, v in net.step_sizes(x).items()}
-    close(flat(net.latents(x)), oracle.adaptive(4, estimates))
+    assert_close(joined(net.latents(x)), oracle.adaptive(4, estimates))
     net.steps = "certified"
     net.solver = "layered"
     steps = {k: v.item() for k, v in net.step_sizes(x).items()}
-    close(flat(net.latents(x)), oracle.layered(4, steps))
+    assert_close(joined(net.latents(x)), oracle.layered(4, steps))
 
 
 def test_the_cases_cover_both_layouts_and_offsets() -> None:
@@ -120,9 +120,9 @@ def test_random_networks_descend_and_all_ways_to_compute_agree(
         values = [sweep.objective for sweep in net.diagnose(x).sweeps]
         assert all(b <= a + 1e-9 * max(1.0, abs(a)) for a, b in itertools.pairwise(values))
         with torch.no_grad():
-            found = flat(net.latents(x))
+            found = joined(net.latents(x))
             with backends.inplace(False):
-                close(found, flat(net.latents(x)))
+                assert_close(found, joined(net.latents(x)))
     net.steps, net.iterations = "certified", count
     net = extrapolate(net, alpha)
     for parameter in net.pursuit.parameters():
@@ -133,9 +133,9 @@ def test_random_networks_descend_and_all_ways_to_compute_agree(
     assert_same_outputs(outputs, expected, 1e-11)
     assert_same(mine, theirs, 1e-11)
     with torch.no_grad():
-        found = flat(net.latents(x))
+        found = joined(net.latents(x))
         with backends.inplace(False):
-            close(found, flat(net.latents(x)))
+            assert_close(found, joined(net.latents(x)))
 
 
 def test_derivatives_of_gains_are_those_of_differences() -> None:
@@ -187,7 +187,7 @@ def test_implicit_derivatives_at_the_minimiser_are_those_of_many_sweeps() -> Non
     assert any("log_gains" in name for name in found[0])
     for name, grad in found[0].items():
         if name not in ("pursuit.beta", "pursuit.alpha"):
-            close(found[1][name].numpy(), grad.numpy(), 1e-6)
+            assert_close(found[1][name].numpy(), grad.numpy(), 1e-6)
 
 
 def test_coherence_knows_gains() -> None:
