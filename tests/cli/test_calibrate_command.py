@@ -35,7 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "mine.py").write_text(FACTORY)
     torch.manual_seed(0)
     model = ResidualNet(1, 10, width=2)
-    x, y = load_data("digits").train.tensors()
+    digits: Any = load_data("digits").train
+    x, y = digits.tensors()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     for part in torch.randperm(len(x)).split(64):
         optimizer.zero_grad()
