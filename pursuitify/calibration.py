@@ -156,7 +156,10 @@ class Calibration(Shown):
 def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     table = Table(title=title)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "row" else "right")
+        if heading == "row":
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right")
     for line in lines:
         table.add_row(*line)
     return table

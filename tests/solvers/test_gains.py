@@ -255,6 +255,10 @@ def test_training_moves_gains_if_asked() -> None:
     assert all(not torch.equal(before[n], c) for n, c in net.atom_gains.items())
     net.eval()
     net.verify(x)
+    fresh = pursuitify(randomise(ResidualNet(1, 3, width=2)).eval(), 2, layout="encoder")
+    fresh.offsets = "signal"
+    fresh.load_state_dict(net.state_dict())
+    assert torch.equal(fresh(x), net(x)), "nothing is held of the gains before"
 
 
 def test_what_is_no_gain_is_refused() -> None:
