@@ -3,9 +3,10 @@
 python benchmarks/conversion_accuracy.py --json out.json --plot accuracy.png
 
 Trains the reference networks (chain, residual, dense) on scikit-learn's digits and on Fashion-MNIST
-(where Debian's dataset-fashion-mnist is installed; averaged to 14 x 14), converts them without any
-fine-tuning, and measures test accuracy at every T. Scales are calibrated on images held out of
-training, without their labels. Nothing is timed.
+(where Debian's dataset-fashion-mnist is installed; averaged to 14 x 14), or networks of torchvision
+on Fashion-MNIST at 32 x 32 in three channels; converts them without any fine-tuning, and measures
+test accuracy at every T. Gains and scales are calibrated on images held out of training, without
+their labels. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from pursuitify.calibration import calibrate
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-NETS = {"chain": ChainNet, "residual": ResidualNet, "dense": DenselyConnectedNet}
+REFERENCE = {"chain": ChainNet, "residual": ResidualNet, "dense": DenselyConnectedNet}
+TORCHVISION = ("resnet18", "vgg11_bn", "mobilenet_v2", "densenet121")
 CONSOLE = Console()
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
 #: Images that are kept out of training, for calibration.
@@ -51,10 +53,12 @@ class Means:
     Attributes:
         options: Options of ``pursuitify``.
         thresholds: Threshold scales calibrated together with the step scale; none: no calibration.
+        gains: Whether decoder rows get atom gains.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     thresholds: tuple[float, ...] = ()
+    gains: bool = False
 
 
 ENCODER, SIGNAL = {"layout": "encoder"}, {"offsets": "signal"}
@@ -63,6 +67,8 @@ MEANS = {
     "offsets in the signal": Means(SIGNAL),
     "encoder layout": Means(ENCODER),
     "encoder layout, offsets in the signal": Means({**ENCODER, **SIGNAL}),
+    "offsets in the signal, gains": Means(SIGNAL, gains=True),
+    "encoder layout, offsets in the signal, gains": Means({**ENCODER, **SIGNAL}, gains=True),
     "balance": Means({"balance": True}),
     "step scale": Means(thresholds=(1.0,)),
     "step and threshold scale": Means(thresholds=(0.5, 1.0, 2.0)),
@@ -81,14 +87,14 @@ def digits(_count: int) -> Data:
     return x[:1400], y[:1400], x[1400:], y[1400:]
 
 
-def fashion(count: int) -> Data:
+def fashion(count: int, factor: int = 2) -> Data:
     def read(name: str, header: int) -> Tensor:
         raw = gzip.decompress((FASHION / name).read_bytes())
         return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).copy())
 
     def images(name: str) -> Tensor:
         x = read(f"{name}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
-        return F.avg_pool2d(x.float() / 255, 2)
+        return F.avg_pool2d(x.float() / 255, factor)
 
     def labels(name: str) -> Tensor:
         return read(f"{name}-labels-idx1-ubyte.gz", 8).long()
@@ -99,6 +105,32 @@ def fashion(count: int) -> Data:
         images("t10k")[:1000],
         labels("t10k")[:1000],
     )
+
+
+def large_fashion(count: int) -> Data:
+    """Return Fashion-MNIST as torchvision's networks take it, 3 x 32 x 32; 500 test images."""
+
+    def enlarged(x: Tensor) -> Tensor:
+        return F.pad(x, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
+
+    x, y, x_test, y_test = fashion(count, 1)
+    return enlarged(x), y, enlarged(x_test[:500]), y_test[:500]
+
+
+DATA = {"digits": digits, "fashion": fashion, "fashion at 32 px": large_fashion}
+
+
+def network(data: str, name: str, width: int) -> nn.Module:
+    if name in REFERENCE:
+        return REFERENCE[name](1, 10, width=width)
+    from torchvision import models
+
+    return models.get_model(name, num_classes=10)
+
+
+def fits(data: str, name: str) -> bool:
+    """Whether a network is measured on this data."""
+    return (name in TORCHVISION) == (data == "fashion at 32 px")
 
 
 def fit(net: nn.Module, x: Tensor, y: Tensor, epochs: int, seed: int) -> None:
@@ -117,24 +149,33 @@ def fit(net: nn.Module, x: Tensor, y: Tensor, epochs: int, seed: int) -> None:
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    right = [net(a).argmax(1) == b for a, b in zip(x.split(250), y.split(250), strict=True)]
-    return float(torch.cat(right).float().mean())
+def accuracies(net: PursuitNetwork, x: Tensor, y: Tensor, counts: list[int]) -> dict[int, float]:
+    """Return the accuracy after each number of sweeps, from one pursuit per batch."""
+    right = dict.fromkeys(counts, 0)
+    for a, b in zip(x.split(250), y.split(250), strict=True):
+        for count, output in net.outputs_at(counts, a).items():
+            right[count] += int((output.argmax(1) == b).sum())
+    return {count: found / len(x) for count, found in right.items()}
 
 
 def measure(
     data: str, build: str, seed: int, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    x, y, x_test, y_test = {"digits": digits, "fashion": fashion}[data](arguments.images)
+    x, y, x_test, y_test = DATA[data](arguments.images)
     # Unlabelled, and not trained on: the network is surer of what it has learnt by heart.
     x, y, sample = x[HELD:], y[HELD:], x[:HELD]
     torch.manual_seed(seed)
-    source = NETS[build](1, 10, width=arguments.width)
-    fit(source, x, y, arguments.epochs if data == "fashion" else 4 * arguments.epochs, seed)
+    source = network(data, build, arguments.width)
+    fit(source, x, y, 4 * arguments.epochs if data == "digits" else arguments.epochs, seed)
     rows = []
     for name in arguments.means:
         means = MEANS[name]
         net = pursuitify(source, **means.options)
+        if means.gains:
+            calibrate(net, [sample], step_scales=(), gains=True, apply=True)
+        found: dict[int, float] = {}
+        if not means.thresholds:
+            found = accuracies(net, x_test, y_test, arguments.sweeps)
         for sweeps in arguments.sweeps:
             net.iterations, net.step_scale, net.threshold_scale = sweeps, 1.0, 1.0
             if sweeps and means.thresholds:
@@ -146,6 +187,8 @@ def measure(
                     threshold_scales=means.thresholds,
                     apply=True,
                 )
+            if means.thresholds:
+                found |= accuracies(net, x_test, y_test, [sweeps])
             rows.append(
                 {
                     "data": data,
@@ -153,7 +196,7 @@ def measure(
                     "seed": seed,
                     "means": name,
                     "sweeps": sweeps,
-                    "accuracy": accuracy(net, x_test, y_test),
+                    "accuracy": found[sweeps],
                     "fall": fall(net, sample),
                     "moved": moved(net, sample),
                     "step_scale": net.step_scale,
@@ -242,8 +285,10 @@ def plot(rows: list[dict[str, Any]], sweeps: list[int], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", nargs="+", default=["digits", "fashion"])
-    parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    parser.add_argument("--data", nargs="+", default=["digits", "fashion"], choices=DATA)
+    parser.add_argument(
+        "--nets", nargs="+", default=list(REFERENCE), choices=[*REFERENCE, *TORCHVISION]
+    )
     parser.add_argument("--means", nargs="+", default=list(MEANS), choices=list(MEANS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--sweeps", nargs="+", type=int, default=[0, 1, 2, 5, 10, 20, 50])
@@ -256,10 +301,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    if "fashion" in arguments.data and not FASHION.is_dir():
+    if arguments.data != ["digits"] and not FASHION.is_dir():
         CONSOLE.print(f"no {FASHION}: Fashion-MNIST is left out (Debian: dataset-fashion-mnist)")
-        arguments.data = [d for d in arguments.data if d != "fashion"]
-    cells = list(itertools.product(arguments.data, arguments.nets, arguments.seeds))
+        arguments.data = ["digits"]
+    cells = [
+        cell
+        for cell in itertools.product(arguments.data, arguments.nets, arguments.seeds)
+        if fits(*cell[:2])
+    ]
+    if not cells:
+        parser.error(f"none of {arguments.nets} is measured on {arguments.data}")
     rows: list[dict[str, Any]] = []
     for data, net, seed in track(cells, console=CONSOLE, description="train and convert"):
         rows += measure(data, net, seed, arguments)

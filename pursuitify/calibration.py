@@ -1,9 +1,10 @@
-"""Calibration: scales of pursuit, chosen on unlabelled batches, at which outputs hardly change.
+"""Calibration: gains and scales of pursuit, chosen on unlabelled batches, that keep the outputs.
 
 A pretrained network was trained for the latents its feed-forward pass gives; sweeps at full step
 move them to where the objective is lower, and the classifier may not know what it sees there.
-``calibrate`` looks for the scales that let the objective fall as far as possible while the outputs
-still agree with the source's. Labels are not used; nothing is random.
+``calibrate`` fits atom gains, so that decoder rows explain what they read, and looks for the scales
+that let the objective fall as far as possible while the outputs still agree with the source's. It
+says at every T what is kept, and how far the latents move. Labels are not used; nothing is random.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
+from pursuitify.dictionary import atom_gains
+from pursuitify.dictionary.atom_gains import RowFit, Sample
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError, RangeError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.utils import option_checks
-from pursuitify.utils.terminal import Shown, as_text
+from pursuitify.utils.terminal import Shown, as_text, bar
 
+#: Numbers of sweeps at which a calibration says what is kept, up to the network's own.
+COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 STEP_SCALES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 
 
@@ -48,8 +54,26 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What is kept of the source after a number of sweeps, at the scales that were chosen.
+
+    Attributes:
+        sweeps: T.
+        agreement: Share of predictions that are the source's.
+        divergence: KL of the source's class probabilities to these, mean, in nats.
+        moved: ||w_j - w_j at T = 0|| / ||w_j at T = 0||, mean over the latents. Outputs are kept
+            most easily by latents that hardly move: here it is said if they do not.
+    """
+
+    sweeps: int
+    agreement: float
+    divergence: float
+    moved: float
+
+
+@dataclass(frozen=True)
 class Calibration(Shown):
-    """Every pair of scales that was tried, and the one that was chosen.
+    """Every pair of scales that was tried, the one that was chosen, and what it keeps.
 
     Attributes:
         iterations: T.
@@ -59,7 +83,10 @@ class Calibration(Shown):
         divergence: The largest divergence that was allowed, or None.
         chosen: The allowed trial with the lowest objective.
         trials: All trials; a step scale of 0, the source, is always among them.
-        applied: Whether the network was set to the chosen scales.
+        applied: Whether the network was set to the chosen scales, and has the gains.
+        gains: How well every decoder row explains what it reads, before and after; empty if no
+            gains were fitted.
+        kept: What is kept at T = 1, 2, 5, 10, 20, 50, ... up to the network's own, ascending.
     """
 
     iterations: int
@@ -70,22 +97,21 @@ class Calibration(Shown):
     chosen: Trial
     trials: tuple[Trial, ...]
     applied: bool
+    gains: tuple[RowFit, ...] = ()
+    kept: tuple[Kept, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers."""
         return asdict(self)
 
-    def table(self) -> Table:
-        """Return a rich table, one line per trial; the chosen one is marked."""
+    def tables(self) -> list[Table]:
+        """Return rich tables: the trials, what is kept at each T, and the rows' gains if any."""
         asked = f"agreement of at least {self.agreement:.1%}"
         if self.divergence is not None:
             asked += f", divergence of at most {self.divergence:g}"
         title = f"{self.solver}, T = {self.iterations}, {self.samples} samples, {asked}"
-        table = Table(title=title)
-        for heading in ("step", "threshold", "agreement", "divergence", "objective", ""):
-            table.add_column(heading, justify="right")
-        for trial in self.trials:
-            table.add_row(
+        trials = [
+            (
                 f"{trial.step_scale:g}",
                 f"{trial.threshold_scale:g}",
                 f"{trial.agreement:.1%}",
@@ -93,14 +119,50 @@ class Calibration(Shown):
                 f"{trial.objective:.6g}",
                 "chosen" if trial == self.chosen else "",
             )
-        return table
+            for trial in self.trials
+        ]
+        headings = ("step", "threshold", "agreement", "divergence", "objective", "")
+        found = [_table(title, headings, trials)]
+        title = f"kept at step scale {self.chosen.step_scale:g}"
+        kept = [
+            (f"{k.sweeps}", f"{k.agreement:.1%}", f"{k.divergence:.3g}", f"{k.moved:.2f}")
+            for k in self.kept
+        ]
+        found.append(_table(title, ("T", "agreement", "divergence", "latents moved"), kept))
+        if self.gains:
+            headings = ("row", "residual before", "after", "explained", "smallest gain", "largest")
+            gains = [
+                (
+                    fit.latent,
+                    f"{fit.before:.3g}",
+                    f"{fit.after:.3g}",
+                    f"{fit.explained:.1%}",
+                    f"{fit.smallest:.3g}",
+                    f"{fit.largest:.3g}",
+                )
+                for fit in self.gains
+            ]
+            found.append(_table("atom gains of decoder rows", headings, gains))
+        return found
 
-    def __rich__(self) -> Table:
-        return self.table()
+    def __rich__(self) -> Group:
+        return Group(*self.tables())
 
     def __str__(self) -> str:
-        """Return the table as text."""
+        """Return the tables as text."""
         return as_text(self, width=100)
+
+
+def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title)
+    for heading in headings:
+        if heading == "row":
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right")
+    for line in lines:
+        table.add_row(*line)
+    return table
 
 
 @torch.no_grad()
@@ -112,10 +174,12 @@ def calibrate(
     divergence: float | None = None,
     step_scales: Sequence[float] = STEP_SCALES,
     threshold_scales: Sequence[float] = (1.0,),
+    gains: bool = False,
     logits: Callable[[Any], Tensor] | None = None,
     apply: bool = False,
+    progress: bool = False,
 ) -> Calibration:
-    """Choose step_scale, and threshold_scale if asked to, on a few unlabelled batches.
+    """Choose step_scale, and threshold_scale and atom gains if asked to, on unlabelled batches.
 
     Every pair of the given scales is tried at the network's own solver and T. Of the pairs whose
     outputs agree with the source's as asked, the one with the lowest objective is chosen; of equal
@@ -124,24 +188,30 @@ def calibrate(
     Args:
         net: The network, in evaluation mode.
         batches: Inputs, as tensors; of a tuple or list (a loader's images and labels) the first
-            entry is taken and the rest not looked at.
+            entry is taken and the rest not looked at. All are kept in memory.
         agreement: Least share of predictions (largest logit) that must be the source's.
         divergence: Largest mean KL divergence of the source's class probabilities to the
             network's, in nats; None for any.
         step_scales: Step scales to try, from 0 to 1.
         threshold_scales: Threshold scales to try, at least 0.
+        gains: First fit the atom gains of decoder rows (mathematics.md, section 1; see
+            :mod:`pursuitify.dictionary.atom_gains`), in place of those the network has; scales are
+            tried with them. That keeps what decoder rows read of all batches in memory.
         logits: Returns the class scores, classes along dimension 1, of what the network returns;
             needed where that is not a tensor.
-        apply: Set the network to the chosen scales; otherwise it is left as it was.
+        apply: Set the network to the chosen scales and the gains; otherwise it is left as it was.
+        progress: Whether to show a progress bar.
 
     Returns:
-        All trials and the chosen one; ``str()`` is a table.
+        All trials, the chosen one, what it keeps at each T, and the rows' gains; ``str()`` is
+        tables.
 
     Raises:
         OptionError: If an option is wrong, or the network is in training mode.
         InputError: If there is no batch, or the output holds no class scores.
     """
     _check(net, agreement, divergence)
+    option_checks.switch("gains", gains)
     if not isinstance(batches, Iterable) or isinstance(batches, (str, Tensor)):
         raise OptionError(
             f"batches is a {type(batches).__name__}, not a loader or a list of batches; of a "
@@ -153,28 +223,103 @@ def calibrate(
         raise OptionError("threshold_scales is empty")
     # At a step of 0 no threshold is ever applied: one trial stands for all.
     pairs = [(0.0, thresholds[0]), *itertools.product(steps[1:], thresholds)]
-    held = net.step_scale, net.threshold_scale
+    inputs = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+    if not inputs:
+        raise InputError("there is no batch to calibrate on")
+    counts = sorted({t for t in (*COUNTS, net.iterations) if 0 < t <= net.iterations})
+    held = net.step_scale, net.threshold_scale, net.iterations
+    held_gains = net.pursuit.log_gains
+    fits: tuple[RowFit, ...] = ()
+    done = False
+    try:
+        with bar(progress, "calibrate", len(inputs) * (len(pairs) + len(counts))) as advance:
+            if gains:
+                fits = _fit_gains(net, inputs)
+            trials = _tried(net, inputs, pairs, logits, advance)
+            allowed = [t for t in trials if _is_allowed(t, agreement, divergence)]
+            chosen = min(allowed, key=_rank)
+            net.step_scale, net.threshold_scale = chosen.step_scale, chosen.threshold_scale
+            kept = tuple(_kept(net, inputs, count, logits, advance) for count in counts)
+            done = apply
+    finally:
+        net.iterations = held[2]
+        if not done:
+            net.step_scale, net.threshold_scale = held[:2]
+            if gains:
+                net.restore_gains(held_gains)
+    samples = sum(len(x) for x in inputs)
+    return Calibration(
+        net.iterations,
+        net.solver,
+        samples,
+        agreement,
+        divergence,
+        chosen,
+        trials,
+        apply,
+        fits,
+        kept,
+    )
+
+
+def keep_outputs(net: PursuitNetwork, batches: Iterable[Any]) -> Calibration:
+    """Give a network the atom gains of some batches, and smaller steps only where it needs them.
+
+    Args:
+        net: The network, in evaluation mode; changed.
+        batches: As ``calibrate`` takes them.
+
+    Returns:
+        The calibration that was applied. Raises what ``calibrate`` does.
+    """
+    if isinstance(batches, Iterable) and not isinstance(batches, (str, Tensor)):
+        batches = list(batches)
+    found = calibrate(net, batches, gains=True, step_scales=(1.0,), apply=True)
+    if found.chosen.step_scale == 1:
+        return found
+    return replace(calibrate(net, batches, apply=True), gains=found.gains)
+
+
+def _fit_gains(net: PursuitNetwork, inputs: Sequence[Any]) -> tuple[RowFit, ...]:
+    """Give the network's decoder rows the gains that explain best what they read."""
+    net.atom_gains = {}
+    samples: dict[str, list[Sample]] = {}
+    for x in inputs:
+        bound = net.bind_batch(x)
+        for row, w in zip(bound.dictionary.rows, bound.first.latents, strict=True):
+            if row.diagonal is not None:
+                sample = Sample(row.diagonal, w, row.join(row.u))
+                samples.setdefault(row.name, []).append(sample)
+    found = {name: atom_gains.fit(name, of_row) for name, of_row in samples.items()}
+    net.atom_gains = {name: c for name, (c, _) in found.items() if c is not None}
+    return tuple(fit for _, fit in found.values())
+
+
+def _tried(
+    net: PursuitNetwork,
+    inputs: Sequence[Any],
+    pairs: Sequence[tuple[float, float]],
+    logits: Callable[[Any], Tensor] | None,
+    advance: Callable[[], None],
+) -> tuple[Trial, ...]:
+    """Return a trial per pair of scales, in means over all inputs."""
     totals = [Trial(s, t, 0.0, 0.0, 0.0) for s, t in pairs]
     samples = predictions = 0
-    try:
-        for batch in batches:
-            x = batch[0] if isinstance(batch, (tuple, list)) else batch
-            net.step_scale, net.threshold_scale = 0.0, 1.0
-            source, _, own = net.infer(x)
-            wanted = _scores(source, logits)
-            if bool(wanted.isnan().any()):
-                raise InputError(
-                    "the source's own output on a batch is NaN: no setting agrees with it. Look at "
-                    "its weights, or calibrate in float32"
-                )
-            totals = [_add(t, _try(net, x, wanted, own, t, logits)) for t in totals]
-            samples += wanted.shape[0]
-            predictions += wanted.numel() // wanted.shape[1]
-    finally:
-        net.step_scale, net.threshold_scale = held
-    if not samples:
-        raise InputError("there is no batch to calibrate on")
-    trials = tuple(
+    for x in inputs:
+        net.step_scale, net.threshold_scale = 0.0, 1.0
+        source, _, own = net.infer(x)
+        wanted = _scores(source, logits)
+        if bool(wanted.isnan().any()):
+            raise InputError(
+                "the source's own output on a batch is NaN: no setting agrees with it. Look at "
+                "its weights, or calibrate in float32"
+            )
+        for i, total in enumerate(totals):
+            totals[i] = _add(total, _try(net, x, wanted, own, total, logits))
+            advance()
+        samples += wanted.shape[0]
+        predictions += wanted.numel() // wanted.shape[1]
+    return tuple(
         replace(
             t,
             agreement=t.agreement / predictions,
@@ -183,22 +328,61 @@ def calibrate(
         )
         for t in totals
     )
-    allowed = [
-        t
-        for t in trials
-        if t.step_scale == 0
-        or (
-            math.isfinite(t.objective)
-            and t.agreement >= agreement
-            and (divergence is None or t.divergence <= divergence)
-        )
-    ]
-    chosen = min(allowed, key=_rank)
-    if apply:
-        net.step_scale, net.threshold_scale = chosen.step_scale, chosen.threshold_scale
-    return Calibration(
-        net.iterations, net.solver, samples, agreement, divergence, chosen, trials, apply
+
+
+def _is_allowed(trial: Trial, agreement: float, divergence: float | None) -> bool:
+    return trial.step_scale == 0 or (
+        math.isfinite(trial.objective)
+        and trial.agreement >= agreement
+        and (divergence is None or trial.divergence <= divergence)
     )
+
+
+def _kept(
+    net: PursuitNetwork,
+    inputs: Sequence[Any],
+    count: int,
+    logits: Callable[[Any], Tensor] | None,
+    advance: Callable[[], None],
+) -> Kept:
+    """Return what is kept after ``count`` sweeps at the network's scales."""
+    agreement, divergence, predictions = 0.0, 0.0, 0
+    changes: dict[str, float] = {}
+    sizes: dict[str, float] = {}
+    for x in inputs:
+        net.iterations = 0
+        source, start, _ = net.infer(x)
+        wanted = _scores(source, logits)
+        predictions += wanted.numel() // wanted.shape[1]
+        net.iterations = count
+        try:
+            output, reached, _ = net.infer(x)
+        except RangeError:
+            output, reached = (
+                None,
+                {name: torch.full_like(w, math.inf) for name, w in start.items()},
+            )
+        same, apart = (0.0, math.inf) if output is None else _compared(wanted, output, logits)
+        agreement, divergence = agreement + same, divergence + apart
+        for name, w in start.items():
+            change, size = (reached[name] - w).double(), w.double()
+            changes[name] = changes.get(name, 0.0) + float(change.square().sum())
+            sizes[name] = sizes.get(name, 0.0) + float(size.square().sum())
+        advance()
+    moved = [math.sqrt(changes[name] / size) for name, size in sizes.items() if size > 0]
+    mean = sum(moved) / len(moved) if moved else 0.0
+    return Kept(count, agreement / predictions, divergence / predictions, mean)
+
+
+def _compared(
+    wanted: Tensor, output: Any, logits: Callable[[Any], Tensor] | None
+) -> tuple[float, float]:
+    """Return how many predictions agree with ``wanted``, and the divergence, summed."""
+    scores = _scores(output, logits)
+    log, reference = scores.log_softmax(1), wanted.log_softmax(1)
+    # argmax takes NaN for the largest: what is NaN agrees with nothing.
+    same = (scores.argmax(1) == wanted.argmax(1)) & ~scores.isnan().any(1)
+    return float(same.sum()), float((reference.exp() * (reference - log)).sum())
 
 
 def _rank(trial: Trial) -> tuple[bool, float, float]:
@@ -242,15 +426,9 @@ def _try(
         output, latents, _ = net.infer(x)
     except RangeError:  # steps that go so far are a trial that agrees with nothing
         return replace(trial, agreement=0.0, divergence=math.inf, objective=math.inf)
-    scores = _scores(output, logits)
-    log, reference = scores.log_softmax(1), wanted.log_softmax(1)
-    return replace(
-        trial,
-        # argmax takes NaN for the largest: what is NaN agrees with nothing.
-        agreement=float(((scores.argmax(1) == wanted.argmax(1)) & ~scores.isnan().any(1)).sum()),
-        divergence=float((reference.exp() * (reference - log)).sum()),
-        objective=float(own.mean_objective(latents)) * own.inputs[0].shape[0],
-    )
+    agreement, divergence = _compared(wanted, output, logits)
+    objective = float(own.mean_objective(latents)) * own.inputs[0].shape[0]
+    return replace(trial, agreement=agreement, divergence=divergence, objective=objective)
 
 
 def _add(total: Trial, one: Trial) -> Trial:

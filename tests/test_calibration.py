@@ -180,3 +180,108 @@ def test_the_table_marks_the_choice(report: Calibration) -> None:
     assert len(lines) == 1
     assert f" {report.chosen.step_scale:g} " in lines[0]
     assert report.to_dict()["chosen"]["objective"] == report.chosen.objective
+
+
+def course(net: PursuitNetwork, count: int) -> tuple[float, float]:
+    """Agreement and movement of the latents after so many sweeps, on all batches."""
+    x = torch.cat(batches())
+    with torch.no_grad():
+        net.iterations = 0
+        source, start = net(x), net.latents(x)
+        net.iterations = count
+        agreement = float((net(x).argmax(1) == source.argmax(1)).double().mean())
+        reached = net.latents(x)
+    moved = [float((reached[n] - w).norm() / w.norm()) for n, w in start.items()]
+    return agreement, sum(moved) / len(moved)
+
+
+def test_what_is_kept_is_said_at_every_number_of_sweeps() -> None:
+    net = network()
+    found = calibrate(net, batches(), agreement=0.7, step_scales=STEPS)
+    assert [k.sweeps for k in found.kept] == [1, 2, 5]
+    net.step_scale = found.chosen.step_scale
+    for kept in found.kept:
+        wanted = course(net, kept.sweeps)
+        assert (kept.agreement, kept.moved) == pytest.approx(wanted, rel=1e-9)
+    last = found.kept[-1]
+    assert (last.agreement, last.divergence) == (found.chosen.agreement, found.chosen.divergence)
+    assert 0 < found.kept[0].moved < last.moved
+    net.iterations = 3
+    assert [k.sweeps for k in calibrate(net, batches(), step_scales=(1.0,)).kept] == [1, 2, 3]
+    lines = str(found).splitlines()
+    assert any("latents moved" in line for line in lines)
+
+
+def test_gains_are_the_networks_only_if_asked_to() -> None:
+    net = network()
+    x = batches()[0]
+    name = next(row.name for row in net.compiled_program.rows if not row.encoder)
+    net.atom_gains = {name: torch.full((1, 1, 1), 0.7)}
+    held = net.pursuit.log_gains
+    before = net(x)
+    found = calibrate(net, batches(), gains=True, step_scales=(1.0,))
+    assert found.gains
+    assert net.pursuit.log_gains is held
+    assert torch.equal(net(x), before)
+
+    def broken() -> Any:
+        yield batches()[0]
+        yield "no input"
+
+    with pytest.raises(InputError):
+        calibrate(net, broken(), gains=True)
+    assert torch.equal(net(x), before)
+    applied = calibrate(net, batches(), gains=True, step_scales=(1.0,), apply=True)
+    assert applied.gains == found.gains, "the gains set before must not matter"
+    assert applied.trials == found.trials
+    assert len(net.atom_gains) == len(found.gains) > 1
+    net.iterations = 0
+    assert torch.equal(net(x), pursuitify(network().source, 0)(x))
+    assert "atom gains of decoder rows" in str(found)
+    assert "atom gains" not in str(calibrate(network(), batches(), step_scales=(1.0,)))
+
+
+def source_model() -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(ResidualNet(2, 4, width=3)).double().eval()
+
+
+def test_one_call_keeps_the_outputs() -> None:
+    net = pursuitify(source_model(), iterations=5, calibrate=iter(batches()))
+    report = net.calibration
+    assert isinstance(report, Calibration)
+    assert net.offsets == "signal"
+    rows = net.compiled_program.rows
+    assert [fit.latent for fit in report.gains] == [r.name for r in rows if not r.encoder]
+    assert sum(not row.encoder for row in rows) == 1, "the layout is the encoder's"
+    assert list(net.atom_gains) == [fit.latent for fit in report.gains]
+    assert report.applied
+    assert report.chosen.agreement >= 0.99
+    assert report.kept[-1].agreement == report.chosen.agreement
+    by_steps = pursuitify(source_model(), iterations=5, layout="encoder", offsets="signal")
+    calibrate(by_steps, batches(), gains=True, step_scales=(1.0,), apply=True)
+    assert net.step_scale == by_steps.step_scale == 1, "full steps keep the outputs here"
+    assert torch.equal(net(batches()[0]), by_steps(batches()[0]))
+    assert pursuitify(source_model()).calibration is None
+
+
+def test_one_call_shortens_steps_where_outputs_would_change() -> None:
+    model = network().source.double().eval()
+    net = pursuitify(model, 30, layout="auto", offsets="threshold", calibrate=batches())
+    assert net.offsets == "threshold"
+    assert sum(not row.encoder for row in net.compiled_program.rows) > 1
+    assert net.step_scale == net.calibration.chosen.step_scale < 1
+    assert net.calibration.gains
+    assert net.calibration.chosen.agreement >= 0.99
+    assert len(net.calibration.trials) > 2
+
+
+def test_one_call_and_the_paper() -> None:
+    net = pursuitify(source_model(), 2, paper=True, calibrate=batches())
+    assert net.offsets == "threshold"
+    with pytest.raises(OptionError, match=r"call model\.eval\(\) first"):
+        pursuitify(source_model().train(), 2, calibrate=batches())
+    with pytest.raises(OptionError, match="give \\[x\\]"):
+        pursuitify(source_model(), 2, calibrate=batches()[0])
+    with pytest.raises(InputError, match="no batch"):
+        pursuitify(source_model(), 2, calibrate=[])

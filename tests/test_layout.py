@@ -53,6 +53,7 @@ EXCEPTIONS = {
     "compiler/tracing/test_size_arithmetic.py": "calls of int and float alone may stand in its file",
     "solvers/test_against_oracle.py": "all solvers, against a dense reference",
     "solvers/test_cost.py": "operations that a sweep counts, in all of the solvers' code",
+    "solvers/test_gains.py": "atom gains, in all solvers and derivative modes",
     "solvers/test_offsets.py": "where offsets stand, in all solvers and derivative modes",
     "solvers/test_oracle.py": "the dense reference itself",
     "test_examples.py": "examples stand outside the package",

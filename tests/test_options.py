@@ -206,6 +206,7 @@ PURSUITIFY: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "iterations": (output, partial(output, iterations=1)),
     "solver": (output, partial(output, solver="layered")),
     "layout": (output, partial(output, layout="encoder")),
+    "calibrate": (output, lambda: output(calibrate=[images()])),
     "copy": (shared, partial(shared, copy=False)),
     "balance": (
         lambda: network().state_dict(),
@@ -324,6 +325,11 @@ CALIBRATE: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "apply": (
         partial(scales, agreement=0.0, step_scales=(0.5,)),
         partial(scales, agreement=0.0, step_scales=(0.5,), apply=True),
+    ),
+    "gains": (scales, partial(scales, gains=True)),
+    "progress": (
+        lambda: shown(scales) != "",
+        lambda: shown(partial(scales, progress=True)) != "",
     ),
 }
 

@@ -88,6 +88,7 @@ def load(
         **options,
     )
     compare_rows(header, net, Path(path))
+    net.make_room_for_gains(tensors)
     compare_tensors(tensors, net.state_dict(), Path(path))
     compare_operations(header, net, Path(path))
     net.load_state_dict(tensors)

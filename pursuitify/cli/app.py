@@ -20,7 +20,7 @@ from pursuitify import explain as dry_run
 from pursuitify import save
 from pursuitify.analysis import compare as compare_models
 from pursuitify.checkpoints.save_load import save_source
-from pursuitify.cli import audit_command, training_commands
+from pursuitify.cli import audit_command, calibrate_command, training_commands
 from pursuitify.cli.model_sources import load_model
 from pursuitify.cli.options import (
     CLASSES,
@@ -49,6 +49,7 @@ app = typer.Typer(
     "timm:NAME, or path/to/file.py:factory (the file is run as Python code).",
 )
 for command in (
+    calibrate_command.calibrate,
     training_commands.finetune,
     training_commands.evaluate,
     training_commands.demo,
@@ -128,6 +129,7 @@ def diagnose(
     iterations: SWEEPS = None,
     layout: LAYOUT = None,
     checkpoint: FILE = None,
+    weights: WEIGHTS = None,
     classes: CLASSES = None,
     batch: Annotated[int, typer.Option(help="Samples of the random input.")] = 2,
     seed: SEED = 0,
@@ -137,7 +139,9 @@ def diagnose(
 
     Example: pursuitify diagnose resnet18 --shape 3,64,64
     """
-    model = model_of(name, seed=seed, classes=own_classes(name, classes))
+    model = model_of(
+        name, seed=seed, classes=own_classes(name, classes), weights=weights, checkpoint=checkpoint
+    )
     net = converted(model, checkpoint, layout, iterations)
     trace = net.diagnose(torch.rand(batch, *shape_of(shape)))
     show(trace.to_dict(), str(trace), as_json)
@@ -152,6 +156,7 @@ def coherence(
     boundary: Annotated[str, typer.Option(help="interior or exact.")] = "interior",
     switches: Annotated[str, typer.Option(help="Of max pooling: centre, worst or batch.")] = "",
     checkpoint: FILE = None,
+    weights: WEIGHTS = None,
     classes: CLASSES = None,
     seed: SEED = 0,
     as_json: JSON = False,
@@ -160,9 +165,10 @@ def coherence(
 
     Example: pursuitify coherence resnet50 --json
     """
-    net = converted(
-        model_of(name, seed=seed, classes=own_classes(name, classes)), checkpoint, layout, None
+    model = model_of(
+        name, seed=seed, classes=own_classes(name, classes), weights=weights, checkpoint=checkpoint
     )
+    net = converted(model, checkpoint, layout, None)
     report = measure(
         net, shape_of(shape), boundary, switches=switches or None, progress=not as_json
     )

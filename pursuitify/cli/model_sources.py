@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import pickle
 import sys
 import traceback
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+import typer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -23,8 +25,8 @@ from pursuitify.conversion import model_checks
 from pursuitify.errors import CheckpointError, MissingExtraError, OptionError
 
 
-def load_model(name: str, classes: int | None = None) -> nn.Module:
-    """Build a model, weights at random.
+def load_model(name: str, classes: int | None = None, published: bool = False) -> nn.Module:
+    """Build a model, weights at random or as its library publishes them.
 
     Args:
         name: A torchvision model (``resnet50``), ``timm:`` and a timm model, or
@@ -33,16 +35,24 @@ def load_model(name: str, classes: int | None = None) -> nn.Module:
             imports it from its own folder, which joins ``sys.path``: it finds its neighbours.
         classes: Number of classes, for a model of torchvision or timm; its own by default. A
             factory of the user's own decides for itself.
+        published: Take the weights that torchvision or timm publishes, downloaded where they are
+            not there yet. With another number of classes those of the classifier stay random.
 
     Raises:
-        OptionError: If there is no such model, it takes no number of classes, or the file or the
-            function in it raises.
+        OptionError: If there is no such model, it takes no number of classes, it is a function of
+            the user's for which nobody publishes weights, or the file or the function raises.
         MissingExtraError: If timm is not installed.
+        CheckpointError: If published weights cannot be downloaded or read, or there are none.
     """
     if ".py:" in name:
+        if published:
+            raise OptionError(
+                f"--weights DEFAULT: {name} is a function of yours, for which nobody publishes "
+                "weights. Let it load them, or give a file"
+            )
         return _from_file(*name.rsplit(":", 1))
     if name.startswith("timm:"):
-        return _from_timm(name.removeprefix("timm:"), classes)
+        return _from_timm(name.removeprefix("timm:"), classes, published)
     from torchvision import models
 
     if name not in models.list_models():
@@ -58,7 +68,52 @@ def load_model(name: str, classes: int | None = None) -> nn.Module:
     if classes is not None:
         options["num_classes"] = classes
     model: nn.Module = models.get_model(name, **options)
+    if published:
+        with _downloads(name):
+            weights = models.get_model_weights(name).DEFAULT
+            state = weights.get_state_dict(progress=False, check_hash=True)
+        _take(model, state, classes, name)
     return model
+
+
+def _take(model: nn.Module, state: Mapping[str, Tensor], classes: int | None, name: str) -> None:
+    """Load published weights; those of a classifier of other classes are left as they are.
+
+    Raises:
+        CheckpointError: If anything else does not fit.
+    """
+    own = model.state_dict()
+    if classes is not None:
+        state = {k: v for k, v in state.items() if k not in own or own[k].shape == v.shape}
+        kept = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+        heads = {key.rpartition(".")[0] for key in kept}
+        if heads:
+            typer.echo(
+                f"{name}: published weights, but random ones in {', '.join(sorted(heads))}, which "
+                f"has {classes} classes here",
+                err=True,
+            )
+        state = {**own, **state}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"the published weights of {name} do not fit: {error}") from error
+
+
+@contextlib.contextmanager
+def _downloads(name: str) -> Iterator[None]:
+    """Say in our words what a download or a library says in its own.
+
+    Raises:
+        CheckpointError: If published weights cannot be downloaded or read, or there are none.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"published weights of {name} cannot be downloaded or read, or there are none: {error}."
+            " Without them or a network, give a file: --weights my.pth"
+        ) from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -89,7 +144,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     compare_shared({k: v for k, v in weights.items() if isinstance(v, Tensor)}, model, path)
 
 
-def _from_timm(name: str, classes: int | None) -> nn.Module:
+def _from_timm(name: str, classes: int | None, published: bool) -> nn.Module:
     try:
         import timm
     except ImportError as error:
@@ -97,7 +152,8 @@ def _from_timm(name: str, classes: int | None) -> nn.Module:
     if not timm.is_model(name):
         raise OptionError(f"{name!r} is no model of timm")
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    with _downloads(name) if published else contextlib.nullcontext():
+        model: nn.Module = timm.create_model(name, pretrained=published, **options)
     return model
 
 

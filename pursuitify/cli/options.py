@@ -36,8 +36,14 @@ CLASSES = Annotated[
     int | None, typer.Option(help="Number of classes, for torchvision's and timm's models.")
 ]
 WEIGHTS = Annotated[
-    Path | None, typer.Option(help="The model's own weights: .safetensors, or .pth (tensors only).")
+    Path | None,
+    typer.Option(
+        help="The model's own weights: .safetensors, or .pth (tensors only); DEFAULT for those "
+        "that torchvision or timm publishes."
+    ),
 ]
+#: Stands for the weights that a model's own library publishes.
+_PUBLISHED = Path("DEFAULT")
 DATA = Annotated[
     str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100, or a folder of images.")
 ]
@@ -121,15 +127,23 @@ def model_of(
 ) -> nn.Module:
     """Return a model in evaluation mode, its weights seeded or read; behind ``data``'s moments.
 
+    Where the weights of a model by name are random, that is said on standard error.
+
     Raises:
         OptionError: If weights come from two files, of which one would be ignored.
     """
     if weights is not None and checkpoint is not None:
         raise OptionError(f"--weights {weights} and --checkpoint {checkpoint}: give one of them")
     torch.manual_seed(seed)
-    model = load_model(name, classes)
-    if weights is not None:
+    model = load_model(name, classes, published=weights == _PUBLISHED)
+    if weights is not None and weights != _PUBLISHED:
         load_weights(model, weights)
+    if weights is None and checkpoint is None and ".py:" not in name:
+        typer.echo(
+            f"warning: the weights of {name} are random (seed {seed}): --weights FILE reads your "
+            "own, --weights DEFAULT takes the published ones",
+            err=True,
+        )
     return (model if data is None else data.normalise(model)).eval()
 
 
@@ -142,8 +156,7 @@ def converted(
         OptionError: If a layout is asked for beside a checkpoint, which has one.
     """
     if checkpoint is None:
-        # The command line's text is checked by pursuitify() itself.
-        chosen: Any = "auto" if layout is None else layout
+        chosen: Any = layout  # the command line's text is checked by pursuitify() itself
         return pursuitify(model, iterations=10 if iterations is None else iterations, layout=chosen)
     if layout is not None:
         raise OptionError(f"--layout {layout}: {checkpoint} was converted in a layout of its own")

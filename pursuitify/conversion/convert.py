@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from pursuitify.calibration import keep_outputs
 from pursuitify.compiler.equalization.equalize import balance as rescale
 from pursuitify.compiler.graph import refusals
 from pursuitify.compiler.graph.build_rows import build
@@ -25,11 +26,12 @@ from pursuitify.conversion.compare_with_source import compare_with_source
 from pursuitify.errors import ConversionError, OptionError
 from pursuitify.network.pursuit_network import RESERVED, PursuitNetwork
 from pursuitify.rules import Key, Registry, Rule, leaves_of
-from pursuitify.solvers.settings import FIRST, OFF, OPTIONS, Settings
+from pursuitify.solvers.settings import FIRST, OFF, OPTIONS, SIGNAL, Settings
 from pursuitify.utils import option_checks, training_modes
 
 _CONVERSION = (
     "layout",
+    "calibrate",
     "copy",
     "balance",
     "paper",
@@ -47,8 +49,9 @@ def pursuitify(
     model: nn.Module,
     iterations: int = 10,
     solver: str = "global",
-    layout: Layout = "auto",
+    layout: Layout | None = None,
     *,
+    calibrate: Iterable[Any] | None = None,
     copy: bool = True,
     balance: bool = False,
     paper: bool = False,
@@ -72,7 +75,14 @@ def pursuitify(
             ``synchronous`` (from zero, all latents at once with one step; see
             :mod:`pursuitify.solvers.synchronous`) or ``feedforward``.
         layout: ``auto`` (decoder rows where possible), ``encoder`` (every row but those that
-            read the input) or ``decoder`` (an error where a row has no decoder form).
+            read the input) or ``decoder`` (an error where a row has no decoder form). By default
+            ``auto``, and ``encoder`` with ``calibrate``.
+        calibrate: Unlabelled batches on which a trained network is made to keep what it knows, as
+            ``pursuitify.calibrate`` takes them. The defaults become ``layout="encoder"`` and
+            ``offsets="signal"``, atom gains are fitted, and ``step_scale`` is lowered only where
+            the outputs would not agree with the source's otherwise (on 99 % of the predictions).
+            The report is the network's ``calibration``: what is kept at each T, and how far the
+            latents move. The model has to be in evaluation mode.
         copy: Deep-copy the weights; with False the network shares the model's modules.
         balance: Rescale latents of the copied weights, as far as ReLU's positive homogeneity
             allows, so that the rows' gains are alike; outputs at T = 0 stay what they are, to
@@ -104,7 +114,13 @@ def pursuitify(
         TraceError: If torch.fx cannot follow the model.
         ConversionError: If operations cannot be converted; lists all of them.
         VerificationError: If the network differs from the model on ``example_inputs``.
+        InputError: If there is no batch in ``calibrate``, one does not fit, or the output holds no
+            class scores.
     """
+    if calibrate is not None and not paper:
+        settings = {"offsets": SIGNAL, **settings}
+    if layout is None:
+        layout = "auto" if calibrate is None else "encoder"
     settings = {**OPTIONS, "iterations": iterations, "solver": solver, **settings}
     option_checks.unknown_options(settings.keys() - OPTIONS.keys(), (*OPTIONS, *_CONVERSION))
     model_checks.model(model)
@@ -125,6 +141,11 @@ def pursuitify(
             f"paper=True has offsets={OPTIONS['offsets']!r}, not {settings['offsets']!r}: leave "
             "one of the two out"
         )
+    if calibrate is not None and model.training:
+        raise OptionError(
+            "calibrate= compares outputs in evaluation mode, and the model is in training mode: "
+            "call model.eval() first"
+        )
     example = option_checks.example(example_inputs, model)
     if copy:
         model_checks.gradient_hooks(model)
@@ -141,6 +162,8 @@ def pursuitify(
     net.balanced, net.self_check = balanced, verify
     if example:
         compare_with_source(net, model, example)
+    if calibrate is not None:
+        net.calibration = keep_outputs(net, calibrate)
     return net
 
 

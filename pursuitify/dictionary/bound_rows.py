@@ -5,7 +5,7 @@ Where compile time (rows) meets run time (operations bound by the feed-forward p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from pursuitify.compiler.graph.rows import Row, Use
 from pursuitify.compiler.lowering.offsets import offset_of
 from pursuitify.compiler.lowering.program import Bound
-from pursuitify.operators import Chain, Conv, LinearMap, Place, compose
+from pursuitify.errors import InputError
+from pursuitify.operators import Chain, Conv, LinearMap, Place, Scale, compose
 from pursuitify.operators.activations import Activation
 
 Parts = tuple[Tensor, ...]
@@ -52,14 +53,17 @@ class BoundRow:
     Attributes:
         name: The latent's name.
         activation: Its activation.
-        diagonal: The weighted operator W with B_j = W^T, as a chain; None for B_j = I.
+        diagonal: B_j^T as a chain: the weighted operator W, times the gains where the row has some;
+            None for B_j = I.
         slots: Per slot its paths.
         sizes: Lengths of the slots along ``dim``; empty where there is one slot.
         dim: The dimension the row is split along.
-        threshold: lam_j, broadcasts against the latent; None for zero.
+        threshold: lam_j, broadcasts against the latent; None for zero. Gains are in it, and in the
+            penalty of ``activation``.
         offset: What stands in the signal y_j beside the network's inputs: the affine offset of an
             encoder row with ``offsets="signal"``. Broadcasts against the latent; None for zero.
         u: u_j + offset at the feed-forward pass, in slots: B_j w_j - u is the residual there.
+        gains: The atom gains c_j of a decoder row, broadcast against the latent; None for none.
     """
 
     name: str
@@ -71,6 +75,7 @@ class BoundRow:
     threshold: Tensor | None
     offset: Tensor | None
     u: Parts
+    gains: Tensor | None = None
 
     @property
     def link(self) -> int | None:
@@ -109,6 +114,16 @@ class BoundRow:
         full = self.join(parts)
         return full if self.diagonal is None else self.diagonal.apply(full)
 
+    def feedforward(self, projected: Tensor) -> Tensor:
+        """Return the feed-forward value of the latent (17), given B_j^T u_j - lam_j.
+
+        That is a proximal step from zero, of step 1; with gains, of step 1 / c_j
+        (mathematics.md, section 1).
+        """
+        if self.gains is None:
+            return self.activation(projected)
+        return self.activation.prox(projected / self.gains, 1.0 / self.gains)
+
     def slope(self, parts: Parts) -> Tensor:
         """Return B_j^T r + lam_j, a tensor of its own."""
         return self.slope_at(self.join(parts))
@@ -134,6 +149,7 @@ def bind_row(
     nonnegative: bool,
     threshold_scale: float = 1.0,
     offset_in_signal: bool = False,
+    gains: Tensor | None = None,
 ) -> BoundRow:
     """Bind one row to the operations and values of a feed-forward pass.
 
@@ -146,6 +162,11 @@ def bind_row(
         threshold_scale: Factor on what is positive in the threshold of a sparse latent.
         offset_in_signal: Whether the offset of an encoder row stands in its signal; else, and in a
             decoder row always, its negative is the threshold (mathematics.md, section 1).
+        gains: The atom gains of a decoder row, broadcast against a latent without its batch: its
+            diagonal operator, its threshold and its penalty are multiplied by them. None for none.
+
+    Raises:
+        InputError: If the gains do not broadcast against the latent.
     """
     dim, extents = _extents(row, bound)
     post = [_map(use, bound) for use in row.post]
@@ -173,7 +194,14 @@ def bind_row(
         # A negative threshold is no penalty but a bias: scaling it would make w run away.
         threshold = torch.where(threshold > 0, threshold_scale * threshold, threshold)
     sizes = tuple(length for _, length in extents) if len(extents) > 1 else ()
-    diagonal = Chain(compose([_map(u, bound) for u in row.diagonal])) if row.diagonal else None
+    chain = [_map(u, bound) for u in row.diagonal]
+    if gains is not None:
+        gains = _fitted(row, gains, bound[row.diagonal[-1][0]].shape)
+        # A factor of the output is folded into the kernel before it, as a BatchNorm's is.
+        chain.append(Scale(gains))
+        threshold = None if threshold is None else gains * threshold
+        activation = activation.weighted(gains)
+    diagonal = Chain(compose(chain)) if chain else None
     return BoundRow(
         name=row.name,
         activation=activation,
@@ -184,7 +212,27 @@ def bind_row(
         threshold=threshold,
         offset=offset,
         u=split(linear, sizes, dim),
+        gains=gains,
     )
+
+
+def _fitted(row: Row, gains: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return gains with as many dims as the latent has, of ``shape``.
+
+    Raises:
+        InputError: If they do not broadcast against it.
+    """
+    inner = tuple(shape[1:])
+    fits = gains.dim() <= len(inner) and all(
+        size in (1, other) for size, other in zip(gains.shape[::-1], inner[::-1], strict=False)
+    )
+    if not fits:
+        raise InputError(
+            f"the atom gains of latent {row.name!r} have shape {tuple(gains.shape)}, which does "
+            f"not broadcast against {inner}, its shape without the batch: set net.atom_gains to "
+            "gains of that shape, or of one entry per channel and ones, or calibrate them again"
+        )
+    return gains.reshape(*(1,) * (len(shape) - gains.dim()), *gains.shape)
 
 
 def split(full: Tensor, sizes: tuple[int, ...], dim: int) -> Parts:

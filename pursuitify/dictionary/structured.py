@@ -85,7 +85,7 @@ class StructuredDictionary:
         """lam_j (11) in the shape of each latent, zero where there is none; views, not to write to.
 
         Negated biases, BatchNorm's among them, where they do not stand in the signal;
-        ``threshold_scale`` is applied.
+        ``threshold_scale`` and atom gains are applied.
         """
         dtype, device = self.inputs[0].dtype, self.inputs[0].device
         return {
@@ -280,6 +280,7 @@ def bind(
     inputs: Sequence[Tensor],
     threshold_scale: float = 1.0,
     offsets_in_signal: bool = False,
+    gains: Sequence[Tensor | None] | None = None,
 ) -> StructuredDictionary:
     """Bind a program's rows to the operations and values of one feed-forward pass.
 
@@ -289,11 +290,18 @@ def bind(
         inputs: The network's inputs.
         threshold_scale: Factor on positive thresholds of sparse latents.
         offsets_in_signal: Whether offsets of encoder rows stand in the signal.
+        gains: Per row its atom gains, None where it has none; None for none at all.
+
+    Raises:
+        InputError: If gains do not broadcast against their latent.
     """
     options = program.nonnegative, threshold_scale, offsets_in_signal
+    gains = [None] * len(program.rows) if gains is None else gains
     rows = tuple(
-        bind_row(row, first.bound, u, activation, *options)
-        for row, u, activation in zip(program.rows, first.u, first.activations, strict=True)
+        bind_row(row, first.bound, u, activation, *options, c)
+        for row, u, activation, c in zip(
+            program.rows, first.u, first.activations, gains, strict=True
+        )
     )
     shapes = tuple(w.shape for w in first.latents)
     branches = _branches(rows, program.readers)

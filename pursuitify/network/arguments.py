@@ -39,7 +39,7 @@ def tensors(name: str, values: object) -> None:
         InputError: Otherwise.
     """
     if not isinstance(values, Mapping):
-        raise InputError(f"{name} is a {type(values).__name__}, not a dict as net.latents(x) gives")
+        raise InputError(f"{name} is a {type(values).__name__}, not a dict of tensors by latent")
     wrong = [key for key, value in values.items() if not isinstance(value, Tensor)]
     if wrong:
         raise InputError(f"{name} holds no tensors at {wrong}")

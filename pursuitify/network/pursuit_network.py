@@ -52,6 +52,10 @@ def slots(trained: Sequence[str], evaluated: Sequence[str]) -> tuple[list[int], 
     return [place[n] for n in trained], [place[n] for n in evaluated], len(place)
 
 
+#: Where the atom gains stand in a state_dict: then comes the latent's place.
+_LOG_GAINS = "pursuit.log_gains."
+
+
 class Inference(NamedTuple):
     """The results of one pass of a pursuit network.
 
@@ -93,6 +97,8 @@ class PursuitNetwork(Settings):
     pursuit: PursuitParameters
     #: What ``balance=True`` did at conversion, or None.
     balanced: Balance | None = None
+    #: The :class:`pursuitify.calibration.Calibration` of ``calibrate=`` at conversion, or None.
+    calibration: Any = None
     #: What the source's own train() does in either mode, where it has one; else empty.
     _modes: Mapping[bool, Modes] = MappingProxyType({})
 
@@ -150,14 +156,66 @@ class PursuitNetwork(Settings):
         Args:
             state_dict: The tensors by name. One of the source has no ``pursuit.*``: a strict load
                 gives those their defaults; one that is not strict reports them as missing and
-                leaves them as they are, as torch does with whatever is missing.
+                leaves them as they are, as torch does with whatever is missing. A strict load gives
+                the network the atom gains that the checkpoint has, or none where it has none.
             strict: As for ``nn.Module.load_state_dict``, and so is the next.
             assign: Take the tensors themselves.
         """
+        if strict and isinstance(state_dict, Mapping):
+            self.make_room_for_gains(state_dict)
         own = {f"pursuit.{name}": value for name, value in self.pursuit.defaults().items()}
         if strict and isinstance(state_dict, Mapping) and state_dict.keys().isdisjoint(own):
             state_dict = {**state_dict, **own}
         return super().load_state_dict(state_dict, strict, assign)
+
+    def make_room_for_gains(self, state_dict: Mapping[str, Any]) -> None:
+        """Have parameters for exactly the atom gains that a checkpoint holds, in its shapes.
+
+        Their values are 1 until the checkpoint is loaded; gains of the same shape stay as they are.
+        Names that no decoder row of this network has are left to the load, which refuses them.
+
+        Args:
+            state_dict: The checkpoint's tensors by name.
+        """
+        own = {f"{_LOG_GAINS}{place}": place for place in self._gainable.values()}
+        held = self._own_gains()
+        wanted: dict[int, Tensor] = {}
+        for name, place in own.items():
+            value = state_dict.get(name)
+            if isinstance(value, Tensor):
+                now = held.get(place)
+                same = now is not None and now.shape == value.shape
+                wanted[place] = now if same and now is not None else torch.ones(value.shape)
+        if wanted or held:
+            self._take_gains(wanted)
+
+    @property
+    def _gainable(self) -> dict[str, int]:
+        """The places of the latents that may have gains, decoder rows in either mode, by name."""
+        return {
+            row.name: place
+            for mode, program in self._programs.items()
+            for row, place in zip(program.rows, self._places[mode], strict=True)
+            if not row.encoder
+        }
+
+    def _own_gains(self) -> dict[int, Tensor]:
+        """Return the gains by place."""
+        found = {place: self.pursuit.gains(place) for place in self._gainable.values()}
+        return {place: value for place, value in found.items() if value is not None}
+
+    def _take_gains(self, gains: Mapping[int, Tensor]) -> None:
+        self.pursuit.set_gains(gains)
+        self._forget_gains()
+
+    def restore_gains(self, log_gains: nn.ParameterDict | None) -> None:
+        """Put back the parameters that ``pursuit.log_gains`` was, None for no gains."""
+        self.pursuit.log_gains = log_gains
+        self._forget_gains()
+
+    def _forget_gains(self) -> None:
+        self._proofs.forget()
+        self._norms.look_again()
 
     # -- structure ----------------------------------------------------------------------------
 
@@ -177,6 +235,39 @@ class PursuitNetwork(Settings):
     def compiled_programs(self) -> Mapping[bool, Program]:
         """The programs by mode, True in training; both are one where the modes do not differ."""
         return MappingProxyType(self._programs)
+
+    @property
+    def atom_gains(self) -> dict[str, Tensor]:
+        """The atom gains c_j by latent, those of decoder rows that have some; empty without.
+
+        A row with gains has B_j = W^T C, thresholds C lam_j and penalty c f_j, C = diag(c_j), so
+        that T = 0 is the source whatever they are (mathematics.md, section 1). Each broadcasts
+        against its latent without the batch, such as (channels, 1, 1). ``calibrate(net, batches,
+        gains=True, apply=True)`` fits them. They are set by assigning such a mapping, where
+        latents that are left out have none. They are kept as the logarithms
+        ``pursuit.log_gains.*``, which are trained only where ``requires_grad`` is set on them.
+        """
+        gains = {name: self.pursuit.gains(place) for name, place in self._gainable.items()}
+        return {name: value.detach() for name, value in gains.items() if value is not None}
+
+    @atom_gains.setter
+    def atom_gains(self, value: Mapping[str, Tensor]) -> None:
+        arguments.tensors("atom_gains", value)
+        places = self._gainable
+        wrong = [name for name in value if name not in places]
+        if wrong:
+            raise OptionError(
+                f"atom_gains names {', '.join(map(repr, wrong))}: only decoder rows have gains. "
+                f"Those of this network are {', '.join(places) or 'none'}"
+            )
+        lost = [n for n, c in value.items() if not bool((c.isfinite() & (c > 0)).all())]
+        if lost:
+            raise OptionError(
+                f"the atom gains of {', '.join(map(repr, lost))} are not all positive and finite: "
+                "a gain of zero or less has no penalty with the same feed-forward pass. Leave a "
+                "latent out for no gains"
+            )
+        self._take_gains({places[name]: c.detach() for name, c in value.items()})
 
     @property
     def writes_always(self) -> bool:
@@ -368,7 +459,11 @@ class PursuitNetwork(Settings):
         plain = bound
         if self.threshold_scale != 1:  # the feed-forward pass knows nothing of it
             plain = structured.bind(
-                self._program, first, bound.inputs, offsets_in_signal=self.offsets_in_signal
+                self._program,
+                first,
+                bound.inputs,
+                offsets_in_signal=self.offsets_in_signal,
+                gains=self._row_gains(self._program),
             )
         thresholds = [row.threshold for row in plain.rows]
         rest = first, bound, used, thresholds
@@ -523,8 +618,17 @@ class PursuitNetwork(Settings):
             self._slopes_read = Versions.of(read) if accelerated else None
         signals = program.signals(first)
         leaves = arguments.floating([*values, *signals], first.latents[0].dtype)
-        options = self.threshold_scale, self.offsets_in_signal
+        options = self.threshold_scale, self.offsets_in_signal, self._row_gains(program)
         return first, structured.bind(program, first, leaves, *options)
+
+    def _row_gains(self, program: Program) -> list[Tensor | None] | None:
+        """Return the atom gains by row of the current mode's program; None where none has any."""
+        if self.pursuit.log_gains is None:
+            return None
+        return [
+            None if row.encoder else self.pursuit.gains(place)
+            for row, place in zip(program.rows, self._places[self.training], strict=True)
+        ]
 
     @property
     def _chooses_format(self) -> bool:

@@ -737,7 +737,7 @@ class _Work:
             u, adjoint = self._u_of(row)
             u = u if row.offset is None else u + row.offset.detach()
             z, _ = self.apply(maps, u)
-            value = row.activation(z if lam is None else z - lam)
+            value = row.feedforward(z if lam is None else z - lam)
             if self._is_tested(maps, u, z):
                 found = self._dot_test(row.name, maps, u)
                 adjoint = max(found, adjoint) if adjoint == adjoint else found
@@ -765,12 +765,14 @@ class _Work:
             terms = self._terms(row, recorded)
             inner = tensor_differences.size(self.first.u[j].detach() - recorded)
             within = max(tensor_differences.size(terms), within, inner)
+            # Gains are divided out: (17) compares latents, which know nothing of them.
+            unit = 1.0 if row.gains is None else 1.0 / row.gains.detach()
             spread = within
             if maps:
                 signs = self.direction(terms).sign()
-                spread = tensor_differences.size(self.apply(maps, terms * signs)[0])
-            offset = max(self._offsets(j), 0.0 if lam is None else tensor_differences.size(lam))
-            whole = max(tensor_differences.size(z), whole, spread, offset)
+                spread = tensor_differences.size(self.apply(maps, terms * signs)[0] * unit)
+            offset = 0.0 if lam is None else tensor_differences.size(lam * unit)
+            whole = max(tensor_differences.size(z * unit), whole, spread, offset, self._offsets(j))
             errors = _ratios(gaps, (whole, within, whole))
         return errors[0], errors[1], errors[2], adjoint
 

@@ -68,6 +68,14 @@ class Activation(ABC):
     def penalty(self, w: Tensor) -> Tensor:
         """Return f(w) elementwise; infinite outside the domain."""
 
+    def weighted(self, weight: Tensor) -> Activation:
+        """Return the activation whose penalty is ``weight * f``; weights are positive.
+
+        Args:
+            weight: Broadcasts against the latent.
+        """
+        return self if self.indicator else Weighted(self, weight)
+
 
 def _indicator(w: Tensor, feasible: Tensor) -> Tensor:
     return torch.zeros_like(w).masked_fill(~feasible, torch.inf)
@@ -476,3 +484,46 @@ class Hardsigmoid(Activation):
     def penalty(self, w: Tensor) -> Tensor:
         """Return f(w), which may be negative; infinity outside [0, 1]."""
         return _outside(2.5 * w * w - 3 * w, (w < 0) | (w > 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted(Activation):
+    """The penalty ``weight * f`` of another activation: what the latents of a row with gains have.
+
+    Attributes:
+        inner: The activation with the penalty f.
+        weight: Positive; broadcasts against the latent.
+    """
+
+    inner: Activation
+    weight: Tensor
+
+    @property
+    def sparse(self) -> bool:  # type: ignore[override]
+        """As the inner activation has it."""
+        return self.inner.sparse
+
+    @property
+    def nonnegative(self) -> bool:
+        """As the inner activation has it."""
+        return self.inner.nonnegative
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return the proximal operator at step 1."""
+        return self.prox(z, 1.0)
+
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """Return the inner proximal operator at ``step * weight``."""
+        return self.inner.prox(v, step * self.weight)
+
+    def prox_(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """Return the same; may overwrite ``v``."""
+        return self.inner.prox_(v, step * self.weight)
+
+    def preimage(self, w: Tensor, step: Tensor | float) -> Tensor | None:
+        """Return the inner preimage at ``step * weight``."""
+        return self.inner.preimage(w, step * self.weight)
+
+    def penalty(self, w: Tensor) -> Tensor:
+        """Return weight * f(w)."""
+        return self.weight * self.inner.penalty(w)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +117,7 @@ def readable(value: Tensor) -> bool:
 
 
 class PursuitParameters(nn.Module):
-    """The trainable beta_j and alpha_j of a network; all its parameters are named ``pursuit.*``.
+    """What pursuit adds to a network's parameters; all are named ``pursuit.*``.
 
     The values used are the parameters held to their range; the derivative passes through, so that
     a parameter outside can come back.
@@ -125,13 +125,19 @@ class PursuitParameters(nn.Module):
     Attributes:
         beta: Relative inverse step sizes, start at 1.
         alpha: Extrapolation weights, start at 0.
+        log_gains: Logarithms of the atom gains c_j by the latent's place in ``beta``, as text; None
+            where no row has gains. A derivative is asked for only if a user sets
+            ``requires_grad``.
     """
+
+    log_gains: nn.ParameterDict | None
 
     def __init__(self, count: int, beta_range: tuple[float, float], dtype: torch.dtype) -> None:
         super().__init__()
         self.beta_range = beta_range
         self.beta = nn.Parameter(torch.ones(count, dtype=dtype))
         self.alpha = nn.Parameter(torch.zeros(count, dtype=dtype))
+        self.log_gains = None
 
     def defaults(self) -> dict[str, Tensor]:
         """Return what the parameters start at, by name."""
@@ -141,6 +147,33 @@ class PursuitParameters(nn.Module):
     def betas(self) -> Tensor:
         """Return beta_j within its range."""
         return _held(self.beta, *self.beta_range)
+
+    def gains(self, place: int) -> Tensor | None:
+        """Return the atom gains c_j of the latent at a place, or None where it has none."""
+        if self.log_gains is None or str(place) not in self.log_gains:
+            return None
+        gains: Tensor = self.log_gains[str(place)].exp()
+        return gains
+
+    def set_gains(self, gains: Mapping[int, Tensor]) -> None:
+        """Give exactly these latents gains; parameters whose shape stays are written in place.
+
+        Args:
+            gains: The positive gains by place.
+        """
+        held = {} if self.log_gains is None else dict(self.log_gains.items())
+        found = {}
+        with torch.no_grad():
+            for place, value in gains.items():
+                log = value.to(self.beta.device, torch.float64).log().to(self.beta.dtype)
+                parameter = held.get(str(place))
+                if parameter is None or parameter.shape != log.shape:
+                    parameter = nn.Parameter(log.clone(), requires_grad=False)
+                else:
+                    parameter.copy_(log)
+                found[str(place)] = parameter
+        if found.keys() != held.keys() or any(found[n] is not held[n] for n in found):
+            self.log_gains = nn.ParameterDict(found) if found else None
 
     def alphas(self) -> Tensor:
         """Return alpha_j within [0, 1)."""

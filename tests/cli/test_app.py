@@ -366,3 +366,55 @@ def test_a_diverged_network_is_null_in_json_and_no_success(tmp_path: Path) -> No
     assert "Traceback" not in done.stderr
     assert "NaN" not in done.stdout
     assert "finite" in done.stderr
+
+
+def published(hub: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """Put weights where torchvision looks for what it has downloaded, and return them."""
+    from torchvision import models
+
+    state = models.get_model(name, weights=None).state_dict()
+    state = {k: v + 0.25 if v.is_floating_point() else v for k, v in state.items()}
+    file = Path(models.get_model_weights(name).DEFAULT.url).name
+    (hub / "checkpoints").mkdir(parents=True)
+    torch.save(state, hub / "checkpoints" / file)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(hub))
+    return state
+
+
+def test_published_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "shufflenet_v2_x0_5"
+    state = published(tmp_path, name, monkeypatch)
+    own = load_model(name, published=True).state_dict()
+    assert own.keys() == state.keys()
+    assert all(torch.equal(own[key], value) for key, value in state.items())
+    out = tmp_path / "net.safetensors"
+    options = ["--classes", "7", "--weights", "DEFAULT", "--output", str(out)]
+    done = runner.invoke(app, ["convert", name, *options])
+    assert done.exit_code == 0, done.output
+    assert "random ones in fc, which has 7 classes here" in done.stderr
+    written = load_file(out)
+    same = {key for key, value in state.items() if torch.equal(written[key], value)}
+    assert state.keys() - same == {"fc.weight", "fc.bias"}
+
+
+def test_weights_that_nobody_publishes_or_that_cannot_be_had(
+    factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OptionError, match="nobody publishes weights"):
+        load_model(f"{factory}:make", published=True)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
+    with pytest.raises(CheckpointError, match=r"--weights my\.pth"):
+        load_model("shufflenet_v2_x0_5", published=True)
+
+
+def test_random_weights_are_said(factory: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "net.safetensors")
+    named = runner.invoke(app, ["convert", "squeezenet1_1", "--output", out, "--seed", "3"])
+    assert "the weights of squeezenet1_1 are random (seed 3)" in named.stderr
+    for given in (
+        ["convert", f"{factory}:make", "--output", out],
+        ["convert", "squeezenet1_1", "--checkpoint", out, "--output", out],
+    ):
+        done = runner.invoke(app, given)
+        assert "random" not in done.stderr

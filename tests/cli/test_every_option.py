@@ -91,6 +91,7 @@ def made(root: Path) -> None:
     save(pursuitify(model, iterations=4), root / "net.safetensors")
     save(pursuitify(ResidualNet(3, 2, depth=1, width=2).eval()), root / "residual.safetensors")
     torch.save(model.state_dict(), root / "weights.pth")
+    torch.save(ResidualNet(3, 2, depth=1, width=2).state_dict(), root / "residual.pth")
     for name in ("images", "others"):
         for kind in ("cats", "dogs"):
             (root / name / kind).mkdir(parents=True)
@@ -219,6 +220,7 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
     audited = [make, "--eps", "0.1", *images, "--weights", weights]
     tuned = [make, "--output", "OUT", *images]
     convert = [make, "--output", "OUT"]
+    calibrated = [make, "--weights", weights, "--iterations", "2", *images]
     diagnosed = [residual, *small, "--iterations", "2"]
     measured = [place.model("pooled"), "--shape", "3,9,9"]
 
@@ -252,6 +254,7 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
                 iterations=["--iterations", "3"],
                 layout=["--layout", "encoder"],
                 checkpoint=["--checkpoint", place.file("residual.safetensors")],
+                weights=["--weights", place.file("residual.pth")],
                 classes=["--classes", "5"],
                 batch=["--batch", "3"],
                 seed=["--seed", "3"],
@@ -270,6 +273,20 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
                 json=["--json"],
             ),
             "checkpoint": ([make, *small], [make, *small, "--checkpoint", net]),
+            "weights": ([make, *small], [make, *small, "--weights", weights]),
+        },
+        "calibrate": {
+            **of_data(calibrated),
+            **after(
+                calibrated,
+                output=["--output", "OUT"],
+                count=["--count", "1"],
+                iterations=["--iterations", "3"],
+                layout=["--layout", "auto"],
+                json=["--json"],
+            ),
+            "weights": ([make, *images], [make, *images, "--weights", weights]),
+            "checkpoint": ([make, *images], [make, *images, "--checkpoint", net]),
         },
         "compare": after(
             [residual, *small],

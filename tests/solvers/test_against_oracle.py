@@ -6,16 +6,15 @@ import itertools
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, fx
 
 from pursuitify import PursuitNetwork, pursuitify
+from tests.support.against_oracle import assert_close, joined
 from tests.support.nets import CASES, LAYOUTS, Case
 from tests.support.oracle import Oracle
 
-EXACT = 1e-10
 SETUPS = [(case, layout) for case in CASES for layout in LAYOUTS]
 setups = pytest.mark.parametrize(
     ("case", "layout"), SETUPS, ids=[f"{c}-{layout}" for c, layout in SETUPS]
@@ -28,23 +27,13 @@ def pair(case: Case, layout: Any, solver: str = "global") -> tuple[PursuitNetwor
     return net, x, Oracle(case.rows(model, layout, x), x)
 
 
-def flat(values: dict[str, Tensor]) -> npt.NDArray[np.float64]:
-    return np.concatenate([v.detach().reshape(-1).numpy() for v in values.values()])
-
-
-def close(a: Any, b: Any, tolerance: float = EXACT) -> None:
-    a, b = np.asarray(a), np.asarray(b)
-    assert a.shape == b.shape
-    assert np.max(np.abs(a - b), initial=0.0) <= tolerance * max(1.0, np.max(np.abs(b), initial=0))
-
-
 @setups
 def test_latents_and_feed_forward(case: Case, layout: str) -> None:
     net, x, oracle = pair(case, layout)
     net.iterations = 0
     latents = net.latents(x)
     assert tuple(latents) == case.order == oracle.names
-    close(flat(latents), oracle.w0)
+    assert_close(joined(latents), oracle.w0)
 
 
 @setups
@@ -52,11 +41,11 @@ def test_dictionary(case: Case, layout: str) -> None:
     net, x, oracle = pair(case, layout)
     matrix, signal, thresholds = (t.detach().numpy() for t in net.dictionary(x).materialize())
     assert matrix.shape[1] == oracle.B.shape[1]
-    close(thresholds, oracle.lam)
+    assert_close(thresholds, oracle.lam)
     # Rows of a split row may stand in another order: what does not depend on it must agree.
-    close(matrix.T @ matrix, oracle.B.T @ oracle.B)
-    close(matrix.T @ signal, oracle.B.T @ oracle.y)
-    close(signal @ signal, oracle.y @ oracle.y)
+    assert_close(matrix.T @ matrix, oracle.B.T @ oracle.B)
+    assert_close(matrix.T @ signal, oracle.B.T @ oracle.y)
+    assert_close(signal @ signal, oracle.y @ oracle.y)
     columns, lines, start = (
         np.cumsum([0, *(v.size for v in oracle.split(oracle.w0).values())]),
         0,
@@ -95,7 +84,7 @@ def test_objective(case: Case, layout: str) -> None:
         net.iterations = sweeps
         latents = net.latents(x)
         value = oracle.objective(oracle.join({k: v.detach() for k, v in latents.items()}))
-        close(net.objective(x, latents).detach().numpy(), np.array([value]))
+        assert_close(net.objective(x, latents).detach().numpy(), np.array([value]))
 
 
 @setups
@@ -117,7 +106,7 @@ def test_global_pursuit(case: Case, layout: str, alpha: float) -> None:
     steps = {k: float(v) for k, v in net.step_sizes(x).items()}
     for count in (1, 2, 5):
         net.iterations = count
-        close(flat(net.latents(x)), oracle.sweeps(count, steps, alpha))
+        assert_close(joined(net.latents(x)), oracle.sweeps(count, steps, alpha))
 
 
 @setups
@@ -129,7 +118,7 @@ def test_extrapolation_and_steps_per_latent(case: Case, layout: str) -> None:
         net.pursuit.beta[:n] = torch.linspace(0.6, 1.0, n)
     steps = {k: float(v) for k, v in net.step_sizes(x).items()}
     alphas = dict(zip(oracle.names, net.pursuit.alphas().tolist(), strict=False))
-    close(flat(net.latents(x)), oracle.sweeps(5, steps, alphas))
+    assert_close(joined(net.latents(x)), oracle.sweeps(5, steps, alphas))
 
 
 @setups
@@ -140,7 +129,7 @@ def test_layered_pursuit(case: Case, layout: str) -> None:
     assert all(steps[k] * exact[k] <= 1 + 1e-9 for k in steps)
     for count in (1, 3):
         net.iterations = count
-        close(flat(net.latents(x)), oracle.layered(count, steps))
+        assert_close(joined(net.latents(x)), oracle.layered(count, steps))
 
 
 @pytest.mark.parametrize("name", ["linear_chain", "linear_residual", "linear_dense", "leaky_conv"])
@@ -181,10 +170,10 @@ def test_output_is_the_head_on_the_pursued_latents(case: Case, layout: str) -> N
     model = case.build()
     with torch.no_grad():
         net.iterations = 0
-        close(net(x).numpy(), model(x).numpy(), 1e-12)
+        assert_close(net(x).numpy(), model(x).numpy(), 1e-12)
         net.iterations = 3
         expected = _Substitute(net.source, net.latents(x)).run(x)
-        close(net(x).numpy(), expected.numpy(), 1e-12)
+        assert_close(net(x).numpy(), expected.numpy(), 1e-12)
 
 
 def test_descent_from_any_start_is_strict_enough_to_fail() -> None:

@@ -14,35 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pursuitify import PursuitNetwork, backends, coherence, load, pursuitify, save
+from pursuitify import backends, coherence, load, pursuitify, save
 from pursuitify.errors import OptionError
 from pursuitify.models import DenselyConnectedNet, ResidualNet
 from pursuitify.operators.activations import Clip
 from pursuitify.solvers.inplace.shared_concats import shared
+from tests.support.against_oracle import assert_close, extrapolate, joined
 from tests.support.compare_modes import assert_same, assert_same_outputs, differentiate
 from tests.support.nets import CASES, Case, randomise
 from tests.support.oracle import Oracle
 from tests.support.randomnets import general_net
 
-EXACT = 1e-10
 cases = pytest.mark.parametrize("case", CASES, ids=[str(c) for c in CASES])
-
-
-def flat(values: dict[str, Tensor]) -> Any:
-    return np.concatenate([v.detach().reshape(-1).numpy() for v in values.values()])
-
-
-def close(a: Any, b: Any, tolerance: float = EXACT) -> None:
-    a, b = np.asarray(a), np.asarray(b)
-    assert a.shape == b.shape
-    assert np.max(np.abs(a - b), initial=0.0) <= tolerance * max(1.0, np.max(np.abs(b), initial=0))
-
-
-def extrapolate(net: PursuitNetwork, alpha: float) -> PursuitNetwork:
-    with torch.no_grad():
-        net.pursuit.beta.fill_(0.8)
-        net.pursuit.alpha.fill_(alpha)
-    return net
 
 
 @pytest.mark.parametrize("layout", ["auto", "encoder"])
@@ -52,13 +35,13 @@ def test_everything_is_that_of_the_oracle(case: Case, layout: Any) -> None:
     net = pursuitify(model, layout=layout, offsets="signal")
     oracle = Oracle(case.rows(model, layout, x), x, offsets="signal")
     matrix, signal, thresholds = (t.detach().numpy() for t in net.dictionary(x).materialize())
-    close(thresholds, oracle.lam)
-    close(matrix.T @ matrix, oracle.B.T @ oracle.B)
-    close(matrix.T @ signal, oracle.B.T @ oracle.y)
-    close(signal @ signal, oracle.y @ oracle.y)
+    assert_close(thresholds, oracle.lam)
+    assert_close(matrix.T @ matrix, oracle.B.T @ oracle.B)
+    assert_close(matrix.T @ signal, oracle.B.T @ oracle.y)
+    assert_close(signal @ signal, oracle.y @ oracle.y)
     net.iterations = 0
-    close(flat(net.latents(x)), oracle.w0)
-    close(net(x).detach().numpy(), model(x).detach().numpy(), 1e-12)
+    assert_close(joined(net.latents(x)), oracle.w0)
+    assert_close(net(x).detach().numpy(), model(x).detach().numpy(), 1e-12)
     steps = {k: float(v) for k, v in net.step_sizes(x).items()}
     for alpha, count in itertools.product((0.0, 0.3), (1, 4)):
         with torch.no_grad():
@@ -66,17 +49,19 @@ def test_everything_is_that_of_the_oracle(case: Case, layout: Any) -> None:
         net.iterations = count
         latents = net.latents(x)
         expected = oracle.sweeps(count, steps, alpha)
-        close(flat(latents), expected)
-        close(net.objective(x, latents).detach().numpy(), np.array([oracle.objective(expected)]))
+        assert_close(joined(latents), expected)
+        assert_close(
+            net.objective(x, latents).detach().numpy(), np.array([oracle.objective(expected)])
+        )
     with torch.no_grad():
         net.pursuit.alpha.zero_()
     net.steps = "adaptive"
     estimates = {k: float(v) for k, v in net.step_sizes(x).items()}
-    close(flat(net.latents(x)), oracle.adaptive(4, estimates))
+    assert_close(joined(net.latents(x)), oracle.adaptive(4, estimates))
     net.steps = "certified"
     net.solver = "layered"
     steps = {k: float(v) for k, v in net.step_sizes(x).items()}
-    close(flat(net.latents(x)), oracle.layered(4, steps))
+    assert_close(joined(net.latents(x)), oracle.layered(4, steps))
 
 
 signs = settings(deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
@@ -128,7 +113,7 @@ def test_derivative_modes_and_paths_agree(
         with backends.inplace(False):
             wanted = list(net.latents(x).values())
     for a, b in zip(found, wanted, strict=True):
-        close(a.numpy(), b.numpy())
+        assert_close(a.numpy(), b.numpy())
 
 
 class BatchNormFirst(nn.Module):
@@ -160,9 +145,9 @@ def test_shared_concats_hold_offsets(steps: str, alpha: float, batch: int) -> No
     dictionary = net.dictionary(x)
     assert len(shared(dictionary, list(net.latents(x).values())).runs) == 4
     with torch.no_grad():
-        found = flat(net.latents(x))
+        found = joined(net.latents(x))
         with backends.inplace(False):
-            close(found, flat(net.latents(x)))
+            assert_close(found, joined(net.latents(x)))
 
 
 def test_derivatives_are_those_of_differences() -> None:
@@ -195,7 +180,7 @@ def test_implicit_derivatives_at_the_minimiser_are_those_of_many_sweeps() -> Non
         found.append({n: p.grad for n, p in net.named_parameters() if p.grad is not None})
     for name, grad in found[0].items():
         if not name.startswith("pursuit."):
-            close(found[1][name].numpy(), grad.numpy(), 1e-6)
+            assert_close(found[1][name].numpy(), grad.numpy(), 1e-6)
 
 
 @pytest.mark.parametrize("name", ["linear_chain", "linear_residual", "linear_dense"])

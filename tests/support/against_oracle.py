@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -42,3 +45,23 @@ def close(a: Tensor, b: Tensor) -> None:
     """Assert equality relative to the largest entry."""
     assert a.shape == b.shape
     assert float((a - b).abs().max()) <= EXACT * max(1.0, float(b.abs().max()))
+
+
+def joined(values: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
+    """Return latents as one vector, as the oracle has them."""
+    return np.concatenate([v.detach().reshape(-1).numpy() for v in values.values()])
+
+
+def assert_close(a: Any, b: Any, tolerance: float = EXACT) -> None:
+    """Assert that arrays are equal, relative to the largest entry or 1."""
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape
+    assert np.max(np.abs(a - b), initial=0.0) <= tolerance * max(1.0, np.max(np.abs(b), initial=0))
+
+
+def extrapolate(net: PursuitNetwork, alpha: float) -> PursuitNetwork:
+    """Set every beta to 0.8 and every alpha to ``alpha``, and return the network."""
+    with torch.no_grad():
+        net.pursuit.beta.fill_(0.8)
+        net.pursuit.alpha.fill_(alpha)
+    return net

@@ -73,7 +73,7 @@ def row(
     return Row(name, (Slot(names, fn or (lambda u: u)),), diag, activation)
 
 
-def prox(activation: Activation, v: Array, g: float = 1.0) -> Array:
+def prox(activation: Activation, v: Array, g: float | Array = 1.0) -> Array:
     """Return prox_{g f}(v) of mathematics.md, section 3."""
     kind, *parameters = (activation,) if isinstance(activation, str) else activation
     if kind == "relu":
@@ -177,7 +177,13 @@ class Oracle:
         w0: Feed-forward values by (17), (N,).
     """
 
-    def __init__(self, rows: Sequence[Row], x: Tensor, offsets: str = "threshold") -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        x: Tensor,
+        offsets: str = "threshold",
+        gains: Mapping[str, Any] | None = None,
+    ) -> None:
         """Probe the rows at the input ``x`` of shape (1, ...), float64.
 
         Args:
@@ -185,7 +191,11 @@ class Oracle:
             x: The input.
             offsets: Where b_j of an encoder row stands: ``threshold`` (lam_j = -b_j) or ``signal``
                 (y_j = b_j, lam_j = 0).
+            gains: c_j of decoder rows by latent, broadcast against its shape: B_j = W^T diag(c_j),
+                c_j lam_j, and the penalty c_j f_j.
         """
+        self.gains: dict[str, Array] = {}
+        gains = gains or {}
         if x.shape[0] != 1:
             raise ValueError("the oracle takes a batch of one")
         self.rows = tuple(rows)
@@ -222,6 +232,12 @@ class Oracle:
                 parts, constant, shape = probe(r.diag, shapes)
                 transposed = np.concatenate(parts, axis=1)  # B_j^T
                 diagonal, at_zero = transposed.T, transposed @ u0 + constant
+            self.gains[r.name] = np.ones(at_zero.size)
+            if r.name in gains:
+                if r.diag is None:
+                    raise ValueError(f"{r.name} is no decoder row: it has no gains")
+                c = np.broadcast_to(np.asarray(gains[r.name], dtype=np.float64), shape).reshape(-1)
+                self.gains[r.name], diagonal, at_zero = c, diagonal * c, at_zero * c
             self.shapes[r.name] = shape
             self.columns[r.name] = slice(n, n + at_zero.size)
             self.lines[r.name] = slice(start, m)
@@ -243,6 +259,7 @@ class Oracle:
         self.lower, self.upper, self.curvature = np.empty(n), np.empty(n), np.empty(n)
         for activation, where in bounds:
             self.lower[where], self.upper[where], self.curvature[where] = domain(activation)
+        self.curvature *= np.concatenate([self.gains[r.name] for r in rows])
         del self.shapes[INPUT]
         self.w0: Array = self._feedforward()
 
@@ -250,9 +267,14 @@ class Oracle:
         w = np.zeros(self.B.shape[1])
         for r in self.rows:
             column, line = self.columns[r.name], self.lines[r.name]
-            u = self._signal(r.name, w)
-            w[column] = prox(r.activation, self.B[line, column].T @ u - self.lam[column])
+            u, c = self._signal(r.name, w), self.gains[r.name]
+            # Gains multiply every term: the layer that they belong to knows nothing of them.
+            w[column] = prox(r.activation, (self.B[line, column].T @ u - self.lam[column]) / c)
         return w
+
+    def _prox(self, r: Row, v: Array, g: float) -> Array:
+        """Return prox of g times the row's penalty, gains included."""
+        return prox(r.activation, v, g * self.gains[r.name])
 
     def _signal(self, name: str, w: Array) -> Array:
         """Return u_j from the latents before j."""
@@ -329,7 +351,7 @@ class Oracle:
                 below = slice(self.lines[r.name].start, None)
                 grad = self.B[below, column].T @ (self.B[below] @ at - self.y[below])
                 scale = 1.0 if variant == "unscaled_threshold" else g
-                w[column] = prox(r.activation, v - g * grad - scale * self.lam[column], g)
+                w[column] = self._prox(r, v - g * grad - scale * self.lam[column], g)
             previous = old
             yield w.copy()
 
@@ -347,9 +369,10 @@ class Oracle:
         """Return f_j of a latent within its domain."""
         activation = next(r.activation for r in self.rows if r.name == name)
         kind, *parameters = (activation,) if isinstance(activation, str) else activation
+        c = self.gains[name]
         if kind == "leaky":
-            return float(0.5 * (1.0 / parameters[0] - 1.0) * np.sum(np.minimum(w, 0.0) ** 2))
-        return float(parameters[0] * np.sum(np.abs(w))) if kind == "soft" else 0.0
+            return float(0.5 * (1.0 / parameters[0] - 1.0) * (c @ np.minimum(w, 0.0) ** 2))
+        return float(parameters[0] * (c @ np.abs(w))) if kind == "soft" else 0.0
 
     def adaptive(
         self, T: int, estimate: Mapping[str, Any], scale: float = 1.0, start: Array | None = None
@@ -370,7 +393,7 @@ class Oracle:
                 column, s = self.columns[r.name], step[r.name]
                 K, old = self.B[:, column], w[column].copy()
                 slope = K.T @ self.residual(w) + self.lam[column]
-                delta = prox(r.activation, old - s * slope, s) - old
+                delta = self._prox(r, old - s * slope, s) - old
                 rise = slope @ delta + self.penalty(r.name, old + delta)
                 rise -= self.penalty(r.name, old)
                 curvature = float(np.sum((K @ delta) ** 2))
@@ -410,7 +433,7 @@ class Oracle:
             g = float(np.asarray(steps[r.name]).reshape(()))
             for _ in range(T):
                 grad = block.T @ (block @ w[column] - u)
-                w[column] = prox(r.activation, w[column] - g * (grad + self.lam[column]), g)
+                w[column] = self._prox(r, w[column] - g * (grad + self.lam[column]), g)
         return w
 
     def violation(self, w: Array) -> float:

@@ -29,7 +29,7 @@ class Held:
 
 def read_by_sweeps(dictionary: StructuredDictionary) -> StructuredDictionary:
     """Return the dictionary without what only its own methods read."""
-    rows = tuple(replace(row, slots=(), u=(), offset=None) for row in dictionary.rows)
+    rows = tuple(replace(row, slots=(), u=(), offset=None, gains=None) for row in dictionary.rows)
     return replace(dictionary, rows=rows, inputs=())
 
 

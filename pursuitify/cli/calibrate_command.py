@@ -1,0 +1,76 @@
+"""The command calibrate: gains and scales that keep what a trained network knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch.utils.data import DataLoader, Subset
+
+from pursuitify import pursuitify, save
+from pursuitify.calibration import keep_outputs
+from pursuitify.cli import options as shared
+
+#: Images at a time.
+_BATCH = 64
+
+
+def calibrate(
+    name: shared.NAME,
+    data: shared.DATA = "digits",
+    output: Annotated[Path | None, typer.Option(help="Where to write the checkpoint.")] = None,
+    checkpoint: shared.FILE = None,
+    weights: shared.WEIGHTS = None,
+    count: Annotated[int, typer.Option(min=1, help="Images that are looked at.")] = 256,
+    iterations: shared.SWEEPS = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="auto, encoder (the default) or decoder; a checkpoint has its own."),
+    ] = None,
+    normalise: shared.NORMALISE = False,
+    root: shared.ROOT = Path("data"),
+    download: shared.DOWNLOAD = False,
+    skip_bad: shared.SKIP_BAD = False,
+    size: shared.SIZE = None,
+    channels: shared.CHANNELS = None,
+    seed: shared.SEED = 0,
+    as_json: shared.JSON = False,
+) -> None:
+    """Convert a trained model so that it keeps what it knows, and say what is kept at each T.
+
+    Fits atom gains on images of the validation part, labels unused, with offsets in the signal, and
+    lowers the step scale only where outputs would change otherwise. A checkpoint keeps its own
+    layout and offsets.
+
+    Examples:
+      pursuitify calibrate nets.py:make --weights my.pth --data digits --output net.safetensors
+      pursuitify calibrate resnet18 --weights DEFAULT --data photos/ --size 224 --normalise
+    """
+    found = shared.data_of(data, root, download, size, channels, seed, skip_bad)
+    model = shared.model_of(
+        name,
+        seed=seed,
+        classes=len(found.classes),
+        weights=weights,
+        checkpoint=checkpoint,
+        data=found if normalise else None,
+    )
+    held: Any = found.val
+    chosen = torch.randperm(len(held), generator=torch.Generator().manual_seed(seed))[:count]
+    batches = DataLoader(Subset(held, chosen.tolist()), _BATCH)
+    if checkpoint is None:
+        form: Any = layout  # the text is checked by pursuitify() itself
+        sweeps = 10 if iterations is None else iterations
+        net = pursuitify(model, sweeps, layout=form, calibrate=batches)
+        report = net.calibration
+    else:
+        net = shared.converted(model, checkpoint, layout, iterations)
+        report = keep_outputs(net, batches)
+    shared.show(report.to_dict(), report, as_json)
+    if output is not None:
+        save(net, output)
+        if not as_json:
+            Console().print(f"wrote {output}: {net.iterations} sweeps, step {net.step_scale:g}")
