@@ -44,11 +44,16 @@ model = ResidualNet(3, 4, width=2).eval()
 SHORT = "[data.train[n] for n in range(32)], [data.val[n] for n in range(8)], epochs=1"
 PAGES = {
     "README.md": Page(
-        "from tests.support.controls import TINY",
         smaller={
             "iterations=10": "iterations=2",
-            'protocol="quick"': "protocol=TINY",
             "x = torch.rand(2, 3, 224, 224)": "x = torch.rand(1, 3, 64, 64)",
+        },
+    ),
+    "docs/accuracy.md": Page(MODEL + "batches = [torch.rand(4, 3, 8, 8) for _ in range(2)]"),
+    "docs/api.md": Page(
+        "from tests.support.controls import TINY",
+        smaller={
+            'protocol="quick"': "protocol=TINY",
             "DataLoader(data.test, 32)": "DataLoader(data.test, 4)",
             "data.train, data.val, epochs=5": SHORT,
             "data.val, 256)": "data.val, 8)",
@@ -56,7 +61,6 @@ PAGES = {
         },
         needs=("accelerate", "matplotlib", "onnxruntime", "onnxscript", "sklearn"),
     ),
-    "docs/accuracy.md": Page(MODEL + "batches = [torch.rand(4, 3, 8, 8) for _ in range(2)]"),
     "docs/certified.md": Page(
         "import torch\nfrom torch import nn\ntorch.manual_seed(0)\n"
         "model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))\n"
