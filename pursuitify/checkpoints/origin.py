@@ -144,8 +144,11 @@ def origin_of(
             f"the header of {path} is altered, or of a later version: its origin has {found}, not "
             f"{names}"
         )
+    values: dict[str, Any] = {}
+    for name, value in stated.items():
+        values[name] = tuple(value) if isinstance(value, list) else value
     try:
-        origin = Origin(**{k: tuple(v) if isinstance(v, list) else v for k, v in stated.items()})
+        origin = Origin(**values)
         origin.check_tensors(tensors)
     except (OptionError, OverflowError) as error:
         raise CheckpointError(f"the header of {path} is altered: its origin has {error}") from error
