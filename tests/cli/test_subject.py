@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""The subject of a command: models by name, and what runs remember."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ pytest.importorskip("typer")
 from PIL import Image
 
 from pursuitify import PursuitifyError
-from pursuitify.cli import options
+from pursuitify.checkpoints.origin import Origin
+from pursuitify.cli.subject import Subject
 
 
 @pytest.fixture
@@ -25,10 +26,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def read(folder: Path, **options: Any) -> Any:
+    given = {"root": None, "download": False, "size": 8, "channels": 1, "seed": 0}
+    return Subject("net", None, Origin()).data(str(folder), **given, **options)[0]
+
+
 def test_bad_files_are_left_out_and_listed_on_request(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = options.data_of(str(folder), Path("data"), False, 8, 1, 0, skip_bad=True)
+    data = read(folder, skip_bad=True)
     shown = capsys.readouterr()
     assert "left out 1 files" in shown.err
     assert "broken.png" in shown.err
@@ -38,7 +44,7 @@ def test_bad_files_are_left_out_and_listed_on_request(
 
 
 def test_a_bad_file_is_an_error_otherwise(folder: Path) -> None:
-    data = options.data_of(str(folder), Path("data"), False, 8, 1, 0)
+    data = read(folder, skip_bad=False)
     parts: Any = (data.train, data.val, data.test)
     with pytest.raises(PursuitifyError, match=r"broken\.png"):
         _ = [part[number] for part in parts for number in range(len(part))]
