@@ -126,7 +126,7 @@ def _unknown(name: str, known: list[str]) -> str:
             return option_checks.no_file(path)
         return f"{name} is a file: name the function in it that makes the model, {name}:FUNCTION"
     if "/" in name:
-        return option_checks.no_file(path)
+        return f"there is no file or folder {name}{option_checks.nearest_path(path)}"
     near = option_checks.nearest(name, known)
     return (
         f"{name!r} is no model of torchvision{near or '.'} Name one of its list_models(), "

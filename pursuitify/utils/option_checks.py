@@ -181,14 +181,18 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def no_file(path: Path) -> str:
-    """Return that there is no such file, or folder, and the name beside it that is most like it."""
+def nearest_path(path: Path) -> str:
+    """Return the question of ``nearest`` after a file or folder that stands beside a path."""
     try:
         beside = [str(path.with_name(other.name)) for other in path.parent.iterdir()]
-    except OSError:
+    except (OSError, ValueError):  # no such folder, or a path without a name
         beside = []
-    kind = "file" if path.suffix else "file or folder"
-    return f"there is no {kind} {path}{nearest(str(path), beside)}"
+    return nearest(str(path), beside)
+
+
+def no_file(path: Path) -> str:
+    """Return the message that there is no such file, with the name in its folder most like it."""
+    return f"there is no file {path}{nearest_path(path)}"
 
 
 def extra(name: str, *libraries: str) -> None:

@@ -18,9 +18,11 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("typer")
 from typer.testing import CliRunner
 
+from pursuitify import cli
 from pursuitify.cli.app import app
 from pursuitify.cli.model_sources import load_model, load_weights
 from pursuitify.errors import CheckpointError, OptionError, PursuitifyError
+from pursuitify.version import VERSION
 
 runner = CliRunner()
 FACTORY = """
@@ -70,8 +72,21 @@ def test_convert_then_diagnose_and_coherence(factory: str, tmp_path: Path) -> No
     assert json.loads(exact.stdout)["boundary"] == "exact"
 
 
+def test_version() -> None:
+    done = runner.invoke(app, ["--version"])
+    assert done.exit_code == 0
+    assert done.stdout == f"pursuitify {VERSION}, torch {torch.__version__}\n"
+
+
+def test_without_typer_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pursuitify.cli.app", raising=False)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit, match="pip install typer"):
+        cli.main()
+
+
 def test_refusals_have_no_traceback(factory: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pursuitify.cli.app"]
+    command = [sys.executable, "-m", "pursuitify"]
     hostile = str(tmp_path / "hostile")
     save_file({"a": torch.ones(1)}, hostile, metadata={"pursuitify": "[" * 100000})
     for arguments in (
@@ -85,12 +100,26 @@ def test_refusals_have_no_traceback(factory: str, tmp_path: Path) -> None:
         assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("name", ["nothing", "no/such.py:make", "timm:no_such_model"])
-def test_models_that_do_not_exist(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nothing", "no model of torchvision"),
+        ("resnt18", "did you mean 'resnet18'"),
+        ("no/such.py:make", "no file no/such.py"),
+        ("timm:resnt18", "did you mean 'resnet18'"),
+        ("FOLDER/mine.py:mak", "did you mean 'make'"),
+        ("FOLDER/min.py:make", "did you mean 'FOLDER/mine.py'"),
+        ("FOLDER/mine.py", "FOLDER/mine.py:FUNCTION"),
+        ("FOLDER/mine", "no file or folder FOLDER/mine; did you mean 'FOLDER/mine.py'"),
+    ],
+)
+def test_models_that_do_not_exist(name: str, words: str, factory: str) -> None:
     if name.startswith("timm:"):
         pytest.importorskip("timm")
-    with pytest.raises(OptionError):
-        load_model(name)
+    folder = str(Path(factory).parent)
+    with pytest.raises(OptionError) as error:
+        load_model(name.replace("FOLDER", folder))
+    assert words in str(error.value).replace(folder, "FOLDER")
 
 
 def run_json(*arguments: str) -> dict[str, Any]:
@@ -136,6 +165,23 @@ def test_evaluate(tuned: tuple[str, Path, dict[str, Any]]) -> None:
     assert row["attacked"] <= row["accuracy"]
     text = runner.invoke(app, ["evaluate", name, *best, *attack])
     assert "PGD-2" in text.stdout
+
+
+def test_a_run_needs_no_options(tuned: tuple[str, Path, dict[str, Any]], tmp_path: Path) -> None:
+    name, folder, found = tuned
+    facts = run_json("evaluate", str(folder), "--sweeps", "2", "--part", "val")
+    assert facts["rows"][0]["accuracy"] == pytest.approx(found["best"]["val_accuracy"])
+    report = run_json("coherence", str(folder))
+    best = ["--checkpoint", str(folder / "best.safetensors")]
+    told = run_json("coherence", name, *best, "--shape", "1,8,8")
+    assert report["mutual_coherence"] == told["mutual_coherence"]
+    assert report["blocks"] == told["blocks"]
+    plain = tmp_path / "plain.safetensors"
+    facts = run_json("convert", str(folder), "--to-source", str(plain))
+    assert facts == {"latents": 6, "iterations": 2, "to_source": str(plain)}
+    load_model(name).load_state_dict(load_file(plain), strict=True)
+    trace = run_json("diagnose", str(folder))
+    assert len(trace["sweeps"]) == 3
 
 
 def test_resume_and_refusals(tuned: tuple[str, Path, dict[str, Any]]) -> None:
