@@ -13,7 +13,7 @@ from pursuitify.robust.auditing.red_flags import CurvePoint
     [
         (0, 100, 10, True),
         (10, 100, 10, True),
-        (16, 100, 10, True),
+        (15, 100, 10, True),
         (20, 100, 10, False),
         (98, 100, 10, False),
         (5, 8, 2, True),
