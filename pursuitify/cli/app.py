@@ -44,6 +44,7 @@ from pursuitify.cli.options import (
 )
 from pursuitify.cli.subject import Subject, subject_of
 from pursuitify.errors import OptionError, PursuitifyError
+from pursuitify.utils import option_checks
 from pursuitify.version import VERSION
 
 app = typer.Typer(
@@ -229,6 +230,8 @@ def compare(
     """
     if latex and as_json:
         raise OptionError("--latex and --json: give one of them")
+    if plot is not None:
+        option_checks.extra("plots", "matplotlib")
     if len(set(names)) < len(names):
         raise OptionError(f"a model is named twice: {' '.join(names)}")
     chosen: Any = "auto" if layout is None else layout  # checked by the conversion itself

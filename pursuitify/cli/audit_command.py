@@ -15,6 +15,7 @@ from pursuitify.cli.subject import is_own, subject_of
 from pursuitify.errors import OptionError
 from pursuitify.robust import AuditReport
 from pursuitify.robust import audit as run
+from pursuitify.utils import option_checks
 from pursuitify.utils.atomic_files import make_folder, write_text
 
 #: Exit code of an audit that is done and raised flags.
@@ -66,6 +67,8 @@ def audit(
     """
     if picture and output is None:
         raise OptionError("--picture needs --output, the folder to draw into")
+    if picture:
+        option_checks.extra("plots", "matplotlib")
     if count < 1:
         raise OptionError(f"--count {count} leaves nothing to attack")
     subject = subject_of(name, checkpoint)

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from pursuitify import cli
 from pursuitify.cli.app import app
 from pursuitify.cli.model_sources import load_model, load_weights
-from pursuitify.errors import CheckpointError, OptionError, PursuitifyError
+from pursuitify.errors import CheckpointError, MissingExtraError, OptionError, PursuitifyError
 from pursuitify.version import VERSION
 
 runner = CliRunner()
@@ -70,6 +70,26 @@ def test_convert_then_diagnose_and_coherence(factory: str, tmp_path: Path) -> No
     assert isinstance(wrong.exception, OptionError)
     exact = runner.invoke(app, ["coherence", *common, "--switches", "worst", "--boundary", "exact"])
     assert json.loads(exact.stdout)["boundary"] == "exact"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "resnet18", "--plot", "a.png"],
+        ["audit", "resnet18", "--eps", "0.1", "--output", "a", "--picture"],
+        ["demo", "--output", "a"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_missing_extra_is_said_before_the_work(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = runner.invoke(app, arguments)
+    assert isinstance(done.exception, MissingExtraError)
+    assert "matplotlib is not installed: pip install 'pursuitify[" in str(done.exception)
+    assert not list(tmp_path.iterdir())
 
 
 def test_version() -> None:
