@@ -32,7 +32,7 @@ class Origin:
         model: The model's name: ``resnet18``, ``timm:NAME`` or ``path/to/file.py:factory``.
         code: The SHA-256 of the model's file, in hexadecimal, where a file makes it.
         shape: Shape of one input, channels first.
-        classes: The number of classes that the model was made with.
+        classes: The number of classes that the model was made with; None for its own number.
         mean: Mean per channel of a normalisation (``data.Normalised``) around the model.
         std: Standard deviation likewise.
         data: Name of the data set, or its folder.
@@ -86,8 +86,8 @@ class Origin:
         agree = len(self.mean) == len(self.std) and self.shape[:1] in ((), (len(self.mean),))
         _need(not (self.mean or self.std) or agree, "std", self.std, "one value per channel")
         _need(len({*self.labels}) == len(self.labels), "labels", self.labels, "free of repetitions")
-        counted = not self.labels or self.classes in (None, len(self.labels))
-        _need(counted, "classes", self.classes, "the number of labels")
+        enough = self.classes is None or self.classes >= len(self.labels)
+        _need(enough, "classes", self.classes, f"enough for {len(self.labels)} labels")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON can hold them."""

@@ -89,7 +89,7 @@ def audit(
     model = shared.model_of(
         subject.name,
         seed=origin.seed,
-        classes=len(found.classes),
+        classes=subject.classes_for(found),
         weights=weights,
         checkpoint=subject.checkpoint,
         moments=(found.mean, found.std) if normalise else subject.moments,

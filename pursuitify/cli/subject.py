@@ -51,6 +51,14 @@ class Subject:
             )
         return self.origin.classes if asked is None else asked
 
+    def classes_for(self, data: Data) -> int | None:
+        """Return the number of classes to make the model with for a data set.
+
+        It is that of the checkpoint's model, which has weights for so many (None for the model's
+        own number); where none is remembered, it is that of the data.
+        """
+        return self.origin.classes if self.origin.model else len(data.classes)
+
     def named(self, classes: int | None) -> Origin:
         """Return the origin of a network of the subject's model, made with so many classes."""
         was = self.origin if classes is None else replace(self.origin, classes=classes)
@@ -94,7 +102,8 @@ class Subject:
             The data, and the origin of a network that is trained on it.
 
         Raises:
-            OptionError: If the remembered data now has other classes or another shape.
+            OptionError: If the remembered data now has other classes, or the data has more classes
+                than the model of the checkpoint was made with.
         """
         was = self.origin
         remembered = name is None and bool(was.data)
@@ -131,12 +140,16 @@ class Subject:
             if remembered:
                 raise OptionError(f"{text}. To take it all the same, name it: --data {chosen}")
             typer.echo(f"note: {text}", err=True)
+        classes = self.classes_for(data)
+        if classes is not None and classes < len(data.classes):
+            raise OptionError(
+                f"{self.checkpoint} is of {self.name} made with {classes} classes, and {chosen} "
+                f"has {len(data.classes)}: no image of the others could ever be right"
+            )
         if self.moments is not None:
             data = replace(data, mean=was.mean, std=was.std)
-        named = replace(wanted, model=self.name, code=code_of(self.name))
-        return data, replace(
-            named, shape=data.shape, classes=len(data.classes), labels=data.classes
-        )
+        named = replace(wanted, model=self.name, code=code_of(self.name), classes=classes)
+        return data, replace(named, shape=data.shape, labels=data.classes)
 
 
 def subject_of(name: str, checkpoint: Path | None) -> Subject:

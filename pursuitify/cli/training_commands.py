@@ -114,7 +114,7 @@ def finetune(
     model = shared.model_of(
         subject.name,
         seed=origin.seed,
-        classes=len(found.classes),
+        classes=subject.classes_for(found),
         weights=weights,
         checkpoint=subject.checkpoint,
         moments=moments,
@@ -219,7 +219,7 @@ def evaluate(
     model = shared.model_of(
         subject.name,
         seed=origin.seed,
-        classes=len(found.classes),
+        classes=subject.classes_for(found),
         weights=weights,
         checkpoint=subject.checkpoint,
         moments=(found.mean, found.std) if normalise else subject.moments,

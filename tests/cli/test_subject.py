@@ -221,3 +221,31 @@ def test_classes_are_the_run_s_unless_they_are_asked_for() -> None:
     assert found.named(3) == Origin(model="resnet18", classes=3)
     with pytest.raises(OptionError, match="makes the model as it is"):
         replace(found, name="nets.py:make").classes(3)
+
+
+@pytest.mark.parametrize(
+    ("was", "made_with"),
+    [
+        (Origin(), 3),
+        (Origin(model="resnet18", classes=5), 5),
+        (Origin(model="resnet18"), None),
+        (Origin(model="resnet18", classes=2), "made with 2 classes, and toy has 3"),
+    ],
+    ids=str,
+)
+def test_a_model_is_made_with_the_classes_of_its_weights(
+    was: Origin, made_with: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = Images(torch.rand(2, 1, 8, 8), torch.zeros(2).long())
+    data = Data("toy", part, part, part, (1, 8, 8), ("a", "b", "c"), (0.5,), (0.2,), None)
+    monkeypatch.setattr(subject, "load_data", lambda *args, **kwargs: data)
+    asked: dict[str, Any] = dict.fromkeys(ASKED)
+    asked |= {"name": "toy", "download": False, "skip_bad": False}
+    found = Subject("resnet18", Path("net"), was)
+    if isinstance(made_with, str):
+        with pytest.raises(OptionError, match=made_with):
+            found.data(**asked)
+    else:
+        _, origin = found.data(**asked)
+        assert origin.classes == found.classes_for(data) == made_with
+        assert origin.labels == ("a", "b", "c")
