@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from pursuitify.errors import ExportError, InputError, InternalError, MissingExtraError, OptionError
+from pursuitify.errors import ExportError, InputError, InternalError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.utils import option_checks
 from pursuitify.utils.atomic_files import whole
@@ -92,7 +92,8 @@ def export_onnx(
     """
     if tolerance is not None:
         option_checks.factor("tolerance", tolerance)
-    _require("onnx", "onnxscript", *(() if tolerance is None else ("onnxruntime",)))
+    compared = () if tolerance is None else ("onnxruntime",)
+    option_checks.extra("export", "onnx", "onnxscript", *compared)
     program = export_program(net, example, dynamic_batch=dynamic_batch)
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
@@ -177,14 +178,6 @@ def _checked(net: PursuitNetwork, example: Example, dynamic: bool) -> tuple[Tens
         )
     net(*inputs)  # what does not fit is refused here, in the network's own words
     return inputs
-
-
-def _require(*libraries: str) -> None:
-    import importlib.util
-
-    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(f"{', '.join(missing)} missing: pip install 'pursuitify[export]'")
 
 
 @torch.no_grad()

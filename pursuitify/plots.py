@@ -13,6 +13,7 @@ import networkx as nx
 import numpy as np
 
 from pursuitify.errors import OptionError
+from pursuitify.utils import option_checks
 from pursuitify.utils.atomic_files import write_picture
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def _draw_structure(
     inputs: list[str],
     path: str | PathLike[str],
 ) -> Figure:
+    option_checks.extra("plots", "matplotlib")
     from matplotlib.collections import PatchCollection
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch, Rectangle
@@ -146,6 +148,7 @@ def plot_objective(trace: _Trace, path: str | PathLike[str]) -> Figure:
     Returns:
         The figure; pyplot does not know it, so there is nothing to close.
     """
+    option_checks.extra("plots", "matplotlib")
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

@@ -41,6 +41,7 @@ from pursuitify import (
 from pursuitify import data as data_sets
 from pursuitify.analysis.gram.dictionary_blocks import blocks_of
 from pursuitify.analysis.gram.normalised_gram import Gram
+from pursuitify.checkpoints.origin import Origin, read_origin
 from pursuitify.errors import PursuitifyError
 from pursuitify.export import export_onnx, export_program
 from pursuitify.robust import Protocol, Step
@@ -194,6 +195,13 @@ def kept(**options: Any) -> int:
 def saved(path: Path) -> Path:
     save(network(), path)
     return path
+
+
+def remembered(**options: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net"
+        save(network(), path, **options)
+        return read_origin(path)
 
 
 def loaded(**options: Any) -> Any:
@@ -780,6 +788,14 @@ def written() -> list[str]:
         return sorted(path.name for path in Path(folder).iterdir())
 
 
+def origin_kept(**options: Any) -> Any:
+    pytest.importorskip("accelerate")
+    with tempfile.TemporaryDirectory() as folder:
+        call = {"epochs": 1, "batch_size": 3, "progress": False, "output": folder, **options}
+        training.finetune(network(), data(), data(), **call)
+        return [read_origin(Path(folder) / f"{name}.safetensors") for name in ("best", "last")]
+
+
 def with_accelerator(steps: int) -> Any:
     from accelerate import Accelerator
 
@@ -792,6 +808,7 @@ FINETUNE: dict[str, Any] = {
     "resume": (resumed, partial(resumed, resume=True)),
     "augment": (tuned, partial(tuned, augment=torch.zeros_like)),
     "accelerator": (tuned, partial(with_accelerator, 2)),
+    "origin": (origin_kept, partial(origin_kept, origin=Origin("mine.py:make"))),
     "options": (tuned, partial(tuned, lr=0.5)),
 }
 
@@ -892,6 +909,7 @@ VOID: dict[str, Callable[[], str]] = {
     "validation=0.1": partial(void, validation=0.1),
     "skip_bad=True": lambda: refused(partial(data_sets.load_data, "digits", skip_bad=True)),
     "root='x'": lambda: refused(partial(data_sets.load_data, "digits", root="x")),
+    "origin would have no effect": lambda: refused(partial(tuned, origin=Origin("mine.py:make"))),
     "attacks goes with version": lambda: refused(partial(points, "autoattack", attacks=["square"])),
 }
 
@@ -936,7 +954,7 @@ SEEN: dict[str, Any] = {
     },
     "coherence": COHERENCE,
     "calibrate": CALIBRATE,
-    "save": {},
+    "save": {"origin": (remembered, partial(remembered, origin=Origin("mine.py:make")))},
     "load": LOAD,
     **{name: attack_entries(name) for name in BRIEF},
     "audit": AUDIT,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ pytest.importorskip("matplotlib")
 from matplotlib.collections import PatchCollection
 
 from pursuitify import OptionError, pursuitify
+from pursuitify.errors import MissingExtraError
+from pursuitify.models import ChainNet
 from pursuitify.plots import plot_objective, plot_structure
 from tests.support.nets import BY_NAME
 
@@ -77,3 +81,14 @@ def test_objective_needs_sweeps(tmp_path: Path) -> None:
 
     with pytest.raises(OptionError, match="no sweeps"):
         plot_objective(Empty(), tmp_path / "a.png")
+
+
+def test_without_matplotlib_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = pursuitify(ChainNet(1, 2, width=2), iterations=0).eval()
+    trace = net.diagnose(torch.rand(1, 1, 6, 6))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for draw in (partial(plot_structure, net), partial(plot_objective, trace)):
+        with pytest.raises(MissingExtraError, match=r"pursuitify\[plots\]"):
+            draw(tmp_path / "a.png")

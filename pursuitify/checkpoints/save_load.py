@@ -23,6 +23,7 @@ from pursuitify.checkpoints.network_identity import (
     identity,
     shown,
 )
+from pursuitify.checkpoints.origin import HEADER, ORIGIN, Origin, origin_of
 from pursuitify.compiler.tracing.tracer import LeafModule
 from pursuitify.conversion.convert import PAPER_BETA
 from pursuitify.conversion.convert import pursuitify as convert
@@ -37,22 +38,31 @@ from pursuitify.version import VERSION
 #: Format 1 held the rows, not the operations and constants: read, with a warning.
 FORMAT = 2
 _READS = (1, 2)
-_KEY = "pursuitify"
 
 
-def save(net: PursuitNetwork, path: str | os.PathLike[str]) -> None:
+def save(
+    net: PursuitNetwork, path: str | os.PathLike[str], *, origin: Origin | None = None
+) -> None:
     """Write a network to one file, whole or not at all.
 
     Args:
         net: The network.
         path: Where to; an existing file is replaced only once the new one is complete.
+        origin: The model's name, its inputs and its data, for the command line to find there
+            (:func:`pursuitify.checkpoints.origin.read_origin`).
 
     Raises:
-        OptionError: If ``net`` is no pursuit network.
+        OptionError: If ``net`` is no pursuit network, or ``origin`` no origin of it.
         CheckpointError: If the file cannot be written; what stood at ``path`` is still there.
     """
     _check(net, "save")
-    write_tensors(Path(path), net.state_dict(), _KEY, _header(net))
+    tensors, header = net.state_dict(), _header(net)
+    if origin is not None:
+        if not isinstance(origin, Origin):
+            raise OptionError(f"origin is a {type(origin).__name__}, not an Origin")
+        origin.check_tensors(tensors)
+        header[ORIGIN] = origin.to_dict()
+    write_tensors(Path(path), tensors, HEADER, header)
 
 
 def load(
@@ -96,24 +106,41 @@ def load(
     return net
 
 
-def source_state(net: PursuitNetwork) -> dict[str, Tensor]:
+def source_state(net: PursuitNetwork, part: str = "") -> dict[str, Tensor]:
     """Return the state_dict of the source: the plain model loads it, strictly.
 
     It is the network at T = 0; ``pursuit.*`` and the settings have no place in it.
+
+    Args:
+        net: The network.
+        part: Path of the submodule of the source whose state_dict is wanted; all of it by default.
     """
     own = net.state_dict()
-    return {name: value for name, value in own.items() if not name.startswith("pursuit.")}
+    start = f"{part}." if part else ""
+    return {
+        name.removeprefix(start): value
+        for name, value in own.items()
+        if name.startswith(start) and not name.startswith("pursuit.")
+    }
 
 
-def save_source(net: PursuitNetwork, path: str | os.PathLike[str]) -> None:
+def save_source(net: PursuitNetwork, path: str | os.PathLike[str], *, part: str = "") -> None:
     """Write ``source_state`` as a plain safetensors file, for ``safetensors.torch.load_file``.
 
+    Args:
+        net: The network.
+        path: Where to.
+        part: Path of the submodule of the source that is written; all of it by default.
+
     Raises:
-        OptionError: If ``net`` is no pursuit network.
+        OptionError: If ``net`` is no pursuit network, or its source has no such part.
         CheckpointError: If the file cannot be written; what stood at ``path`` is still there.
     """
     _check(net, "save_source")
-    write_tensors(Path(path), source_state(net), "format", "pt")
+    state = source_state(net, part)
+    if not state:
+        raise OptionError(f"part={part!r} is no submodule of the source that holds tensors")
+    write_tensors(Path(path), state, "format", "pt")
 
 
 def _check(net: object, function: str) -> None:
@@ -140,7 +167,7 @@ def _header(net: PursuitNetwork) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    header, tensors = read_tensors(path, _KEY, "pursuitify.save")
+    header, tensors = read_tensors(path, HEADER, "pursuitify.save")
     version = header.get("format")
     if version not in _READS:
         raise CheckpointError(
@@ -162,6 +189,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         option_checks.switch("nonnegative_thresholds", options["nonnegative_thresholds"])
     except (OptionError, OverflowError) as error:
         raise CheckpointError(f"the header of {path} is altered: {error}") from error
+    origin_of(header, tensors, path)  # refuses what was altered; the caller's model stands
     return {name: header[name] for name in ("options", *parts)}, tensors
 
 

@@ -7,6 +7,7 @@ call, 3 an audit that raised flags.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,59 +15,86 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
+from torch import nn
 
 from pursuitify import coherence as measure
 from pursuitify import explain as dry_run
 from pursuitify import save
 from pursuitify.analysis import compare as compare_models
 from pursuitify.checkpoints.save_load import save_source
-from pursuitify.cli import audit_command, calibrate_command, training_commands
-from pursuitify.cli.model_sources import load_model
+from pursuitify.cli import audit_command, calibrate_command, output_commands, training_commands
 from pursuitify.cli.options import (
     CLASSES,
+    DEVICE,
     FILE,
     JSON,
     LAYOUT,
     NAME,
     SEED,
     SHAPE,
+    SIDE,
+    SOLVER,
     SWEEPS,
     WEIGHTS,
     converted,
+    device_of,
     diverged,
     model_of,
-    own_classes,
-    shape_of,
     show,
 )
+from pursuitify.cli.subject import Subject, subject_of
 from pursuitify.errors import OptionError, PursuitifyError
+from pursuitify.utils import option_checks
+from pursuitify.version import VERSION
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Deep pursuit networks from existing ReLU networks. Models are torchvision names, "
-    "timm:NAME, or path/to/file.py:factory (the file is run as Python code).",
+    "timm:NAME, path/to/file.py:factory, or the folder or checkpoint of a run, which names such a "
+    "model. A file.py is run as Python code, whoever names it.",
 )
-for command in (
-    calibrate_command.calibrate,
-    training_commands.finetune,
-    training_commands.evaluate,
-    training_commands.demo,
-    audit_command.audit,
-):
-    app.command()(command)
 
 
-@app.command()
-def explain(name: NAME, layout: LAYOUT = None, shape: str = "", as_json: JSON = False) -> None:
+def _version(wanted: bool) -> None:
+    """Print the version and end, where that is asked for."""
+    if wanted:
+        sys.stdout.write(f"pursuitify {VERSION}, torch {torch.__version__}\n")
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Take the options before the command."""
+
+
+def explain(
+    name: NAME,
+    layout: LAYOUT = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Shape of one input: names the branches taken for it.")
+    ] = None,
+    size: SIDE = None,
+    as_json: JSON = False,
+) -> None:
     """Say what every node of a model becomes, or why it cannot be converted.
 
     Example: pursuitify explain regnet_y_400mf --shape 3,224,224
     """
-    size = shape_of(shape) if shape else None
+    subject = subject_of(name, None)
+    given = shape is not None or size is not None or bool(subject.origin.shape)
     chosen: Any = "auto" if layout is None else layout  # checked by explain() itself
-    report = dry_run(load_model(name), chosen, input_shape=size)
+    report = dry_run(
+        _model(subject, None, 0),
+        chosen,
+        input_shape=subject.shape(shape, size) if given else None,
+    )
     problems = [vars(p) for p in report.problems]
     facts = {
         "model": report.model,
@@ -85,12 +113,12 @@ def explain(name: NAME, layout: LAYOUT = None, shape: str = "", as_json: JSON = 
         raise typer.Exit(1)
 
 
-@app.command()
 def convert(
     name: NAME,
     output: Annotated[Path | None, typer.Option(help="Where to write the checkpoint.")] = None,
     layout: LAYOUT = None,
     iterations: SWEEPS = None,
+    solver: SOLVER = None,
     classes: CLASSES = None,
     weights: WEIGHTS = None,
     checkpoint: FILE = None,
@@ -99,35 +127,46 @@ def convert(
         typer.Option(help="Write the source's own weights, for the plain model to load."),
     ] = None,
     seed: SEED = 0,
+    as_json: JSON = False,
 ) -> None:
     """Write a model's checkpoint, or a checkpoint's weights back for the plain model.
 
     Examples:
       pursuitify convert resnet18 --output resnet18.safetensors
       pursuitify convert resnet18 --weights my.pth --output net.safetensors
-      pursuitify convert resnet18 --checkpoint net.safetensors --to-source my.safetensors
+      pursuitify convert run --to-source plain.safetensors
     """
     if output is None and to_source is None:
         raise OptionError("say what to write: --output for a checkpoint, --to-source for weights")
-    model = model_of(
-        name, seed=seed, classes=own_classes(name, classes), weights=weights, checkpoint=checkpoint
-    )
-    net = converted(model, checkpoint, layout, iterations)
+    subject = subject_of(name, checkpoint)
+    model = _model(subject, classes, seed, weights)
+    net = converted(model, subject.checkpoint, layout, iterations, solver=solver)
+    facts: dict[str, Any] = {"latents": len(net.graph) - 1, "iterations": net.iterations}
+    lines = []
     if output is not None:
-        save(net, output)
-        latents = len(net.graph) - 1
-        Console().print(f"wrote {output}: {latents} latents, {net.iterations} sweeps")
+        save(net, output, origin=subject.named(subject.classes(classes)))
+        facts["output"] = str(output)
+        lines.append(f"wrote {output}: {facts['latents']} latents, {net.iterations} sweeps")
     if to_source is not None:
-        save_source(net, to_source)
-        Console().print(f"wrote {to_source}: the source's weights")
+        # Of a normalised model the plain one is inside.
+        save_source(net, to_source, part="" if subject.moments is None else "model")
+        facts["to_source"] = str(to_source)
+        lines.append(f"wrote {to_source}: the source's weights")
+        if subject.moments is not None:
+            mean, std = subject.moments
+            facts |= {"mean": mean, "std": std}
+            lines.append(f"it expects images of [0, 1] less {mean}, divided by {std}")
+    show(facts, "\n".join(lines), as_json)
 
 
-@app.command()
 def diagnose(
     name: NAME,
-    shape: SHAPE = "3,224,224",
+    shape: SHAPE = None,
+    size: SIDE = None,
     iterations: SWEEPS = None,
     layout: LAYOUT = None,
+    solver: SOLVER = None,
+    device: DEVICE = None,
     checkpoint: FILE = None,
     weights: WEIGHTS = None,
     classes: CLASSES = None,
@@ -139,19 +178,19 @@ def diagnose(
 
     Example: pursuitify diagnose resnet18 --shape 3,64,64
     """
-    model = model_of(
-        name, seed=seed, classes=own_classes(name, classes), weights=weights, checkpoint=checkpoint
-    )
-    net = converted(model, checkpoint, layout, iterations)
-    trace = net.diagnose(torch.rand(batch, *shape_of(shape)))
+    subject = subject_of(name, checkpoint)
+    model = _model(subject, classes, seed, weights)
+    net = converted(model, subject.checkpoint, layout, iterations, solver=solver, device=device)
+    x = torch.rand(batch, *subject.shape(shape, size))
+    trace = net.diagnose(x.to(device_of(device)))
     show(trace.to_dict(), str(trace), as_json)
     diverged(trace.to_dict(), "what a sweep does")
 
 
-@app.command()
 def coherence(
     name: NAME,
-    shape: SHAPE = "3,224,224",
+    shape: SHAPE = None,
+    size: SIDE = None,
     layout: LAYOUT = None,
     boundary: Annotated[str, typer.Option(help="interior or exact.")] = "interior",
     switches: Annotated[str, typer.Option(help="Of max pooling: centre, worst or batch.")] = "",
@@ -163,24 +202,23 @@ def coherence(
 ) -> None:
     """Measure the coherence of a model's global dictionary.
 
-    Example: pursuitify coherence resnet50 --json
+    Examples:
+      pursuitify coherence resnet50 --json
+      pursuitify coherence run
     """
-    model = model_of(
-        name, seed=seed, classes=own_classes(name, classes), weights=weights, checkpoint=checkpoint
-    )
-    net = converted(model, checkpoint, layout, None)
-    report = measure(
-        net, shape_of(shape), boundary, switches=switches or None, progress=not as_json
-    )
+    subject = subject_of(name, checkpoint)
+    net = converted(_model(subject, classes, seed, weights), subject.checkpoint, layout, None)
+    inputs = subject.shape(shape, size)
+    report = measure(net, inputs, boundary, switches=switches or None, progress=not as_json)
     show(report.to_dict(), str(report), as_json)
 
 
-@app.command()
 def compare(
     names: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="Models, named as for the others.")
     ],
-    shape: SHAPE = "3,224,224",
+    shape: SHAPE = None,
+    size: SIDE = None,
     layout: LAYOUT = None,
     budget: Annotated[float, typer.Option(help="Seconds to search per model.")] = 10.0,
     seeds: Annotated[int, typer.Option(help="Starts of the search.")] = 3,
@@ -194,12 +232,21 @@ def compare(
     """
     if latex and as_json:
         raise OptionError("--latex and --json: give one of them")
+    if plot is not None:
+        option_checks.extra("plots", "matplotlib")
     if len(set(names)) < len(names):
         raise OptionError(f"a model is named twice: {' '.join(names)}")
     chosen: Any = "auto" if layout is None else layout  # checked by the conversion itself
+    subjects = {name: subject_of(name, None) for name in names}
+    shapes = {subject.shape(shape, size) for subject in subjects.values()}
+    if len(shapes) > 1:
+        raise OptionError(
+            f"the runs were trained on inputs of different shapes, {sorted(shapes)}: say which one "
+            "to compare for, with --shape"
+        )
     report = compare_models(
-        {name: load_model(name) for name in names},
-        shape_of(shape),
+        {name: _model(subject, None, 0) for name, subject in subjects.items()},
+        shapes.pop(),
         layout=chosen,
         budget=budget,
         seeds=seeds,
@@ -211,6 +258,39 @@ def compare(
         sys.stdout.write(report.to_latex())
     else:
         show(report.to_dict(), report, as_json)
+
+
+def _model(
+    subject: Subject, classes: int | None, seed: int, weights: Path | None = None
+) -> nn.Module:
+    """Return the model of a subject, normalised as it was trained."""
+    return model_of(
+        subject.name,
+        seed=seed,
+        classes=subject.classes(classes),
+        weights=weights,
+        checkpoint=subject.checkpoint,
+        moments=subject.moments,
+    )
+
+
+#: In the order of use, as `pursuitify --help` lists them.
+COMMANDS: tuple[Callable[..., None], ...] = (
+    explain,
+    convert,
+    calibrate_command.calibrate,
+    training_commands.finetune,
+    training_commands.evaluate,
+    audit_command.audit,
+    diagnose,
+    coherence,
+    compare,
+    output_commands.plot,
+    output_commands.export,
+    training_commands.demo,
+)
+for command in COMMANDS:
+    app.command()(command)
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +11,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from pursuitify.cli import options as shared
+from pursuitify.cli.subject import is_own, subject_of
 from pursuitify.errors import OptionError
 from pursuitify.robust import AuditReport
 from pursuitify.robust import audit as run
+from pursuitify.utils import option_checks
 from pursuitify.utils.atomic_files import make_folder, write_text
 
 #: Exit code of an audit that is done and raised flags.
@@ -24,7 +25,7 @@ FLAGGED = 3
 def audit(
     name: shared.NAME,
     eps: Annotated[str, typer.Option(help="Radius of the ball, e.g. 0.1 or 8/255.")],
-    data: shared.DATA = "digits",
+    data: shared.DATA = None,
     checkpoint: shared.FILE = None,
     weights: shared.WEIGHTS = None,
     plain: Annotated[
@@ -35,8 +36,11 @@ def audit(
     count: Annotated[int, typer.Option(help="How many test images, drawn by the seed.")] = 256,
     iterations: shared.SWEEPS = None,
     layout: shared.LAYOUT = None,
+    solver: shared.SOLVER = None,
+    memory: shared.MEMORY = None,
+    device: shared.DEVICE = None,
     normalise: shared.NORMALISE = False,
-    root: shared.ROOT = Path("data"),
+    root: shared.ROOT = None,
     download: shared.DOWNLOAD = False,
     skip_bad: shared.SKIP_BAD = False,
     size: shared.SIZE = None,
@@ -49,7 +53,7 @@ def audit(
     picture: Annotated[
         bool, typer.Option("--picture", help="Draw accuracy against epsilon; needs --output.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of splits, images drawn and every attack.")] = 0,
+    seed: shared.DATA_SEED = None,
     as_json: shared.JSON = False,
 ) -> None:
     """Attack a network through every sweep, compare it with its T = 0 twin, look for red flags.
@@ -58,29 +62,42 @@ def audit(
     1: refused.
 
     Examples:
-      pursuitify audit nets.py:make --checkpoint run/best.safetensors --eps 0.1
+      pursuitify audit run --eps 0.1
       pursuitify audit resnet18 --checkpoint net.safetensors --data cifar10 --eps 8/255
     """
-    radius = _radius(eps)
     if picture and output is None:
         raise OptionError("--picture needs --output, the folder to draw into")
+    if picture:
+        option_checks.extra("plots", "matplotlib")
     if count < 1:
         raise OptionError(f"--count {count} leaves nothing to attack")
-    if checkpoint is None and weights is None and ".py:" not in name:
+    subject = subject_of(name, checkpoint)
+    if subject.checkpoint is None and weights is None and not is_own(subject.name):
         raise OptionError(
             f"{name} has no weights: there is nothing to audit. Give --checkpoint or --weights"
         )
-    found = shared.data_of(data, root, download, size, channels, seed, skip_bad)
-    model = shared.model_of(
-        name,
+    found, origin = subject.data(
+        data,
+        root=root,
+        download=download,
+        size=size,
+        channels=channels,
         seed=seed,
-        classes=len(found.classes),
-        weights=weights,
-        checkpoint=checkpoint,
-        data=found if normalise else None,
+        skip_bad=skip_bad,
     )
-    net = _network(model, checkpoint, layout, iterations, plain=plain)
-    x, y = _drawn(found.test, count, seed)
+    radius = shared.radius(eps, found.shape, norm)
+    model = shared.model_of(
+        subject.name,
+        seed=origin.seed,
+        classes=subject.classes_for(found),
+        weights=weights,
+        checkpoint=subject.checkpoint,
+        moments=(found.mean, found.std) if normalise else subject.moments,
+    )
+    settings = {"layout": layout, "iterations": iterations, "solver": solver, "memory": memory}
+    net = _network(model, subject.checkpoint, settings, device, plain=plain)
+    shared.check_outputs(net, subject.name, found)
+    x, y = (part.to(shared.device_of(device)) for part in _drawn(found.test, count, origin.seed))
     try:
         report = run(
             net,
@@ -88,7 +105,7 @@ def audit(
             eps=radius,
             protocol=protocol,
             norm=norm,
-            seed=seed,
+            seed=origin.seed,
             batch_size=batch_size,
             resume=None if output is None else make_folder(output) / "record.json",
             progress=not as_json,
@@ -109,18 +126,18 @@ def audit(
 def _network(
     model: nn.Module,
     checkpoint: Path | None,
-    layout: str | None,
-    iterations: int | None,
+    settings: dict[str, Any],
+    device: str | None,
     *,
     plain: bool,
 ) -> nn.Module:
     if not plain:
-        return shared.converted(model, checkpoint, layout, iterations)
-    if checkpoint is not None or iterations is not None or layout is not None:
-        raise OptionError(
-            "--plain audits the model itself: no --checkpoint, no --iterations, no --layout"
-        )
-    return model
+        return shared.converted(model, checkpoint, device=device, **settings)
+    given = [f"--{name}" for name, value in settings.items() if value is not None]
+    given += ["a checkpoint"] if checkpoint is not None else []
+    if given:
+        raise OptionError(f"--plain audits the model itself: leave out {', '.join(given)}")
+    return model.to(shared.device_of(device))
 
 
 def _drawn(images: Any, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -135,13 +152,3 @@ def _write(report: AuditReport, folder: Path, *, picture: bool) -> None:
     write_text(folder / "report.txt", str(report))
     if picture:
         report.plot(folder / "accuracy.png")
-
-
-def _radius(text: str) -> float:
-    try:
-        value = float(Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        value = 0.0
-    if value <= 0:
-        raise OptionError(f"--eps {text!r} is not a positive number like 0.1 or 8/255")
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from pursuitify import pursuitify, save
 from pursuitify.calibration import keep_outputs
 from pursuitify.cli import options as shared
+from pursuitify.cli.subject import subject_of
 
 #: Images at a time.
 _BATCH = 64
@@ -20,7 +22,7 @@ _BATCH = 64
 
 def calibrate(
     name: shared.NAME,
-    data: shared.DATA = "digits",
+    data: shared.DATA = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the checkpoint.")] = None,
     checkpoint: shared.FILE = None,
     weights: shared.WEIGHTS = None,
@@ -31,12 +33,12 @@ def calibrate(
         typer.Option(help="auto, encoder (the default) or decoder; a checkpoint has its own."),
     ] = None,
     normalise: shared.NORMALISE = False,
-    root: shared.ROOT = Path("data"),
+    root: shared.ROOT = None,
     download: shared.DOWNLOAD = False,
     skip_bad: shared.SKIP_BAD = False,
     size: shared.SIZE = None,
     channels: shared.CHANNELS = None,
-    seed: shared.SEED = 0,
+    seed: shared.DATA_SEED = None,
     as_json: shared.JSON = False,
 ) -> None:
     """Convert a trained model so that it keeps what it knows, and say what is kept at each T.
@@ -47,30 +49,42 @@ def calibrate(
 
     Examples:
       pursuitify calibrate nets.py:make --weights my.pth --data digits --output net.safetensors
+      pursuitify calibrate run --output calibrated.safetensors
       pursuitify calibrate resnet18 --weights DEFAULT --data photos/ --size 224 --normalise
     """
-    found = shared.data_of(data, root, download, size, channels, seed, skip_bad)
-    model = shared.model_of(
-        name,
+    subject = subject_of(name, checkpoint)
+    found, origin = subject.data(
+        data,
+        root=root,
+        download=download,
+        size=size,
+        channels=channels,
         seed=seed,
-        classes=len(found.classes),
+        skip_bad=skip_bad,
+    )
+    if normalise:
+        origin = replace(origin, mean=found.mean, std=found.std)
+    model = shared.model_of(
+        subject.name,
+        seed=origin.seed,
+        classes=subject.classes_for(found),
         weights=weights,
-        checkpoint=checkpoint,
-        data=found if normalise else None,
+        checkpoint=subject.checkpoint,
+        moments=(origin.mean, origin.std) if origin.mean else None,
     )
     held: Any = found.val
-    chosen = torch.randperm(len(held), generator=torch.Generator().manual_seed(seed))[:count]
+    chosen = torch.randperm(len(held), generator=torch.Generator().manual_seed(origin.seed))[:count]
     batches = DataLoader(Subset(held, chosen.tolist()), _BATCH)
-    if checkpoint is None:
+    if subject.checkpoint is None:
         form: Any = layout  # the text is checked by pursuitify() itself
         sweeps = 10 if iterations is None else iterations
         net = pursuitify(model, sweeps, layout=form, calibrate=batches)
         report = net.calibration
     else:
-        net = shared.converted(model, checkpoint, layout, iterations)
+        net = shared.converted(model, subject.checkpoint, layout, iterations)
         report = keep_outputs(net, batches)
     shared.show(report.to_dict(), report, as_json)
     if output is not None:
-        save(net, output)
+        save(net, output, origin=origin)
         if not as_json:
             Console().print(f"wrote {output}: {net.iterations} sweeps, step {net.step_scale:g}")

@@ -17,6 +17,7 @@ from pursuitify.data import Images, load_data
 from pursuitify.models import ResidualNet
 from pursuitify.robust import fgsm, pgd
 from pursuitify.training import evaluate, finetune
+from pursuitify.utils import option_checks
 from pursuitify.utils.atomic_files import make_folder
 
 SEED = 0
@@ -34,6 +35,8 @@ def digits(output: Path | None, *, quick: bool, console: Console) -> dict[str, A
     Returns:
         The numbers that are printed.
     """
+    drawing = () if output is None else ("matplotlib",)
+    option_checks.extra("demo", "accelerate", "sklearn", *drawing)
     if output is not None:
         make_folder(output)  # now, rather than after the training
     epochs, tuning, sweeps, steps = (4, 1, 4, 5) if quick else (20, 6, 10, 20)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from pursuitify.checkpoints.save_load import compare_shared
 from pursuitify.conversion import model_checks
-from pursuitify.errors import CheckpointError, MissingExtraError, OptionError
+from pursuitify.errors import CheckpointError, OptionError
+from pursuitify.utils import option_checks
 
 
 def load_model(name: str, classes: int | None = None, published: bool = False) -> nn.Module:
@@ -55,11 +56,9 @@ def load_model(name: str, classes: int | None = None, published: bool = False) -
         return _from_timm(name.removeprefix("timm:"), classes, published)
     from torchvision import models
 
-    if name not in models.list_models():
-        raise OptionError(
-            f"{name!r} is no model of torchvision; name one of its list_models(), timm:NAME, or "
-            "path/to/file.py:factory"
-        )
+    known = models.list_models()
+    if name not in known:
+        raise OptionError(_unknown(name, known))
     options: dict[str, Any] = {"weights": None}
     if name in {"googlenet", "inception_v3"}:
         options["init_weights"] = True
@@ -132,7 +131,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {path}") from error
+        raise CheckpointError(option_checks.no_file(path)) from error
     except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} holds no plain tensors that can be read: {error}") from error
     if not isinstance(weights, Mapping):
@@ -145,12 +144,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _from_timm(name: str, classes: int | None, published: bool) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtraError("timm is not installed: pip install 'pursuitify[timm]'") from error
+    option_checks.extra("timm", "timm")
+    import timm
+
     if not timm.is_model(name):
-        raise OptionError(f"{name!r} is no model of timm")
+        raise OptionError(
+            f"{name!r} is no model of timm{option_checks.nearest(name, timm.list_models())}"
+        )
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     with _downloads(name) if published else contextlib.nullcontext():
         model: nn.Module = timm.create_model(name, pretrained=published, **options)
@@ -160,16 +160,34 @@ def _from_timm(name: str, classes: int | None, published: bool) -> nn.Module:
 def _from_file(path: str, factory: str) -> nn.Module:
     file = Path(path)
     if not file.is_file():
-        raise OptionError(f"there is no file {path}")
+        raise OptionError(option_checks.no_file(file))
     module = _imported(file)
     make = getattr(module, factory, None)
     if not callable(make):
-        raise OptionError(f"{path} has no function {factory!r}")
+        own = [name for name, value in vars(module).items() if callable(value)]
+        near = option_checks.nearest(factory, own)
+        raise OptionError(f"{path} has no function {factory!r}{near}")
     try:
         made = make()
     except Exception as error:  # the user's own code
         raise OptionError(f"{path}:{factory} raised {_cause(error)}") from error
     return model_checks.model(made)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    """Return why a name is no model: it is a Python file, looks like a path, or is misspelt."""
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            return option_checks.no_file(path)
+        return f"{name} is a file: name the function in it that makes the model, {name}:FUNCTION"
+    if "/" in name:
+        return f"there is no file or folder {name}{option_checks.nearest_path(path)}"
+    near = option_checks.nearest(name, known)
+    return (
+        f"{name!r} is no model of torchvision{near or '.'} Name one of its list_models(), "
+        "timm:NAME, path/to/file.py:factory, or the folder of a run"
+    )
 
 
 def _imported(file: Path) -> ModuleType:

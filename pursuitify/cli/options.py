@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,25 +16,51 @@ from torch import nn
 
 from pursuitify import load, pursuitify
 from pursuitify.cli.model_sources import load_model, load_weights
-from pursuitify.data import Data, load_data
+from pursuitify.data import Data, Normalised
 from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.solvers.differentiation.modes import MODES
+from pursuitify.solvers.registry import SOLVERS
+from pursuitify.training.run_identity import answers
 from pursuitify.utils.atomic_files import as_json as as_json_text
 from pursuitify.utils.atomic_files import is_finite
 
-NAME = Annotated[str, typer.Argument(metavar="MODEL", help="resnet50, timm:NAME, file.py:factory")]
-SHAPE = Annotated[str, typer.Option(help="Shape of one input, e.g. 3,224,224.")]
+NAME = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="resnet50, timm:NAME, file.py:factory, or a run: its folder or a checkpoint, which "
+        "names its model and its data.",
+    ),
+]
+SHAPE = Annotated[
+    str | None,
+    typer.Option(help="Shape of one input, e.g. 3,64,64; the run's own, else 3,224,224."),
+]
+SIDE = Annotated[int | None, typer.Option("--size", help="Side of square inputs, for --shape.")]
 LAYOUT = Annotated[
     str | None, typer.Option(help="auto, encoder or decoder; a checkpoint has its own.")
 ]
+SOLVER = Annotated[
+    str | None, typer.Option(help=f"{', '.join(SOLVERS)}; the checkpoint's own, else global.")
+]
+MEMORY = Annotated[
+    str | None, typer.Option(help=f"For derivatives: {', '.join(MODES)}; the checkpoint's own.")
+]
+DEVICE = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; cpu by default.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 SWEEPS = Annotated[
     int | None, typer.Option(help="T, the number of sweeps; the checkpoint's own, else 10.")
 ]
 FILE = Annotated[
-    Path | None, typer.Option("--checkpoint", help="A file that `pursuitify convert` wrote.")
+    Path | None,
+    typer.Option("--checkpoint", help="A file that `pursuitify convert` or `finetune` wrote."),
 ]
 SEED = Annotated[int, typer.Option(help="Seed of weights and input.")]
+DATA_SEED = Annotated[
+    int | None,
+    typer.Option("--seed", help="Of splits and all that is drawn; the run's own, else 0."),
+]
 CLASSES = Annotated[
     int | None, typer.Option(help="Number of classes, for torchvision's and timm's models.")
 ]
@@ -45,75 +74,29 @@ WEIGHTS = Annotated[
 #: Stands for the weights that a model's own library publishes.
 _PUBLISHED = Path("DEFAULT")
 DATA = Annotated[
-    str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100, or a folder of images.")
+    str | None,
+    typer.Option(
+        help="digits, fashion-mnist, cifar10, cifar100, or a folder of images; the run's own, "
+        "else digits."
+    ),
 ]
-ROOT = Annotated[Path, typer.Option(help="Folder of torchvision's data sets.")]
+ROOT = Annotated[Path | None, typer.Option(help="Folder of torchvision's data sets; data.")]
 DOWNLOAD = Annotated[bool, typer.Option("--download", help="Download the data if it is not there.")]
 SKIP_BAD = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out image files that cannot be read; list them.")
 ]
-SIZE = Annotated[int | None, typer.Option(help="Resize images to this side.")]
-CHANNELS = Annotated[int | None, typer.Option(help="3 repeats a grey channel.")]
+SIZE = Annotated[int | None, typer.Option(help="Resize images to this side; the run's own.")]
+CHANNELS = Annotated[
+    int | None, typer.Option(help="3 repeats a grey channel, 1 reads a folder as grey.")
+]
 NORMALISE = Annotated[
     bool,
     typer.Option(
         "--normalise", help="Put the data's normalisation in front of the model, as part of it."
     ),
 ]
-
-
-def shape_of(text: str) -> tuple[int, ...]:
-    """Return the shape that a text like 3,224,224 states."""
-    try:
-        shape = tuple(int(n) for n in text.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise OptionError(f"--shape {text!r} is not like 3,224,224")
-    return shape
-
-
-def data_of(
-    name: str,
-    root: Path,
-    download: bool,
-    size: int | None,
-    channels: int | None,
-    seed: int,
-    skip_bad: bool = False,
-) -> Data:
-    """Return a data set; 3 channels mean colour, as torchvision's models want it.
-
-    Files that were left out are listed on standard error.
-    """
-    data = load_data(
-        name,
-        root=root,
-        download=download,
-        size=size,
-        channels=channels,
-        seed=seed,
-        skip_bad=skip_bad,
-    )
-    if data.skipped:
-        typer.echo(f"left out {len(data.skipped)} files:", err=True)
-        for reason in data.skipped:
-            typer.echo(f"  {reason}", err=True)
-    return data
-
-
-def own_classes(name: str, classes: int | None) -> int | None:
-    """Return the number of classes that a user asks for.
-
-    Raises:
-        OptionError: If a factory of the user's own makes the model, which decides for itself.
-    """
-    if classes is not None and ".py:" in name:
-        raise OptionError(
-            f"--classes {classes} would have no effect: {name} makes the model as it is. Leave it "
-            "out, or let the function make as many"
-        )
-    return classes
+#: Mean and standard deviation per channel.
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def model_of(
@@ -123,9 +106,9 @@ def model_of(
     classes: int | None = None,
     weights: Path | None = None,
     checkpoint: Path | None = None,
-    data: Data | None = None,
+    moments: Moments | None = None,
 ) -> nn.Module:
-    """Return a model in evaluation mode, its weights seeded or read; behind ``data``'s moments.
+    """Return a model in evaluation mode, its weights seeded or read; normalised by moments.
 
     Where the weights of a model by name are random, that is said on standard error.
 
@@ -144,26 +127,123 @@ def model_of(
             "own, --weights DEFAULT takes the published ones",
             err=True,
         )
-    return (model if data is None else data.normalise(model)).eval()
+    return (model if moments is None else Normalised(model, *moments)).eval()
 
 
 def converted(
-    model: nn.Module, checkpoint: Path | None, layout: str | None, iterations: int | None
+    model: nn.Module,
+    checkpoint: Path | None,
+    layout: str | None,
+    iterations: int | None,
+    *,
+    solver: str | None = None,
+    memory: str | None = None,
+    device: str | None = None,
 ) -> PursuitNetwork:
     """Return the model's network: from a checkpoint, or fresh.
 
+    Args:
+        model: The model.
+        checkpoint: The checkpoint, or None.
+        layout: The layout, for a fresh network.
+        iterations: The number of sweeps; None for the checkpoint's, or 10.
+        solver: The solver; None for the checkpoint's, or the global one.
+        memory: What is kept for derivatives; None for the checkpoint's, or everything.
+        device: Where to; None for the CPU.
+
     Raises:
-        OptionError: If a layout is asked for beside a checkpoint, which has one.
+        OptionError: If a layout is asked for beside a checkpoint, which has one, or there is no
+            such device.
     """
+    place = device_of(device)
+    settings: dict[str, Any] = {"iterations": iterations, "solver": solver, "memory": memory}
+    given = {name: value for name, value in settings.items() if value is not None}
     if checkpoint is None:
         chosen: Any = layout  # the command line's text is checked by pursuitify() itself
-        return pursuitify(model, iterations=10 if iterations is None else iterations, layout=chosen)
+        return pursuitify(model, layout=chosen, **{"iterations": 10, **given}).to(place)
     if layout is not None:
         raise OptionError(f"--layout {layout}: {checkpoint} was converted in a layout of its own")
     net = load(checkpoint, model).eval()
-    if iterations is not None:
-        net.iterations = iterations
-    return net
+    for name, value in given.items():
+        setattr(net, name, value)
+    return net.to(place)
+
+
+def device_of(text: str | None) -> torch.device:
+    """Return the device that a text like ``cuda:1`` names, the CPU for None.
+
+    Raises:
+        OptionError: If torch knows no such device, or this machine has none.
+    """
+    try:
+        found = torch.device("cpu" if text is None else text)
+    except RuntimeError as error:
+        raise OptionError(f"--device {text!r} is none of cpu, cuda, cuda:1, mps, xpu") from error
+    if found.type == "cpu":
+        return found
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = torch.accelerator.device_count()
+    if here is None or here.type != found.type or (found.index or 0) >= count:
+        has = "the CPU alone" if here is None else f"the CPU and {count} x {here.type}"
+        raise OptionError(f"--device {text}: torch has no such device on this machine, but {has}")
+    return found
+
+
+def radius(text: str, shape: Sequence[int], norm: str = "linf") -> float:
+    """Return the radius of an attack that a text like 0.1 or 8/255 states.
+
+    Args:
+        text: What ``--eps`` says.
+        shape: Shape of one image, whose pixels lie in [0, 1].
+        norm: The norm of the ball.
+
+    Raises:
+        OptionError: If it is no positive number, or larger than any two images are apart.
+    """
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        value = 0.0
+    if value <= 0:
+        raise OptionError(f"--eps {text!r} is not a positive number like 0.1 or 8/255")
+    most = math.sqrt(math.prod(shape)) if norm == "l2" else 1.0
+    if value > most:
+        meant = f". Is {text}/255 meant?" if value <= 255 * most else ""
+        raise OptionError(
+            f"--eps {text}: pixels lie in [0, 1], so no two images are further apart than "
+            f"{most:.4g} in {norm}, and such an attack may turn any image into any other{meant}"
+        )
+    return value
+
+
+def check_outputs(net: nn.Module, name: str, data: Data) -> None:
+    """Compare the number of outputs with that of the data's classes, on one image, at T = 0.
+
+    A line on standard error says so where there are more outputs than classes.
+
+    Args:
+        net: The network, in evaluation mode.
+        name: Name of the model.
+        data: The data.
+
+    Raises:
+        OptionError: If there are fewer outputs than classes.
+    """
+    found = answers(net, data.test[0][0].unsqueeze(0)).shape[1]
+    wanted = len(data.classes)
+    if found < wanted:
+        own = ".py:" in name
+        hint = "let the function make as many" if own else "let --classes or the data decide"
+        raise OptionError(
+            f"{name} has {found} outputs, and {data.name} has {wanted} classes: no image of the "
+            f"last {wanted - found} could ever be right; {hint}"
+        )
+    if found > wanted:
+        typer.echo(
+            f"note: {name} has {found} outputs, and {data.name} has {wanted} classes: it was made "
+            "for other labels, or the last outputs are idle",
+            err=True,
+        )
 
 
 def show(data: Any, text: Any, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pursuitify.cli import options as shared
+from pursuitify.cli.subject import subject_of
 from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.training import RECIPES, Config, Interrupted
@@ -23,12 +25,13 @@ _OWN = Config()
 def finetune(
     name: shared.NAME,
     output: Annotated[Path, typer.Option(help="Folder for state, weights and log.")],
-    data: shared.DATA = "digits",
+    data: shared.DATA = None,
     checkpoint: shared.FILE = None,
     weights: shared.WEIGHTS = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     iterations: shared.SWEEPS = None,
     layout: shared.LAYOUT = None,
+    solver: shared.SOLVER = None,
     epochs: Annotated[
         int | None, typer.Option(help=f"Passes over the training data; {_OWN.epochs} by default.")
     ] = None,
@@ -48,20 +51,21 @@ def finetune(
         str | None, typer.Option(help="standard (the default), pgd or trades.")
     ] = None,
     eps: Annotated[
-        float | None, typer.Option(help=f"Radius of the attack; {_OWN.eps:.4f} by default.")
+        str | None, typer.Option(help="Radius of the attack, e.g. 0.1; 8/255 by default.")
     ] = None,
+    memory: shared.MEMORY = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other field of training.Config."),
     ] = None,
     augment: Annotated[bool, typer.Option(help="Random crops and flips, but for digits.")] = True,
     normalise: shared.NORMALISE = False,
-    root: shared.ROOT = Path("data"),
+    root: shared.ROOT = None,
     download: shared.DOWNLOAD = False,
     skip_bad: shared.SKIP_BAD = False,
     size: shared.SIZE = None,
     channels: shared.CHANNELS = None,
-    seed: shared.SEED = 0,
+    seed: shared.DATA_SEED = None,
     as_json: shared.JSON = False,
 ) -> None:
     """Convert a model, or take a checkpoint, and fine-tune it on a data set.
@@ -82,26 +86,41 @@ def finetune(
         "lr": lr,
         "optimizer": optimizer,
         "objective": objective,
-        "eps": eps,
+        "memory": memory,
+        "eps": None if eps is None else shared.radius(eps, ()),
     }
+    subject = subject_of(name, checkpoint)
     chosen = {option: value for option, value in given.items() if value is not None}
-    chosen |= {"seed": seed, "progress": not as_json, **_settings(options or [])}
+    chosen |= {"seed": subject.origin.seed if seed is None else seed}
+    chosen |= {"progress": not as_json, **_settings(options or [])}
     config = Config().with_options(chosen) if recipe is None else named(recipe, **chosen)
     if "eps" in chosen and config.objective == "standard":
         raise OptionError(
             f"--eps {config.eps:g} has no effect: objective 'standard' trains without an attack; "
             "give --objective pgd or trades, or --recipe adversarial"
         )
-    found = shared.data_of(data, root, download, size, channels, seed, skip_bad)
-    model = shared.model_of(
-        name,
+    found, origin = subject.data(
+        data,
+        root=root,
+        download=download,
+        size=size,
+        channels=channels,
         seed=seed,
-        classes=len(found.classes),
-        weights=weights,
-        checkpoint=checkpoint,
-        data=found if normalise else None,
+        skip_bad=skip_bad,
     )
-    net = shared.converted(model, checkpoint, layout, iterations)
+    if normalise:
+        origin = replace(origin, mean=found.mean, std=found.std)
+    moments = (origin.mean, origin.std) if origin.mean else None
+    model = shared.model_of(
+        subject.name,
+        seed=origin.seed,
+        classes=subject.classes_for(found),
+        weights=weights,
+        checkpoint=subject.checkpoint,
+        moments=moments,
+    )
+    net = shared.converted(model, subject.checkpoint, layout, iterations, solver=solver)
+    shared.check_outputs(net, subject.name, found)
     try:
         result = train(
             net,
@@ -110,6 +129,7 @@ def finetune(
             config,
             output=output,
             resume=resume,
+            origin=origin,
             augment=found.augment if augment else None,
         )
     except Interrupted as stop:
@@ -142,24 +162,29 @@ def _settings(options: list[str]) -> dict[str, Any]:
 
 def evaluate(
     name: shared.NAME,
-    data: shared.DATA = "digits",
+    data: shared.DATA = None,
     checkpoint: shared.FILE = None,
     weights: shared.WEIGHTS = None,
     sweeps: Annotated[str, typer.Option(help="Values of T; the checkpoint's own too.")] = "0,1,2,5",
     part: Annotated[str, typer.Option(help="test or val.")] = "test",
     limit: Annotated[int | None, typer.Option(help="Only so many samples.")] = None,
-    eps: Annotated[float, typer.Option(help="Attack with PGD of this radius too.")] = 0.0,
+    eps: Annotated[
+        str | None, typer.Option(help="Attack with PGD of this radius too, e.g. 8/255.")
+    ] = None,
     attack_steps: Annotated[int | None, typer.Option(help="Its steps; 20 by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples at a time.")] = 256,
     iterations: shared.SWEEPS = None,
     layout: shared.LAYOUT = None,
+    solver: shared.SOLVER = None,
+    memory: shared.MEMORY = None,
+    device: shared.DEVICE = None,
     normalise: shared.NORMALISE = False,
-    root: shared.ROOT = Path("data"),
+    root: shared.ROOT = None,
     download: shared.DOWNLOAD = False,
     skip_bad: shared.SKIP_BAD = False,
     size: shared.SIZE = None,
     channels: shared.CHANNELS = None,
-    seed: shared.SEED = 0,
+    seed: shared.DATA_SEED = None,
     as_json: shared.JSON = False,
 ) -> None:
     """Measure accuracy against the number of sweeps.
@@ -167,7 +192,7 @@ def evaluate(
     The accuracy under PGD is an upper bound of the robust accuracy, no evidence of robustness.
 
     Examples:
-      pursuitify evaluate nets.py:make --checkpoint run/best.safetensors
+      pursuitify evaluate run
       pursuitify evaluate nets.py:make --sweeps 0,10 --eps 0.03 --part val
     """
     from pursuitify.training.evaluation import against_sweeps
@@ -176,36 +201,57 @@ def evaluate(
         counts = {int(count) for count in sweeps.split(",")}
     except ValueError as error:
         raise OptionError(f"--sweeps {sweeps!r} is not like 0,1,2,5") from error
+    if memory is not None and eps is None:
+        raise OptionError(f"--memory {memory} would have no effect without an attack: give --eps")
     if part not in ("test", "val"):
         raise OptionError(f"--part {part!r} is neither test nor val")
-    found = shared.data_of(data, root, download, size, channels, seed, skip_bad)
-    model = shared.model_of(
-        name,
+    subject = subject_of(name, checkpoint)
+    found, origin = subject.data(
+        data,
+        root=root,
+        download=download,
+        size=size,
+        channels=channels,
         seed=seed,
-        classes=len(found.classes),
-        weights=weights,
-        checkpoint=checkpoint,
-        data=found if normalise else None,
+        skip_bad=skip_bad,
     )
-    net: PursuitNetwork = shared.converted(model, checkpoint, layout, iterations)
+    ball = 0.0 if eps is None else shared.radius(eps, found.shape)
+    model = shared.model_of(
+        subject.name,
+        seed=origin.seed,
+        classes=subject.classes_for(found),
+        weights=weights,
+        checkpoint=subject.checkpoint,
+        moments=(found.mean, found.std) if normalise else subject.moments,
+    )
+    net: PursuitNetwork = shared.converted(
+        model,
+        subject.checkpoint,
+        layout,
+        iterations,
+        solver=solver,
+        memory=memory,
+        device=device,
+    )
+    shared.check_outputs(net, subject.name, found)
     rows = against_sweeps(
         net,
         found.test if part == "test" else found.val,
         sorted(counts | {net.iterations}),
         limit=limit,
-        eps=eps,
+        eps=ball,
         attack_steps=attack_steps,
         batch_size=batch_size,
-        seed=seed,
+        seed=origin.seed,
     )
     shown = f"PGD-{20 if attack_steps is None else attack_steps}"
     table = Table(title=f"{rows[0]['samples']} samples of {found.name}, {part} part")
-    for heading in ("sweeps", "accuracy", "loss", *([shown] if eps else [])):
+    for heading in ("sweeps", "accuracy", "loss", *([shown] if ball else [])):
         table.add_column(heading, justify="right")
     for row in rows:
-        attacked = [f"{row['attacked']:.2%}"] if eps else []
+        attacked = [f"{row['attacked']:.2%}"] if ball else []
         table.add_row(str(row["sweeps"]), f"{row['accuracy']:.2%}", f"{row['loss']:.4f}", *attacked)
-    shared.show({"data": found.name, "part": part, "eps": eps, "rows": rows}, table, as_json)
+    shared.show({"data": found.name, "part": part, "eps": ball, "rows": rows}, table, as_json)
     shared.diverged(rows, "a loss")
 
 

@@ -140,6 +140,7 @@ def against_sweeps(
     refuse_void(data, batch_size=batch_size)
     parts = _first(data, limit, 256 if batch_size is None else batch_size)
     steps = 20 if attack_steps is None else attack_steps
+    place = next((p.device for p in net.parameters()), torch.device("cpu"))
     before = net.iterations
     rows = []
     try:
@@ -153,7 +154,10 @@ def against_sweeps(
                 "loss": clean.loss,
             }
             if eps:
-                moved = [(pgd(net, x, y, eps=eps, steps=steps, seed=seed), y) for x, y in parts]
+                moved = [
+                    (pgd(net, x.to(place), y.to(place), eps=eps, steps=steps, seed=seed), y)
+                    for x, y in parts
+                ]
                 row["attacked"] = evaluate(net, moved).accuracy
             rows.append(row)
     finally:

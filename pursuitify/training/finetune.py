@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pursuitify.checkpoints.origin import Origin
 from pursuitify.data.forms import Rows, all_labels, tensors
 from pursuitify.data.samples import IGNORED, check_labels, labelled
 from pursuitify.errors import (
@@ -63,6 +64,7 @@ def finetune(
     resume: bool = False,
     augment: Callable[[Tensor], Tensor] | None = None,
     accelerator: Accelerator | None = None,
+    origin: Origin | None = None,
     **options: Any,
 ) -> Result:
     """Train a network in place.
@@ -94,6 +96,8 @@ def finetune(
             from torch, NumPy or Python are seeded.
         accelerator: An Accelerator of your own. Make it with
             ``DistributedDataParallelKwargs(find_unused_parameters=True)``.
+        origin: The model's name and its data, for the files of a pursuit network to remember (as
+            ``save`` takes it).
         **options: Fields of the configuration, by name.
 
     Raises:
@@ -113,7 +117,7 @@ def finetune(
         )
     config = (config or Config()).with_options(options)
     output = None if output is None else option_checks.path("output", output)
-    _check(net, config, resume, output)
+    _check(net, config, resume, output, origin)
     _check_data_options(train, val, config)
     if accelerator is None:
         accelerator = make_accelerator(config, None if output is None else str(output))
@@ -130,7 +134,7 @@ def finetune(
     held = batches(val, config.batch_size, share, train=False, workers=config.workers, name="val")
     was_training = net.training
     with random_state.kept():
-        place = Output.at(output, resume)
+        place = Output.at(output, resume, origin)
         written = place.folder is not None
         sources = run_identity.sources(train, val) if written else {}
         facts = _facts(net, train, val, config, augment) if written else {}
@@ -160,9 +164,18 @@ def finetune(
     )
 
 
-def _check(net: object, config: Config, resume: bool, output: object) -> None:
+def _check(net: object, config: Config, resume: bool, output: object, origin: object) -> None:
     if not isinstance(net, nn.Module):
         raise OptionError(f"finetune takes a module, not a {type(net).__name__}")
+    if origin is not None:
+        if not isinstance(origin, Origin):
+            raise OptionError(f"origin is a {type(origin).__name__}, not an Origin")
+        if output is None or not isinstance(net, PursuitNetwork):
+            raise OptionError(
+                "origin would have no effect: it is kept in the files of a PursuitNetwork's run. "
+                "Leave it out, or convert the network and name an output folder"
+            )
+        origin.check_tensors(net.state_dict())
     if resume and output is None:
         raise OptionError("resume=True needs the output folder of the run")
     config.check_read()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from pursuitify.checkpoints.origin import Origin
 from pursuitify.checkpoints.save_load import compare_tensors, save
 from pursuitify.errors import CheckpointError
 from pursuitify.network.pursuit_network import PursuitNetwork
@@ -28,19 +29,26 @@ class Output:
 
     Attributes:
         folder: The folder, or None to keep the best weights in memory and nothing else.
+        origin: What the files of a pursuit network remember of its origin.
     """
 
     folder: Path | None
+    origin: Origin | None = None
     _best: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def at(cls, path: str | os.PathLike[str] | None, resume: bool) -> Output:
+    def at(
+        cls,
+        path: str | os.PathLike[str] | None,
+        resume: bool,
+        origin: Origin | None = None,
+    ) -> Output:
         """Return the output at a path.
 
         Raises:
             CheckpointError: If it cannot be made, or holds a run and ``resume`` is not asked for.
         """
-        output = cls(None if path is None else Path(path))
+        output = cls(None if path is None else Path(path), origin)
         if output.folder is not None:
             if output.state.is_file() and not resume:
                 raise CheckpointError(
@@ -80,7 +88,7 @@ class Output:
             return
         for path in (self.best, self.last) if best else (self.last,):
             if isinstance(net, PursuitNetwork):
-                save(net, path)
+                save(net, path, origin=self.origin)
             else:
                 write_tensors(path, net.state_dict(), _KEYS[False], {})
 

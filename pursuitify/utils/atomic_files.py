@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pursuitify.errors import CheckpointError, OptionError
+from pursuitify.utils import option_checks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,7 +180,7 @@ def read_tensors(path: Path, key: str, writer: str) -> tuple[dict[str, Any], dic
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {path}") from error
+        raise CheckpointError(option_checks.no_file(path)) from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({error}). Pickled checkpoints are never "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import math
 import operator
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from pursuitify.errors import OptionError
+from pursuitify.errors import MissingExtraError, OptionError
 
 T = TypeVar("T")
 
@@ -162,9 +163,54 @@ def unknown_options(options: Iterable[str], valid: Sequence[str]) -> None:
         OptionError: If there is one; the message lists the valid ones and the nearest.
     """
     for name in options:
-        near = difflib.get_close_matches(name, valid, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        hint = nearest(name, valid) or "."
         raise OptionError(f"unknown option {name!r}{hint} Valid options: {', '.join(valid)}")
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return a question for the end of a message, after the valid name that is most like one.
+
+    Args:
+        name: What was given.
+        valid: What could have been meant.
+
+    Returns:
+        ``; did you mean 'NAME'?``, or an empty text where nothing is like it.
+    """
+    near = difflib.get_close_matches(name, valid, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def nearest_path(path: Path) -> str:
+    """Return the question of ``nearest`` after a file or folder that stands beside a path."""
+    try:
+        beside = [str(path.with_name(other.name)) for other in path.parent.iterdir()]
+    except (OSError, ValueError):  # no such folder, or a path without a name
+        beside = []
+    return nearest(str(path), beside)
+
+
+def no_file(path: Path) -> str:
+    """Return the message that there is no such file, with the name in its folder most like it."""
+    return f"there is no file {path}{nearest_path(path)}"
+
+
+def extra(name: str, *libraries: str) -> None:
+    """Refuse to go on without libraries that an extra of this package installs.
+
+    Args:
+        name: The extra.
+        libraries: Their import names.
+
+    Raises:
+        MissingExtraError: If one of them is not installed.
+    """
+    missing = [library for library in libraries if importlib.util.find_spec(library) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise MissingExtraError(
+            f"{', '.join(missing)} {verb} not installed: pip install 'pursuitify[{name}]'"
+        )
 
 
 def switch(name: str, value: object) -> bool:

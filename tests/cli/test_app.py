@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("typer")
 from typer.testing import CliRunner
 
+from pursuitify import cli
 from pursuitify.cli.app import app
 from pursuitify.cli.model_sources import load_model, load_weights
-from pursuitify.errors import CheckpointError, OptionError, PursuitifyError
-from tests.support.command_line import command
+from pursuitify.errors import CheckpointError, MissingExtraError, OptionError, PursuitifyError
+from pursuitify.version import VERSION
 
 runner = CliRunner()
 FACTORY = """
@@ -71,15 +72,41 @@ def test_convert_then_diagnose_and_coherence(factory: str, tmp_path: Path) -> No
     assert json.loads(exact.stdout)["boundary"] == "exact"
 
 
-def test_a_refusal_of_a_fresh_interpreter_has_no_traceback() -> None:
-    full = [sys.executable, "-m", "pursuitify.cli.app", "explain", "resnet_of_dreams"]
-    result = subprocess.run(full, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert "error:" in result.stderr
-    assert "Traceback" not in result.stderr
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "resnet18", "--plot", "a.png"],
+        ["audit", "resnet18", "--eps", "0.1", "--output", "a", "--picture"],
+        ["demo", "--output", "a"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_missing_extra_is_said_before_the_work(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = runner.invoke(app, arguments)
+    assert isinstance(done.exception, MissingExtraError)
+    assert "matplotlib is not installed: pip install 'pursuitify[" in str(done.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_version() -> None:
+    done = runner.invoke(app, ["--version"])
+    assert done.exit_code == 0
+    assert done.stdout == f"pursuitify {VERSION}, torch {torch.__version__}\n"
+
+
+def test_without_typer_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pursuitify.cli.app", raising=False)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit, match="pip install typer"):
+        cli.main()
 
 
 def test_refusals_have_no_traceback(factory: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pursuitify"]
     hostile = str(tmp_path / "hostile")
     save_file({"a": torch.ones(1)}, hostile, metadata={"pursuitify": "[" * 100000})
     for arguments in (
@@ -87,18 +114,32 @@ def test_refusals_have_no_traceback(factory: str, tmp_path: Path) -> None:
         ["diagnose", "resnet18", "--shape", "x"],
         ["diagnose", f"{factory}:make", "--shape", "1,8,8", "--checkpoint", hostile],
     ):
-        result = command(*arguments)
+        result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
         assert result.returncode == 1
         assert "error:" in result.stderr
         assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("name", ["nothing", "no/such.py:make", "timm:no_such_model"])
-def test_models_that_do_not_exist(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nothing", "no model of torchvision"),
+        ("resnt18", "did you mean 'resnet18'"),
+        ("no/such.py:make", "no file no/such.py"),
+        ("timm:resnt18", "did you mean 'resnet18'"),
+        ("FOLDER/mine.py:mak", "did you mean 'make'"),
+        ("FOLDER/min.py:make", "did you mean 'FOLDER/mine.py'"),
+        ("FOLDER/mine.py", "FOLDER/mine.py:FUNCTION"),
+        ("FOLDER/mine", "no file or folder FOLDER/mine; did you mean 'FOLDER/mine.py'"),
+    ],
+)
+def test_models_that_do_not_exist(name: str, words: str, factory: str) -> None:
     if name.startswith("timm:"):
         pytest.importorskip("timm")
-    with pytest.raises(OptionError):
-        load_model(name)
+    folder = str(Path(factory).parent)
+    with pytest.raises(OptionError) as error:
+        load_model(name.replace("FOLDER", folder))
+    assert words in str(error.value).replace(folder, "FOLDER")
 
 
 def run_json(*arguments: str) -> dict[str, Any]:
@@ -144,6 +185,23 @@ def test_evaluate(tuned: tuple[str, Path, dict[str, Any]]) -> None:
     assert row["attacked"] <= row["accuracy"]
     text = runner.invoke(app, ["evaluate", name, *best, *attack])
     assert "PGD-2" in text.stdout
+
+
+def test_a_run_needs_no_options(tuned: tuple[str, Path, dict[str, Any]], tmp_path: Path) -> None:
+    name, folder, found = tuned
+    facts = run_json("evaluate", str(folder), "--sweeps", "2", "--part", "val")
+    assert facts["rows"][0]["accuracy"] == pytest.approx(found["best"]["val_accuracy"])
+    report = run_json("coherence", str(folder))
+    best = ["--checkpoint", str(folder / "best.safetensors")]
+    told = run_json("coherence", name, *best, "--shape", "1,8,8")
+    assert report["mutual_coherence"] == told["mutual_coherence"]
+    assert report["blocks"] == told["blocks"]
+    plain = tmp_path / "plain.safetensors"
+    facts = run_json("convert", str(folder), "--to-source", str(plain))
+    assert facts == {"latents": 6, "iterations": 2, "to_source": str(plain)}
+    load_model(name).load_state_dict(load_file(plain), strict=True)
+    trace = run_json("diagnose", str(folder))
+    assert len(trace["sweeps"]) == 3
 
 
 def test_resume_and_refusals(tuned: tuple[str, Path, dict[str, Any]]) -> None:
@@ -285,9 +343,9 @@ def test_a_radius_without_an_attack_is_refused(factory: str, tmp_path: Path) -> 
 
 
 def test_help_has_examples() -> None:
-    for name in ("finetune", "evaluate", "demo", "convert"):
-        text = runner.invoke(app, [name, "--help"]).stdout
-        assert f"pursuitify {name}" in text
+    for command in ("finetune", "evaluate", "demo", "convert"):
+        text = runner.invoke(app, [command, "--help"]).stdout
+        assert f"pursuitify {command}" in text
 
 
 @pytest.mark.slow
@@ -338,9 +396,15 @@ def test_a_file_is_imported_as_python_does(package: bool, tmp_path: Path) -> Non
     (folder / "own_net.py").write_text(AS_PYTHON.format(dot=line))
     if package:
         (folder / "__init__.py").write_text("")
-    done = command("explain", f"{folder / 'own_net.py'}:make")
+    command = [sys.executable, "-m", "pursuitify.cli.app", "explain"]
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        full = [*command, f"{folder / 'own_net.py'}:{name}"]
+        return subprocess.run(full, capture_output=True, text=True, check=False)
+
+    done = run("make")
     assert done.returncode == 0, done.stderr
-    refused = command("explain", f"{folder / 'own_net.py'}:broken")
+    refused = run("broken")
     assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
     assert "line 15" in " ".join(refused.stderr.split())
@@ -361,7 +425,9 @@ def test_a_diverged_network_is_null_in_json_and_no_success(tmp_path: Path) -> No
     (tmp_path / "neighbour_of_net.py").write_text(NEIGHBOUR)
     file = tmp_path / "spoiled_net.py"
     file.write_text(AS_PYTHON.format(dot="from neighbour_of_net import make_layer"))
-    done = command("diagnose", f"{file}:nan", "--shape", "8", "--json")
+    command = [sys.executable, "-m", "pursuitify.cli.app", "diagnose", f"{file}:nan"]
+    full = [*command, "--shape", "8", "--json"]
+    done = subprocess.run(full, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "NaN" not in done.stdout

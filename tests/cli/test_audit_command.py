@@ -129,7 +129,8 @@ def test_a_folder_of_images_and_normalisation(factory, tmp_path):
 
 REFUSED = {
     "no weights": (["resnet18", "--data", "digits"], "checkpoint"),
-    "no model": (["resnet_of_dreams", "--checkpoint", "x"], "no model"),
+    "no model": (["resnet_of_dreams", "--weights", "x"], "no model"),
+    "eps of another scale": (["LINEAR", "--data", "digits", "--eps", "8"], "8/255 meant?"),
     "no data": (["LINEAR", "--data", "moons"], "neither a data set"),
     "eps": (["LINEAR", "--data", "digits", "--eps", "8/0"], "8/255"),
     "negative eps": (["LINEAR", "--data", "digits", "--eps", "-1"], "positive"),

@@ -1,44 +1,79 @@
-"""Options that several commands share."""
+"""Options that several commands share: radii, devices, outputs and labels."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-pytest.importorskip("typer")
-from PIL import Image
-
-from pursuitify import PursuitifyError
+from pursuitify import OptionError, pursuitify
 from pursuitify.cli import options
+from pursuitify.data import Data, Images
+from pursuitify.models import ChainNet
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two classes of images, and a file that is none."""
-    for name in ("cats", "dogs"):
-        (tmp_path / name).mkdir()
-        for number in range(8):
-            Image.new("L", (8, 8), 20 * number).save(tmp_path / name / f"{number}.png")
-    (tmp_path / "cats" / "broken.png").write_bytes(b"no image")
-    return tmp_path
+@pytest.mark.parametrize(
+    ("text", "norm", "value"),
+    [("0.1", "linf", 0.1), ("8/255", "linf", 8 / 255), ("1", "linf", 1.0), ("8", "l2", 8.0)],
+)
+def test_radii(text: str, norm: str, value: float) -> None:
+    assert options.radius(text, (1, 8, 8), norm) == value
 
 
-def test_bad_files_are_left_out_and_listed_on_request(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = options.data_of(str(folder), Path("data"), False, 8, 1, 0, skip_bad=True)
-    shown = capsys.readouterr()
-    assert "left out 1 files" in shown.err
-    assert "broken.png" in shown.err
-    assert shown.out == ""
-    parts: Any = (data.train, data.val, data.test)
-    assert sum(len(part) for part in parts) == 16
+@pytest.mark.parametrize(
+    ("text", "norm", "words"),
+    [
+        ("8", "linf", "Is 8/255 meant?"),
+        ("1.01", "linf", "Is 1.01/255 meant?"),
+        ("9", "l2", "further apart than 8 in l2"),
+        ("300", "linf", "any image into any other"),
+        ("0", "linf", "not a positive number"),
+        ("-1", "linf", "not a positive number"),
+        ("8/0", "linf", "not a positive number"),
+        ("nan", "linf", "not a positive number"),
+        ("inf", "linf", "not a positive number"),
+        ("x", "l2", "not a positive number"),
+    ],
+)
+def test_radii_that_are_none(text: str, norm: str, words: str) -> None:
+    with pytest.raises(OptionError) as error:
+        options.radius(text, (1, 8, 8), norm)
+    assert words in str(error.value)
+    assert ("meant?" in str(error.value)) == ("meant?" in words or text == "9")
 
 
-def test_a_bad_file_is_an_error_otherwise(folder: Path) -> None:
-    data = options.data_of(str(folder), Path("data"), False, 8, 1, 0)
-    parts: Any = (data.train, data.val, data.test)
-    with pytest.raises(PursuitifyError, match=r"broken\.png"):
-        _ = [part[number] for part in parts for number in range(len(part))]
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert options.device_of(None) == options.device_of("cpu") == torch.device("cpu")
+    with pytest.raises(OptionError, match="none of cpu, cuda"):
+        options.device_of("graphics")
+    with pytest.raises(OptionError, match="no such device"):
+        options.device_of("meta")
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: cuda)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert options.device_of("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(OptionError, match="the CPU and 2 x cuda"):
+        options.device_of("cuda:2")
+    with pytest.raises(OptionError, match="the CPU and 2 x cuda"):
+        options.device_of("mps")
+
+
+def data(classes: int) -> Data:
+    part = Images(torch.rand(2, 1, 8, 8), torch.zeros(2).long())
+    names = tuple(map(str, range(classes)))
+    return Data("toy", part, part, part, (1, 8, 8), names, (0.5,), (0.2,), None)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: pursuitify(net, iterations=3)])
+def test_outputs_are_compared_with_labels(wrap: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    net: nn.Module = wrap(ChainNet(1, 4, width=2).eval())
+    options.check_outputs(net, "net", data(4))
+    assert capsys.readouterr().err == ""
+    options.check_outputs(net, "net", data(3))
+    assert "net has 4 outputs, and toy has 3 classes" in capsys.readouterr().err
+    with pytest.raises(OptionError, match=r"4 outputs, and toy has 6 classes.*last 2"):
+        options.check_outputs(net, "net", data(6))
+    assert getattr(net, "iterations", 3) == 3

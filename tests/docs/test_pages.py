@@ -88,6 +88,18 @@ def test_every_path_that_a_page_names_is_there(page: Path) -> None:
         assert (page.parent / path).exists(), path
 
 
+def test_the_index_lists_every_page_once() -> None:
+    index = HOME / "docs" / "index.md"
+    listed = re.findall(r"^\| \[(.*?)\]\((.*?)\) \| .+ \|$", index.read_text(), re.MULTILINE)
+    pages = [str(path.relative_to(HOME / "docs")) for path in HOME.glob("docs/**/*.md")]
+    assert sorted(target for _, target in listed) == sorted(set(pages) - {"index.md"})
+    assert all(f"{name}.md" == target for name, target in listed)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((HOME / "README.md").read_text().splitlines()) < 120
+
+
 def test_docstrings_cite_sections_that_are_there() -> None:
     page = HOME / "pursuitify" / "dictionary" / "mathematics.md"
     assert (HOME / "docs" / "mathematics.md").resolve() == page

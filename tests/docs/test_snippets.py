@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import sys
 from collections.abc import Mapping
@@ -13,7 +15,9 @@ import pytest
 import torch
 
 HOME = Path(__file__).resolve().parents[2]
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: A block, and the block of text right behind it: what it prints.
+BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,12 @@ model = ResidualNet(3, 4, width=2).eval()
 #: Data and epochs of a training of seconds.
 SHORT = "[data.train[n] for n in range(32)], [data.val[n] for n in range(8)], epochs=1"
 PAGES = {
-    "README.md": Page(
+    "README.md": Page(),
+    "docs/accuracy.md": Page(MODEL + "batches = [torch.rand(4, 3, 8, 8) for _ in range(2)]"),
+    "docs/api.md": Page(
         "from tests.support.controls import TINY",
         smaller={
-            "iterations=10": "iterations=2",
             'protocol="quick"': "protocol=TINY",
-            "x = torch.rand(2, 3, 224, 224)": "x = torch.rand(1, 3, 64, 64)",
             "DataLoader(data.test, 32)": "DataLoader(data.test, 4)",
             "data.train, data.val, epochs=5": SHORT,
             "data.val, 256)": "data.val, 8)",
@@ -56,7 +60,7 @@ PAGES = {
         },
         needs=("accelerate", "matplotlib", "onnxruntime", "onnxscript", "sklearn"),
     ),
-    "docs/accuracy.md": Page(MODEL + "batches = [torch.rand(4, 3, 8, 8) for _ in range(2)]"),
+    "docs/from-your-model.md": Page(MODEL + "batches = [torch.rand(4, 3, 8, 8) for _ in range(2)]"),
     "docs/certified.md": Page(
         "import torch\nfrom torch import nn\ntorch.manual_seed(0)\n"
         "model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))\n"
@@ -128,12 +132,23 @@ PARTS = {
 }
 
 
-def blocks(page: str) -> list[tuple[int, str]]:
-    """Return the number of the first line and the text of every Python block."""
+def blocks(page: str) -> list[tuple[int, str, str | None]]:
+    """Return of every Python block the number of its first line, its text, and what it prints."""
     text = (HOME / page).read_text()
     return [
-        (text.count("\n", 0, found.start(1)) + 1, found.group(1)) for found in BLOCK.finditer(text)
+        (text.count("\n", 0, found.start(1)) + 1, found.group(1), found.group(2))
+        for found in BLOCK.finditer(text)
     ]
+
+
+def same_output(printed: str, shown: str) -> bool:
+    """Whether two outputs agree but for spaces at line ends and rounding in their numbers."""
+    lines = [[line.rstrip() for line in text.strip("\n").split("\n")] for text in (printed, shown)]
+    words, others = (NUMBER.sub("#", "\n".join(part)) for part in lines)
+    numbers, expected = ([float(n) for n in NUMBER.findall("\n".join(part))] for part in lines)
+    return re.sub(" +", " ", words) == re.sub(" +", " ", others) and numbers == pytest.approx(
+        expected, rel=1e-2, abs=1e-5
+    )
 
 
 def test_every_page_with_python_is_listed() -> None:
@@ -160,12 +175,16 @@ def run(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, name, module)
     exec(compile(wanted.given, f"<given to {page}>", "exec"), vars(module))
     left = set(wanted.smaller)
-    for line, text in blocks(page):
+    for line, text, shown in blocks(page):
         for printed, smaller in wanted.smaller.items():
             if printed in text:
                 left.discard(printed)
                 text = text.replace(printed, smaller)
-        exec(compile("\n" * (line - 1) + text, str(HOME / page), "exec"), vars(module))
+        written = io.StringIO()
+        with contextlib.redirect_stdout(written):
+            exec(compile("\n" * (line - 1) + text, str(HOME / page), "exec"), vars(module))
+        if shown is not None:
+            assert same_output(written.getvalue(), shown), written.getvalue()
     assert not left, f"no block of {page} holds {left} any more"
     return module
 
@@ -186,3 +205,11 @@ def test_what_does_not_run_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(PAGES, "docs/accuracy.md", Page())
     with pytest.raises(NameError, match="pursuitify"):
         run("docs/accuracy.md", tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("printed", "same"),
+    [("a 1.004  \n b", True), ("a  1.0\n b", True), ("a 1.1\n b", False), ("c 1\n b", False)],
+)
+def test_an_output_that_is_not_the_page_s_is_found(printed: str, same: bool) -> None:
+    assert same_output(printed, "a 1\n b") is same

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pursuitify as package
-from pursuitify.errors import OptionError
+from pursuitify.errors import MissingExtraError, OptionError
 from pursuitify.training.config import Config
 from pursuitify.utils import option_checks
 
@@ -111,3 +111,19 @@ def test_paths() -> None:
     for value in (None, 5, True, "", ["a"]):
         with pytest.raises(OptionError, match=r"output=.* is not the path of a file or a folder"):
             option_checks.path("output", value)
+
+
+def test_a_library_that_is_not_there_names_its_extra() -> None:
+    option_checks.extra("plots", "math", "json")
+    with pytest.raises(MissingExtraError, match=r"no_such_library is .*'pursuitify\[plots\]'"):
+        option_checks.extra("plots", "math", "no_such_library")
+
+
+def test_the_nearest_name_is_asked_for(tmp_path: Path) -> None:
+    assert option_checks.nearest("epoch", ["epochs", "lr"]) == "; did you mean 'epochs'?"
+    assert option_checks.nearest("zebra", ["epochs", "lr"]) == ""
+    (tmp_path / "best.safetensors").touch()
+    message = option_checks.no_file(tmp_path / "bset.safetensors")
+    assert message.endswith(f"did you mean '{tmp_path / 'best.safetensors'}'?")
+    assert option_checks.no_file(Path("no/folder")) == "there is no file no/folder"
+    assert option_checks.nearest_path(Path("/")) == ""

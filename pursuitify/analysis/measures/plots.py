@@ -110,6 +110,7 @@ def plot_families(
         note: Rules the numbers stand on, printed below the title.
         lower: Lower bounds of the values, likewise: dashed, with hollow marks.
     """
+    option_checks.extra("plots", "matplotlib")
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -167,6 +168,7 @@ def plot_intervals(
         value: What the horizontal axis is.
         note: Rules the numbers stand on, printed below the title.
     """
+    option_checks.extra("plots", "matplotlib")
     from matplotlib.figure import Figure
 
     if not bounds:
@@ -198,6 +200,7 @@ def plot_intervals(
 
 
 def _square(count: int) -> tuple[Figure, Axes]:
+    option_checks.extra("plots", "matplotlib")
     from matplotlib.figure import Figure
 
     side = min(4.5 + 0.12 * count, 9.0)

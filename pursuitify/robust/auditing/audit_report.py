@@ -15,6 +15,7 @@ from pursuitify.robust.auditing.gradient_statistics import GradientStatistics, w
 from pursuitify.robust.auditing.protocols import KINDS
 from pursuitify.robust.auditing.red_flags import FLAGS, CurvePoint, Flag
 from pursuitify.robust.auditing.results_record import AttackResult, write
+from pursuitify.utils import option_checks
 from pursuitify.utils.atomic_files import write_picture
 from pursuitify.utils.terminal import Shown, as_text
 
@@ -71,6 +72,16 @@ class AuditReport(Shown):
         """Return Wilson's 95 % interval of ``worst``."""
         return wilson(round(self.worst(subject) * self.images), self.images)
 
+    @property
+    def at_chance(self) -> bool:
+        """Whether the network cannot be told from guessing on the inputs as they are.
+
+        So it is where 1 / classes is not below Wilson's 95 % interval of its accuracy.
+        """
+        right = round(self.clean["network"] * self.images)
+        classes = int(self.setting["classes"])
+        return wilson(right, self.images)[0] <= 1 / classes
+
     def accuracy(self, attack: str, subject: str = "network") -> float | None:
         """Return the accuracy under one attack; None if it ran on survivors only or failed."""
         for result in self.results:
@@ -91,6 +102,7 @@ class AuditReport(Shown):
         }
         return {
             "verdict": self.verdict,
+            "at_chance": self.at_chance,
             "setting": dict(self.setting),
             "networks": subjects,
             "results": [
@@ -112,10 +124,18 @@ class AuditReport(Shown):
         write(path, self.to_dict())
 
     def __rich__(self) -> Group:
-        parts = [*(self._attacks(name) for name in self.clean), self._sweep()]
+        parts: list[Table | Text] = [*(self._attacks(name) for name in self.clean), self._sweep()]
         if self.gradients:
             parts.append(self._gradients())
         parts.append(self._flags())
+        if self.at_chance:
+            text = (
+                f"The network's accuracy of {self.clean['network']:.1%} cannot be told from "
+                f"guessing among {self.setting['classes']} classes: it is untrained, its weights "
+                "were not loaded, or its inputs are prepared in another way. Nothing here says "
+                "anything about robustness."
+            )
+            parts.append(Text(text, style="bold red"))
         style = "bold red" if self.flags else "bold"
         return Group(*parts, Text(f"Verdict: {self.verdict}", style=style))
 
@@ -197,6 +217,7 @@ class AuditReport(Shown):
             OptionError: If matplotlib writes no such format.
             CheckpointError: If it cannot be written; what stood at ``path`` is still there.
         """
+        option_checks.extra("plots", "matplotlib")
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 4), layout="constrained")

@@ -1,0 +1,5 @@
+"""``python -m pursuitify``: the command line."""
+
+from pursuitify.cli import main
+
+main()
