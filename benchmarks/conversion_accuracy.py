@@ -173,6 +173,7 @@ def measure(
         net = pursuitify(source, **means.options)
         if means.gains:
             calibrate(net, [sample], step_scales=(), gains=True, apply=True)
+            net.step_scale = 1.0  # of no trial but that of the source, that one was chosen
         found: dict[int, float] = {}
         if not means.thresholds:
             found = accuracies(net, x_test, y_test, arguments.sweeps)
@@ -271,7 +272,9 @@ def plot(rows: list[dict[str, Any]], sweeps: list[int], path: Path) -> None:
                     if (r["data"], r["net"], r["means"], r["sweeps"]) == (data, net, name, t)
                 ]
                 points.append(statistics.mean(values))
-            axis.plot(range(len(sweeps)), points, marker=".", label=name)
+            # Lines may lie on each other: what is drawn later has gaps.
+            style = ("-", (0, (5, 3)), (0, (2, 2)))[means.index(name) % 3]
+            axis.plot(range(len(sweeps)), points, marker=".", linestyle=style, label=name)
         axis.set_title(f"{data}, {net}", fontsize=9)
         axis.set_xticks(range(len(sweeps)), [str(t) for t in sweeps])
         axis.grid(alpha=0.3)
