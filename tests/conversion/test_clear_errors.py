@@ -65,7 +65,7 @@ def test_protocols(protocol: Any) -> None:
 
 def test_latents_of_an_objective() -> None:
     net = network()
-    with pytest.raises(InputError, match=r"latents is a int, not a dict as net\.latents"):
+    with pytest.raises(InputError, match=r"latents is a int, not a dict of tensors by latent"):
         net.objective(X, 5)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no tensors at"):
         net.objective(X, dict.fromkeys(net.latents(X), 1))  # type: ignore[arg-type]

@@ -298,7 +298,7 @@ def test_reserved_names_are_all_there() -> None:
         ({"iteration": 3}, "did you mean 'iterations'.*Valid options: iterations,.*layout"),
         ({"foo": 3}, r"'foo'\. Valid options: iterations"),
         ({"layout": "dense"}, "'auto', 'decoder', 'encoder'"),
-        ({"layout": None}, "'auto', 'decoder', 'encoder'"),
+        ({"layout": 1}, "'auto', 'decoder', 'encoder'"),
         ({"copy": "yes"}, "copy='yes' is not True or False"),
         ({"paper": 1}, "paper=1 is not True or False"),
         ({"rules": 3}, "rules=3"),

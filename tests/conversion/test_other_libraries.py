@@ -43,16 +43,16 @@ def smooth() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 2, 1))
 
 
-def sorting() -> nn.Module:
-    class Sorts(nn.Module):
+def summing() -> nn.Module:
+    class Sums(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.relu(torch.sort(self.conv(x), 1)[0])
+            return torch.relu(torch.cumsum(self.conv(x), 1))
 
-    return Sorts()
+    return Sums()
 
 
 def small_only() -> nn.Module:
@@ -72,7 +72,7 @@ def _here(name: str) -> Network:
     [
         ("plain", "converted", ""),
         ("smooth", "other family", "GELU"),
-        ("sorting", "refused", "sort"),
+        ("summing", "refused", "cumsum"),
         ("small_only", "does not run", ""),
         ("absent", "not built", "no internet"),
     ],

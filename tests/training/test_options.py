@@ -126,7 +126,17 @@ def test_how_a_run_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_the_arguments_of_finetune_and_evaluate_are_all_walked() -> None:
-    known = {"net", "train", "val", "config", "output", "resume", "augment", "accelerator"}
+    known = {
+        "net",
+        "train",
+        "val",
+        "config",
+        "output",
+        "resume",
+        "augment",
+        "accelerator",
+        "origin",
+    }
     assert inspect.signature(finetune).parameters.keys() - {"options"} == known
     assert inspect.signature(evaluate).parameters.keys() == {"net", "data", "batch_size", "workers"}
 

@@ -65,6 +65,7 @@ def lower(
         names=names,
         any_format=any_format,
         any_dtype=_any_dtype(sites, inputs),
+        signal_count=len(inputs_of(sites)) - len(inputs),
         _forward=_function(forward, root),
         _head=_function(head, root),
     )

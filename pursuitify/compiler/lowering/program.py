@@ -81,6 +81,7 @@ class Program:
         names: Names of the operations that ``_forward`` binds.
         any_format: Whether the memory format of images may be chosen (``layout_freedom.free``).
         any_dtype: Per input whether it may hold integers.
+        signal_count: How many leaves are no inputs; a number, since compilers read no cache.
     """
 
     rows: tuple[Row, ...]
@@ -95,6 +96,7 @@ class Program:
     names: tuple[str, ...]
     any_format: bool
     any_dtype: tuple[bool, ...]
+    signal_count: int
     _forward: Callable[..., Any]
     _head: Callable[..., Any]
 
@@ -105,7 +107,7 @@ class Program:
 
     def signals(self, first: Pass) -> tuple[Tensor, ...]:
         """Return the values of what rows read as they read an input, in a feed-forward pass."""
-        return first.captured[: len(self.leaves) - len(self.inputs)]
+        return first.captured[: self.signal_count]
 
     @functools.cached_property
     def nodes(self) -> dict[str, fx.Node]:

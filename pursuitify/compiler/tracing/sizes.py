@@ -85,7 +85,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialAnswers:
     """One answer to what Python asks of a size without an operation: its hash, its text.
 
     Attributes:
@@ -135,7 +135,7 @@ class Answers:
         met: Whether a size was looked up where a number stands that is equal to it in the trial.
     """
 
-    trial: Trial | None = None
+    trial: TrialAnswers | None = None
     fixed: bool = False
     asked: bool = False
     met: bool = False
@@ -149,11 +149,11 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.in
 _DEVICES = tuple(map(torch.device, ("cpu", "cuda", "cuda:0", "mps")))
 
 
-def trials(numbers: Sequence[tuple[int, ...]]) -> list[Trial]:
+def trials(numbers: Sequence[tuple[int, ...]]) -> list[TrialAnswers]:
     """Return answers to try, with numbers that the code of a forward mentions among the sizes."""
     tried = [*dict.fromkeys(numbers)][:_TRIALS] + _IMAGES
     dtypes, devices = itertools.cycle(_DTYPES), itertools.cycle(_DEVICES)
-    return [Trial(sizes, next(dtypes), next(devices)) for sizes in tried]
+    return [TrialAnswers(sizes, next(dtypes), next(devices)) for sizes in tried]
 
 
 Rank = Callable[[fx.Node], int | None]

@@ -408,7 +408,7 @@ def _compare(
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def _on_trial(trial: sizes.Trial, judge: size_branches.Judge, node: fx.Node) -> Any:
+def _on_trial(trial: sizes.TrialAnswers, judge: size_branches.Judge, node: fx.Node) -> Any:
     """Return the value of a node that is a size in a trial."""
     tensors = [n for n in sizes.reads(node) if not is_shape(n)]
     return trial.value(node, judge.rank(tensors[0]) if tensors else None)

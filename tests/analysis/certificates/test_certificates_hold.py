@@ -268,7 +268,7 @@ UNSOUND_HEADS: dict[str, Any] = {
     "centred": lambda z, fc, x: fc(z) - fc(z).mean(0, keepdim=True),
     "barely centred": lambda z, fc, x: fc(z) - 1e-3 * fc(z).mean(0, keepdim=True),
     "turned": lambda z, fc, x: fc(z).flip(0),
-    "rolled": lambda z, fc, x: fc(z) + 0.1 * fc(z)[[1, 2, 3, 0]],
+    "rolled": lambda z, fc, x: fc(z) + 0.1 * fc(z).roll(-1, 0),
     "by size": lambda z, fc, x: fc(z) * x.shape[0],
     "divided by size": lambda z, fc, x: fc(z) / x.size(0),
     "shifted by size": lambda z, fc, x: fc(z) + x.shape[0] * z.new_ones(CLASSES).cumsum(0),

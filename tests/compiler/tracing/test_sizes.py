@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from pursuitify import InputError, TraceError, pursuitify
-from pursuitify.compiler.tracing.sizes import Trial
+from pursuitify.compiler.tracing.sizes import TrialAnswers
 from tests.support.idiom_outcome import outcome
 
 TABLE = {8: 2.0, 16: 3.0}
@@ -191,7 +191,10 @@ def test_a_cache_that_still_holds_a_traced_size_works_on() -> None:
 def test_a_trial_says_what_a_tensor_of_its_sizes_says() -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
-    trial, tensor = Trial((7, 14), torch.float16, torch.device("cpu")), torch.empty(7, 7, 7, 14)
+    trial, tensor = (
+        TrialAnswers((7, 14), torch.float16, torch.device("cpu")),
+        torch.empty(7, 7, 7, 14),
+    )
     for name in ("shape", "device"):
         node = graph.call_function(getattr, (x, name))
         assert trial.value(node, 4) == getattr(tensor, name)
