@@ -55,7 +55,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of the source after a number of sweeps, at the scales that were chosen.
+    """One record says what is kept of the source after so many sweeps, at the chosen scales.
 
     Attributes:
         sweeps: T.

@@ -26,7 +26,7 @@ HEADER = "pursuitify"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a network comes from, as the command line names it. What is not known is empty.
+    """An origin says where a network comes from; a field that is not known is empty.
 
     Attributes:
         model: The model's name: ``resnet18``, ``timm:NAME`` or ``path/to/file.py:factory``.

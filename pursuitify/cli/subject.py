@@ -20,7 +20,7 @@ BEST = "best.safetensors"
 
 @dataclass(frozen=True)
 class Subject:
-    """What a command works on.
+    """A subject is the model, and perhaps the checkpoint, that a command works on.
 
     Attributes:
         name: The model's name, as ``load_model`` takes it.

@@ -29,7 +29,7 @@ _TOLERANCE, _STEPS = 1e-8, 200
 
 @dataclass(frozen=True)
 class RowFit:
-    """How well a decoder row explains what it reads, at the feed-forward latents.
+    """A fit says how well a decoder row explains what it reads, at the feed-forward latents.
 
     Attributes:
         latent: Name of the row's latent.

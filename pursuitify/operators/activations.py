@@ -499,7 +499,7 @@ class Weighted(Activation):
     weight: Tensor
 
     @property
-    def sparse(self) -> bool:  # type: ignore[override]
+    def sparse(self) -> bool:  # type: ignore[override]  # a constant elsewhere, here the inner one's
         """As the inner activation has it."""
         return self.inner.sparse
 

@@ -114,7 +114,7 @@ def maximum(op: Op, input: Tensor, other: Tensor) -> Affine:
 
 @registry.register(split_ops.chosen_indices, split_ops.pooled_indices, kind="frozen", fresh=True)
 def frozen_indices(op: Op, input: Tensor, **_arguments: Any) -> Tensor:
-    """Where the chosen entries stand, fixed at the feed-forward pass."""
+    """The choice is fixed at the feed-forward pass: it says where the chosen entries stand."""
     return op(input)
 
 

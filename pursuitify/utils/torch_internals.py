@@ -74,6 +74,7 @@ def watch_operations(run: Callable[..., Any]) -> AbstractContextManager[Any]:
     """
     from torch.utils._python_dispatch import TorchDispatchMode
 
+    # torch's mode has an untyped __init_subclass__.
     class OperationsMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None

@@ -66,7 +66,7 @@ def _attribute_of_size(value: fx.Proxy, name: str) -> Any:
 
 
 class _Number:
-    """What Python calls of a number by a method of its own, recorded as the function."""
+    """This mixin records what Python calls by a method of a number, such as round()."""
 
     tracer: Any
 
@@ -251,10 +251,12 @@ class _Answering(fx.Proxy):
     itself alone: a cache of the model's may still hold it.
     """
 
+    tracer: Any
+
     def __hash__(self) -> int:
         kept = vars(self).get("_hash")
         if kept is None:
-            kept = self.tracer.hash_of(self)  # type: ignore[attr-defined]
+            kept = self.tracer.hash_of(self)
             object.__setattr__(self, "_hash", kept)
         return int(kept)
 
@@ -271,13 +273,13 @@ class _Answering(fx.Proxy):
         return super().__eq__(other)
 
     def __repr__(self) -> str:
-        return repr(self.tracer.text_of(self))  # type: ignore[attr-defined]
+        return repr(self.tracer.text_of(self))
 
     def __str__(self) -> str:
-        return str(self.tracer.text_of(self))  # type: ignore[attr-defined]
+        return str(self.tracer.text_of(self))
 
     def __format__(self, specification: str) -> str:
-        value = self.tracer.text_of(self)  # type: ignore[attr-defined]
+        value = self.tracer.text_of(self)
         return format(value, "" if isinstance(value, Unnamed) else specification)
 
 

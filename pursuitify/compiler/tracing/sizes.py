@@ -126,7 +126,7 @@ class TrialAnswers:
 
 @dataclass
 class Answers:
-    """What stands for sizes, dtypes and devices where Python asks for their hash or their text.
+    """These answers stand for values of which Python asks the hash or the text.
 
     Attributes:
         trial: The values to answer with; None for hashes and texts that no value has.

@@ -103,7 +103,7 @@ _IF_CALLED: dict[str, Any] = {"int": _number(int), "float": _number(float)}
 
 @dataclass
 class Reached:
-    """What the forward of a model may reach.
+    """This record lists what the forward of a model may reach.
 
     Attributes:
         generators: Generators of random numbers, those of ``GENERATORS``, each once.
