@@ -15,7 +15,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
-from torch import nn
 
 from pursuitify import coherence as measure
 from pursuitify import explain as dry_run
@@ -39,10 +38,10 @@ from pursuitify.cli.options import (
     converted,
     device_of,
     diverged,
-    model_of,
+    own_model,
     show,
 )
-from pursuitify.cli.subject import Subject, subject_of
+from pursuitify.cli.subject import subject_of
 from pursuitify.errors import OptionError, PursuitifyError
 from pursuitify.utils import option_checks
 from pursuitify.version import VERSION
@@ -91,7 +90,7 @@ def explain(
     given = shape is not None or size is not None or bool(subject.origin.shape)
     chosen: Any = "auto" if layout is None else layout  # checked by explain() itself
     report = dry_run(
-        _model(subject, None, 0),
+        own_model(subject, None, 0),
         chosen,
         input_shape=subject.shape(shape, size) if given else None,
     )
@@ -139,7 +138,7 @@ def convert(
     if output is None and to_source is None:
         raise OptionError("say what to write: --output for a checkpoint, --to-source for weights")
     subject = subject_of(name, checkpoint)
-    model = _model(subject, classes, seed, weights)
+    model = own_model(subject, classes, seed, weights)
     net = converted(model, subject.checkpoint, layout, iterations, solver=solver)
     facts: dict[str, Any] = {"latents": len(net.graph) - 1, "iterations": net.iterations}
     lines = []
@@ -179,7 +178,7 @@ def diagnose(
     Example: pursuitify diagnose resnet18 --shape 3,64,64
     """
     subject = subject_of(name, checkpoint)
-    model = _model(subject, classes, seed, weights)
+    model = own_model(subject, classes, seed, weights)
     net = converted(model, subject.checkpoint, layout, iterations, solver=solver, device=device)
     x = torch.rand(batch, *subject.shape(shape, size))
     trace = net.diagnose(x.to(device_of(device)))
@@ -207,7 +206,7 @@ def coherence(
       pursuitify coherence run
     """
     subject = subject_of(name, checkpoint)
-    net = converted(_model(subject, classes, seed, weights), subject.checkpoint, layout, None)
+    net = converted(own_model(subject, classes, seed, weights), subject.checkpoint, layout, None)
     inputs = subject.shape(shape, size)
     report = measure(net, inputs, boundary, switches=switches or None, progress=not as_json)
     show(report.to_dict(), str(report), as_json)
@@ -245,7 +244,7 @@ def compare(
             "to compare for, with --shape"
         )
     report = compare_models(
-        {name: _model(subject, None, 0) for name, subject in subjects.items()},
+        {name: own_model(subject, None, 0) for name, subject in subjects.items()},
         shapes.pop(),
         layout=chosen,
         budget=budget,
@@ -258,20 +257,6 @@ def compare(
         sys.stdout.write(report.to_latex())
     else:
         show(report.to_dict(), report, as_json)
-
-
-def _model(
-    subject: Subject, classes: int | None, seed: int, weights: Path | None = None
-) -> nn.Module:
-    """Return the model of a subject, normalised as it was trained."""
-    return model_of(
-        subject.name,
-        seed=seed,
-        classes=subject.classes(classes),
-        weights=weights,
-        checkpoint=subject.checkpoint,
-        moments=subject.moments,
-    )
 
 
 #: In the order of use, as `pursuitify --help` lists them.

@@ -87,11 +87,10 @@ def audit(
     )
     radius = shared.radius(eps, found.shape, norm)
     model = shared.model_of(
-        subject.name,
+        subject,
         seed=origin.seed,
         classes=subject.classes_for(found),
         weights=weights,
-        checkpoint=subject.checkpoint,
         moments=(found.mean, found.std) if normalise else subject.moments,
     )
     settings = {"layout": layout, "iterations": iterations, "solver": solver, "memory": memory}

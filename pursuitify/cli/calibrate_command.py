@@ -65,11 +65,10 @@ def calibrate(
     if normalise:
         origin = replace(origin, mean=found.mean, std=found.std)
     model = shared.model_of(
-        subject.name,
+        subject,
         seed=origin.seed,
         classes=subject.classes_for(found),
         weights=weights,
-        checkpoint=subject.checkpoint,
         moments=(origin.mean, origin.std) if origin.mean else None,
     )
     held: Any = found.val

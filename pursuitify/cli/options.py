@@ -16,6 +16,7 @@ from torch import nn
 
 from pursuitify import load, pursuitify
 from pursuitify.cli.model_sources import load_model, load_weights
+from pursuitify.cli.subject import Subject
 from pursuitify.data import Data, Normalised
 from pursuitify.errors import OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
@@ -100,12 +101,11 @@ Moments = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def model_of(
-    name: str,
+    subject: Subject,
     *,
     seed: int,
-    classes: int | None = None,
+    classes: int | None,
     weights: Path | None = None,
-    checkpoint: Path | None = None,
     moments: Moments | None = None,
 ) -> nn.Module:
     """Return a model in evaluation mode, its weights seeded or read; normalised by moments.
@@ -115,6 +115,7 @@ def model_of(
     Raises:
         OptionError: If weights come from two files, of which one would be ignored.
     """
+    name, checkpoint = subject.name, subject.checkpoint
     if weights is not None and checkpoint is not None:
         raise OptionError(f"--weights {weights} and --checkpoint {checkpoint}: give one of them")
     torch.manual_seed(seed)
@@ -128,6 +129,14 @@ def model_of(
             err=True,
         )
     return (model if moments is None else Normalised(model, *moments)).eval()
+
+
+def own_model(
+    subject: Subject, classes: int | None, seed: int, weights: Path | None = None
+) -> nn.Module:
+    """Return the model of a subject, of the classes asked for, normalised as it was trained."""
+    made = subject.classes(classes)
+    return model_of(subject, seed=seed, classes=made, weights=weights, moments=subject.moments)
 
 
 def converted(

@@ -109,12 +109,5 @@ def _network(
     solver: str | None,
     weights: Path | None = None,
 ) -> PursuitNetwork:
-    model = shared.model_of(
-        subject.name,
-        seed=seed,
-        classes=subject.classes(classes),
-        weights=weights,
-        checkpoint=subject.checkpoint,
-        moments=subject.moments,
-    )
+    model = shared.own_model(subject, classes, seed, weights)
     return shared.converted(model, subject.checkpoint, layout, iterations, solver=solver)

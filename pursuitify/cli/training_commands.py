@@ -112,11 +112,10 @@ def finetune(
         origin = replace(origin, mean=found.mean, std=found.std)
     moments = (origin.mean, origin.std) if origin.mean else None
     model = shared.model_of(
-        subject.name,
+        subject,
         seed=origin.seed,
         classes=subject.classes_for(found),
         weights=weights,
-        checkpoint=subject.checkpoint,
         moments=moments,
     )
     net = shared.converted(model, subject.checkpoint, layout, iterations, solver=solver)
@@ -217,11 +216,10 @@ def evaluate(
     )
     ball = 0.0 if eps is None else shared.radius(eps, found.shape)
     model = shared.model_of(
-        subject.name,
+        subject,
         seed=origin.seed,
         classes=subject.classes_for(found),
         weights=weights,
-        checkpoint=subject.checkpoint,
         moments=(found.mean, found.std) if normalise else subject.moments,
     )
     net: PursuitNetwork = shared.converted(

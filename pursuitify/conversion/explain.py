@@ -206,9 +206,9 @@ def _runaways(root: nn.Module, program: Program) -> list[str]:
     found = []
     for row, readers in zip(program.rows, program.readers, strict=True):
         node = program.nodes[row.diagonal[0][0]] if row.diagonal else None
-        if readers or node is None or node.op != "call_module":
+        module = None if node is None else module_of(node, root)
+        if readers or module is None:
             continue
-        module = root.get_submodule(str(node.target))
         if isinstance(module, nn.Linear):
             wide = module.out_features > module.in_features
         elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):

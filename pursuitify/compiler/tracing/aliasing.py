@@ -77,8 +77,8 @@ def _is_fresh(node: fx.Node, root: nn.Module, registry: Registry) -> bool:
         return True
     if "out" in node.kwargs:
         return False
-    if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
+    module = nodes.module_of(node, root)
+    if module is not None:
         if module._forward_hooks or module._forward_pre_hooks:
             return False
         if type(module).forward.__module__ in _FRESH_MODULES:
