@@ -61,18 +61,18 @@ class Means:
     gains: bool = False
 
 
-ENCODER, SIGNAL = {"layout": "encoder"}, {"offsets": "signal"}
+ENCODER, SIGNAL, PAPER = {"layout": "encoder"}, {"offsets": "signal"}, {"offsets": "threshold"}
 MEANS = {
-    "as converted": Means(),
+    "thresholds": Means(PAPER),
     "offsets in the signal": Means(SIGNAL),
-    "encoder layout": Means(ENCODER),
+    "encoder layout, thresholds": Means({**ENCODER, **PAPER}),
     "encoder layout, offsets in the signal": Means({**ENCODER, **SIGNAL}),
     "offsets in the signal, gains": Means(SIGNAL, gains=True),
     "encoder layout, offsets in the signal, gains": Means({**ENCODER, **SIGNAL}, gains=True),
-    "balance": Means({"balance": True}),
-    "step scale": Means(thresholds=(1.0,)),
-    "step and threshold scale": Means(thresholds=(0.5, 1.0, 2.0)),
-    "balance and step scale": Means({"balance": True}, (1.0,)),
+    "balance": Means({**PAPER, "balance": True}),
+    "step scale": Means(PAPER, thresholds=(1.0,)),
+    "step and threshold scale": Means(PAPER, thresholds=(0.5, 1.0, 2.0)),
+    "balance and step scale": Means({**PAPER, "balance": True}, (1.0,)),
 }
 
 

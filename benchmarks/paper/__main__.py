@@ -46,7 +46,7 @@ def work(
     if name in FIGURES:
         text = FIGURES[name][1](pairs, output / f"{name}.png")
     else:
-        text = summary.table(summary.grouped(pairs), grids.NATURAL)
+        text = summary.tables(summary.grouped(pairs), grids.BASES[grid])
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{name}.md").write_text(text)
     listed = [{"label": c.label, "name": r["name"], "found": r["found"]} for c, r in pairs]
@@ -87,6 +87,7 @@ def _command(name: str, grid: str, text: str) -> None:
 for _name, (_grid, _figure) in FIGURES.items():
     _command(_name, _grid, str(_figure.__doc__))
 _command("question", "question", "What makes pursuit more robust? One factor at a time.")
+_command("afterwards", "afterwards", str(grids.afterwards.__doc__))
 
 
 @app.command("certified", help=certified.__doc__)

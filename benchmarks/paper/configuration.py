@@ -22,6 +22,7 @@ class Training:
         depth: Units per block.
         batch_norm: With BatchNorm, its scale and offset fixed by the feed-forward pass.
         layout: Layout of the dictionary.
+        offsets: Where offsets of encoder rows stand: ``threshold``, the paper's, or ``signal``.
         nonnegative: Hold thresholds to >= 0.
         beta: ``safe`` lets beta_j range over (1/2, 1], ``paper`` over (0, 1].
         learn_steps: Train beta_j and alpha_j; otherwise they stay at 1 and 0.
@@ -49,6 +50,7 @@ class Training:
     depth: int = 1
     batch_norm: bool = True
     layout: str = "auto"
+    offsets: str = "threshold"
     nonnegative: bool = False
     beta: str = "safe"
     learn_steps: bool = True
@@ -76,10 +78,15 @@ class Evaluation:
     Attributes:
         images: How many test images, the first of the test set.
         eps: Radius of the attacks, linf.
-        protocol: ``fgsm``, ``pgd``, or ``menu`` for the strongest attack over all of the menu.
+        protocol: ``fgsm``, ``pgd``, ``menu`` for the strongest attack over all of the menu, or
+            ``long menu`` for more of each attack.
         iterations: T at test time; -1 for the T it was trained with.
         threshold_scale: Factor on the positive thresholds in the sweeps.
         diagnose: Measure reconstruction per sweep and coherence.
+        layout: Convert the trained weights again, to this layout of the dictionary; empty for the
+            network as it was trained.
+        offsets: Where the offsets of its encoder rows stand then.
+        gains: Fit atom gains then, on 200 training images without their labels.
     """
 
     images: int = 500
@@ -88,6 +95,9 @@ class Evaluation:
     iterations: int = -1
     threshold_scale: float = 1.0
     diagnose: bool = False
+    layout: str = ""
+    offsets: str = "signal"
+    gains: bool = False
 
 
 @dataclass(frozen=True)

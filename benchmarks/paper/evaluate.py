@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.paper.configuration import Evaluation, Training
 from benchmarks.paper.data import images
-from pursuitify import PursuitNetwork
+from benchmarks.paper.train import source_network
+from pursuitify import PursuitNetwork, calibrate, pursuitify
 from pursuitify.analysis import coherence
 from pursuitify.robust import Protocol, Step, audit, fgsm, pgd
 from pursuitify.robust.auditing.gradient_statistics import wilson
@@ -44,12 +45,61 @@ MENU = Protocol(
     factors=(0.5,),
 )
 
+_LONG = {"steps": 50}
+#: The same with more steps and queries, and with surrogates of the sweeps' derivatives.
+LONG_MENU = Protocol(
+    name="paper long menu",
+    steps=(
+        *MENU.steps[:2],
+        Step("APGD-CE", "apgd", "white-box", _LONG, survivors=True),
+        Step("APGD-DLR", "apgd", "white-box", _LONG, survivors=True),
+        Step("APGD-T", "apgd", "white-box", {"targets": 3, "steps": 20}, survivors=True),
+        *(
+            Step(name, "apgd", kind, {"steps": 20, **options}, guide, True, needs)
+            for name, kind, guide, needs, options in (
+                ("rescaled logits", "adaptive", "", "", {"loss": "scaled"}),
+                ("smoothed backward", "adaptive", "smoothed", "", {}),
+                ("gradients at T = 0", "other-sweeps", "t=0", "pursuit", {}),
+                ("gradients at T / 2", "other-sweeps", "t=half", "pursuit", {}),
+                ("gradients at 2 T", "other-sweeps", "t=double", "pursuit", {}),
+                ("last sweep's derivatives", "adaptive", "last-k", "pursuit", {}),
+                ("latents", "adaptive", "latents", "pursuit", {}),
+                ("few sweeps", "adaptive", "sweeps-few", "pursuit", {}),
+            )
+        ),
+        Step("Square", "square", "black-box", {"queries": 500}, survivors=True),
+    ),
+    twin=MENU.twin,
+    curve=MENU.curve,
+    factors=MENU.factors,
+)
+MENUS = {"menu": MENU, "long menu": LONG_MENU}
+#: Training images, their labels unused, on which atom gains are fitted.
+CALIBRATION = 200
+
+
+def converted(net: PursuitNetwork, c: Training, e: Evaluation) -> PursuitNetwork:
+    """Return the trained weights converted again as the evaluation asks, in evaluation mode."""
+    source = source_network(c)
+    trained = {k: v for k, v in net.state_dict().items() if not k.startswith("pursuit.")}
+    source.load_state_dict(trained)
+    other = pursuitify(source.eval(), layout=e.layout, offsets=e.offsets, copy=False)
+    device = next(net.parameters()).device
+    other.to(device)
+    if e.gains:
+        sample = images(c.data, True)[0][:CALIBRATION].to(device)
+        calibrate(other, [sample], step_scales=(), gains=True, apply=True)
+        other.step_scale = 1.0
+    return other
+
 
 def evaluate(net: PursuitNetwork, c: Training, e: Evaluation, device: str = "cpu") -> dict:
     """Return the measurements of one cell; the network is left as it was."""
     x, y = images(c.data, False)
     x, y = x[: e.images].to(device), y[: e.images].to(device)
     count = c.iterations if e.iterations < 0 else e.iterations
+    if e.layout:
+        net = converted(net, c, e)
     solver = net.solver
     if count and solver == "feedforward":
         solver = "global"  # weights trained fed forward, pursued
@@ -57,7 +107,7 @@ def evaluate(net: PursuitNetwork, c: Training, e: Evaluation, device: str = "cpu
     own = {"threshold_scale": e.threshold_scale, "memory": "store", "solver": solver}
     with settings(net, **own), iterations(net.eval(), count):
         found: dict[str, Any] = {"images": len(x), "clean": accuracy(net, x, y)}
-        if e.protocol == "menu":
+        if e.protocol in MENUS:
             found |= _audited(net, x, y, e)
         else:
             points = fgsm(net, x, y, eps=e.eps, batch_size=256)
@@ -89,7 +139,7 @@ def _least(found: dict[str, Any]) -> float:
 
 
 def _audited(net: PursuitNetwork, x: torch.Tensor, y: torch.Tensor, e: Evaluation) -> dict:
-    report = audit(net, (x, y), eps=e.eps, protocol=MENU, progress=False)
+    report = audit(net, (x, y), eps=e.eps, protocol=MENUS[e.protocol], progress=False)
     found: dict[str, Any] = {
         "fgsm": report.accuracy("FGSM"),
         "pgd": report.accuracy("PGD-40 CE"),

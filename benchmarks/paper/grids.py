@@ -228,4 +228,48 @@ def figure7(size: Size) -> list[Cell]:
     ]
 
 
-GRIDS = {"figure5": figure5, "figure6": figure6, "figure7": figure7, "question": question}
+#: Networks trained fed forward, and how they are pursued afterwards: label to evaluation.
+AFTERWARDS: dict[str, dict[str, Any]] = {
+    "T = 0": {"iterations": 0},
+    "T = 10": {"iterations": 10, "layout": "encoder", "gains": True},
+    "T = 5": {"iterations": 5, "layout": "encoder", "gains": True},
+    "T = 20": {"iterations": 20, "layout": "encoder", "gains": True},
+    "T = 10, no gains": {"iterations": 10, "layout": "encoder"},
+    "T = 10, thresholds, no gains": {"iterations": 10, "layout": "encoder", "offsets": "threshold"},
+    "T = 10, layout auto": {"iterations": 10, "layout": "auto", "gains": True},
+    "T = 50": {"iterations": 50, "layout": "encoder", "gains": True},
+}
+
+
+def afterwards(size: Size) -> list[Cell]:
+    """Networks trained fed forward without any defence, pursued at test time; five seeds."""
+    chosen = {"images": 1000, "protocol": "long menu"} if size.seeds == 3 else {"protocol": "menu"}
+    seeds = 5 if size.seeds == 3 else size.seeds
+    trained = {
+        "chain": replace(FEEDFORWARD, network="chain"),
+        "residual": FEEDFORWARD,
+        "dense": replace(FEEDFORWARD, network="dense", depth=2),
+    }
+    labels = list(AFTERWARDS)
+    return [
+        _cell(f"{name}, {label}", size, replace(training, seed=seed), **chosen, **AFTERWARDS[label])
+        for part in (labels[:2], labels[2:])
+        for name, training in trained.items()
+        for seed in range(seeds)
+        for label in part
+    ]
+
+
+GRIDS = {
+    "figure5": figure5,
+    "figure6": figure6,
+    "figure7": figure7,
+    "question": question,
+    "afterwards": afterwards,
+}
+
+#: What each table of cells compares with: the label of the baseline by the beginning of labels.
+BASES = {
+    "question": {"": NATURAL},
+    "afterwards": {f"{name}, ": f"{name}, T = 0" for name in ("chain", "residual", "dense")},
+}

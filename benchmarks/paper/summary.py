@@ -109,6 +109,15 @@ def table(groups: dict[str, dict[int, Result]], base: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tables(groups: dict[str, dict[int, Result]], bases: dict[str, str]) -> str:
+    """Return a table for each beginning of labels, against the baseline that ``bases`` names."""
+    return "\n".join(
+        table(chosen, base)
+        for start, base in bases.items()
+        if (chosen := {label: g for label, g in groups.items() if label.startswith(start)})
+    )
+
+
 def _seconds(group: dict[int, Result]) -> str:
     """Return the mean training time per torch version: each stands for a machine of its own."""
     machines: dict[str, list[float]] = {}

@@ -25,18 +25,22 @@ NETWORKS = {"chain": ChainNet, "residual": ResidualNet, "dense": DenselyConnecte
 Watch = Callable[[PursuitNetwork, int], dict[str, Any]]
 
 
+def source_network(c: Training) -> nn.Module:
+    """Return the untrained source network."""
+    torch.manual_seed(c.seed)
+    return NETWORKS[c.network](
+        CHANNELS[c.data], 10, depth=c.depth, width=c.width, batch_norm=c.batch_norm
+    )
+
+
 def build(c: Training) -> PursuitNetwork:
     """Return the untrained network."""
-    torch.manual_seed(c.seed)
-    channels = CHANNELS[c.data]
-    source = NETWORKS[c.network](
-        channels, 10, depth=c.depth, width=c.width, batch_norm=c.batch_norm
-    )
     net = pursuitify(
-        source,
+        source_network(c),
         iterations=c.iterations,
         solver=c.solver,
         layout=c.layout,
+        offsets=c.offsets,
         nonnegative_thresholds=c.nonnegative,
         paper=c.beta == "paper",
         memory=c.memory,

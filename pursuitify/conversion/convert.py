@@ -26,7 +26,7 @@ from pursuitify.conversion.compare_with_source import compare_with_source
 from pursuitify.errors import ConversionError, OptionError
 from pursuitify.network.pursuit_network import RESERVED, PursuitNetwork
 from pursuitify.rules import Key, Registry, Rule, leaves_of
-from pursuitify.solvers.settings import FIRST, OFF, OPTIONS, SIGNAL, Settings
+from pursuitify.solvers.settings import FIRST, OFF, OPTIONS, THRESHOLD, Settings
 from pursuitify.utils import option_checks, training_modes
 
 _CONVERSION = (
@@ -78,9 +78,9 @@ def pursuitify(
             read the input) or ``decoder`` (an error where a row has no decoder form). By default
             ``auto``, and ``encoder`` with ``calibrate``.
         calibrate: Unlabelled batches on which a trained network is made to keep what it knows, as
-            ``pursuitify.calibrate`` takes them. The defaults become ``layout="encoder"`` and
-            ``offsets="signal"``, atom gains are fitted, and ``step_scale`` is lowered only where
-            the outputs would not agree with the source's otherwise (on 99 % of the predictions).
+            ``pursuitify.calibrate`` takes them. The default layout becomes ``encoder``, atom gains
+            are fitted, and ``step_scale`` is lowered only where the outputs would not agree with
+            the source's otherwise (on 99 % of the predictions).
             The report is the network's ``calibration``: what is kept at each T, and how far the
             latents move. The model has to be in evaluation mode.
         copy: Deep-copy the weights; with False the network shares the model's modules.
@@ -89,8 +89,8 @@ def pursuitify(
             rounding. What was done is in the network's ``balanced``; see
             :mod:`pursuitify.compiler.equalization.equalize`.
         paper: Let beta_j range over the paper's (0, 1] instead of (1/2, 1], where descent of the
-            objective is guaranteed. The paper's offsets are thresholds: ``offsets="signal"`` is
-            refused beside it.
+            objective is guaranteed, and keep the offsets of all rows in the thresholds, as the
+            paper does: ``offsets="signal"`` is refused beside it.
         nonnegative_thresholds: Hold thresholds (negated biases) of sparse latents to >= 0, the
             paper's constraint for training from scratch. It changes the network where a bias is
             positive, at T = 0 too.
@@ -117,8 +117,8 @@ def pursuitify(
         InputError: If there is no batch in ``calibrate``, one does not fit, or the output holds no
             class scores.
     """
-    if calibrate is not None and not paper:
-        settings = {"offsets": SIGNAL, **settings}
+    if paper:
+        settings = {"offsets": THRESHOLD, **settings}
     if layout is None:
         layout = "auto" if calibrate is None else "encoder"
     settings = {**OPTIONS, "iterations": iterations, "solver": solver, **settings}
@@ -136,10 +136,10 @@ def pursuitify(
         )
     option_checks.switch("paper", paper)
     option_checks.switch("nonnegative_thresholds", nonnegative_thresholds)
-    if paper and settings["offsets"] != OPTIONS["offsets"]:
+    if paper and settings["offsets"] != THRESHOLD:
         raise OptionError(
-            f"paper=True has offsets={OPTIONS['offsets']!r}, not {settings['offsets']!r}: leave "
-            "one of the two out"
+            f"paper=True has offsets={THRESHOLD!r}, not {settings['offsets']!r}: leave one of the "
+            "two out"
         )
     if calibrate is not None and model.training:
         raise OptionError(

@@ -28,7 +28,7 @@ OPTIONS: dict[str, Any] = {
     "steps": CERTIFIED,
     "step_scale": 1.0,
     "threshold_scale": 1.0,
-    "offsets": THRESHOLD,
+    "offsets": SIGNAL,
     "memory": StoreMode.name,
     "recompute_levels": 1,
     "implicit_last": None,

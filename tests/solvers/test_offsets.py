@@ -1,4 +1,8 @@
-"""Offsets of encoder rows in the signal (mathematics.md, section 1), wherever they are read."""
+"""The two places of encoder rows' offsets (mathematics.md, section 1), wherever they are read.
+
+The signal is the default, which the other tests of solvers compare with the oracle; here the
+thresholds are, and what only one of the two has.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +36,8 @@ cases = pytest.mark.parametrize("case", CASES, ids=[str(c) for c in CASES])
 @cases
 def test_everything_is_that_of_the_oracle(case: Case, layout: Any) -> None:
     model, x = case.build(), case.input()
-    net = pursuitify(model, layout=layout, offsets="signal")
-    oracle = Oracle(case.rows(model, layout, x), x, offsets="signal")
+    net = pursuitify(model, layout=layout, offsets="threshold")
+    oracle = Oracle(case.rows(model, layout, x), x, offsets="threshold")
     matrix, signal, thresholds = (t.detach().numpy() for t in net.dictionary(x).materialize())
     assert_close(thresholds, oracle.lam)
     assert_close(matrix.T @ matrix, oracle.B.T @ oracle.B)
@@ -94,15 +98,16 @@ def test_the_objective_never_rises_and_active_units_start_without_residual(
 
 @signs
 @given(
-    general_net(), layouts, st.integers(1, 4), st.sampled_from([0.0, 0.4]), st.booleans(),
-    st.integers(0, 2**16),
+    general_net(), layouts, st.sampled_from(["threshold", "signal"]), st.integers(1, 4),
+    st.sampled_from([0.0, 0.4]), st.booleans(), st.integers(0, 2**16),
 )  # fmt: skip
 def test_derivative_modes_and_paths_agree(
-    drawn: tuple[nn.Module, Tensor], layout: Any, count: int, alpha: float, two: bool, seed: int
-) -> None:
+    drawn: tuple[nn.Module, Tensor], layout: Any, offsets: str, count: int, alpha: float,
+    two: bool, seed: int,
+) -> None:  # fmt: skip
     model, x = drawn
     model = randomise(model, seed).double().eval()
-    net = pursuitify(model, iterations=count, layout=layout, offsets="signal")
+    net = pursuitify(model, iterations=count, layout=layout, offsets=offsets)
     net = extrapolate(net, alpha)
     expected, theirs = differentiate(net, x, memory="store")
     outputs, mine = differentiate(net, x, memory="recompute", recompute_levels=1 + two)
@@ -200,12 +205,15 @@ def test_files_settings_and_refusals(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = randomise(ResidualNet(1, 3, width=2)).eval()
     x = torch.rand(2, 1, 8, 8)
-    net = pursuitify(model, iterations=3, layout="encoder", offsets="signal")
+    net = pursuitify(model, iterations=3, layout="encoder")
+    assert net.offsets == "signal"
     save(net, tmp_path / "net")
     again = load(tmp_path / "net", model)
     assert again.offsets == "signal"
     assert torch.equal(again(x), net(x))
-    paper = pursuitify(model, iterations=3, layout="encoder")
+    paper = pursuitify(model, iterations=3, layout="encoder", paper=True)
+    assert paper.offsets == "threshold"
+    paper = pursuitify(model, iterations=3, layout="encoder", offsets="threshold")
     assert not torch.allclose(paper(x), net(x))
     net.offsets = "threshold"
     assert torch.equal(paper(x), net(x))

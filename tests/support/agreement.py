@@ -49,15 +49,20 @@ def bound_pass(net: PursuitNetwork, args: Sequence[Any]) -> tuple[Any, Pass, Str
 
 
 def rows_error(first: Pass, bound: StructuredDictionary) -> float:
-    """Largest relative error of u_j = sum_k B_jk^T w_k and w_j = phi(B_j^T u_j - lam_j)."""
+    """Largest relative error of u_j = sum_k B_jk^T w_k and w_j = phi(B_j^T u_j - lam_j).
+
+    Where the offset of a row stands in the signal, it is part of u_j here.
+    """
     worst = 0.0
     for j, row in enumerate(bound.rows):
+        parts = []
         for s, paths in enumerate(row.slots):
-            like = row.u[s]
-            total = torch.zeros_like(like)
+            total = torch.zeros_like(row.u[s])
             for path in paths:
                 leaf = bound.inputs[-1 - path.leaf] if path.leaf < 0 else first.latents[path.leaf]
                 total = total + path.apply(leaf)
+            parts.append(total)
+        for total, like in zip(row.add_offset(tuple(parts)), row.u, strict=True):
             worst = max(worst, float((total - like).abs().max() / like.abs().max().clamp_min(1)))
         z = row.encode(row.u)
         z = z if row.threshold is None else z - row.threshold

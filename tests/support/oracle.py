@@ -181,7 +181,7 @@ class Oracle:
         self,
         rows: Sequence[Row],
         x: Tensor,
-        offsets: str = "threshold",
+        offsets: str = "signal",
         gains: Mapping[str, Any] | None = None,
     ) -> None:
         """Probe the rows at the input ``x`` of shape (1, ...), float64.
