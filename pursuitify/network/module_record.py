@@ -19,6 +19,7 @@ import dis
 import functools
 import itertools
 import operator
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,11 @@ _AGAIN = "Undo it, or make the change in the model and call pursuitify(model) ag
 _UNHOOK = (
     "Remove the hook: what a module gives is in net.latents(x) and net.infer(x), and modules after "
     "the last activation may have hooks"
+)
+_SHARDED = "it is sharded on its own, and gathers its weights in its own forward alone"
+_SHARD_ROOT = (
+    "The sweeps read the weights of all modules at once: make the network again and shard it as a "
+    "whole, with fully_shard(net)"
 )
 
 
@@ -336,6 +342,7 @@ def _problems(
         reason = _reason(part, module, rule, bound)
         if reason:
             hint = _UNHOOK if "hooks" in reason else _AGAIN
+            hint = _SHARD_ROOT if reason == _SHARDED else hint
             yield Problem(path, part.kind.__name__, path, reason, hint)
             if module is None or type(module) is not part.kind:
                 gone.append(path)
@@ -347,6 +354,8 @@ def _reason(
     """Return why a module is not what it was, or nothing."""
     if module is None:
         return "the module was removed after the conversion"
+    if _is_sharded(module):
+        return _SHARDED
     if type(module) is not part.kind:
         same = bound is not None and rule is not None and default().of_module(module) is rule
         if not same:
@@ -367,6 +376,12 @@ def _reason(
         return f"it held {part.children} when converted, and holds {now.children} now"
     changed = [n for n in part.attributes if now.attributes.get(n, _MISSING) != part.attributes[n]]
     return _judged(part, now, module, rule, changed)
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` was called on the module; nobody calls what was not imported."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 _MISSING = object()

@@ -7,6 +7,7 @@ import functools
 import pickle
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.nn.utils import parametrizations, prune, weight_norm
 
 from pursuitify import PursuitNetwork, pursuitify
 from pursuitify.errors import ConversionError, PursuitifyError
+from pursuitify.models import ResidualNet
 
 
 class Block(nn.Module):
@@ -366,3 +368,39 @@ def test_an_attribute_that_a_held_function_reads_is_not_set_in_vain(name: str) -
     net.factor = 3.0
     with pytest.raises(ConversionError, match="'factor' was set after the conversion"):
         net(x)
+
+
+def _shard(net: PursuitNetwork, part: str) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    if part == "blocks":
+        for block in net.blocks:
+            fully_shard(block)
+    if part == "convolutions":
+        for conv in [m for m in net.modules() if isinstance(m, nn.Conv2d)]:
+            fully_shard(conv)
+    return fully_shard(net)
+
+
+def test_only_a_network_sharded_as_a_whole_pursues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweeps read weights outside of modules' forwards, where a module's shards are apart."""
+    if not torch.distributed.is_available():
+        pytest.skip("torch was built without it")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    model, x = ResidualNet(1, 3, width=2).eval(), torch.rand(2, 1, 8, 8)
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        for part in ("blocks", "convolutions"):
+            net = pursuitify(model, iterations=2)
+            _shard(net, part)
+            with pytest.raises(ConversionError, match=r"fully_shard\(net\)") as raised:
+                net(x)
+            assert "is sharded on its own" in str(raised.value)
+        net = pursuitify(model, iterations=2)
+        expected = net(x)
+        assert torch.equal(_shard(net, "")(x), expected)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from pursuitify import pursuitify
 from pursuitify.training import finetune
@@ -39,12 +41,50 @@ def outcome(name: str) -> dict[str, Any]:
     return {"history": result.history, "weights": weights}
 
 
+#: How a network is wrapped by hand, with its number of sweeps.
+WRAPPED = [(way, sweeps) for way in ("ddp", "fsdp") for sweeps in (1, 3)]
+
+
+def wrapped(way: str, sweeps: int, rank: int, world: int) -> dict[str, Any]:
+    """Take two steps of gradient descent by a plain loop and return weights and outputs.
+
+    Args:
+        way: ``ddp`` for DistributedDataParallel, ``fsdp`` for ``fully_shard``, or ``alone``.
+        sweeps: T.
+        rank: This process.
+        world: The number of processes; each takes its share of every batch.
+    """
+    net = pursuitify(model(False), iterations=sweeps).double()
+    trained: Any = net
+    if way == "ddp":
+        trained = nn.parallel.DistributedDataParallel(net)
+    elif way == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        trained = fully_shard(net)
+    x, y = (part.split(8 // world)[rank] for part in rows(8))
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.05)
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(trained(x.double()), y).backward()
+        optimizer.step()
+    state = {k: getattr(v, "full_tensor", lambda v=v: v)() for k, v in net.state_dict().items()}
+    with torch.no_grad():
+        output = trained.eval()(rows(4, seed=1)[0].double())
+    return {
+        "weights": {k: v.detach().flatten().tolist() for k, v in state.items()},
+        "output": output.flatten().tolist(),
+    }
+
+
 def main() -> None:
     from accelerate import PartialState
 
     torch.set_num_threads(1)
     found = {name: outcome(name) for name in RUNS}
     state = PartialState()
+    for way, sweeps in WRAPPED:
+        found[f"{way} {sweeps}"] = wrapped(way, sweeps, state.process_index, state.num_processes)
     found["processes"] = {"count": state.num_processes}
     if state.is_main_process:
         Path(sys.argv[1]).write_text(json.dumps(found))

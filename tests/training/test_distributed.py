@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("accelerate")
 
-from tests.support.distributed import RUNS, outcome
+from tests.support.distributed import RUNS, WRAPPED, outcome, wrapped
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "support" / "distributed.py"
@@ -68,3 +68,15 @@ def test_two_processes_do_what_one_does(name: str, two: Any) -> None:
     for key, value in alone["weights"].items():
         other = torch.tensor(two[name]["weights"][key])
         assert torch.allclose(torch.tensor(value), other, rtol=0, atol=1e-5), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "sweeps"), WRAPPED)
+def test_a_network_wrapped_by_hand_does_what_one_process_does(
+    way: str, sweeps: int, two: Any
+) -> None:
+    alone, found = wrapped("alone", sweeps, 0, 1), two[f"{way} {sweeps}"]
+    assert found["output"] == pytest.approx(alone["output"], rel=1e-9)
+    assert found["weights"].keys() == alone["weights"].keys()
+    for key, value in alone["weights"].items():
+        assert found["weights"][key] == pytest.approx(value, rel=1e-9, abs=1e-12), key
