@@ -8,6 +8,9 @@ slopes. Nothing in the file is ever executed.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +30,7 @@ from pursuitify.checkpoints.origin import HEADER, ORIGIN, Origin, origin_of
 from pursuitify.compiler.tracing.tracer import LeafModule
 from pursuitify.conversion.convert import PAPER_BETA
 from pursuitify.conversion.convert import pursuitify as convert
+from pursuitify.dictionary.norm_bounds import CertifiedNorms
 from pursuitify.errors import CheckpointError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.rules import Key, Rule
@@ -38,6 +42,8 @@ from pursuitify.version import VERSION
 #: Format 1 held the rows, not the operations and constants: read, with a warning.
 FORMAT = 2
 _READS = (1, 2)
+#: Key of the certified norm bounds in the header, which the first call would take long to find.
+NORMS = "certified norms"
 
 
 def save(
@@ -57,6 +63,7 @@ def save(
     """
     _check(net, "save")
     tensors, header = net.state_dict(), _header(net)
+    header[NORMS] = _norms_record(net.certified_norms())
     if origin is not None:
         if not isinstance(origin, Origin):
             raise OptionError(f"origin is a {type(origin).__name__}, not an Origin")
@@ -103,6 +110,7 @@ def load(
     compare_operations(header, net, Path(path))
     net.load_state_dict(tensors)
     compare_shared(tensors, net, Path(path))
+    net.restore_certified_norms(header[NORMS])
     return net
 
 
@@ -166,6 +174,39 @@ def _header(net: PursuitNetwork) -> dict[str, Any]:
     }
 
 
+def _norms_record(known: CertifiedNorms) -> dict[str, Any]:
+    record: dict[str, Any] = {"contents": known.contents, "bounds": dict(known.bounds)}
+    return {**record, "check": _check_sum(record)}
+
+
+def _check_sum(record: Mapping[str, Any]) -> str:
+    text = json.dumps({k: v for k, v in record.items() if k != "check"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _norms_of(header: Mapping[str, Any], path: Path) -> CertifiedNorms:
+    """Return the certified norms that a header keeps; none of another version's, or of none.
+
+    A bound that is too small would make steps too long, and nothing would show it: the check sum is
+    there for files that were edited by hand or by mistake, not against who means harm.
+
+    Raises:
+        CheckpointError: If they were altered.
+    """
+    record = header.get(NORMS)
+    if record is None or header.get("version") != VERSION:
+        return CertifiedNorms()
+    whole = isinstance(record, dict) and record.get("check") == _check_sum(record)
+    if not whole or record.keys() != {"contents", "bounds", "check"}:
+        raise CheckpointError(f"the header of {path} is altered: its {NORMS} are not those written")
+    bounds = record["bounds"]
+    if not isinstance(record["contents"], str) or not isinstance(bounds, dict):
+        raise CheckpointError(f"the header of {path} is altered: {NORMS} of a wrong form")
+    if not all(isinstance(b, float) and math.isfinite(b) and b >= 0 for b in bounds.values()):
+        raise CheckpointError(f"the header of {path} is altered: a norm is no number >= 0")
+    return CertifiedNorms(record["contents"], bounds)
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     header, tensors = read_tensors(path, HEADER, "pursuitify.save")
     version = header.get("format")
@@ -190,7 +231,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (OptionError, OverflowError) as error:
         raise CheckpointError(f"the header of {path} is altered: {error}") from error
     origin_of(header, tensors, path)  # refuses what was altered; the caller's model stands
-    return {name: header[name] for name in ("options", *parts)}, tensors
+    read = {name: header[name] for name in ("options", *parts)}
+    return {**read, NORMS: _norms_of(header, path)}, tensors
 
 
 def compare_tensors(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:

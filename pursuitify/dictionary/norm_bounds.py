@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -76,6 +77,24 @@ _WARM_STEPS = 2
 NormOf = Callable[[str, LinearMap], "Tensor | float"]
 
 
+@dataclass(frozen=True)
+class CertifiedNorms:
+    """Certified norm bounds, with what tells for which kernels they were found.
+
+    Attributes:
+        contents: SHA-256 of the kernels' contents (``kernel_contents``), in hexadecimal; empty for
+            no kernels.
+        bounds: The bounds by place in the dictionary.
+    """
+
+    contents: str = ""
+    bounds: Mapping[str, float] = field(default_factory=dict)
+
+
+def _digest(contents: bytes) -> str:
+    return hashlib.sha256(contents).hexdigest()
+
+
 class Norms:
     """Norm bounds of a network's weighted maps.
 
@@ -93,6 +112,7 @@ class Norms:
     def __init__(self) -> None:
         self._states: dict[str, Tensor] = {}
         self._kept: tuple[bytes, dict[NormOf, dict[str, float]]] = b"", {}
+        self._restored = CertifiedNorms()
         self._on_device: _OnDevice | None = None
         self.training = False
         self.typical = False
@@ -127,6 +147,16 @@ class Norms:
         """Go on from states that ``state`` returned."""
         self._states = dict(states)
 
+    def certified(self) -> CertifiedNorms:
+        """Return the certified bounds that are known, of kernels on the CPU; empty for none."""
+        contents, found = self._kept
+        bounds = found.get(_certify)
+        return CertifiedNorms(_digest(contents), dict(bounds)) if bounds else self._restored
+
+    def restore_certified(self, known: CertifiedNorms) -> None:
+        """Take bounds that ``certified`` returned; they count for kernels of the same contents."""
+        self._restored = known
+
     def recall(self, dictionary: StructuredDictionary) -> NormOf:
         """Return the bounds for a dictionary; those found before only if its kernels are the same.
 
@@ -154,7 +184,9 @@ class Norms:
         kept = self._kept
         if contents != kept[0]:
             # Replaced as a whole, not cleared: another thread may be reading the one before.
-            self._kept = kept = contents, {_typical: {}, _certify: {}}
+            restored = self._restored
+            known = restored.bounds if restored.contents == _digest(contents) else {}
+            self._kept = kept = contents, {_typical: {}, _certify: dict(known)}
         return functools.partial(_remembered, kept[1][fresh], fresh)
 
     def _recall_on_device(self, fresh: NormOf, weights: Sequence[Tensor], forms: bytes) -> NormOf:

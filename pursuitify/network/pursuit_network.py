@@ -18,6 +18,7 @@ from pursuitify.compiler.graph.dependency_graph import to_networkx
 from pursuitify.compiler.lowering.emit import revive
 from pursuitify.compiler.lowering.program import Pass, Program
 from pursuitify.dictionary import norm_bounds, structured
+from pursuitify.dictionary.norm_bounds import CertifiedNorms
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError
 from pursuitify.network import arguments, diagnosis, slope_checks, verification
@@ -295,6 +296,20 @@ class PursuitNetwork(Settings):
         """
         like = next(self.parameters())
         self._norms.restore({name: value.to(like.device) for name, value in state.items()})
+
+    def certified_norms(self) -> CertifiedNorms:
+        """Return the certified norm bounds that calls on the CPU have found, empty before any."""
+        return self._norms.certified()
+
+    def restore_certified_norms(self, known: CertifiedNorms) -> None:
+        """Spare the next call the bounds that ``certified_norms`` returned.
+
+        They count only as long as the kernels are those they were found for.
+
+        Args:
+            known: The bounds.
+        """
+        self._norms.restore_certified(known)
 
     @property
     def graph(self) -> nx.DiGraph[str]:

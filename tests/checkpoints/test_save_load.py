@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pursuitify import CheckpointError, OptionError, load, pursuitify, save
-from pursuitify.checkpoints.save_load import save_source
+from pursuitify import CheckpointError, OptionError, PursuitNetwork, load, pursuitify, save
+from pursuitify.checkpoints.save_load import NORMS, save_source
+from pursuitify.dictionary import norm_bounds
 from pursuitify.models import ChainNet, ResidualNet
 from tests.support.damaged_files import damaged
 from tests.support.nets import CASES, Case
@@ -146,6 +149,112 @@ def test_files_of_the_format_before(saved: Path) -> None:
 def test_files_that_know_no_rule_of_steps_have_certified_ones(saved: Path) -> None:
     path = rewritten(saved, lambda header, _: header["options"].pop("steps"))
     assert load(path, ChainNet(width=2)).steps == "certified"
+
+
+def test_files_that_know_no_place_of_offsets_have_thresholds(tmp_path: Path) -> None:
+    net, x = pursuitify(ResidualNet(width=2), 3, offsets="threshold"), torch.rand(1, 3, 8, 8)
+    net.eval()
+    save(net, tmp_path / "net")
+    path = rewritten(tmp_path / "net", lambda header, _: header["options"].pop("offsets"))
+    again = load(path, ResidualNet(width=2)).eval()
+    assert again.offsets == "threshold"
+    assert torch.equal(again(x), net(x))
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The kernels whose norms are bounded while a test runs, a 1 for each."""
+    found: list[int] = []
+    bound = norm_bounds.conv_norm_bound
+
+    def counted(*kernel: Any) -> Any:
+        found.append(1)
+        return bound(*kernel)
+
+    monkeypatch.setattr(norm_bounds, "conv_norm_bound", counted)
+    return found
+
+
+def called(searches: list[int], net: PursuitNetwork, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return the output, and how many norms were bounded on the way to it."""
+    searches.clear()
+    with torch.no_grad():
+        output = net(x)
+    return output, len(searches)
+
+
+def test_a_loaded_network_knows_its_norms(tmp_path: Path, searches: list[int]) -> None:
+    model, x = ResidualNet(width=2).eval(), torch.rand(2, 3, 8, 8)
+    net = pursuitify(model, iterations=3)
+    save(net, tmp_path / "before")
+    expected, needed = called(searches, net, x)
+    assert needed > 0
+    save(net, tmp_path / "after")
+    for name, wanted in (("before", needed), ("after", 0)):
+        output, count = called(searches, load(tmp_path / name, model), x)
+        assert torch.equal(output, expected)
+        assert count == wanted
+    again = load(tmp_path / "after", model)
+    save(again, tmp_path / "uncalled")
+    assert called(searches, load(tmp_path / "uncalled", model), x)[1] == 0
+    assert called(searches, pickle.loads(pickle.dumps(again)), x)[1] == 0
+
+
+@pytest.mark.parametrize("change", ["weights", "statistics", "precision", "version"])
+def test_norms_of_other_kernels_are_not_taken(
+    change: str, tmp_path: Path, searches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = ResidualNet(width=2).eval(), torch.rand(2, 3, 8, 8)
+    net = pursuitify(model, iterations=3)
+    called(searches, net, x)
+    save(net, tmp_path / "net")
+    if change == "version":  # a later one may bound otherwise
+        monkeypatch.setattr("pursuitify.checkpoints.save_load.VERSION", "0.0.0")
+    again = load(tmp_path / "net", model)
+    with torch.no_grad():
+        if change == "weights":
+            again.blocks[1][0].conv1.weight[0, 0, 0, 0] += 1.0
+        elif change == "statistics":
+            again.blocks[1][0].norm1.running_var[0] *= 0.5
+        elif change == "precision":
+            again, x = again.double(), x.double()
+    fresh = copy.deepcopy(pursuitify(model.to(x), iterations=3))
+    fresh.load_state_dict(again.state_dict())
+    output, count = called(searches, again, x)
+    assert count > 0
+    assert torch.equal(output, called(searches, fresh, x)[0])
+
+
+def _shorter(record: Any) -> None:
+    place = next(iter(record["bounds"]))
+    record["bounds"][place] *= 0.5
+
+
+ALTERED = {
+    "a bound": _shorter,
+    "contents": lambda record: record.update(contents="0" * 64),
+    "no sum": lambda record: record.pop("check"),
+    "more": lambda record: record.update(more=1),
+    "no bounds": lambda record: record.pop("bounds"),
+}
+
+
+@pytest.mark.parametrize("change", [*ALTERED, "a list"])
+def test_altered_norms_are_refused(change: str, tmp_path: Path) -> None:
+    model = ResidualNet(width=2).eval()
+    net = pursuitify(model, iterations=1)
+    with torch.no_grad():
+        net(torch.rand(1, 3, 8, 8))
+    save(net, tmp_path / "net")
+
+    def alter(header: dict[str, Any], _: Any) -> None:
+        if change == "a list":
+            header[NORMS] = [1]
+        else:
+            ALTERED[change](header[NORMS])
+
+    with pytest.raises(CheckpointError, match=r"altered.*certified norms"):
+        load(rewritten(tmp_path / "net", alter), model)
 
 
 @pytest.mark.parametrize("write", [save, save_source])
