@@ -23,7 +23,7 @@ GALLERY = "gallery/README.rst"
 #: (their short names where only type checkers import them), and the inside of the package.
 ELSEWHERE = (
     r"(torch|collections|pathlib|os|rich|nx|nn|_pytest)\..*",
-    r"Accelerator|Axes|Figure|PathLike|Tensor",
+    r"Accelerator|Axes|Figure|Origin|PathLike|Rows|Tensor",
     r"pursuitify\.(analysis\.gram|checkpoints|compiler|dictionary|operators|solvers|utils)\b.*",
     r"pursuitify\.(network|robust)\.\w+(\.\w+)?",
     r"_\w+",
