@@ -42,7 +42,14 @@ include_patterns = [
     "build/gallery/**",
 ]
 # The gallery's sources are read by sphinx-gallery, which writes the pages that Sphinx reads.
-exclude_patterns = ["docs/gallery/**", "docs/mathematics.md", "**/*.ipynb", "**/*.py", ".venv", "build/site"]
+exclude_patterns = [
+    "docs/gallery/**",
+    "docs/mathematics.md",
+    "**/*.ipynb",
+    "**/*.py",
+    ".venv",
+    "build/site",
+]
 
 html_theme = "furo"
 html_title = f"pursuitify {release}"

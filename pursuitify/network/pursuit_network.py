@@ -307,7 +307,7 @@ class PursuitNetwork(Settings):
 
     @property
     def source(self) -> fx.GraphModule:
-        """The source network as a GraphModule that shares every parameter, which is the way back."""
+        """The way back, which is the source as a GraphModule that shares every parameter."""
         module = fx.GraphModule(self, copy.deepcopy(self._program.graph), "Source")
         module.training = self.training
         return module
