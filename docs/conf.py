@@ -7,6 +7,7 @@ nothing that only Sphinx understands: what the site adds to them is made in ``si
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 HOME = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(HOME), str(HOME / "docs")]
+# The notebooks' kernels import this very package too, whatever folder they run in.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")])
 
 import site_pages  # noqa: E402 (it stands beside this file, in a folder that is no package)
 
@@ -71,6 +74,7 @@ napoleon_use_rtype = False
 
 myst_heading_anchors = 4
 nb_execution_mode = "force"
+nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
