@@ -131,17 +131,16 @@ def test_a_tutorial_is_a_notebook(site_pages: ModuleType) -> None:
     assert [cell.source for cell in cells] == ["# Title\n\nWords.", "print(1)", "More."]
 
 
-@pytest.mark.parametrize("name", sorted(n for n, v in public().items() if callable(v)))
+#: Public names whose docstrings hold examples.
+SHOWN = sorted(name for name, value in public().items() if ">>> " in (value.__doc__ or ""))
+
+
+@pytest.mark.parametrize("name", SHOWN)
 def test_examples_of_docstrings_are_true(name: str) -> None:
     tests = doctest.DocTestFinder(recurse=False).find(named(name), name)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
-    for test in tests:
-        assert runner.run(test).failed == 0
-
-
-def test_docstrings_have_examples() -> None:
-    shown = {name for name, value in public().items() if ">>> " in (value.__doc__ or "")}
-    assert len(shown) >= 6, shown
+    assert sum(runner.run(test).attempted for test in tests) > 0
+    assert runner.failures == 0
 
 
 @pytest.mark.slow
