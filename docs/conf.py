@@ -15,6 +15,8 @@ from typing import Any
 
 HOME = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(HOME), str(HOME / "docs")]
+# It asks for ipywidgets, which progress bars that nobody sees do not need.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 # The notebooks' kernels import this very package too, whatever folder they run in.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")])
 
@@ -67,7 +69,6 @@ nitpick_ignore_regex = [("py:.*", names) for names in site_pages.ELSEWHERE]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_preserve_defaults = True
 maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 napoleon_use_rtype = False

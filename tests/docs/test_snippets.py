@@ -125,9 +125,15 @@ model = Net()
         },
         needs=("accelerate", "sklearn"),
     ),
-    "docs/tutorials/image-folder.md": Page(needs=("accelerate",), slow="training of a resnet"),
-    "docs/tutorials/robustness.md": Page(needs=("accelerate", "sklearn"), slow="audits"),
-    "docs/tutorials/sparse-coding.md": Page(needs=("scipy",), slow="a thousand sweeps"),
+    "docs/tutorials/image-folder.md": Page(
+        needs=("accelerate", "matplotlib"), slow="training of a resnet"
+    ),
+    "docs/tutorials/robustness.md": Page(
+        needs=("accelerate", "matplotlib", "sklearn"), slow="audits"
+    ),
+    "docs/tutorials/sparse-coding.md": Page(
+        needs=("matplotlib", "scipy"), slow="a thousand sweeps"
+    ),
 }
 #: Pages whose Python is no program of its own.
 PARTS = {
