@@ -131,9 +131,7 @@ model = Net()
     "docs/tutorials/robustness.md": Page(
         needs=("accelerate", "matplotlib", "sklearn"), slow="audits"
     ),
-    "docs/tutorials/sparse-coding.md": Page(
-        needs=("matplotlib", "scipy"), slow="a thousand sweeps"
-    ),
+    "docs/tutorials/sparse-coding.md": Page(needs=("matplotlib", "scipy")),
 }
 #: Pages whose Python is no program of its own.
 PARTS = {
