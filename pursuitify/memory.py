@@ -98,6 +98,14 @@ def estimate_memory(
     Raises:
         OptionError: If an argument is invalid, or is given for a module that has no such option.
         EstimateError: If the network cannot run without values.
+
+    Examples:
+        >>> from pursuitify import pursuitify
+        >>> from pursuitify.models import ChainNet
+        >>> net = pursuitify(ChainNet(3, 10), iterations=2)
+        >>> estimate = estimate_memory(net, (3, 32, 32), batch=64)
+        >>> estimate.peak > estimate_memory(net, (3, 32, 32), batch=64, iterations=0).peak
+        True
     """
     batch = option_checks.positive("batch", batch)
     given = {

@@ -116,6 +116,13 @@ def pursuitify(
         VerificationError: If the network differs from the model on ``example_inputs``.
         InputError: If there is no batch in ``calibrate``, one does not fit, or the output holds no
             class scores.
+
+    Examples:
+        >>> import torch
+        >>> from pursuitify.models import ResidualNet
+        >>> net = pursuitify(ResidualNet(3, 10).eval(), iterations=2)
+        >>> net(torch.rand(4, 3, 8, 8)).shape
+        torch.Size([4, 10])
     """
     if paper:
         settings = {"offsets": THRESHOLD, **settings}

@@ -51,6 +51,11 @@ def explain(
         A report; ``report.ok`` can be asserted on, ``str(report)`` read. A refused model or option
         raises nothing: ``ok`` is False then, and ``problems`` holds what ``pursuitify`` would say.
         An ``input_shape`` that does not fit is among the ``warnings``.
+
+    Examples:
+        >>> report = explain(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)))
+        >>> report.ok, len(report.problems)
+        (False, 1)
     """
     name = type(model).__name__
     try:

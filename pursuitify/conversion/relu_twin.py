@@ -70,6 +70,13 @@ def relu_twin(model: nn.Module, mapping: Mapping[type[nn.Module], Made] | None =
 
     Raises:
         OptionError: If the mapping holds something else, or makes no module.
+
+    Examples:
+        >>> twin = relu_twin(nn.Sequential(nn.Linear(4, 8), nn.GELU()))
+        >>> twin.model[1]
+        ReLU()
+        >>> [(changed.module, changed.old) for changed in twin.replaced]
+        [('1', 'GELU')]
     """
     root = model_checks.model(model)
     made = {**_KIN, **_checked(mapping or {})}

@@ -72,7 +72,7 @@ class StructuredDictionary:
 
     @property
     def signal(self) -> dict[str, Tensor]:
-        """The signal y by row: what a row reads of the network's inputs, zero if nothing (16).
+        """The signal y by row, which is what a row reads of the network's inputs (16); else zero.
 
         With ``offsets="signal"`` the offset of an encoder row is part of it.
 

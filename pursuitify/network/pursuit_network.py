@@ -229,7 +229,7 @@ class PursuitNetwork(Settings):
 
     @property
     def compiled_program(self) -> Program:
-        """The program of the current mode: rows, classified nodes and generated code."""
+        """The rows, classified nodes and generated code of the current mode."""
         return self._program
 
     @property
@@ -322,7 +322,7 @@ class PursuitNetwork(Settings):
 
     @property
     def source(self) -> fx.GraphModule:
-        """The source network as a GraphModule that shares every parameter: the way back."""
+        """The way back, which is the source as a GraphModule that shares every parameter."""
         module = fx.GraphModule(self, copy.deepcopy(self._program.graph), "Source")
         module.training = self.training
         return module

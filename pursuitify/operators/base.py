@@ -329,6 +329,12 @@ def dottest(linear: LinearMap, x: Tensor, seed: int = 0) -> float:
         linear: The map to test.
         x: An input of the shape, dtype and device the map is bound to.
         seed: Seed of the random y.
+
+    Examples:
+        >>> import torch
+        >>> from pursuitify.rules import Scale
+        >>> dottest(Scale(torch.tensor(2.0)), torch.rand(1, 3)) < 1e-6
+        True
     """
     ax = linear.apply(x)
     generator = torch.Generator().manual_seed(seed)

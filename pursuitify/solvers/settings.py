@@ -84,7 +84,7 @@ class Settings(nn.Module):
 
     @property
     def steps(self) -> str:
-        """The rule of the step sizes: ``certified``, or (with ``global`` alone) ``adaptive``.
+        """The rule of the step sizes, ``certified``, or (with ``global`` alone) ``adaptive``.
 
         Certified steps are gamma_j = 1 / (beta_j L_j) with proven bounds L_j. Adaptive ones follow
         the curvature met, each with an exact line search per sample and latent: fewer sweeps to
@@ -148,7 +148,7 @@ class Settings(nn.Module):
 
     @property
     def memory(self) -> str:
-        """The derivative mode: ``store``, ``recompute`` or ``implicit``.
+        """The derivative mode, ``store``, ``recompute`` or ``implicit``.
 
         Outputs are the same, and so are derivatives but with ``implicit``, which approximates.
         """

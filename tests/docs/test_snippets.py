@@ -125,6 +125,13 @@ model = Net()
         },
         needs=("accelerate", "sklearn"),
     ),
+    "docs/tutorials/image-folder.md": Page(
+        needs=("accelerate", "matplotlib"), slow="training of a resnet"
+    ),
+    "docs/tutorials/robustness.md": Page(
+        needs=("accelerate", "matplotlib", "sklearn"), slow="audits"
+    ),
+    "docs/tutorials/sparse-coding.md": Page(needs=("matplotlib", "scipy")),
 }
 #: Pages whose Python is no program of its own.
 PARTS = {
@@ -152,14 +159,14 @@ def same_output(printed: str, shown: str) -> bool:
 
 
 def test_every_page_with_python_is_listed() -> None:
-    texts = [HOME / "README.md", HOME / "CONTRIBUTING.md", *sorted((HOME / "docs").glob("*.md"))]
+    texts = [HOME / "README.md", HOME / "CONTRIBUTING.md", *sorted((HOME / "docs").rglob("*.md"))]
     names = {str(path.relative_to(HOME)) for path in texts}
     assert {name for name in names if blocks(name)} == {*PAGES, *PARTS}
 
 
 def test_python_stands_in_python_fences() -> None:
     """An indented block of Python would be read by nobody and run by no test."""
-    for path in [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]:
+    for path in [HOME / "README.md", *sorted((HOME / "docs").rglob("*.md"))]:
         outside = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
         found = re.findall(r"^    (?:from \S+ import|import |net = ).*$", outside, re.MULTILINE)
         assert [line for line in found if path.name != "training.md"] == [], path.name

@@ -114,8 +114,9 @@ def theorem_b(mu: float, k: int, slack: float, kkt: float = 0.0) -> Verdict:
 def slack_form(slack: float, sigma: float, kkt: float = 0.0) -> Verdict:
     """Say which perturbations add no atom to the support, from slack and smallest singular value.
 
-    The residual of the minimiser is a nonexpansive function of the signal, so |d_j^T r| moves by
-    at most ||e||: below the slack no atom enters. On the support F is sigma^2-strongly convex.
+    The residual of the minimiser is a nonexpansive function of the signal, so ``|d_j^T r|`` moves
+    by at most ``||e||``: below the slack no atom enters. On the support F is sigma^2-strongly
+    convex.
 
     Args:
         slack: m, as above.

@@ -70,6 +70,13 @@ def coherence(
             ``input_shape`` disagree.
         InputError: If the input does not fit or is a batch, the network is too large for what was
             asked, or a map has no kernel form.
+
+    Examples:
+        >>> from pursuitify import pursuitify
+        >>> from pursuitify.models import ChainNet
+        >>> report = coherence(pursuitify(ChainNet(3, 10).eval()), input_shape=(3, 8, 8))
+        >>> 0 < report.frame_potential < report.mutual_coherence < 1
+        True
     """
     option_checks.one_of("boundary", boundary, BOUNDARIES)
     if switches is None:

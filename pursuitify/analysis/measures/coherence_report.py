@@ -65,7 +65,7 @@ class CoherenceReport(Shown):
 
     @property
     def frame_potential(self) -> float:
-        """Deep frame potential: RMS over the N(G) entries."""
+        """The deep frame potential, which is the RMS over the N(G) entries."""
         return math.sqrt(self._squares / self.count) if self.count else 0.0
 
     @property
@@ -80,7 +80,7 @@ class CoherenceReport(Shown):
 
     @property
     def welch_bound(self) -> float:
-        """Welch-type lower bound of the frame potential: best split of the latents into frames."""
+        """The Welch-type lower bound of the frame potential, of the best split into frames."""
         return math.sqrt(self.excess / self.count) if self.count else 0.0
 
     @property

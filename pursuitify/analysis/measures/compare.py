@@ -60,7 +60,7 @@ class ArchitectureBounds:
 
     @property
     def gap(self) -> float:
-        """The upper bound minus the lower: the minimum is known so closely."""
+        """The upper bound minus the lower, which says how closely the minimum is known."""
         return self.upper - self.lower
 
 

@@ -18,6 +18,10 @@ def welch(rows: float, atoms: float) -> float:
     Args:
         rows: Dimension d of the space.
         atoms: Number k of unit vectors in it.
+
+    Examples:
+        >>> round(welch(rows=4, atoms=8), 4)
+        0.378
     """
     if rows <= 0 or atoms <= 0:
         raise OptionError(f"a frame has rows and atoms, not {rows} and {atoms}")

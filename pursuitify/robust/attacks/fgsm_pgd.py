@@ -113,6 +113,15 @@ def pgd(
 
     Returns:
         The perturbed inputs, inside the ball and [0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from pursuitify.models import ChainNet
+        >>> model = ChainNet(1, 10).eval()
+        >>> x, y = torch.rand(4, 1, 8, 8), torch.randint(10, (4,))
+        >>> adversarial = pgd(model, x, y, eps=0.1, steps=2, seed=0)
+        >>> ((adversarial - x).abs() <= 0.1 + 1e-6).all().item()
+        True
     """
     option_checks.positive("steps", steps)
     option_checks.positive("restarts", restarts)
