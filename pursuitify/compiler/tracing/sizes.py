@@ -132,6 +132,8 @@ class Answers:
         trial: The values to answer with; None for hashes and texts that no value has.
         fixed: Whether to answer with the true values, and to guard them.
         asked: Whether anything was asked.
+        text: What tensors have as their text; empty for one that no tensor has.
+        written: Whether the text of a tensor was asked for.
         met: Whether a size was looked up where a number stands that is equal to it in the trial.
     """
 
@@ -139,6 +141,8 @@ class Answers:
     fixed: bool = False
     asked: bool = False
     met: bool = False
+    text: str = ""
+    written: bool = False
 
 
 #: Sizes to try in every case: all alike, all different, and those of images.
@@ -149,14 +153,27 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.in
 _DEVICES = tuple(map(torch.device, ("cpu", "cuda", "cuda:0", "mps")))
 
 
-def trials(numbers: Sequence[tuple[int, ...]]) -> list[TrialAnswers]:
-    """Return answers to try, with numbers that the code of a forward mentions among the sizes."""
+def trials(numbers: Sequence[tuple[int, ...]], computed: bool) -> list[TrialAnswers]:
+    """Return answers to try.
+
+    Args:
+        numbers: Numbers that the code of a forward mentions, to be tried among the sizes.
+        computed: Whether that code computes what it looks sizes up among: then there are more.
+    """
     tried = [*dict.fromkeys(numbers)][:_TRIALS] + _IMAGES
+    tried += [(size,) for size in _SMALL] if computed else []
     dtypes, devices = itertools.cycle(_DTYPES), itertools.cycle(_DEVICES)
     return [TrialAnswers(sizes, next(dtypes), next(devices)) for sizes in tried]
 
 
 Rank = Callable[[fx.Node], int | None]
+
+
+#: A text that has what the texts of tensors may have in them.
+TEXT = (
+    "tensor([[1., -2.5000e-01, 0.], [nan, inf, -inf]], device='cuda:0', size=(2, 3), "
+    "dtype=torch.float64, grad_fn=<AddBackward0>, requires_grad=True)"
+)
 
 
 class Positive:

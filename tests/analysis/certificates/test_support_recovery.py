@@ -381,3 +381,18 @@ def test_no_perturbation_inside_a_verdict_breaks_it(data):
                 assert not (other[~inside] > 1e-7).any()
                 moved = torch.linalg.vector_norm((other - solution) / own, order)
                 assert float(moved) <= verdict.gain * reach * (1 + 1e-6) + 1e-6
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_both_methods_find_the_minimiser_of_one_problem(name):
+    """In unit columns and in the network's own: penalties scale, with slopes and gains."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        layers = [nn.Conv2d(1, 3, 2), ACTIVATIONS[name](), nn.Conv2d(3, 3, 1), ACTIVATIONS[name]()]
+        model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12, 2)).double().eval()
+        net = pursuitify(model, layout="encoder").eval()
+        x = torch.randn(1, 1, 3, 3, dtype=torch.float64)
+        (row,) = (row for row in net.dictionary(x).rows if row.diagonal is not None)
+        net.atom_gains = {row.name: 0.5 + torch.rand(3, 1, 1, dtype=torch.float64)}
+    dense, free = certify(net, x, "dense"), certify(net, x, "lanczos")
+    assert torch.allclose(dense.latents / problem(net, x).norms, free.latents, atol=1e-5)
