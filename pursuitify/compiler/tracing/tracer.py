@@ -464,6 +464,11 @@ def _kept_outside(module: nn.Module, root: nn.Module) -> str | None:
                     f"self.{attribute} = nn.Sequential(...)"
                 ).replace("'.", "'")
             items = value.values() if isinstance(value, dict) else value
+            if attribute == "_modules" and any(i is module for i in value.values()):
+                return (
+                    f"it calls a {name} that the forward itself registers in '{path}' "
+                    "(register_module, add_module, self.name = ...): make it once, in __init__"
+                ).replace(" in ''", "")
             if isinstance(value, (list, tuple, dict, set)) and any(i is module for i in items):
                 kind = type(value).__name__
                 proper = "nn.ModuleDict" if isinstance(value, dict) else "nn.ModuleList"
