@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import math
 import operator
@@ -184,7 +185,9 @@ class Positive:
     """
 
     def __init__(self, rank: Rank) -> None:
-        self._rank = rank
+        # Asked at every assignment, and found by walking back through the graph.
+        self._rank: Rank = functools.cache(rank)
+        self._truths: dict[tuple[fx.Node, int, Any], bool | None] = {}
         self._made: dict[fx.Node, list[tuple[fx.Node, bool]]] = {}
 
     def decide(self, node: fx.Node) -> tuple[bool | None, bool]:
@@ -227,7 +230,12 @@ class Positive:
 
     def _truth(self, node: fx.Node, k: int, size: int | tuple[int, ...]) -> bool | None:
         """Return a condition at the k-th assignment: one size, or drawn ones; None if unknown."""
+        key = node, k, size
+        if key not in self._truths:
+            self._truths[key] = self._found(node, k, size)
+        return self._truths[key]
 
+    def _found(self, node: fx.Node, k: int, size: int | tuple[int, ...]) -> bool | None:
         def shape(tensor: fx.Node) -> tuple[int, ...]:
             rank = self._rank(tensor) or 6
             if isinstance(size, int):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from pursuitify import InputError, TraceError, pursuitify
-from pursuitify.compiler.tracing.sizes import TrialAnswers
+from pursuitify.compiler.tracing.sizes import Positive, TrialAnswers
 from tests.support.idiom_outcome import outcome
 
 TABLE = {8: 2.0, 16: 3.0}
@@ -252,3 +253,17 @@ def test_a_text_in_a_message_does_not_hide_why_a_forward_cannot_be_traced() -> N
 
     with pytest.raises(TraceError, match="__float__ of the traced tensor 'mean' would need"):
         pursuitify(Net(body))
+
+
+def test_conditions_ask_for_the_rank_of_a_tensor_once() -> None:
+    """It is found by walking back through the graph; there are hundreds of assignments to try."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    size = graph.call_method("size", (x, 2))
+    asked = []
+    positive = Positive(lambda node: asked.append(node) or 4)  # type: ignore[func-returns-value]
+    for number in (28, 14, 7):
+        condition = graph.call_function(operator.ne, (size, number))
+        positive.decide(condition)
+        positive.choose(condition, value=True)
+    assert asked == [x]
