@@ -131,6 +131,14 @@ def test_what_depends_on_the_text_of_a_tensor_is_refused(name: str, way: str) ->
         pursuitify(Net(TEXTS[name], way).eval())
 
 
+def test_a_constant_that_depends_on_the_text_of_a_tensor_is_refused() -> None:
+    """The operations are the same whatever the text; what they read is not."""
+    model = Net(lambda _s, x: "grad_fn" in str(x)).eval()
+    model.way = lambda _s, x, yes: x * torch.tensor([2.0 if yes else 3.0])
+    with pytest.raises(TraceError, match="depends on the text of a tensor"):
+        pursuitify(model)
+
+
 def test_a_text_that_decides_nothing_converts() -> None:
     """Constants that the forward makes anew are the same in every trace."""
     model = Net(lambda _s, x: bool(str(x)), "other number").eval()
