@@ -409,14 +409,11 @@ def broken(net: Any, x: Tensor, certificate: Any, seed: int = 0) -> Tensor:
         for share in (0.3, 1.0):
             there = x + share * reach * e / length
             found |= net(there).argmax(1) != own
-            found |= (
-                (net(there.repeat(5, *[1] * (x.dim() - 1))).argmax(1) != own.repeat(5))
-                .reshape(5, -1)
-                .any(0)
-            )
-            for i in range(
-                len(x) if share == 1 else 0
-            ):  # in the company of samples that do not move, and alone
+            if share < 1:
+                continue
+            many = net(there.repeat(5, *[1] * (x.dim() - 1)))  # in a larger batch
+            found |= (many.argmax(1) != own.repeat(5)).reshape(5, -1).any(0)
+            for i in range(len(x)):  # in the company of samples that do not move, and alone
                 mixed = x.clone()
                 mixed[i] = there[i]
                 found |= net(mixed).argmax(1) != own
@@ -454,9 +451,14 @@ def test_sound_bodies_are_certified(body: str) -> None:
     assert not broken(net, x, certificate).any()
 
 
-@pytest.mark.parametrize("offsets", ["signal", "threshold"])
-@pytest.mark.parametrize("layout", ["auto", "encoder"])
-@pytest.mark.parametrize("gains", [False, True])
+@pytest.mark.parametrize(
+    ("offsets", "layout", "gains"),
+    [
+        ("signal", "encoder", False),
+        ("signal", "encoder", True),
+        ("threshold", "auto", True),
+    ],
+)
 def test_layouts_offsets_and_gains_are_certified(offsets: str, layout: str, gains: bool) -> None:
     """Gains change the dictionary and no feed-forward layer: at T = 0 the radii are the same."""
     options: dict[str, Any] = {"offsets": offsets, "layout": layout, "seed": 1}
@@ -516,7 +518,7 @@ def test_the_attack_breaks_what_is_not_tried(lie: str, monkeypatch: pytest.Monke
     assert broken(net, x, certified_radius(net, x)).any()
 
 
-@examples(15, 200, data=st.data())
+@examples(10, 200, data=st.data())
 def test_what_is_certified_holds(data: st.DataObject) -> None:
     """Sound parts most of the time, so that many are certified; any part at all otherwise."""
     bodies = data.draw(

@@ -124,8 +124,7 @@ TEXTS: dict[str, Question] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize(("name", "way"), zip(TEXTS, [*WAYS, *WAYS], strict=False))
 def test_what_depends_on_the_text_of_a_tensor_is_refused(name: str, way: str) -> None:
     with pytest.raises(TraceError, match="depends on the text of a tensor"):
         pursuitify(Net(TEXTS[name], way).eval())

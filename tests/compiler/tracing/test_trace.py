@@ -229,7 +229,7 @@ def test_slots_follow_names() -> None:
 
 def shouting(_self: Any, x: Tensor) -> Tensor:
     print("here", x.shape)
-    return x * {4: 1.0}.get(x.size(1), 1.0) if x.dim() == 2 else x
+    return x * x.size(1) if x.dim() == 2 else x
 
 
 PRINTING = {
