@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 from pursuitify import calibrate, pursuitify
 from pursuitify.data.samples import right
-from pursuitify.errors import InputError
+from pursuitify.errors import InputError, RangeError
 from pursuitify.export import largest_difference
 from pursuitify.training import evaluate
+from tests.support.examples import examples
 
 WRONG = [math.nan, math.inf, -math.inf]
 
@@ -140,3 +142,46 @@ def test_sweeps_keep_nan(dtype: torch.dtype, where: str, build: Callable[[], nn.
             net = pursuitify(model, iterations=iterations)
             assert net(x).isnan().any()
             assert any(w.isnan().any() for w in net.latents(x).values())
+
+
+@examples(6, 60, data=st.data())
+def test_sweeps_of_finite_networks_are_finite_or_say_so(data: st.DataObject) -> None:
+    """Weights that a pass can bear and sweeps cannot, which multiply by their squares."""
+    solver = data.draw(st.sampled_from(["global", "layered", "synchronous"]))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+    options = {"layout": data.draw(st.sampled_from(["auto", "encoder"])), "solver": solver}
+    if solver == "global":
+        options["steps"] = data.draw(st.sampled_from(["certified", "adaptive"]))
+    most = math.log10(torch.finfo(dtype).max)
+    size = 10.0 ** data.draw(st.floats(0, 0.6 * most))
+    with torch.random.fork_rng():
+        torch.manual_seed(data.draw(st.integers(0, 9)))
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(),
+            nn.Linear(64, 3),
+        ).to(dtype).eval()  # fmt: skip
+        x = torch.rand(2, 3, 8, 8).to(dtype)
+    with torch.no_grad():
+        model[0].weight.mul_(size)
+        model[2].weight.div_(size**0.5)
+        assert model(x).isfinite().all()
+    net = pursuitify(model, iterations=3, verify="off", **options)
+    for run in (lambda: net(x), lambda: net.latents(x)):
+        with torch.no_grad(), contextlib.suppress(RangeError):
+            found = run()
+            parts = found.values() if isinstance(found, dict) else [found]
+            assert all(part.isfinite().all() for part in parts)
+    if size < 1e4:
+        net(x)
+
+
+def test_a_source_that_is_not_finite_is_no_fault_of_the_sweeps() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(1e20)
+    net = pursuitify(model, iterations=2, verify="off")
+    with pytest.raises(RangeError, match=r"float32, whose largest number is 3.40282e\+38"):
+        net(torch.rand(2, 4))
+    assert not net(torch.full((2, 4), 1e30)).isfinite().any()
+    net.double()
+    assert net(torch.rand(2, 4).double()).isfinite().all()  # as the message says

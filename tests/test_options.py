@@ -695,8 +695,8 @@ ANALYSIS: dict[str, dict[str, Any]] = {
     },
     "theorem_a": {
         "noise": (
-            lambda: analysis.theorem_a(0.01, 2, 1.0, 1.0).gain,
-            lambda: analysis.theorem_a(0.01, 2, 1.0, 1.0, 0.1).gain,
+            lambda: analysis.theorem_a(0.01, 2, 1.0, 1.0).holds,
+            lambda: analysis.theorem_a(0.01, 2, 1.0, 1.0, 5.0).holds,
         )
     },
     "theorem_b": {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -48,11 +49,13 @@ def compare_with_source(net: PursuitNetwork, model: nn.Module, inputs: Sequence[
     modes = {module: module.training for module in net.modules()}
     problems: list[Problem] = []
     try:
-        problems += _compare(net, source, inputs, as_it_is=True)
-        for mode in (not model.training, model.training):
-            source.train(mode)
-            net.train(mode)
-            problems += _compare(net, source, inputs, as_it_is=False)
+        # What the forward prints was shown when it was traced.
+        with contextlib.redirect_stdout(io.StringIO()):
+            problems += _compare(net, source, inputs, as_it_is=True)
+            for mode in (not model.training, model.training):
+                source.train(mode)
+                net.train(mode)
+                problems += _compare(net, source, inputs, as_it_is=False)
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -17,7 +17,7 @@ from pursuitify.compiler.graph.dependency_graph import to_networkx
 from pursuitify.compiler.graph.rows import Layout, Row, needed_operations
 from pursuitify.compiler.lowering.program import Program
 from pursuitify.compiler.tracing.nodes import describe, module_of, module_path, upstream
-from pursuitify.compiler.tracing.trace import trace
+from pursuitify.compiler.tracing.trace import Printed, trace
 from pursuitify.compiler.tracing.tracer import LeafModule
 from pursuitify.conversion import model_checks
 from pursuitify.conversion.convert import compile_model, pursuitify
@@ -122,6 +122,7 @@ def _refused(
             training=root.training,
             leaf_modules=(*leaf_modules, *leaves_of(rules)),
             example=option_checks.example(example_inputs, root),
+            printed=Printed(shown=True),
         )
         sites = classify(traced.graph, root, registry)
     except PursuitifyError:

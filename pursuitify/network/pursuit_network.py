@@ -407,7 +407,7 @@ class PursuitNetwork(Settings):
             swept = enumerate(solver.sweeps(given), start=1)
             reached |= {count: latents for count, latents in swept if count in wanted}
             for latents in reached.values():
-                refuse_overflow(latents, bound.names)
+                refuse_overflow(latents, first.latents, gammas, bound.names)
         with arguments.input_errors():
             return {
                 count: program.head(self, tuple(latents), first, values)
@@ -701,7 +701,7 @@ class PursuitNetwork(Settings):
                 given = replace(given.packed(), pack=None)  # packed once, for proof and sweeps
             self._self_prove(began, first, bound, given.dictionary)
         latents = self._solved(given)
-        refuse_overflow(latents, bound.names)
+        refuse_overflow(latents, first.latents, gammas, bound.names)
         return latents
 
     def _solved(self, given: SolverInput) -> list[Tensor]:

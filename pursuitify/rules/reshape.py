@@ -147,7 +147,7 @@ def expand(op: Op, input: Tensor, *_sizes: Any, **_kwargs: Any) -> Affine:
 def getitem(op: Op, input: Tensor, index: Any) -> Affine:
     """Indexing with integers, slices, None, Ellipsis, and constant tensors, lists and masks."""
     value = op(input)
-    entries = _spelled_out(index, input.dim())
+    entries = spelled_out(index, input.dim())
     listed = [i for i, e in enumerate(entries) if isinstance(e, (Tensor, list))]
     if not listed:
         return Affine(value, (Index(index, tuple(input.shape)),))
@@ -163,7 +163,7 @@ def getitem(op: Op, input: Tensor, index: Any) -> Affine:
     return _numbered(value, input, lambda numbers: numbers[index], kept)
 
 
-def _spelled_out(index: Any, dims: int) -> list[Any]:
+def spelled_out(index: Any, dims: int) -> list[Any]:
     """Return the entries of an index, with slices in the place of an Ellipsis."""
     entries = list(index) if isinstance(index, tuple) else [index]
     used = sum(_dims_of(e) for e in entries)

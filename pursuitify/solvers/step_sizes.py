@@ -19,10 +19,13 @@ def synchronous_step_sizes(dictionary: StructuredDictionary, norms: Norms) -> li
     Args:
         dictionary: The bound dictionary.
         norms: Norm bounds.
+
+    Raises:
+        RangeError: If the step is out of range.
     """
     like = dictionary.inputs[0]
     total = operator_bound(dictionary, norms).square()
-    step = (1.0 / torch.where(total > 0, total, torch.ones_like(total))).to(like.dtype)
+    (step,) = step_sizes([total], [total.new_ones(())], ["all latents"], like.dtype)
     return [fit(step, shape) for shape in dictionary.shapes]
 
 
@@ -73,39 +76,63 @@ def step_sizes(
 def _steps(beta: Tensor, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Return 1 / (beta L), the same in a precision, NaN out of its range, and what is in it.
 
-    A constant that is NaN counts as in range: its step is not what is at fault.
+    A constant that is NaN counts as in range: its step is NaN, and not what is at fault.
     """
     range_ = torch.finfo(dtype)
     low = 8 * range_.tiny * range_.eps  # below, fewer than three bits of a number are left
     exact = 1.0 / (beta * torch.where(value > 0, value, torch.ones_like(value)))
     held = (exact >= low) & (exact <= range_.max)
-    return exact, torch.where(held, exact, torch.nan).to(dtype), held | value.isnan()
+    unknown = value.isnan()
+    return exact, torch.where(held & ~unknown, exact, torch.nan).to(dtype), held | unknown
 
 
-def refuse_overflow(latents: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Refuse latents in float16 that are not finite: sweeps leave its range where a pass does not.
+#: What to do about sweeps that leave the range of a precision.
+_WIDER = {
+    torch.float16: "use torch.bfloat16 or float32 (net.bfloat16(), net.float(), autocast with "
+    "bfloat16)",
+    torch.float32: "use float64 (net.double()), or make the weights smaller",
+    torch.bfloat16: "use float64 (net.double()), or make the weights smaller",
+    torch.float64: "make the weights smaller",
+}
 
-    Wider precisions are not looked at, and nothing is where values cannot be read.
+
+def refuse_overflow(
+    latents: Sequence[Tensor],
+    before: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    names: Sequence[str],
+) -> None:
+    """Refuse latents that are not finite where the feed-forward pass is: sweeps left the range.
+
+    Sweeps multiply by ||B_j||^2, which is what steps are the inverse of. In precisions wider than
+    float16 it is looked at only where that is so large that it may matter, and where that can be
+    read without waiting for a device; nothing is where values cannot be read.
 
     Args:
         latents: The latents after the last sweep.
-        names: Their names.
+        before: Those of the feed-forward pass.
+        steps: The step sizes.
+        names: The latents' names.
 
     Raises:
         RangeError: If there are any; names them.
     """
-    if torch.compiler.is_compiling() or func_transforms.active():
+    if torch.compiler.is_compiling() or func_transforms.active() or latents[0].is_meta:
         return
-    narrow = {n: w for n, w in zip(names, latents, strict=True) if w.dtype is torch.float16}
-    if not narrow or any(w.is_meta for w in narrow.values()):
-        return
-    fine = torch.stack([w.detach().isfinite().all() for w in narrow.values()]).tolist()
-    lost = [name for name, finite in zip(narrow, fine, strict=True) if not finite]
+    dtype = min((w.dtype for w in latents), key=lambda narrow: torch.finfo(narrow).max)
+    most = torch.finfo(dtype).max
+    if dtype is not torch.float16:
+        least = 2 * most ** (-1 / 3)
+        if not all(map(readable, steps)) or all(float(s.detach().min()) > least for s in steps):
+            return
+    fine = torch.stack([w.detach().isfinite().all() for w in latents]).tolist()
+    lost = [name for name, finite in zip(names, fine, strict=True) if not finite]
+    if lost and not all(bool(w.detach().isfinite().all()) for w in before):
+        return  # the source is not finite either
     if lost:
         raise RangeError(
-            f"the sweeps overflow float16, whose largest number is 65504, in {lost}: use "
-            "torch.bfloat16 or float32 (net.bfloat16(), net.float(), autocast with bfloat16), or "
-            "set iterations=0"
+            f"the sweeps overflow {str(dtype).removeprefix('torch.')}, whose largest number is "
+            f"{most:g}, in {lost}: {_WIDER[dtype]}, or set iterations=0"
         )
 
 

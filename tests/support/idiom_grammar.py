@@ -10,6 +10,7 @@ import collections
 import contextlib
 import copy
 import dataclasses
+import enum
 import functools
 import math
 import operator
@@ -17,7 +18,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +104,67 @@ class Held:
 
 
 Pair = collections.namedtuple("Pair", "low high")
+#: A switch of the whole program.
+FAST = True
+
+
+class Maps(NamedTuple):
+    """What a forward returns, by name."""
+
+    coarse: Tensor
+    fine: Tensor
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of a network."""
+
+    act: str = "relu"
+    width: int = C
+    scale: float = 0.5
+    stages: tuple[int, ...] = (1, 2)
+
+
+class Kind(enum.Enum):
+    """Kinds of activations."""
+
+    RELU = "relu"
+    NONE = "none"
+
+
+class Wrapping(nn.Module):
+    """A module that finds what it has not in the one it wraps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(C, C, 1)
+        self.inner.gain = 0.5  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the inner module's convolution, with its weights and its gain."""
+        return self.gain * F.conv2d(x, self.weight, self.bias)
+
+
+def scaled(factor: float) -> Callable[[Tensor], Tensor]:
+    """Return a function that closes over a number."""
+    return lambda x: factor * x
+
+
+@functools.singledispatch
+def dispatched(x: Any) -> Any:
+    """Leave what is no tensor alone."""
+    return x
+
+
+@dispatched.register
+def _(x: Tensor) -> Any:
+    return 2 * x
 
 
 class Caller:
@@ -482,7 +544,167 @@ def _copied_module(s: Any, x: Tensor) -> Tensor:
     return copy.deepcopy(s.conv)(x)
 
 
+def _matched_config(s: Any, x: Tensor) -> Tensor:
+    match s.config:
+        case Config(act="relu", width=int(width)) if width == C:
+            return F.relu(s.conv(x))
+        case Config(act=str()):
+            return x
+        case _:
+            raise ValueError(s.config)
+
+
+def _matched_shape(s: Any, x: Tensor) -> Tensor:
+    match x.shape:
+        case (_, c, h, w):
+            return x.reshape(-1, c, h * w).reshape(-1, c, h, w)
+        case _:
+            return 2 * x
+
+
+def _matched_type(s: Any, x: Tensor) -> Tensor:
+    match x:
+        case Tensor():
+            return 2 * x
+        case _:
+            return 3 * x
+
+
+def _matched_dict(s: Any, x: Tensor) -> Tensor:
+    features: dict[str, Any] = {"x": x, "mode": "relu" if s.flag else "none"}
+    match features:
+        case {"x": y, "mode": "relu"}:
+            return F.relu(s.conv(y))
+        case {"x": y}:
+            return 2 * x
+    return 3 * x
+
+
+def _staged(s: Any, x: Tensor) -> Tensor:
+    for i, repeats in enumerate(s.config.stages):
+        for _ in range(repeats):
+            x = s.config.scale * s.layers[i](x)
+    return x
+
+
+def _walrus_size(s: Any, x: Tensor) -> Tensor:
+    if (n := x.size(1)) == C and (h := x.shape[2]) > 0:
+        return x.view(-1, n, h, x.size(-1)) / n
+    return x
+
+
+def _walrus_loop(s: Any, x: Tensor) -> Tensor:
+    i = -1
+    while (i := i + 1) < len(s.layers):
+        x = s.layers[i](x)
+    return x
+
+
+def _asserted(s: Any, x: Tensor) -> Tensor:
+    assert torch.is_tensor(x)
+    assert isinstance(x, Tensor), type(x)
+    assert x.dim() == 4, f"got {x.dim()} dimensions"
+    return s.conv(x)
+
+
+def _annotated(s: Any, x: Tensor) -> Tensor:
+    outs = torch.jit.annotate(list[Tensor], [])
+    for layer in s.layers:
+        outs.append(layer(x))
+    return torch.stack(torch.jit.annotate(list[Tensor], outs), 0).sum(0)
+
+
+def _registered_late(s: Any, x: Tensor) -> Tensor:
+    if not hasattr(s, "late"):
+        s.register_module("late", nn.Conv2d(C, C, 1).to(x))
+    return s.late(x)
+
+
+def _registered_plain(s: Any, x: Tensor) -> Tensor:
+    s.register_module("late_act", nn.ReLU())
+    return s.late_act(s.conv(x))
+
+
+def _popped(s: Any, x: Tensor) -> Tensor:
+    rest = dict(s.branches.items())
+    x = rest.pop("a")(x)
+    return functools.reduce(lambda y, layer: layer(y), rest.values(), x)
+
+
+def _generator_send(s: Any, x: Tensor) -> Tensor:
+    def runs() -> Iterator[Tensor]:
+        y = x
+        for layer in s.layers:
+            y = layer(y)
+            yield y
+
+    return functools.reduce(operator.add, runs())
+
+
+def _finally(s: Any, x: Tensor) -> Tensor:
+    try:
+        return s.conv(x)
+    finally:
+        s.kept.clear()
+
+
+def _sorted_layers(s: Any, x: Tensor) -> Tensor:
+    for _, layer in sorted(s.branches.items(), key=operator.itemgetter(0), reverse=True):
+        x = layer(x)
+    return x
+
+
 STEPS: dict[str, Step] = {
+    # what is configured elsewhere
+    "config": lambda s, x: F.relu(x) if s.config.act == "relu" else x,
+    "config as a dict": lambda s, x: x * dataclasses.asdict(s.config)["scale"],
+    "stages": _staged,
+    "enum": lambda s, x: F.relu(x) if Kind(s.config.act) is Kind.RELU else x,
+    "enum matched": lambda s, x: {Kind.RELU: F.relu, Kind.NONE: abs}[Kind.RELU](s.conv(x)),
+    "match config": _matched_config,
+    "match shape": _matched_shape,
+    "match type": _matched_type,
+    "match dict": _matched_dict,
+    "global flag": lambda s, x: 2 * x if FAST else x,
+    "partial held": lambda s, x: s.partial(s.conv(x)),
+    "partial of a method": lambda s, x: functools.partial(s.block.forward, twice=True)(x),
+    "partial by keyword": lambda s, x: functools.partial(F.avg_pool2d, kernel_size=1)(x),
+    "closure": lambda s, x: scaled(0.5)(x),
+    "closure held": lambda s, x: s.closure(x),
+    "composed": lambda s, x: functools.reduce(lambda y, f: f(y), [s.conv, F.relu, s.norm], x),
+    "dict of functions": lambda s, x: {"relu": F.relu, "none": torch.clone}[s.config.act](
+        s.conv(x)
+    ),
+    "dict of modules": lambda s, x: {"conv": s.conv, "pointwise": s.pointwise}["conv"](x),
+    "tuple of modules": lambda s, x: (s.conv, s.pointwise)[s.flag](x),
+    "popped module": _popped,
+    "sorted layers": _sorted_layers,
+    "named layer": lambda s, x: s.get_submodule("seq.0")(x),
+    "attribute chain": lambda s, x: operator.attrgetter("block.conv")(s)(x),
+    "method caller": lambda s, x: operator.methodcaller("relu")(s.conv(x)),
+    "single dispatch": lambda s, x: dispatched(s.conv(x)),
+    "wrapping": lambda s, x: s.wrapping(x),
+    "wrapped attribute": lambda s, x: x * s.wrapping.gain,
+    "property of modules": lambda s, x: s.built(x),
+    "cached property": lambda s, x: s.once(x),
+    "NamedTuple": lambda s, x: Maps(fine=F.relu(x), coarse=x)._replace(fine=s.conv(x)).fine,
+    "NamedTuple unpacked": lambda s, x: torch.add(*Maps(x, s.conv(x))),
+    "strict zip": lambda s, x: sum(m(x) for m, _ in zip(s.layers, x.shape[2:], strict=True)),
+    "walrus of a size": _walrus_size,
+    "walrus in a loop": _walrus_loop,
+    "assert is_tensor": _asserted,
+    "jit.annotate": _annotated,
+    "registered late": _registered_late,
+    "registered plain": _registered_plain,
+    "lazy": lambda s, x: s.lazy(x),
+    "functional_call": lambda s, x: torch.func.functional_call(
+        s.conv, {"weight": 2 * s.conv.weight}, (x,)
+    ),
+    "functional_call of its own": lambda s, x: torch.func.functional_call(
+        s.conv, dict(s.conv.named_parameters()), (x,)
+    ),
+    "generator": _generator_send,
+    "finally": _finally,
     # sizes, read in several ways
     "view by size": lambda s, x: x.view(x.size(0), -1).view(x.shape),
     "unpacked shape": _shapes,
@@ -777,6 +999,9 @@ ENDS: dict[str, Callable[[Any, Tensor, list[Tensor]], Any]] = {
     "aux in training": lambda s, x, f: (x, f[0]) if s.training else x,
     "softmax": lambda s, x, f: s.fc(x.mean((2, 3))).softmax(-1),
     "log_softmax": lambda s, x, f: F.log_softmax(s.fc(F.relu(x).flatten(2).mean(2)), dim=1),
+    "NamedTuple": lambda s, x, f: Maps(F.max_pool2d(x, 2), f[0]),
+    "namedtuple": lambda s, x, f: Pair(low=s.fc(x.mean((2, 3))), high=f[0]),
+    "dict of lists": lambda s, x, f: {0: [x], "f": f, "n": ()},
     "with None": lambda s, x, f: (x, None),
 }
 
@@ -799,6 +1024,10 @@ class Base(nn.Module):
         self.register_buffer("mean", torch.linspace(0, 0.2, C))
         self.register_buffer("counter", torch.zeros((), dtype=torch.long))
         self.width, self.flag, self.calls, self.caller = C, True, 0, Caller()
+        self.config, self.closure = Config(), scaled(0.25)
+        self.partial = functools.partial(F.leaky_relu, negative_slope=0.3)
+        self.wrapping, self.lazy = Wrapping(), nn.LazyConv2d(C, 1)
+        self.lazy(torch.zeros(1, C, 1, 1))  # after which it is a Conv2d
         self.kept: list[Tensor] = []
         self.features: Tensor | None = None
 
@@ -806,6 +1035,16 @@ class Base(nn.Module):
     def factor(self) -> float:
         """A number that is computed."""
         return 1 / self.width
+
+    @property
+    def built(self) -> nn.Module:
+        """A module that is built of others at every call."""
+        return nn.Sequential(self.pointwise, nn.ReLU(), self.conv)
+
+    @functools.cached_property
+    def once(self) -> Callable[[Tensor], Tensor]:
+        """A function that is made at the first call."""
+        return scaled(1 / self.width)
 
     @staticmethod
     def static(x: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from torch import nn
 
 from pursuitify import PursuitifyError, explain, pursuitify
 from pursuitify.conversion.report import Report
+from pursuitify.errors import InputError
 from tests.support.agreement import error
 
 LIBRARIES = ("timm", "segmentation_models_pytorch", "monai", "pytorchcv", "efficientnet_pytorch")
@@ -457,7 +458,12 @@ def examine(network: Network, prove: bool = True) -> Result:
             x = runs(model, shapes(network, model))
             if x is None:
                 return result("does not run")
-            return result(*_proven(model, x))
+            kept = {key: value.clone() for key, value in model.state_dict().items()}
+            try:
+                return result(*_proven(model, x))
+            except InputError:  # its branches on sizes were guessed: the example decides them
+                model.load_state_dict(kept)
+                return result(*_proven(model.eval(), x, example_inputs=x))
     except PursuitifyError as failure:
         return result("late", f"{type(failure).__name__}: {_reason(failure)}")
     except Exception as failure:  # the very thing that is looked for
@@ -470,8 +476,8 @@ def _refusal(report: Report) -> str:
     return "; ".join(f"{op}: {why}"[:300] for (op, why), _ in counts.most_common(4))
 
 
-def _proven(model: nn.Module, x: torch.Tensor) -> tuple[str, str]:
-    net = pursuitify(model, iterations=1, verify="off")
+def _proven(model: nn.Module, x: torch.Tensor, **options: Any) -> tuple[str, str]:
+    net = pursuitify(model, iterations=1, verify="off", **options)
     for training in (False, True):
         mode = "train" if training else "eval"
         net.train(training)
@@ -494,7 +500,7 @@ def _proven(model: nn.Module, x: torch.Tensor) -> tuple[str, str]:
         if not training:
             net.iterations = 1
             net(x)
-    return "converted", ""
+    return "converted", ", ".join(f"with {name}" for name in options)
 
 
 def _child(prove: bool) -> None:

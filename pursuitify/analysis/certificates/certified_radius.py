@@ -35,12 +35,16 @@ from pursuitify.analysis.certificates.input_independence import (
     check_dictionary,
     check_head,
     check_promises,
+    check_sizes,
 )
-from pursuitify.dictionary.norm_bounds import Norms, block_norms
+from pursuitify.dictionary.norm_bounds import Norms, block_norms, chain_norm
+from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError
 from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.operators import Scale, compose
 from pursuitify.solvers.step_sizes import synchronous_step_sizes
 from pursuitify.solvers.synchronous import moves
+from pursuitify.utils import option_checks
 from pursuitify.utils.autocast import exact_products
 
 
@@ -64,7 +68,7 @@ class RadiusCertificate:
     """The certified radii of the decisions on a batch.
 
     Attributes:
-        predictions: The classes decided for, (batch,).
+        predictions: The classes decided for, (batch,). Of classes that tie, the first.
         radius: l2 distance, in the input's units, below which none changes, (batch,).
         feedforward_predictions: Those of the same network at T = 0.
         feedforward_radius: Theirs, by the product of the layers' norms.
@@ -80,7 +84,16 @@ class RadiusCertificate:
     feedforward_lipschitz: dict[str, float]
 
     def accuracy(self, y: Tensor, eps: float) -> float:
-        """Return the share of inputs that are right and stay so within ``eps``."""
+        """Return the share of inputs that are right and stay so within ``eps``.
+
+        Args:
+            y: The right classes, one number per input, (batch,).
+            eps: l2 distance, at least 0.
+
+        Raises:
+            InputError: If ``y`` is not one class per input.
+            OptionError: If ``eps`` is no such number.
+        """
         return _share(self.predictions, self.radius, y, eps)
 
     def feedforward_accuracy(self, y: Tensor, eps: float) -> float:
@@ -89,7 +102,14 @@ class RadiusCertificate:
 
 
 def _share(predictions: Tensor, radius: Tensor, y: Tensor, eps: float) -> float:
-    return float(((predictions == y) & (radius > eps)).double().mean())
+    if not isinstance(y, Tensor) or y.shape != predictions.shape or y.dtype is torch.bool:
+        given = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise InputError(
+            f"accuracy needs one class per input, of shape {tuple(predictions.shape)}, not {given}"
+        )
+    option_checks.factor("eps", eps)
+    right = predictions == y.to(predictions.device)
+    return float((right & (radius > eps)).double().mean())
 
 
 @exact_products()
@@ -106,8 +126,9 @@ def certified_radius(net: PursuitNetwork, x: Tensor, *, local: bool = True) -> R
         local: Use which entries are certainly zero near each input.
 
     Raises:
-        OptionError: If the network cannot be certified; lists every reason.
+        OptionError: If the network cannot be certified; lists the reasons.
         InputError: If the network returns anything but logits (batch, classes).
+        VerificationError: If the maps of a rule of your own are not what its operation computes.
     """
     check_certifiable(net)
     logits, _, dictionary = net.infer(x)
@@ -115,7 +136,10 @@ def certified_radius(net: PursuitNetwork, x: Tensor, *, local: bool = True) -> R
         raise InputError("the network's logits are not finite: no decision can be certified")
     head = slopes(net, x)
     check_dictionary(net, x)
+    if has_own_rules(net):
+        net.verify(x)
     check_head(net, x, logits, head)
+    check_sizes(net, x)
     norms = Norms()
     blocks, direct = block_norms(dictionary, norms)
     steps = synchronous_step_sizes(dictionary, norms)
@@ -138,7 +162,8 @@ def certified_radius(net: PursuitNetwork, x: Tensor, *, local: bool = True) -> R
             if name in head and row.activation.nonnegative
         }
     radius = _radius(logits, head, bounds[-1], certain)
-    plain, forward, lengths = _feedforward(net, x, blocks, direct, head, dictionary.names)
+    own = _encoder_norms(dictionary, blocks, norms)
+    plain, forward, lengths = _feedforward(net, x, blocks, own, direct, head, dictionary.names)
     return RadiusCertificate(
         predictions=logits.argmax(1),
         radius=radius,
@@ -205,17 +230,34 @@ def _solve(lead: Tensor, squares: Tensor, bound: float, free: Tensor | None) -> 
     return low
 
 
+def _encoder_norms(dictionary: StructuredDictionary, blocks: Tensor, norms: Norms) -> list[float]:
+    """Return per latent how much its feed-forward layer enlarges what the row reads at most.
+
+    That is ||B_j||, and with atom gains c ||B_j C^-1||: the layer does not depend on the gains.
+    """
+    norm_of = norms.recall(dictionary)
+    found = []
+    for row, own in zip(dictionary.rows, blocks.diagonal().tolist(), strict=True):
+        if row.gains is not None and row.diagonal is not None:
+            maps = compose([*row.diagonal.maps, Scale(1 / row.gains)])
+            own = float(chain_norm(norm_of, f"{row.name}.feedforward", maps, None))
+        found.append(own)
+    return found
+
+
 def _feedforward(
     net: PursuitNetwork,
     x: Tensor,
     blocks: Tensor,
+    own_norms: list[float],
     direct: Tensor,
     head: dict[str, Tensor],
     names: tuple[str, ...],
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Return logits at T = 0, their radii by the product of norms, and the latents' constants.
 
-    w_j = act(B_j^T u_j - lam_j), so its constant is ||B_j|| times the sum of its leaves'.
+    w_j = act(W_j u_j + b_j), so its constant is ||W_j|| times the sum of its leaves'; W_j is
+    B_j^T without atom gains.
     """
     before = net.iterations
     net.iterations = 0
@@ -226,7 +268,7 @@ def _feedforward(
     lengths: list[float] = []
     for j in range(len(names)):
         leaves = sum(float(blocks[j, k]) * lengths[k] for k in range(j))
-        lengths.append(float(blocks[j, j]) * (float(direct[j]) + leaves))
+        lengths.append(own_norms[j] * (float(direct[j]) + leaves))
     length = {name: lengths[names.index(name)] for name in head}
     own = logits.argmax(1)
     lead = logits.gather(1, own[:, None]) - logits

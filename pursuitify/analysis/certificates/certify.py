@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from pursuitify.analysis.certificates.convex_problem import bounded_below, minimise, problem
+from pursuitify.analysis.certificates.certifiable import has_own_rules
+from pursuitify.analysis.certificates.convex_problem import bounded_below, minimise, problem, prox
+from pursuitify.analysis.certificates.input_independence import check_promises
 from pursuitify.analysis.certificates.support_recovery import (
     Certificate,
     Verdict,
@@ -59,7 +61,8 @@ def certify(
         progress: Whether to show a progress bar, matrix-free.
 
     Raises:
-        OptionError: If an option has no such value, or would have no effect beside ``dense``.
+        OptionError: If an option has no such value, or would have no effect beside ``dense``; if
+            a map or an activation of the user's own is not what the theorems take it for.
         InputError: If B is too large to be materialised, or the input does not fit.
     """
     option_checks.one_of("method", method, METHODS)
@@ -71,11 +74,13 @@ def certify(
                     f"{name}={value} would have no effect with method='dense': give 'lanczos'"
                 )
     with torch.no_grad(), evaluating(net):
+        bound = bind(net, None, x)
+        if has_own_rules(net):
+            check_promises(bound, step=0.5)
         if method == "auto":
-            method = "dense" if dense_gram.fits(bind(net, None, x)) else "lanczos"
+            method = "dense" if dense_gram.fits(bound) else "lanczos"
         if method == "dense":
             return certify_problem(problem(net, x))
-        bound = bind(net, None, x)
         return _matrix_free(bound, iterations or _ITERATIONS, steps or _STEPS, progress)
 
 
@@ -85,7 +90,7 @@ def _matrix_free(
     check_finite(dictionary)
     names, shapes = dictionary.names, dictionary.shapes
     sizes = [shape.numel() for shape in shapes]
-    activations = [row.activation for row in dictionary.rows]
+    held = [(shape, row.activation) for shape, row in zip(shapes, dictionary.rows, strict=True)]
     signal = dictionary.signal
     thresholds = torch.cat([dictionary.thresholds[n].reshape(-1) for n in names])
 
@@ -98,10 +103,8 @@ def _matrix_free(
         back = dictionary.adjoint({n: r - signal[n] for n, r in rows.items()})
         return torch.cat([back[n].reshape(-1) for n in names]) + thresholds
 
-    def prox(v: Tensor, step: float) -> Tensor:
-        size = v.new_tensor(step)
-        found = zip(torch.split(v, sizes), activations, strict=True)
-        return torch.cat([f.prox(part, size) for part, f in found])
+    def close(v: Tensor, step: float) -> Tensor:
+        return prox(held, v, torch.full_like(v, step))
 
     everything = {n: torch.ones(s, dtype=torch.bool) for n, s in zip(names, shapes, strict=True)}
     largest = extreme_eigenvalues(dictionary, everything, steps=min(steps, 40)).bounds(FAILURE)[1]
@@ -111,11 +114,10 @@ def _matrix_free(
     step = 1 / min(largest, _norm_bound(dictionary, constants))
     with bar(progress, "pursuit to the minimiser", iterations) as advance:
         start = torch.zeros_like(thresholds)
-        found = minimise(start, slope, prox, step, 1e-9, iterations, advance)
+        found = minimise(start, slope, close, step, 1e-9, iterations, advance)
     before = slope(found)
-    w = prox(found - step * before, step)
+    w = close(found - step * before, step)
     after = slope(w)
-    held = list(zip(sizes, activations, strict=True))
     out = bounded_below(held) & (w <= 0)
     inside = ~out
     error = (after - before + (found - w) / step)[inside]  # in F's subdifferential at w

@@ -24,25 +24,19 @@ class ConvexProblem:
         signal: y.
         thresholds: lam over the column norms.
         norms: Norms of the columns before.
-        parts: (number of columns, activation) per latent.
+        parts: (shape, activation) per latent; its entries are that many columns.
     """
 
     matrix: Tensor
     signal: Tensor
     thresholds: Tensor
     norms: Tensor
-    parts: tuple[tuple[int, Activation], ...]
+    parts: tuple[tuple[torch.Size, Activation], ...]
 
     def prox(self, v: Tensor, step: float) -> Tensor:
         """Return the proximal step of the activations in the scale of unit columns."""
-        sizes = [size for size, _ in self.parts]
-        found = []
-        for values, n, (_, f) in zip(
-            torch.split(v, sizes), torch.split(self.norms, sizes), self.parts, strict=True
-        ):
-            n = n.clamp_min(torch.finfo(n.dtype).tiny)
-            found.append(n * f.prox(values / n, step / n.square()))
-        return torch.cat(found)
+        n = self.norms.clamp_min(torch.finfo(self.norms.dtype).tiny)
+        return n * prox(self.parts, v / n, step / n.square())
 
     def slope(self, w: Tensor) -> Tensor:
         """Return D^T (D w - y) + lam."""
@@ -59,9 +53,23 @@ class ConvexProblem:
         return bounded_below(self.parts)
 
 
-def bounded_below(parts: Sequence[tuple[int, Activation]]) -> Tensor:
-    """Return which atoms have w >= 0 as their constraint, from (number, activation) per latent."""
-    return torch.cat([torch.full((n,), f.nonnegative) for n, f in parts])
+def bounded_below(parts: Sequence[tuple[torch.Size, Activation]]) -> Tensor:
+    """Return which atoms have w >= 0 as their constraint, from (shape, activation) per latent."""
+    return torch.cat([torch.full((shape.numel(),), f.nonnegative) for shape, f in parts])
+
+
+def prox(parts: Sequence[tuple[torch.Size, Activation]], v: Tensor, steps: Tensor) -> Tensor:
+    """Return the proximal step of all latents, flattened one after the other as ``v`` is.
+
+    Args:
+        parts: (shape, activation) per latent; slopes and gains of channels need the shape.
+        v: The points.
+        steps: The step of every entry.
+    """
+    sizes = [shape.numel() for shape, _ in parts]
+    cut = zip(torch.split(v, sizes), torch.split(steps, sizes), parts, strict=True)
+    found = [f.prox(p.reshape(shape), step.reshape(shape)) for p, step, (shape, f) in cut]
+    return torch.cat([p.reshape(-1) for p in found])
 
 
 def minimise(
@@ -107,7 +115,7 @@ def problem(net: PursuitNetwork, x: Tensor) -> ConvexProblem:
         check_finite(dictionary)
         unit, norms, _ = normalised(dictionary)
         _, signal, thresholds = dictionary.materialize()
-    sizes = [shape.numel() for shape in dictionary.shapes]
-    parts = tuple((n, row.activation) for n, row in zip(sizes, dictionary.rows, strict=True))
+    activations = (row.activation for row in dictionary.rows)
+    parts = tuple(zip(dictionary.shapes, activations, strict=True))
     scaled = thresholds / norms.clamp_min(torch.finfo(norms.dtype).tiny)
     return ConvexProblem(unit, signal, scaled, norms, parts)

@@ -10,19 +10,25 @@ values, shows in some of it with probability one, up to rounding.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+import operator
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from pursuitify.analysis.certificates.certifiable import refusal
 from pursuitify.analysis.certificates.head_slopes import MOVES, close, groups, head_of, slopes
+from pursuitify.compiler.graph.classify import Site
+from pursuitify.compiler.tracing import nodes
 from pursuitify.dictionary.bound_rows import BoundRow
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.operators import LinearMap, dottest
+from pursuitify.rules import reshape
 
 _POWER_STEPS = 30
 _DIFFERS = "differs between inputs of one shape, although its rules say that it does not"
@@ -91,6 +97,104 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return float((a - b).abs().max()) <= 10 * math.sqrt(eps) * scale
 
 
+#: What reads sizes for the shape of its result alone: no entry that a sample has depends on them.
+_SHAPED = {
+    "view", "reshape", "unflatten", "expand", "repeat", "tile", "new_zeros", "new_ones",
+    torch.reshape, torch.unflatten, torch.broadcast_to, torch.tile, torch.zeros, torch.ones,
+    torch.zeros_like, torch.ones_like,
+}  # fmt: skip
+
+
+class _Sizes(fx.Interpreter):
+    """Runs a graph and keeps the sizes that its nodes read, and those of their values, by node."""
+
+    def __init__(self, net: PursuitNetwork) -> None:
+        super().__init__(net, graph=net.compiled_program.graph)
+        self.read: dict[fx.Node, object] = {}
+        self.shapes: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        value = super().run_node(n)
+        if nodes.is_shape(n):
+            self.read[n] = value
+        elif isinstance(value, Tensor):
+            self.shapes[n] = value.shape
+        return value
+
+
+def check_sizes(net: PursuitNetwork, x: Tensor) -> None:
+    """Refuse a network that computes with the size of the batch, or moves along the batch.
+
+    That size may shape tensors, as in ``x.view(x.size(0), -1)`` or ``x.new_zeros(x.size(0), 3)``.
+    What reads it otherwise, or takes samples by their places, may give a sample other logits in a
+    batch of a size that no trial meets: ``z * (x.shape[0] // 8)``, ``torch.cat([z[:8], -z[8:]])``.
+    Which sizes hold it shows on two batches of other sizes, on which the network has to run (see
+    ``check_head``).
+
+    Raises:
+        OptionError: With every such node.
+    """
+    one, more = _Sizes(net), _Sizes(net)
+    one.run(x[:1])
+    more.run(company(x)[0])
+    holding: set[fx.Node] = set()
+    reasons = []
+    for node in net.compiled_program.graph.nodes:
+        given = [n for n in node.all_input_nodes if n in holding]
+        if node not in one.read:
+            reads = given and node.users and node.op != "output"
+            if reads and node.target not in _SHAPED:
+                names = ", ".join(n.name for n in given)
+                reasons.append(f"{node.name}: it computes with the size of the batch ({names})")
+        else:
+            entry = node.target is operator.getitem and _is_shape(node.args[0])
+            if one.read[node] != more.read[node] or (given and not entry):
+                holding.add(node)
+    for node, site in net.compiled_program.sites.items():
+        operand = node.args[0] if node.args else None
+        rule = None if site.call is None else site.rule
+        if rule is None or rule.kind == "join" or not isinstance(operand, fx.Node):
+            continue
+        if operand not in one.shapes:
+            continue
+        sizes = zip(one.shapes[operand], more.shapes[operand], strict=True)
+        batched = {d for d, (a, b) in enumerate(sizes) if a != b}
+        if batched & _along(node, site, len(one.shapes[operand])):
+            reasons.append(f"{node.name}: it takes samples by their places in the batch")
+    if reasons:
+        raise refusal(reasons)
+
+
+def _along(node: fx.Node, site: Site, rank: int) -> set[int]:
+    """Return the dimensions of an operation's first operand in which it tells entries apart.
+
+    Args:
+        node: The operation: an indexing, or one with a parameter ``dim`` or ``dims``.
+        site: The same, classified.
+        rank: Number of dimensions of the operand.
+    """
+    if node.target is operator.getitem:
+        entries = reshape.spelled_out(node.args[1], rank)
+        read = [entry for entry in entries if entry is not None]
+        return {d for d, entry in enumerate(read) if entry != slice(None)}
+    assert site.rule is not None
+    assert site.rule.bind is not None
+    assert site.call is not None
+    signature = inspect.signature(site.rule.bind).parameters
+    given: set[int] = set()
+    for name in {"dim", "dims"} & signature.keys():
+        value = site.call.parameters.get(name, signature[name].default)
+        named = value if isinstance(value, (tuple, list)) else (value,)
+        given |= {d % rank for d in named if isinstance(d, int)}
+    return given
+
+
+def _is_shape(node: object) -> bool:
+    """Whether a node is ``x.shape`` or ``x.size()``: its entries hold the batch, or they do not."""
+    return isinstance(node, fx.Node) and (node.target is getattr or node.target == "size")
+
+
 def check_dictionary(net: PursuitNetwork, x: Tensor) -> None:
     """Refuse a dictionary that differs between inputs or mixes samples.
 
@@ -135,6 +239,8 @@ def _mixing(dictionary: StructuredDictionary, w: dict[str, Tensor]) -> Iterator[
     """Yield the rows in which a sample depends on another: samples set to zero have to stay so."""
     batch = dictionary.inputs[0].shape[0]
     whole = dictionary.apply(w)
+    none = tuple(torch.zeros_like(x) for x in dictionary.inputs)
+    offset = dataclasses.replace(dictionary, inputs=none).signal  # biases may stand in the signal
     for group in groups(batch):
         part = {n: _only(v, group) for n, v in w.items()}
         image = dictionary.apply(part)
@@ -148,7 +254,7 @@ def _mixing(dictionary: StructuredDictionary, w: dict[str, Tensor]) -> Iterator[
             fixed = _prox(row, w[n])
             for found, wanted in (
                 (image[n], _only(whole[n], group)),
-                (signal[n], _only(signal[n], group)),
+                (signal[n] - offset[n], _only(signal[n] - offset[n], group)),
                 (_only(_prox(row, part[n]), group), _only(fixed, group)),
             ):
                 if not close(found, wanted, whole[n]):
@@ -180,11 +286,16 @@ def check_promises(dictionary: StructuredDictionary, step: float) -> None:
             for start, maps in chains
             for item, fault in _faults(start, maps, generator)
         ]
-    reasons += [
-        f"the activation of {row.name} is no proximal operator of a convex penalty"
-        for row, like in zip(dictionary.rows, w, strict=True)
-        if not _is_proximal(row, like, step, generator)
-    ]
+    for row, like in zip(dictionary.rows, w, strict=True):
+        if not _is_proximal(row, like, step, generator):
+            reasons.append(
+                f"the activation of {row.name} is no proximal operator of a convex penalty"
+            )
+        if row.activation.nonnegative and not _is_zero_below_zero(row, like, step):
+            reasons.append(
+                f"the activation of {row.name} says that it is nonnegative, and its prox is not "
+                "zero wherever what it is given is below zero"
+            )
     if reasons:
         raise refusal(list(dict.fromkeys(reasons)))
 
@@ -221,6 +332,11 @@ def _is_proximal(row: BoundRow, like: Tensor, step: float, generator: torch.Gene
             if float(change.square().sum()) > float((change * moved).sum()) + rounding:
                 return False
     return True
+
+
+def _is_zero_below_zero(row: BoundRow, like: Tensor, step: float) -> bool:
+    """Try whether prox(v) is zero where v < 0, for v of several sizes."""
+    return all(not _prox(row, -size * like.abs(), step).any() for size in (1e-3, 1.0, 1e3))
 
 
 def _latents(dictionary: StructuredDictionary) -> list[Tensor]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify.analysis.certificates.convex_problem import ConvexProblem
-from pursuitify.errors import OptionError
+from pursuitify.utils import option_checks
 from pursuitify.utils.autocast import exact_products
 from pursuitify.utils.terminal import Shown
 
@@ -35,6 +35,7 @@ class Verdict(Shown):
         radius: Largest perturbation it covers, in the measure that ``measure`` names; 0 if
             vacuous.
         gain: Error of the latents (unit columns) per size of the perturbation.
+        bias: Error of the latents without any perturbation; it adds to the other.
         measure: How perturbation and error are measured.
         reason: The condition, in numbers.
     """
@@ -45,15 +46,17 @@ class Verdict(Shown):
     gain: float
     measure: str
     reason: str
+    bias: float = 0.0
 
     def __str__(self) -> str:
         """Return the verdict in one line."""
         if not self.holds:
             return f"{self.name}: vacuous ({self.reason})"
+        bias = f"{self.bias:.4g} plus " if self.bias else ""
         return (
             f"{self.name}: perturbations up to {self.radius:.4g} add no atom to the support (atoms "
-            f"may leave it), error at most {self.gain:.4g} times the perturbation; {self.measure} "
-            f"({self.reason})"
+            f"may leave it), error at most {bias}{self.gain:.4g} times the perturbation; "
+            f"{self.measure} ({self.reason})"
         )
 
 
@@ -64,16 +67,29 @@ def _dominance(mu: float, k: int) -> float:
 def theorem_a(mu: float, k: int, lam_min: float, lam_max: float, noise: float = 0.0) -> Verdict:
     """Say whether the minimiser's support lies in that of the k atoms that made the signal.
 
+    The perturbation is the signal's noise, the support that of the signal, and the error the
+    distance of the minimiser from the coefficients that made the signal: at most
+    (lam_max + eps) / (1 - (k - 1) mu), of which the part without eps is the ``bias``.
+
     Args:
         mu: Mutual coherence.
         k: Number of atoms in the signal.
         lam_min: Least threshold (unit columns).
-        lam_max: Greatest threshold.
+        lam_max: Greatest threshold, at least the least one.
         noise: eps = ||D^T e||_inf of the signal's noise.
+
+    Raises:
+        OptionError: If a number is NaN or infinite, or is out of its range.
     """
-    if k < 1 or mu < 0 or noise < 0:
-        raise OptionError("k must be at least 1, mu and noise at least 0")
-    name, measure = "theorem A (recovery)", "eps = ||D^T e||_inf, error in the maximum norm"
+    option_checks.positive("k", k)
+    option_checks.factor("mu", mu)
+    option_checks.factor("noise", noise)
+    option_checks.number("lam_max", lam_max, least=option_checks.number("lam_min", lam_min))
+    name = "theorem A (recovery)"
+    measure = (
+        "eps = ||D^T e||_inf of the noise, support and error against what made the signal, in the "
+        "maximum norm"
+    )
     slope = _dominance(mu, k)
     if slope <= 0 or k * mu >= slope:
         limit = math.inf if mu == 0 else (1 + 1 / mu) / 2
@@ -83,8 +99,14 @@ def theorem_a(mu: float, k: int, lam_min: float, lam_max: float, noise: float = 
     reason = f"k = {k}, mu = {mu:.4g}, q = {q:.4g}, thresholds {lam_min:.4g} to {lam_max:.4g}"
     if radius < noise or radius <= 0:
         return Verdict(name, False, 0.0, math.inf, measure, f"noise above {radius:.3g}; {reason}")
-    error = (lam_max + noise) / slope
-    return Verdict(name, True, radius, error / noise if noise else math.inf, measure, reason)
+    return Verdict(name, True, radius, 1 / slope, measure, reason, bias=lam_max / slope)
+
+
+def _check(slack: float, kkt: float) -> None:
+    """Refuse numbers that are NaN; the slack is infinite where every atom is in use."""
+    for name, value, least in (("slack", slack, -math.inf), ("kkt", kkt, 0.0)):
+        if value != math.inf:
+            option_checks.number(name, value, least=least)
 
 
 def theorem_b(mu: float, k: int, slack: float, kkt: float = 0.0) -> Verdict:
@@ -95,7 +117,13 @@ def theorem_b(mu: float, k: int, slack: float, kkt: float = 0.0) -> Verdict:
         k: Size of the support.
         slack: m, least distance of the other atoms from entering (unit columns).
         kkt: How far the given point is from a minimiser, on its support; adds to eps.
+
+    Raises:
+        OptionError: If a number is NaN, or is out of its range.
     """
+    option_checks.positive("k", k)
+    option_checks.factor("mu", mu)
+    _check(slack, kkt)
     name, measure = "theorem B (stability)", "eps = ||D^T e||_inf, error in the maximum norm"
     slope = _dominance(mu, k)
     reason = f"k = {k}, mu = {mu:.4g}, slack {slack:.4g}"
@@ -122,7 +150,12 @@ def slack_form(slack: float, sigma: float, kkt: float = 0.0) -> Verdict:
         slack: m, as above.
         sigma: Smallest singular value of the unit columns of the support.
         kkt: Distance of the given point from the minimiser's conditions (2-norm).
+
+    Raises:
+        OptionError: If a number is NaN, or is out of its range.
     """
+    option_checks.factor("sigma", sigma)
+    _check(slack, kkt)
     name, measure = "slack form", "||e||_2, error in the 2-norm"
     reason = f"slack {slack:.4g}, smallest singular value on the support {sigma:.4g}"
     if sigma <= 0 or slack <= 0:
@@ -204,11 +237,13 @@ def certify_problem(given: ConvexProblem, latents: Tensor | None = None) -> Cert
     atoms = given.matrix[:, inside]
     sigma = 0.0
     if 0 < atoms.shape[1] <= atoms.shape[0]:
-        sigma = float(torch.linalg.svdvals(atoms)[-1])
+        values = torch.linalg.svdvals(atoms)
+        rounding = len(atoms) * torch.finfo(atoms.dtype).eps * float(values[0])
+        sigma = max(0.0, float(values[-1]) - rounding)
     gram = given.matrix.T @ given.matrix
     mu = float((gram - torch.diag(gram.diagonal())).abs().max())
     k = int(inside.sum())
-    sizes = [n for n, _ in given.parts]
+    sizes = [shape.numel() for shape, _ in given.parts]
     sparsities = tuple(int(part.sum()) for part in torch.split(inside, sizes))
     return Certificate(
         mutual_coherence=mu,
@@ -228,13 +263,15 @@ def margin_radius(verdict: Verdict, classifier: nn.Linear, support: Tensor, marg
     """Return the perturbation within which a linear head on the latents keeps its decision.
 
     Args:
-        verdict: Of theorem B; the classifier reads latents in unit columns.
+        verdict: Of a theorem; the classifier reads latents in unit columns.
         classifier: The head.
         support: Which latents are in use.
-        margin: Least lead of the winning logit.
+        margin: Least lead of the winning logit, at the latents that the theorem starts from.
     """
     if not verdict.holds:
         return 0.0
+    option_checks.number("margin", margin)
     weight = classifier.weight.detach()[:, support]
     spread = float((weight[:, None] - weight[None]).abs().sum(-1).max())
-    return min(verdict.radius, margin / (verdict.gain * spread) if spread else math.inf)
+    left = max(0.0, margin - verdict.bias * spread)
+    return min(verdict.radius, left / (verdict.gain * spread) if spread else math.inf)

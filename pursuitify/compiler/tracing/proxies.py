@@ -200,6 +200,12 @@ class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tens
             "use torch.where, torch.cat or F.pad"
         )
 
+    def __repr__(self) -> str:  # type: ignore[override]  # a tensor's takes its contents
+        """Return what stands for the text of a tensor: its numbers, dtype, derivative."""
+        tracer: Any = self.tracer
+        return str(tracer.text_of_tensor(self))
+
+    __str__ = __repr__
     __hash__ = object.__hash__
     __format__ = object.__format__
     __dir__ = object.__dir__

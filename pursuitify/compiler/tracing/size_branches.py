@@ -90,6 +90,9 @@ def text_of(value: Any) -> str:
     """Return an expression on sizes in words, for messages and to know it again."""
     if isinstance(value, (tuple, list)):
         return f"({', '.join(map(text_of, value))})"
+    if isinstance(value, slice):
+        ends = ["" if end is None else text_of(end) for end in (value.start, value.stop)]
+        return ":".join([*ends, *([] if value.step is None else [text_of(value.step)])])
     if not isinstance(value, fx.Node):
         return repr(value)
     if not nodes.is_shape(value):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import math
 import operator
@@ -132,6 +133,8 @@ class Answers:
         trial: The values to answer with; None for hashes and texts that no value has.
         fixed: Whether to answer with the true values, and to guard them.
         asked: Whether anything was asked.
+        text: What tensors have as their text; empty for one that no tensor has.
+        written: Whether the text of a tensor was asked for.
         met: Whether a size was looked up where a number stands that is equal to it in the trial.
     """
 
@@ -139,6 +142,8 @@ class Answers:
     fixed: bool = False
     asked: bool = False
     met: bool = False
+    text: str = ""
+    written: bool = False
 
 
 #: Sizes to try in every case: all alike, all different, and those of images.
@@ -149,14 +154,27 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.in
 _DEVICES = tuple(map(torch.device, ("cpu", "cuda", "cuda:0", "mps")))
 
 
-def trials(numbers: Sequence[tuple[int, ...]]) -> list[TrialAnswers]:
-    """Return answers to try, with numbers that the code of a forward mentions among the sizes."""
+def trials(numbers: Sequence[tuple[int, ...]], computed: bool) -> list[TrialAnswers]:
+    """Return answers to try.
+
+    Args:
+        numbers: Numbers that the code of a forward mentions, to be tried among the sizes.
+        computed: Whether that code computes what it looks sizes up among: then there are more.
+    """
     tried = [*dict.fromkeys(numbers)][:_TRIALS] + _IMAGES
+    tried += [(size,) for size in _SMALL] if computed else []
     dtypes, devices = itertools.cycle(_DTYPES), itertools.cycle(_DEVICES)
     return [TrialAnswers(sizes, next(dtypes), next(devices)) for sizes in tried]
 
 
 Rank = Callable[[fx.Node], int | None]
+
+
+#: A text that has what the texts of tensors may have in them.
+TEXT = (
+    "tensor([[1., -2.5000e-01, 0.], [nan, inf, -inf]], device='cuda:0', size=(2, 3), "
+    "dtype=torch.float64, grad_fn=<AddBackward0>, requires_grad=True)"
+)
 
 
 class Positive:
@@ -167,7 +185,9 @@ class Positive:
     """
 
     def __init__(self, rank: Rank) -> None:
-        self._rank = rank
+        # Asked at every assignment, and found by walking back through the graph.
+        self._rank: Rank = functools.cache(rank)
+        self._truths: dict[tuple[fx.Node, int, Any], bool | None] = {}
         self._made: dict[fx.Node, list[tuple[fx.Node, bool]]] = {}
 
     def decide(self, node: fx.Node) -> tuple[bool | None, bool]:
@@ -210,7 +230,12 @@ class Positive:
 
     def _truth(self, node: fx.Node, k: int, size: int | tuple[int, ...]) -> bool | None:
         """Return a condition at the k-th assignment: one size, or drawn ones; None if unknown."""
+        key = node, k, size
+        if key not in self._truths:
+            self._truths[key] = self._found(node, k, size)
+        return self._truths[key]
 
+    def _found(self, node: fx.Node, k: int, size: int | tuple[int, ...]) -> bool | None:
         def shape(tensor: fx.Node) -> tuple[int, ...]:
             rank = self._rank(tensor) or 6
             if isinstance(size, int):

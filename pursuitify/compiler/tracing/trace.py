@@ -14,12 +14,13 @@ import copy
 import dis
 import functools
 import inspect
+import io
 import operator
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,24 @@ _FACTORIES = {
     "zeros", "ones", "empty", "full", "rand", "randn", "randint", "arange", "eye", "linspace",
 }  # fmt: skip
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+@dataclass
+class Printed:
+    """What the forwards of one model print while it is traced: of many runs the first is shown.
+
+    Attributes:
+        shown: Whether there was a first run.
+    """
+
+    shown: bool = False
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator[None]:
+        """Let a run print; capture what it prints on standard output unless it is the first."""
+        before, self.shown = self.shown, True
+        with contextlib.redirect_stdout(io.StringIO()) if before else contextlib.nullcontext():
+            yield
 
 
 @dataclass(frozen=True)
@@ -107,6 +126,7 @@ def trace(
     training: bool,
     leaf_modules: Iterable[Leaf] = (),
     example: tuple[Any, ...] = (),
+    printed: Printed | None = None,
 ) -> Traced:
     """Trace ``model`` in the given mode and normalise the graph.
 
@@ -115,18 +135,20 @@ def trace(
         training: Whether to trace what the model does in training mode.
         leaf_modules: Module types, paths of modules, or functions, to keep as one node each.
         example: Inputs by position, whose sizes decide branches; empty for none.
+        printed: What the forward's output has been shown of; by default nothing.
 
     Raises:
         TraceError: If torch.fx cannot follow the forward.
     """
     leaves = tuple(leaf_modules)
+    printed = Printed() if printed is None else printed
     _refuse_patches(model, leaves)
     choices: Choices | None = Choices()
     first: errors.TraceError | None = None
     for _ in range(size_branches.ATTEMPTS):
         assert choices is not None
         try:
-            traced = _trace(model, training, leaves, choices, example)
+            traced = _trace(model, training, leaves, choices, example, printed)
             if not choices.impossible:
                 return traced
             raise errors.TraceError(_impossible(model, choices))
@@ -193,8 +215,11 @@ def trace_modes(
     Where they differ, what both do has the same name in both, and modules whose mode the code
     asked for are guarded: at run time they must be in the network's mode.
     """
+    printed = Printed()
     traces = {
-        mode: trace(model, training=mode, leaf_modules=leaf_modules, example=example)
+        mode: trace(
+            model, training=mode, leaf_modules=leaf_modules, example=example, printed=printed
+        )
         for mode in (True, False)
     }
     constants = (traces[False].constants, traces[True].constants)
@@ -223,6 +248,7 @@ def _trace(
     leaves: tuple[Leaf, ...],
     choices: Choices,
     example: tuple[Any, ...],
+    printed: Printed,
 ) -> Traced:
     """Trace a model once, on the branches that are chosen; see ``trace``.
 
@@ -233,7 +259,7 @@ def _trace(
     found: Traced | None = None
     failed: errors.TraceError | None = None
     try:
-        found = _traced(model, training, leaves, choices, example, answers)
+        found = _traced(model, training, leaves, choices, example, answers, printed)
     except errors.TraceError as error:
         if not answers.asked or _declined(error.__cause__):
             raise
@@ -242,7 +268,8 @@ def _trace(
         before = replace(choices)
         choices.restart()
         try:
-            found = _traced(model, training, leaves, choices, example, Answers(fixed=True))
+            fixed = Answers(fixed=True)
+            found = _traced(model, training, leaves, choices, example, fixed, printed)
         except errors.TraceError:
             vars(choices).update(vars(before))
             # What found no entry may have looked for a size; else the text was for a message.
@@ -260,6 +287,7 @@ def _traced(
     choices: Choices,
     example: tuple[Any, ...],
     answers: Answers,
+    printed: Printed,
 ) -> Traced | None:
     """Trace a model once; return None if it depends on what ``answers`` has no true values for."""
     root = _skeleton(model)
@@ -269,7 +297,9 @@ def _traced(
     tensors = _tensors(root)
     with type_questions.answered(root) as reached:
         generators = reached.generators
-        run = functools.partial(_run, root, model, leaves, example=example, generators=generators)
+        run = functools.partial(
+            _run, root, model, leaves, example=example, generators=generators, printed=printed
+        )
         graph, modes, watch = run(choices=choices, answers=answers)
         hidden_state.check_buffers(root, model)
         count = len(graph.nodes)
@@ -297,8 +327,21 @@ def _traced(
                 f"model (torch.rand_like(x)){reason}"
             )
         judge = size_branches.Judge(root, example)
-        for trial in trials(reached.numbers) if answers.asked and not answers.fixed else ():
-            hidden_state.rewind(root, before, [name for name in names if name in constants])
+        held = [name for name in names if name in constants]
+        if answers.written:
+            hidden_state.rewind(root, before, held)
+            written = replace(answers, text=sizes.TEXT)
+            reason = ""
+            try:
+                other, _, _ = run(choices=repeated.again(), answers=written, seed=1)
+                others = _constants(other, root, model, before)
+            except errors.TraceError as error:
+                reason = f" ({error})"
+            if reason or not same_graph(graph, other, (constants, others)):
+                raise errors.TraceError(_depends_on_text(model, reason))
+        tried_at = trials(reached.numbers, reached.computed)
+        for trial in tried_at if answers.asked and not answers.fixed else ():
+            hidden_state.rewind(root, before, held)
             tried = Answers(trial)
             try:
                 other, _, _ = run(choices=repeated.again(), answers=tried, seed=1)
@@ -309,7 +352,8 @@ def _traced(
             if tried.met or not same_on(value, (graph, other), (constants, others)):
                 return None
         if _asks_python(reached):
-            _compare(model, root, tensors, graph, example, reached)
+            with printed.run():
+                _compare(model, root, tensors, graph, example, reached)
     vars(root).update({name: value for name, value in constants.items() if "." not in name})
     lost = [*watch.problems(graph, root), *watched.lost_constants()]
     split_pieces(graph, root)
@@ -318,6 +362,15 @@ def _traced(
     contexts.keep(graph, root)
     graph.lint()
     return Traced(graph, constants, training, modes, tuple(lost))
+
+
+def _depends_on_text(model: nn.Module, reason: str) -> str:
+    return (
+        f"{type(model).__name__}.forward depends on the text of a tensor (str(x), an f-string), in "
+        "which its numbers stand, its dtype, and whether it has a derivative: none of them is "
+        "known when it is traced. Ask for these themselves (x.dtype == torch.float32), which is "
+        f"guarded, or leave the branch out{reason}"
+    )
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -381,13 +434,16 @@ def _compare(
 
     needed = [n for n in graph.nodes if n.op == "placeholder" and not n.args]
     inputs = [example] if example else [[x] * len(needed) for x in usual_inputs(root)]
-    rerun = Rerun(root, tensors, build, inputs, bool(example))
+    compare = functools.partial(Rerun, root, tensors, build, given=bool(example))
+    reruns = [compare(inputs=inputs)]
+    reruns += [compare(inputs=[[_resized(x, n) for x in inputs[0]]]) for n in reached.identical]
     dtypes = [None, *_DTYPES] if "dtype" in reached.names else [None]
     derivatives = [True, False] if reached.names & _MODES else [True]
     drawn = hidden_state.random_state()
     states = list(map(hidden_state.state_of, reached.generators))
     try:
-        found = rerun.difference(graph, dtypes, derivatives)
+        differences = (rerun.difference(graph, dtypes, derivatives) for rerun in reruns)
+        found = next(filter(None, differences), "")
     except ImportError:  # torch cannot show its operations, see watch_operations: nothing is told
         found = ""
     finally:
@@ -402,6 +458,14 @@ def _compare(
             "(x.dtype == torch.float32), which is guarded, or mark the module with "
             "leaf_modules=[...] and give it a rule"
         )
+
+
+def _resized(value: Any, size: int) -> Any:
+    """Return a tensor without content, all of whose sizes but that of channels are ``size``."""
+    if not isinstance(value, Tensor):
+        return value
+    shape = [n if d == 1 else size for d, n in enumerate(value.shape)]
+    return torch.empty(shape, dtype=value.dtype, device="meta")
 
 
 #: The dtypes that a network may be given after its conversion.
@@ -454,6 +518,7 @@ def _run(
     example: tuple[Any, ...],
     generators: Sequence[Any],
     answers: Answers,
+    printed: Printed,
     seed: int | None = None,
     every_call: bool = False,
 ) -> tuple[fx.Graph, dict[str, bool], Watch]:
@@ -467,6 +532,7 @@ def _run(
         example: Inputs by position; empty for none.
         generators: Generators of random numbers that the forward may reach.
         answers: What stands for sizes where Python asks for their hash or their text.
+        printed: What of the forward's output is shown.
         seed: What the global generators are seeded with; None for what they are now.
         every_call: Whether to watch every call of Python, for constants of custom Functions.
     """
@@ -478,7 +544,7 @@ def _run(
     trainable = {p: p.requires_grad for p in root.parameters()}
     tracer = Tracer(leaves, choices, example, every_call, answers)
     try:
-        with hidden_state.watch_modes(root, asked):
+        with hidden_state.watch_modes(root, asked), printed.run():
             graph = tracer.trace(root, concrete_args=_defaults(model) or None)
     except Exception as error:
         with contextlib.suppress(errors.TraceError):

@@ -246,6 +246,11 @@ class Tracer(fx.Tracer):
         value = self._answer(obj)
         return Unnamed(f"Proxy({obj.node.name})") if value is _NOTHING else value
 
+    def text_of_tensor(self, obj: fx.Proxy) -> str:
+        """Return what stands for the text of a traced tensor, and note that it was asked for."""
+        self.answers.written = True
+        return self.answers.text or f"Proxy({obj.node.name})"
+
     def equal_in_trial(self, obj: fx.Proxy, other: Any) -> bool | None:
         """Return whether a size that is looked up is equal to another value in the trial.
 
@@ -389,17 +394,27 @@ class Tracer(fx.Tracer):
             return None
         tensor = fx.Proxy(node.all_input_nodes[0], self)
         count: int | None = self._ask(self._judge.rank, tensor.node)
-        if count is None:
-            return None
-        equal = self.create_proxy("call_function", operator.eq, (tensor.dim(), count), {})
-        text = f"{size_branches.text_of(equal.node)}"
+        compare: Callable[[Any, Any], bool] = operator.eq
+        if count is None:  # of x.shape[-2:] and x.shape[:2] it is enough that there are so many
+            last = isinstance(part.start, int) and part.start < 0 and part.stop is None
+            first = isinstance(part.stop, int) and part.stop > 0 and part.start in {None, 0}
+            if part.step is not None or not (last or first):
+                return None
+            compare, count = operator.ge, -part.start if last else part.stop
+        known = self.create_proxy("call_function", compare, (tensor.dim(), count), {})
+        text = f"{size_branches.text_of(known.node)}"
         if self.choices.choose(text, True, certain=bool(self._example))[1]:
-            self.create_proxy("call_function", guards.assume, (equal, True, text), {})
+            self.create_proxy("call_function", guards.assume, (known, True, text), {})
         return len(range(count)[part])
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Iterate over the pieces of a split, where their number is written in the model."""
         count = self.length(obj)
+        if count is None and nodes.is_shape(obj.node):
+            raise errors.TraceError(
+                f"the forward goes through `{size_branches.text_of(obj.node)}`, and how many sizes "
+                f"that are is not known. {EXAMPLE}; or name the sizes one by one: x.shape[-1]"
+            )
         if count is None:
             return super().iter(obj)
         return (obj[i] for i in range(count))  # type: ignore[index]
@@ -449,6 +464,11 @@ def _kept_outside(module: nn.Module, root: nn.Module) -> str | None:
                     f"self.{attribute} = nn.Sequential(...)"
                 ).replace("'.", "'")
             items = value.values() if isinstance(value, dict) else value
+            if attribute == "_modules" and any(i is module for i in value.values()):
+                return (
+                    f"it calls a {name} that the forward itself registers in '{path}' "
+                    "(register_module, add_module, self.name = ...): make it once, in __init__"
+                ).replace(" in ''", "")
             if isinstance(value, (list, tuple, dict, set)) and any(i is module for i in items):
                 kind = type(value).__name__
                 proper = "nn.ModuleDict" if isinstance(value, dict) else "nn.ModuleList"

@@ -114,6 +114,10 @@ class Reached:
             each with the code that may use them.
         numbers: What sizes may be compared with where no operation shows it: numbers and tuples of
             them that are keys of dicts, entries of sets, or in strings, those in dicts first.
+        computed: Whether the code makes dicts or sets of what it computes.
+        identical: Numbers that a size may be compared with by ``is``: those in the code that
+            compares so, and those that objects hold. Empty where it compares nothing but constants
+            that are no numbers, and types.
     """
 
     generators: list[Any] = field(default_factory=list)
@@ -121,6 +125,8 @@ class Reached:
     compares: bool = False
     asking: list[tuple[dict[str, Any], list[CodeType]]] = field(default_factory=list)
     numbers: list[tuple[int, ...]] = field(default_factory=list)
+    computed: bool = False
+    identical: list[int] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -194,11 +200,14 @@ def _reached(root: nn.Module) -> Reached:
     later: list[Any] = []
     making = False
     constants: list[Any] = []
+    held_numbers: list[int] = []
     waiting: dict[str, list[Any]] = {}  # what library objects hold by names that no code has so far
     while stack or later:
         if not stack:  # what is reached from here on is what __init__ leads to
             stack, later, making = list(later), [], True
         value = stack.pop()
+        if type(value) is int:
+            held_numbers.append(value)
         if type(value) in _PLAIN or id(value) in seen:
             continue
         if not making and type(value) is FunctionType and value.__name__ == "__init__":
@@ -231,6 +240,8 @@ def _reached(root: nn.Module) -> Reached:
             found.names |= names
             constants += _constants(value.__code__)
             found.compares = found.compares or _compares(value.__code__)
+            found.computed = found.computed or _computes_keys(value.__code__)
+            found.identical += _identical(value.__code__)
         for name in names - known:
             stack += waiting.pop(name, ())
         known |= names
@@ -239,6 +250,9 @@ def _reached(root: nn.Module) -> Reached:
         stack += [*vars(value).values(), *_named(names, scope)]
     found.asking = list(asking.values())
     found.numbers += _numbers(constants)
+    if found.identical:
+        sizes = [n for n in [*found.identical, *sorted(held_numbers)] if 0 < n < _LARGEST]
+        found.identical = [*dict.fromkeys(sizes)][:_KEYS]
     return found
 
 
@@ -259,6 +273,47 @@ def _constants(code: CodeType) -> list[Any]:
 
 #: Steps that make a dict or a set.
 _MAKES = {"BUILD_MAP", "BUILD_SET", "MAP_ADD", "SET_ADD", "BUILD_CONST_KEY_MAP", "STORE_SUBSCR"}
+
+
+#: Steps that make a dict or a set of what is computed, and names of what does.
+_COMPUTES = {"MAP_ADD", "SET_ADD", "STORE_SUBSCR", "DICT_UPDATE", "SET_UPDATE"}
+_MAKERS = {"dict", "set", "frozenset", "fromkeys"}
+
+
+def _computes_keys(code: CodeType) -> bool:
+    """Whether code, or code inside it, makes a dict or a set of other than constants."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    if _MAKERS & set(code.co_names) or any(map(_computes_keys, inner)):
+        return True
+    return any(
+        step.opname in _COMPUTES or (step.opname in {"BUILD_MAP", "BUILD_SET"} and step.arg)
+        for step in dis.get_instructions(code)
+    )
+
+
+#: Larger numbers are no sizes.
+_LARGEST = 1 << 13
+
+
+def _identical(code: CodeType) -> list[int]:
+    """Return numbers in code that compares something by ``is`` that may be a size.
+
+    That is what is no constant other than a number, and no type or dtype by its name. One where
+    there is no number, so that what is held elsewhere is looked at.
+    """
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    found = [n for part in inner for n in _identical(part)]
+    for last, step in itertools.pairwise(dis.get_instructions(code)):
+        if step.opname != "IS_OP":
+            continue
+        value = last.argval
+        number = last.opname.startswith("LOAD_") and type(value) is int
+        constant = last.opname == "LOAD_CONST" and not number
+        named = isinstance(value, str) and (value[:1].isupper() or hasattr(torch, value))
+        kind = named and not value.isupper()
+        if not constant and not (last.opname in {"LOAD_ATTR", "LOAD_GLOBAL"} and kind):
+            found += [n for n in code.co_consts if type(n) is int] or [1]
+    return found
 
 
 def _numbers(values: list[Any]) -> list[tuple[int, ...]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from pursuitify import OptionError, pursuitify
 from pursuitify.analysis.certificates import certified_radius as certified_module
-from pursuitify.errors import PursuitifyError
+from pursuitify.errors import InputError, PursuitifyError, VerificationError
 from pursuitify.operators import Dense, LinearMap, Scale
 from pursuitify.operators.activations import Activation, ReLU
 from pursuitify.robust import certified_radius
@@ -77,6 +79,17 @@ class Resized(nn.Module):
         return F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear")
 
 
+class Sized(nn.Module):
+    """A convolution, and what ``f`` makes of it."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.f = nn.Conv2d(CHANNELS, CHANNELS, 1), f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(self.conv(x))
+
+
 def _gate(x: Tensor) -> Tensor:
     return (x.sum(tuple(range(1, x.dim())), keepdim=True) > 0).to(x)
 
@@ -131,6 +144,24 @@ class Understated(LinearMap):
 
     def norm_bound(self) -> float:
         return 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Leaking(Activation):
+    """A proximal operator, of LeakyReLU's penalty, that says that it is zero below zero."""
+
+    @property
+    def nonnegative(self) -> bool:
+        return True
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.prox(z, 1.0)
+
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        return torch.where(v >= 0, v, v / (1 + step))
+
+    def penalty(self, w: Tensor) -> Tensor:
+        return torch.where(w < 0, 0.5 * w * w, torch.zeros_like(w))
 
 
 class Steep(Activation):
@@ -215,6 +246,7 @@ SOUND: dict[str, Any] = {
     "conv relu6": plain(conv, nn.ReLU6),
     "conv norm": plain(conv, lambda: nn.BatchNorm2d(CHANNELS), nn.ReLU),
     "prelu": plain(conv, nn.PReLU),
+    "prelu of channels": plain(conv, lambda: nn.PReLU(CHANNELS, init=0.7)),
     "residual": plain(Residual, nn.ReLU),
     "dense": plain(Dense2, nn.ReLU),
     "resized": plain(Resized, conv, nn.ReLU),
@@ -236,6 +268,9 @@ UNSOUND: dict[str, Any] = {
     "bound, a lie": own(lambda x: 3 * x, lambda x: Understated(), **PROMISE),
     "activation, no promise": own_activation(Shrunk()),
     "activation, a lie": own_activation(Steep(), **PROMISE),
+    "nonnegative, a lie": own_activation(Leaking(), **PROMISE),
+    "by size": plain(lambda: Sized(lambda x: x * (1 + x.shape[0] // 9)), nn.ReLU),
+    "by place": plain(lambda: Sized(lambda x: torch.cat([x[:9], 2 * x[9:]])), nn.ReLU),
 }
 
 # -- heads: functions of (latents (batch, features), fc, input) ------------------------------------
@@ -260,6 +295,11 @@ SOUND_HEADS: dict[str, Any] = {
     "view": lambda z, fc, x: fc(z.view(x.size(0), -1)),
     "zeros": lambda z, fc, x: fc(z) + torch.cat([z.new_zeros(x.shape[0], CLASSES)], 1),
     "split": _split,
+    "columns": lambda z, fc, x: fc(z)[:, [2, 0, 1]],
+    "ellipsis": lambda z, fc, x: fc(z)[..., None][..., 0],
+    "expanded": lambda z, fc, x: fc(z) + z.new_ones(1, CLASSES).expand(x.shape[0], -1),
+    "by width": lambda z, fc, x: fc(z) / x.shape[-1] ** 0.5,
+    "times first": lambda z, fc, x: torch.stack([fc(z), fc(2 * z)]).sum(0),
     "negative": lambda z, fc, x: 1 - fc(z),
 }
 UNSOUND_HEADS: dict[str, Any] = {
@@ -272,6 +312,11 @@ UNSOUND_HEADS: dict[str, Any] = {
     "by size": lambda z, fc, x: fc(z) * x.shape[0],
     "divided by size": lambda z, fc, x: fc(z) / x.size(0),
     "shifted by size": lambda z, fc, x: fc(z) + x.shape[0] * z.new_ones(CLASSES).cumsum(0),
+    "by size, late": lambda z, fc, x: fc(z) * (1 + x.shape[0] // 9),
+    "shifted late": lambda z, fc, x: fc(z) + z.new_ones(CLASSES).cumsum(0) * (x.shape[0] // 9),
+    "columns by size": lambda z, fc, x: fc(z).roll(x.numel() // 150, 1),
+    "by place, late": lambda z, fc, x: torch.cat([fc(z)[:9], -fc(z)[9:]]),
+    "rolled far": lambda z, fc, x: fc(z) + 0.1 * fc(z).roll(60, 0),
     "by place": lambda z, fc, x: fc(z) * torch.arange(1, x.shape[0] + 1)[:, None],
     "cumulated": lambda z, fc, x: fc(z).cumsum(0),
     "square": lambda z, fc, x: fc(z) * fc(z),
@@ -325,8 +370,23 @@ def made(
         model = Net([m for m, _ in parts], {**SOUND_HEADS, **UNSOUND_HEADS}[head], pooled)
         model = randomise(model, seed).double().eval()
         x = torch.randn(BATCH, 1, SIZE, SIZE, dtype=torch.float64)
+    gains = options.pop("gains", False)
     net = pursuitify(model, iterations=6, solver="synchronous", rules=rules, **options)
-    return net.eval().requires_grad_(False), x
+    net = net.eval().requires_grad_(False)
+    if gains:
+        net.atom_gains = some_gains(net, x, seed)
+    return net, x
+
+
+def some_gains(net: Any, x: Tensor, seed: int) -> dict[str, Tensor]:
+    """Return gains between 0.05 and 1 of every decoder row, one per channel."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for row, shape in zip(net.dictionary(x).rows, net.dictionary(x).shapes, strict=True):
+        if row.diagonal is not None:
+            size = (shape[1], *[1] * (len(shape) - 2))
+            found[row.name] = 0.05 + 0.95 * torch.rand(size, generator=generator, dtype=x.dtype)
+    return found
 
 
 def broken(net: Any, x: Tensor, certificate: Any, seed: int = 0) -> Tensor:
@@ -349,14 +409,29 @@ def broken(net: Any, x: Tensor, certificate: Any, seed: int = 0) -> Tensor:
         for share in (0.3, 1.0):
             there = x + share * reach * e / length
             found |= net(there).argmax(1) != own
-            for i in range(
-                len(x) if share == 1 else 0
-            ):  # in the company of samples that do not move, and alone
+            if share < 1:
+                continue
+            many = net(there.repeat(5, *[1] * (x.dim() - 1)))  # in a larger batch
+            found |= (many.argmax(1) != own.repeat(5)).reshape(5, -1).any(0)
+            for i in range(len(x)):  # in the company of samples that do not move, and alone
                 mixed = x.clone()
                 mixed[i] = there[i]
                 found |= net(mixed).argmax(1) != own
                 found[i] |= bool(net(there[i : i + 1]).argmax() != own[i])
     return found
+
+
+def broken_fed_forward(net: Any, x: Tensor, certificate: Any, seed: int = 0) -> Tensor:
+    """Return the same for the network at T = 0 and its radii."""
+    before = net.iterations
+    net.iterations = 0
+    try:
+        fed = SimpleNamespace(
+            predictions=certificate.feedforward_predictions, radius=certificate.feedforward_radius
+        )
+        return broken(net, x, fed, seed)
+    finally:
+        net.iterations = before
 
 
 @pytest.mark.parametrize("head", SOUND_HEADS)
@@ -374,6 +449,27 @@ def test_sound_bodies_are_certified(body: str) -> None:
     certificate = certified_radius(net, x)
     assert bool((certificate.radius > 0).all())
     assert not broken(net, x, certificate).any()
+
+
+@pytest.mark.parametrize(
+    ("offsets", "layout", "gains"),
+    [
+        ("signal", "encoder", False),
+        ("signal", "encoder", True),
+        ("threshold", "auto", True),
+    ],
+)
+def test_layouts_offsets_and_gains_are_certified(offsets: str, layout: str, gains: bool) -> None:
+    """Gains change the dictionary and no feed-forward layer: at T = 0 the radii are the same."""
+    options: dict[str, Any] = {"offsets": offsets, "layout": layout, "seed": 1}
+    net, x = made(["conv relu", "residual"], "linear", gains=gains, **options)
+    certificate = certified_radius(net, x)
+    assert bool((certificate.radius > 0).all())
+    assert not broken(net, x, certificate).any()
+    assert not broken_fed_forward(net, x, certificate).any()
+    plain_net, _ = made(["conv relu", "residual"], "linear", **options)
+    expected = certified_radius(plain_net, x).feedforward_radius
+    assert torch.allclose(certificate.feedforward_radius, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("head", UNSOUND_HEADS)
@@ -422,14 +518,18 @@ def test_the_attack_breaks_what_is_not_tried(lie: str, monkeypatch: pytest.Monke
     assert broken(net, x, certified_radius(net, x)).any()
 
 
-@examples(15, 200, data=st.data())
+@examples(10, 200, data=st.data())
 def test_what_is_certified_holds(data: st.DataObject) -> None:
     """Sound parts most of the time, so that many are certified; any part at all otherwise."""
     bodies = data.draw(
         st.lists(st.sampled_from([*SOUND, *SOUND, *UNSOUND]), min_size=1, max_size=2)
     )
     head = data.draw(st.sampled_from([*SOUND_HEADS, *SOUND_HEADS, *SOUND_HEADS, *UNSOUND_HEADS]))
-    options = {"layout": data.draw(st.sampled_from(["auto", "encoder"]))}
+    options = {
+        "layout": data.draw(st.sampled_from(["auto", "encoder"])),
+        "offsets": data.draw(st.sampled_from(["signal", "threshold"])),
+        "gains": data.draw(st.booleans()),
+    }
     seed, name = data.draw(st.integers(0, 99)), data.draw(st.sampled_from(NAMES))
     try:
         net, x = made(bodies, head, name, data.draw(st.booleans()), seed, **options)
@@ -441,6 +541,28 @@ def test_what_is_certified_holds(data: st.DataObject) -> None:
     assert head in SOUND_HEADS
     assert set(bodies) <= {*SOUND}
     assert not broken(net, x, certificate, seed).any()
+    assert not broken_fed_forward(net, x, certificate, seed).any()
+
+
+def test_a_map_that_is_not_the_value_is_refused() -> None:
+    """Its feed-forward layer would be taken for 0.5 times what it reads, and is 30 times that."""
+    model = nn.Sequential(Own(lambda x: 30 * x), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    rule = linear(lambda _, x: Scale(0.5), input_dependent=False)
+    net = pursuitify(
+        model.double().eval(), 4, "synchronous", rules={Own: rule}, verify="off"
+    ).eval()
+    with pytest.raises(VerificationError, match="do not give"):
+        certified_radius(net, torch.randn(4, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("y", [torch.eye(BATCH)[:, :3], torch.eye(BATCH), torch.zeros(BATCH, 1)])
+def test_accuracy_wants_one_class_per_input(y: Tensor) -> None:
+    certificate = certified_radius(*made(["conv relu"], "linear"))
+    with pytest.raises(InputError, match="one class per input"):
+        certificate.accuracy(y, 0.0)
+    for eps in (math.nan, -1.0):
+        with pytest.raises(OptionError, match="eps"):
+            certificate.accuracy(certificate.predictions, eps)
 
 
 def test_two_inputs_are_refused() -> None:

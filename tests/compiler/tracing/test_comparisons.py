@@ -113,6 +113,67 @@ def test_a_network_is_its_source_or_is_refused(
             assert torch.equal(net(given_), model(given_))
 
 
+#: What the text of a tensor says that a trace does not know.
+TEXTS: dict[str, Question] = {
+    "derivative": lambda _s, x: "grad_fn" in str(x),
+    "no derivative": lambda _s, x: "grad_fn" not in f"{x}",
+    "numbers": lambda _s, x: "nan" in repr(x),
+    "dtype": lambda _s, x: "float64" in "{}".format(x),  # noqa: UP032
+    "device": lambda _s, x: "cuda" in "%s" % x,  # noqa: UP031
+    "length": lambda _s, x: len(str(x)) > 99,
+}
+
+
+@pytest.mark.parametrize(("name", "way"), zip(TEXTS, [*WAYS, *WAYS], strict=False))
+def test_what_depends_on_the_text_of_a_tensor_is_refused(name: str, way: str) -> None:
+    with pytest.raises(TraceError, match="depends on the text of a tensor"):
+        pursuitify(Net(TEXTS[name], way).eval())
+
+
+def test_a_constant_that_depends_on_the_text_of_a_tensor_is_refused() -> None:
+    """The operations are the same whatever the text; what they read is not."""
+    model = Net(lambda _s, x: "grad_fn" in str(x)).eval()
+    model.way = lambda _s, x, yes: x * torch.tensor([2.0 if yes else 3.0])
+    with pytest.raises(TraceError, match="depends on the text of a tensor"):
+        pursuitify(model)
+
+
+def test_a_text_that_decides_nothing_converts() -> None:
+    """Constants that the forward makes anew are the same in every trace."""
+    model = Net(lambda _s, x: bool(str(x)), "other number").eval()
+    first = model.way
+    model.way = lambda s, x, yes: first(s, x * torch.tensor([2.0]), yes)
+    net, x = pursuitify(model, iterations=0), torch.randn(2, 3, 6, 5)
+    assert torch.equal(net(x), model(x))
+
+
+#: Sizes that are compared by ``is``, with a number in the code, or one that an object holds.
+IDENTITIES: dict[str, Question] = {
+    "number": lambda _s, x: x.size(2) is [7, 11][1],
+    "not": lambda _s, x: x.shape[2] is not SIZE,
+    "attribute": lambda s, x: x.shape[-1] is s.width,
+    "other way round": lambda s, x: s.width is x.size(3),
+    "helper": lambda _s, x: same(x.size(2), SIZE),
+    "batch": lambda s, x: len(x) is s.width,
+}
+SIZE = 11
+
+
+def same(a: Any, b: Any) -> bool:
+    return a is b
+
+
+@pytest.mark.parametrize("example", [False, True])
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_a_size_that_is_compared_by_is_is_refused(name: str, example: bool) -> None:
+    """The sizes of usual images tell nothing: none of them is 11."""
+    model = Net(IDENTITIES[name], where=1).eval()
+    model.width = 11
+    inputs = torch.rand(2, 3, 8, 8) if example else None
+    with pytest.raises(TraceError, match=r"on a tensor torch.float32 \[11, 3, 11, 11\]"):
+        pursuitify(model, example_inputs=inputs)
+
+
 @pytest.mark.parametrize("name", SEEN)
 def test_what_is_answered_alike_converts(name: str) -> None:
     torch.manual_seed(0)

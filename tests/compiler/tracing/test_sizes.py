@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from pursuitify import InputError, TraceError, pursuitify
-from pursuitify.compiler.tracing.sizes import TrialAnswers
+from pursuitify.compiler.tracing.sizes import Positive, TrialAnswers
 from tests.support.idiom_outcome import outcome
 
 TABLE = {8: 2.0, 16: 3.0}
@@ -60,6 +61,13 @@ def asserted(_net: Any, x: Tensor) -> Tensor:
     return 2 * x
 
 
+def stored() -> dict[int, float]:
+    found = {}
+    for n in range(36, 39):
+        found[n] = 2.0
+    return found
+
+
 Body = Callable[[Any, Tensor], Tensor]
 #: Bodies that depend on sizes by their hashes or their texts. What the sizes are no model says.
 SIZES: dict[str, Body] = {
@@ -80,11 +88,18 @@ SIZES: dict[str, Body] = {
     "repr": lambda _net, x: 2 * x if repr(x.shape).endswith("14])") else x,
     "join": lambda _net, x: 2 * x if "x".join(map(str, x.shape[2:])) == "7x14" else x,
     "method": lambda net, x: getattr(net, f"times_{x.size(2)}", net.plain)(x),
+    "computed table": lambda _net, x: x * {n * n + 1: 2.0 for n in range(9)}.get(x.size(2), 5.0),
+    "computed set": lambda _net, x: 2 * x if x.size(2) in {n * n + 1 for n in range(9)} else x,
+    "range": lambda _net, x: 2 * x if x.size(2) in set(range(36, 39)) else x,
+    "fromkeys": lambda _net, x: x * dict.fromkeys(range(36, 39), 2.0).get(x.size(2), 5.0),
+    "zip": lambda _net, x: x * dict(zip((36, 74 // 2), (2.0, 3.0), strict=True)).get(x.size(2), 5),
+    "stored": lambda _net, x: x * stored().get(x.size(2), 5.0),
     "square": lambda _net, x: 2 * x if len({*x.shape[2:]}) == 1 else x,
     "twice": lambda _net, x: 2 * x if Counter(x.shape)[x.size(2)] == 2 else x,
     "hash": lambda _net, x: 2 * x if hash(x.size(2)) == 8 else x,
 }
-#: Those that do so at 7 x 14; the others do at 8 x 8.
+#: Those that do so at 37 x 37, which nothing in the code says; at 7 x 14; the others do at 8 x 8.
+FAR = {"computed table", "computed set", "range", "fromkeys", "zip", "stored"}
 WIDE = {"entry", "pair", "slice", "tuple", "f-string", "repr", "join"}
 #: Bodies that depend on what every model says of its tensors.
 KNOWN: dict[str, Body] = {
@@ -137,7 +152,7 @@ def test_what_depends_on_the_hash_or_the_text_of_a_size_needs_an_example(name: s
     model = Net(SIZES[name]).double().eval()
     with pytest.raises(TraceError, match="Pass example_inputs="):
         pursuitify(model)
-    x = image(7, 14) if name in WIDE else image(8, 8)
+    x = image(37, 37) if name in FAR else image(7, 14) if name in WIDE else image(8, 8)
     net = pursuitify(model, iterations=0, example_inputs=x)
     assert torch.equal(net(x), model(x))
     with pytest.raises(InputError, match="the model branches on"):
@@ -172,6 +187,30 @@ def test_what_depends_on_none_converts_for_all_sizes(name: str) -> None:
     net = pursuitify(model, iterations=0)
     for x in (image(8, 6), image(7, 14), image(16, 16), image(9, 9)):
         assert torch.equal(net(x), model(x))
+
+
+ANY = {
+    "any": lambda net, x: 2 * x if any(n < 9 for n in x.squeeze(-1).shape[-2:]) else x,
+    "length": lambda net, x: len(x.squeeze(-1).shape[-2:]) * x,
+    "first": lambda net, x: x * float(all(n > 0 for n in x.squeeze(-1).shape[:2])),
+}
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_the_last_sizes_of_a_tensor_of_unknown_rank_are_so_many(name: str) -> None:
+    model = Net(ANY[name]).double().eval()
+    net = pursuitify(model, iterations=0)
+    x = image(12, 14)
+    assert torch.equal(net(x), model(x))
+
+
+def test_all_sizes_of_a_tensor_of_unknown_rank_need_an_example() -> None:
+    model = Net(lambda _net, x: x * (1 + sum(x.squeeze(-1).shape))).double().eval()
+    with pytest.raises(TraceError, match=r"`squeeze.shape`, and how many .* Pass example_inputs="):
+        pursuitify(model)
+    x = image(12, 14)
+    net = pursuitify(model, iterations=0, example_inputs=x)
+    assert torch.equal(net(x), model(x))
 
 
 def test_a_cache_that_still_holds_a_traced_size_works_on() -> None:
@@ -214,3 +253,17 @@ def test_a_text_in_a_message_does_not_hide_why_a_forward_cannot_be_traced() -> N
 
     with pytest.raises(TraceError, match="__float__ of the traced tensor 'mean' would need"):
         pursuitify(Net(body))
+
+
+def test_conditions_ask_for_the_rank_of_a_tensor_once() -> None:
+    """It is found by walking back through the graph; there are hundreds of assignments to try."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    size = graph.call_method("size", (x, 2))
+    asked = []
+    positive = Positive(lambda node: asked.append(node) or 4)  # type: ignore[func-returns-value]
+    for number in (28, 14, 7):
+        condition = graph.call_function(operator.ne, (size, number))
+        positive.decide(condition)
+        positive.choose(condition, value=True)
+    assert asked == [x]

@@ -225,3 +225,41 @@ def test_parametrised_modules_run_their_parametrisation_once() -> None:
 def test_slots_follow_names() -> None:
     trained, evaluated, count = slots(["a", "aux", "b"], ["a", "b", "c"])
     assert (trained, evaluated, count) == ([0, 1, 2], [0, 2, 3], 4)
+
+
+def shouting(_self: Any, x: Tensor) -> Tensor:
+    print("here", x.shape)
+    return x * x.size(1) if x.dim() == 2 else x
+
+
+PRINTING = {
+    "once": lambda _self, x: (print("here"), x)[1],
+    "tensor": lambda _self, x: (print("here", x), x)[1],
+    "sizes": shouting,
+    "mode": lambda self, x: (print("here", self.training), x)[1],
+    "flushed": lambda _self, x: (print("here", flush=True), x)[1],
+    "compared": lambda _self, x: (print("here"), x if x.dtype is None else 2 * x)[1],
+    "wrong at first": lambda self, x: (print("here"), raising(self, x))[1],
+}
+
+
+@pytest.mark.parametrize("example", [False, True])
+@pytest.mark.parametrize("name", PRINTING)
+def test_a_forward_that_prints_is_heard_once(
+    name: str, example: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A forward is traced several times, in both modes, and run on example inputs."""
+    inputs = torch.rand(2, 4) if example else None
+    pursuitify(Net(PRINTING[name]).eval(), example_inputs=inputs)
+    assert capsys.readouterr().out.count("here") == 1
+    assert explain(Net(PRINTING[name]).eval()).ok
+    assert capsys.readouterr().out.count("here") == 1
+
+
+def test_a_forward_that_is_refused_is_heard_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def body(_self: Any, x: Tensor) -> Tensor:
+        print("here")
+        return F.gelu(x)
+
+    assert not explain(Net(body).eval()).ok
+    assert capsys.readouterr().out.count("here") == 1
