@@ -85,7 +85,7 @@ def write_picture(path: str | os.PathLike[str], figure: Figure) -> Figure:
     with whole(target) as written:
         try:
             # The format is given, since a link's own name need not be that of the file it leads to.
-            figure.savefig(written, format=chosen, dpi=150, bbox_inches="tight")
+            figure.savefig(written, format=chosen, dpi=100, bbox_inches="tight")
         except OSError as error:
             raise CheckpointError(f"cannot write {target}: {error}") from error
     return figure
