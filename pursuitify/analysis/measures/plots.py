@@ -126,6 +126,8 @@ def plot_families(
         figure, axes = plots.panel(ax)
         for i, (name, points) in enumerate(families.items()):
             for drawn, bound in ((points, False), ((lower or {}).get(name, ()), True)):
+                if not drawn:
+                    continue
                 ordered = sorted(drawn)
                 axes.plot(
                     [x for x, _ in ordered],
