@@ -40,11 +40,11 @@ def test_ticks_and_legends_cover_nothing(name: str) -> None:
     assert len(boxes) == 1, "one legend for all panels"
     for axes in figure.axes:
         assert not any(box.overlaps(axes.get_window_extent()) for box in boxes)
-        for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
-            near = axes.get_window_extent().padded(20)  # labels out of the limits are not drawn
-            places = [tick.get_window_extent() for tick in ticks if tick.get_text()]
-            shown = [place for place in places if near.overlaps(place)]
-            for one, next_one in pairwise(shown):
+        near = axes.get_window_extent().padded(20)  # labels out of the limits are not drawn
+        for axis in (axes.xaxis, axes.yaxis):
+            ticks = [tick for tick in axis.get_ticklabels(which="both") if tick.get_text()]
+            places = [place for t in ticks if near.overlaps(place := t.get_window_extent())]
+            for one, next_one in pairwise(sorted(places, key=lambda place: (place.x0, place.y0))):
                 assert not one.overlaps(next_one), (name, axes.get_title("left"))
 
 
