@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,6 +142,11 @@ def test_figure_8_is_the_mean_over_seeds(tmp_path: Path) -> None:
     assert text.splitlines()[2] == "| DP | 2 | 4 |"
 
 
+def drawn_bars(axes: Any) -> list[Any]:
+    """Return what ``errorbar`` has drawn; matplotlib types it as any container."""
+    return list(axes.containers)
+
+
 @pytest.mark.parametrize("percent", [True, False])
 def test_bars_stand_beside_each_other_at_whole_numbers(percent: bool) -> None:
     pytest.importorskip("matplotlib")
@@ -152,11 +158,11 @@ def test_bars_stand_beside_each_other_at_whole_numbers(percent: bool) -> None:
         figures._panel(axes, lines, "clean", "sweeps T", percent)
     assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "3", "8"]
     assert list(axes.get_xticks()) == [0, 1, 2]
-    places = sorted(x for bar in axes.containers for x in bar.lines[0].get_xdata())
+    places = sorted(x for bar in drawn_bars(axes) for x in bar.lines[0].get_xdata())
     assert len(places) == 18
     assert min(b - a for a, b in pairwise(places)) > 0.05
     assert all(abs(x - round(x)) <= 0.3 for x in places), "beside the place they belong to"
-    bars = axes.containers[0].lines[2][0].get_segments()
+    bars = drawn_bars(axes)[0].lines[2][0].get_segments()
     factor = 100 if percent else 1
     assert bars[1][:, 1] == pytest.approx([-0.05 * factor, 0.35 * factor])
     if percent:
@@ -169,7 +175,7 @@ def test_without_bars_points_stand_at_their_places() -> None:
         _, axes = plots.panel(None)
         lines = {label: {t: summary.Estimate(1.0, None, 1) for t in (0, 4)} for label in "ab"}
         figures._panel(axes, lines, "error", "sweep", False)
-    for bar in axes.containers:
+    for bar in drawn_bars(axes):
         assert list(bar.lines[0].get_xdata()) == [0, 1]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pursuitify.robust import AuditReport
@@ -51,7 +53,8 @@ def test_the_picture_shows_every_network_and_no_negative_epsilon(norm: str, fact
     assert not any(label.startswith("-") for label in labels)
     if factor == 1 / 255:
         assert labels == ["0", "2/255", "8/255", "16/255\nany image"]
-    drawn = {bar.get_label(): bar for bar in axes.containers}
+    containers: list[Any] = list(axes.containers)  # matplotlib types bars as any container
+    drawn = {bar.get_label(): bar for bar in containers}
     assert list(drawn) == list(clean)
     for name, bar in drawn.items():
         start, attacked = bar.lines[0].get_ydata()
