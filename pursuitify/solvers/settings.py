@@ -160,7 +160,7 @@ class Settings(nn.Module):
 
     @property
     def recompute_levels(self) -> int:
-        """How much ``memory="recompute"`` keeps: every sweep's latents (1), every sqrt(T)-th's (2)."""
+        """Sweeps whose latents ``memory="recompute"`` keeps: all (1), or every sqrt(T)-th (2)."""
         return self._recompute_levels
 
     @recompute_levels.setter

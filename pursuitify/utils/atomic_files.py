@@ -148,7 +148,9 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         folder.mkdir()
     except OSError as error:
-        raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
+        raise CheckpointError(
+            f"cannot write to {target.parent}: {error.strerror or error}"
+        ) from error
     try:
         written = folder / target.name
         yield written
@@ -217,7 +219,9 @@ def _replace(target: Path, write: Callable[[str], Any]) -> None:
     try:
         temporary.open("xb").close()
     except OSError as error:
-        raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
+        raise CheckpointError(
+            f"cannot write to {target.parent}: {error.strerror or error}"
+        ) from error
     try:
         mode = stat.S_IMODE(temporary.stat().st_mode)
         write(str(temporary))
