@@ -308,9 +308,7 @@ class PursuitNetwork(Settings):
     @property
     def source(self) -> fx.GraphModule:
         """The source network as a GraphModule that shares every parameter: the way back."""
-        module = fx.GraphModule(self, copy.deepcopy(self._program.graph), "Source")
-        module.training = self.training
-        return module
+        return fx.GraphModule(self, copy.deepcopy(self._program.graph), "Source")
 
     @property
     def source_name(self) -> str:
