@@ -59,7 +59,7 @@ docs-links: $(VENV)/.docs-installed ## Check the links of the documentation to o
 
 # Not coverage.py and coverage_libraries.py, which write pages of docs: they are run by hand.
 # render.py comes last, since it writes docs/performance.md from what the others measured.
-BENCHMARKS := $(filter-out %/common.py %/coverage.py %/coverage_libraries.py %/render.py, \
+BENCHMARKS := $(filter-out %/common.py %/pictures.py %/coverage.py %/coverage_libraries.py %/render.py, \
 	$(wildcard benchmarks/*.py))
 
 bench: $(STAMP) ## Run every benchmark but the coverage pages', then write docs/performance.md from them.

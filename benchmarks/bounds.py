@@ -2,7 +2,8 @@
 
     python benchmarks/bounds.py --output docs/pictures
 
-Writes pictures and ``bounds.json`` with the values; ``--parts`` renews some. No data is read: by
+Writes pictures and ``bounds.json`` with the values; ``--parts`` renews some, and without a name
+draws from ``bounds.json`` alone. No data is read: by
 depth, width and skips it is minima over the weights, the zoo's are of random models (seed 0), and
 so are the blocks' (resnet18's Gram matrix, densenet121's dictionary and Gram matrix).
 With one unit per block the densely connected network is the chain; it is left out by width.
@@ -14,15 +15,24 @@ import argparse
 import dataclasses
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.pictures import name
 from pursuitify import pursuitify
 from pursuitify.analysis import coherence
 from pursuitify.analysis.measures.architecture_families import Points, ReadsBack, minima
-from pursuitify.analysis.measures.plots import plot_block_sparsity, plot_families, plot_gram_blocks
+from pursuitify.analysis.measures.plots import (
+    plot_block_sparsity,
+    plot_families,
+    plot_gram_blocks,
+    plot_intervals,
+)
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.plots import plot_structure
@@ -39,26 +49,26 @@ ZOO = {
 PAPER = {"chain": ChainNet, "residual": ResidualNet, "dense": DenselyConnectedNet}
 
 
-def say(name: str, size: int, value: float) -> None:
-    print(f"{name:<24}{size:>4}  {value:.6f}", flush=True)
+def say(family: str, size: int, value: float) -> None:
+    print(f"{family:<24}{size:>4}  {value:.6f}", flush=True)
 
 
-def made(name: str) -> PursuitNetwork:
+def made(model: str) -> PursuitNetwork:
     """Return a network of torchvision's with random weights."""
     import torchvision
 
     torch.manual_seed(0)
-    options = {"init_weights": True} if name == "googlenet" else {}
-    return pursuitify(torchvision.models.get_model(name, weights=None, **options).eval())
+    options = {"init_weights": True} if model == "googlenet" else {}
+    return pursuitify(torchvision.models.get_model(model, weights=None, **options).eval())
 
 
 def blocks(output: Path) -> None:
     """Draw block pictures of two networks."""
     net = made("resnet18")
-    report = dataclasses.replace(coherence(net, (3, 224, 224)), model="resnet18")
+    report = dataclasses.replace(coherence(net, (3, 224, 224)), model=name("resnet18"))
     plot_gram_blocks(report, output / "gram-resnet18.png")
     net = made("densenet121")
-    report = dataclasses.replace(coherence(net, (3, 224, 224)), model="densenet121")
+    report = dataclasses.replace(coherence(net, (3, 224, 224)), model=name("densenet121"))
     plot_block_sparsity(report, output / "gram-densenet121.png")
     plot_structure(net, output / "dictionary-densenet121.png")
 
@@ -66,14 +76,14 @@ def blocks(output: Path) -> None:
 def zoo() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for family, names in ZOO.items():
-        for name in names:
-            net = made(name)
+        for model in names:
+            net = made(model)
             size = sum(p.numel() for p in net.parameters()) / 1e6
             report = coherence(net, (3, 224, 224))
             rows.append(
                 {
                     "family": family,
-                    "model": name,
+                    "model": model,
                     "parameters_million": size,
                     "mutual_coherence": report.mutual_coherence,
                     "frame_potential": report.frame_potential,
@@ -81,7 +91,7 @@ def zoo() -> list[dict[str, object]]:
                 }
             )
             print(
-                f"{name:<16} {report.frame_potential:.5f} >= {report.welch_bound:.5f}", flush=True
+                f"{model:<16} {report.frame_potential:.5f} >= {report.welch_bound:.5f}", flush=True
             )
     return rows
 
@@ -121,20 +131,22 @@ def draw(record: dict[str, Any], output: Path) -> None:
     if "zoo" not in record:
         return
 
-    def of(what: str) -> Points:
-        found: Points = {family: [] for family in ZOO}
-        for r in record["zoo"]:
-            found[r["family"]].append((r["parameters_million"], r[what]))
-        return found
-
-    plot_families(
-        of("frame_potential"),
+    rows = sorted(record["zoo"], key=lambda row: row["parameters_million"])
+    families = list(ZOO)
+    plot_intervals(
+        {
+            f"{name(r['model'])}, {r['parameters_million']:.3g} M": (
+                r["welch_bound"],
+                r["frame_potential"],
+            )
+            for r in rows
+        },
         output / "zoo.png",
-        size="million parameters",
         value="frame potential",
-        note="torchvision, random weights (seed 0); layout auto, interior, pooling at its centres\n"
-        "dashed: Welch-type lower bound",
-        lower=of("welch_bound"),
+        ends="line: Welch-type lower bound, dot: this network",
+        note="torchvision, random weights (seed 0); a colour per family\n"
+        "layout auto, interior, pooling at its centres; M: million parameters",
+        groups=[families.index(r["family"]) for r in rows],
     )
 
 

@@ -1,6 +1,6 @@
 """Accuracy of converted networks against T, with and without each means to keep it.
 
-python benchmarks/conversion_accuracy.py --json out.json --plot accuracy.png
+python benchmarks/conversion_accuracy.py --json out.json
 
 Trains the reference networks (chain, residual, dense) on scikit-learn's digits and on Fashion-MNIST
 (where Debian's dataset-fashion-mnist is installed; averaged to 14 x 14), or networks of torchvision
@@ -249,43 +249,6 @@ def table(rows: list[dict[str, Any]], sweeps: list[int]) -> Table:
     return found
 
 
-def plot(rows: list[dict[str, Any]], sweeps: list[int], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    cells = list(dict.fromkeys((r["data"], r["net"]) for r in rows))
-    columns = len({net for _, net in cells})
-    lines = -(-len(cells) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(3.2 * columns, 2.6 * lines), sharey=True, squeeze=False
-    )
-    means = list(dict.fromkeys(r["means"] for r in rows))
-    for (data, net), axis in zip(cells, axes.flat, strict=True):
-        for name in means:
-            points = []
-            for t in sweeps:
-                values = [
-                    r["accuracy"]
-                    for r in rows
-                    if (r["data"], r["net"], r["means"], r["sweeps"]) == (data, net, name, t)
-                ]
-                points.append(statistics.mean(values))
-            # Lines may lie on each other: what is drawn later has gaps.
-            style = ("-", (0, (5, 3)), (0, (2, 2)))[means.index(name) % 3]
-            axis.plot(range(len(sweeps)), points, marker=".", linestyle=style, label=name)
-        axis.set_title(f"{data}, {net}", fontsize=9)
-        axis.set_xticks(range(len(sweeps)), [str(t) for t in sweeps])
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("test accuracy")
-    axes[-1, 0].set_xlabel("sweeps T")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncol=3, fontsize=8)
-    figure.tight_layout(rect=(0, 0.1, 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", default=["digits", "fashion"], choices=DATA)
@@ -301,7 +264,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=10000, help="Fashion-MNIST training images")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     if arguments.data != ["digits"] and not FASHION.is_dir():
@@ -318,8 +280,6 @@ def main(argv: list[str] | None = None) -> int:
     for data, net, seed in track(cells, console=CONSOLE, description="train and convert"):
         rows += measure(data, net, seed, arguments)
     Console(width=200).print(table(rows, arguments.sweeps))
-    if arguments.plot:
-        plot(rows, arguments.sweeps, arguments.plot)
     if arguments.json:
         environment = {
             "torch": torch.__version__,

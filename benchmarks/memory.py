@@ -1,8 +1,9 @@
 """Memory and time of a training step in every memory mode, as multiples of the source's own.
 
-python benchmarks/memory.py --model resnet18 --sweeps 10 --plot docs/pictures/memory-modes.png
+python benchmarks/memory.py --model resnet18 --sweeps 10 --curve 1 4
 
-Rows of other models and values of T stay in the JSON. Every measurement has a process of its own.
+``--curve`` measures what is saved at further T. Rows of other models and values of T stay in the
+JSON, from which ``benchmarks/render.py`` draws. Every measurement has a process of its own.
 "saved" is what autograd keeps after the forward pass,
 seen through its saved-tensor hooks: unique storages, parameters apart; every mode hands what it
 keeps to those hooks. "resident" is the growth of the process's resident
@@ -147,21 +148,6 @@ def show(rows: list[dict[str, Any]], sweeps: int) -> None:
     Console(width=120).print(table)
 
 
-def plot(path: Path, rows: list[common.Row], model: str) -> None:
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    mine = [row for row in rows if row["model"] == model]
-    source = next(row["saved"] for row in mine if row["mode"] == "source")
-    for mode in MODES:
-        points = sorted((r["sweeps"], r["saved"] / source) for r in mine if r["mode"] == mode)
-        axes.plot(*zip(*points, strict=True), marker="o", label=mode)
-    axes.set(xlabel="sweeps T", ylabel="saved for backward, x source", yscale="log")
-    axes.set_title(f"{model}: memory of a training step against T")
-    axes.legend()
-    figure.savefig(path, dpi=150)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="resnet18")
@@ -171,9 +157,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
-    parser.add_argument("--curve", nargs="*", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--curve", nargs="*", type=int, default=[])
     parser.add_argument("--json", type=Path, default=common.RESULTS / "memory.json")
-    parser.add_argument("--plot", type=Path)
     parser.add_argument("--one", choices=["source", *MODES], help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.one:
@@ -183,10 +168,8 @@ def main(argv: list[str] | None = None) -> int:
     modes = ["source", "store", *(m for m in arguments.modes if m != "store")]
     rows = [spawn(mode, arguments.sweeps, arguments, arguments.repeats) for mode in modes]
     show(rows, arguments.sweeps)
-    if arguments.plot:
-        others = [t for t in arguments.curve if t != arguments.sweeps]
-        rows += [spawn(mode, t, arguments, 0) for mode in modes[1:] for t in others]
-        plot(arguments.plot, rows, arguments.model)
+    others = [t for t in arguments.curve if t != arguments.sweeps]
+    rows += [spawn(mode, t, arguments, 0) for mode in modes[1:] for t in others]
     common.write(arguments.json, rows, KEY)
     return 0
 

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md from the committed JSON, and the plots over T.
+"""Writes the tables of docs/performance.md from the committed JSON, and draws the pictures.
 
 python benchmarks/render.py
 
@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import common, scaling
+from benchmarks import common, pictures, scaling
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -225,51 +225,6 @@ def render(text: str, results: Path = common.RESULTS) -> str:
     return MARKED.sub(lambda m: f"{m[1]}{contents(m[2], results)}{m[3]}", text)
 
 
-def draw(rows: Sequence[common.Row], path: Path) -> None:
-    """Draw time against T, one panel per model and one line per way, with the floor."""
-    from matplotlib.figure import Figure
-
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    figure = Figure(figsize=(4.5 * len(models), 3.6), layout="constrained")
-    for axes, model in zip(
-        figure.subplots(1, len(models), squeeze=False).flat, models, strict=True
-    ):
-        mine = sorted((r for r in rows if r["model"] == model), key=lambda r: r["sweeps"])
-        for way in dict.fromkeys(row["way"] for row in mine):
-            line = [(r["sweeps"], r["sources"]) for r in mine if r["way"] == way]
-            axes.plot(*zip(*line, strict=True), marker="o", markersize=4, label=way)
-        counts = sorted({r["sweeps"] for r in mine})
-        axes.plot(counts, [common.floor(t) for t in counts], "k--", linewidth=1, label="1 + 2T")
-        axes.set_xticks(counts)
-        axes.set_xlabel("T")
-        axes.set_ylabel("time, in passes of the source")
-        axes.set_title(model)
-        axes.legend(fontsize="small")
-    figure.savefig(path, dpi=90)
-
-
-def draw_memory(rows: Sequence[common.Row], path: Path) -> None:
-    """Draw memory against T: what a training step saves, and what inference holds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.6), layout="constrained")
-    axes = figure.subplots()
-    mine = sorted((r for r in rows if r["factor"] == "T"), key=lambda r: r["value"])
-    counts = [r["value"] for r in mine]
-    lines = {
-        "training step": "saved_mib",
-        "source's training step": "source_saved_mib",
-        "inference, latents and residuals": "state_mib",
-    }
-    for label, field in lines.items():
-        axes.plot(counts, [r[field] for r in mine], marker="o", markersize=4, label=label)
-    axes.set_xticks(counts)
-    axes.set_xlabel("T")
-    axes.set_ylabel("MiB")
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=90)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--page", type=Path, default=PAGE)
@@ -277,11 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pictures", type=Path, default=PICTURES)
     given = parser.parse_args(argv)
     given.page.write_text(render(given.page.read_text(), given.results))
-    pictures = {"baselines": (draw, "time"), "scaling": (draw_memory, "memory")}
-    for name, (make, what) in pictures.items():
-        record = load(name, given.results)
-        if record is not None:
-            make(record["rows"], given.pictures / f"{what}-by-sweeps.png")
+    pictures.draw(given.results, given.pictures)
     return 0
 
 

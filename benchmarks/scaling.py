@@ -48,7 +48,6 @@ VALUES = {
     "image side": (32, 64, 96, 128),
     "batch": (1, 2, 4, 8),
 }
-PICTURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "scaling.png"
 
 
 def fit(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
@@ -131,30 +130,10 @@ def measure(factor: str, value: int, given: argparse.Namespace) -> common.Row:
     return row | {"state_mib": state_bytes(net, x) / 2**20, **saved(source, net, x)}
 
 
-def draw(rows: Sequence[common.Row], path: Path) -> None:
-    """Draw time against every factor, log-log, source and network."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.4), layout="constrained")
-    for axes, factor in zip(figure.subplots(2, 3).flat, VALUES, strict=True):
-        points = sorted((r for r in rows if r["factor"] == factor), key=lambda r: r["value"])
-        xs = [r["value"] for r in points]
-        for field, label in (("source_seconds", "source"), ("seconds", "pursuit")):
-            ys = [1000 * r[field] for r in points]
-            axes.loglog(xs, ys, marker="o", markersize=4, label=f"{label}, {fit(xs, ys)[0]:.2f}")
-        axes.set_xticks(xs, [str(x) for x in xs])
-        axes.minorticks_off()
-        axes.set_xlabel(factor)
-        axes.set_ylabel("CPU ms")
-        axes.legend(fontsize="small", title="exponent", title_fontsize="small")
-    figure.savefig(path, dpi=90)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = common.options(__doc__, "scaling", sweeps=(4,), batch=2, size=64)
     parser.set_defaults(threads=1)
     parser.add_argument("--factors", nargs="+", choices=list(VALUES), default=list(VALUES))
-    parser.add_argument("--picture", type=Path, default=PICTURE)
     given = parser.parse_args(argv)
     if given.device != "cpu":
         parser.error("CPU time is measured: --device must be cpu")
@@ -171,8 +150,6 @@ def main(argv: list[str] | None = None) -> int:
         for factor, curves in fits(rows)
     ]
     common.show("exponents (r^2)", exponents, ("factor", *CURVES))
-    if given.factors == list(VALUES):
-        draw(rows, given.picture)
     return 0
 
 

@@ -2,7 +2,7 @@
 
     python docs/make_method_picture.py
 
-The left and the middle panel show a network of two latents with a skip connection. The right one
+The upper panels show a network of two latents with a skip connection. The lower one
 is a real run: a small residual network is trained on scikit-learn's digits (seconds on one
 core), converted, and swept under both rules for step sizes.
 """
@@ -17,16 +17,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from pursuitify import pursuitify
+from pursuitify import plots, pursuitify
 from pursuitify.data import Images, load_data
 from pursuitify.models import ResidualNet
 from pursuitify.training import finetune
-from pursuitify.utils.atomic_files import write_picture
 
 TARGET = Path(__file__).resolve().parent / "pictures" / "method.png"
 SWEEPS = 15
-# Okabe and Ito's colours: told apart with every common colour blindness.
-FORWARD, FEEDBACK, LATENT, ROW = "#0072B2", "#D55E00", "#DCEBF5", "#F0F0F0"
+FORWARD, FEEDBACK = plots.COLOURS[:2]
+LATENT, ROW = "#DCEBF5", "#F0F0F0"
 Point = tuple[float, float]
 
 
@@ -61,7 +60,7 @@ def plain(axes: Axes, title: str, width: float) -> None:
     axes.set_ylim(0, 10.2)
     axes.set_aspect("equal")
     axes.axis("off")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(title)
 
 
 def draw_network(axes: Axes) -> None:
@@ -119,32 +118,33 @@ def draw_objective(axes: Axes) -> None:
     ):
         net = pursuitify(source, iterations=SWEEPS, steps=steps).eval()
         values = [sweep["objective"] for sweep in net.diagnose(x).to_dict()["sweeps"]]
-        axes.plot(range(SWEEPS + 1), values, "o-", ms=3, lw=1.4, color=colour, label=label)
-    axes.set_xlabel("T, the number of sweeps", fontsize=9)
+        axes.plot(range(SWEEPS + 1), values, marker="o", color=colour, label=label)
+    axes.set_xlabel("T, the number of sweeps")
     axes.annotate(
         "T = 0 is your network",
         (0, values[0]),
         (4, values[0] * 0.97),
         va="center",
-        fontsize=9,
         arrowprops={"arrowstyle": "-|>", "color": "#555555", "shrinkB": 4},
     )
-    axes.tick_params(labelsize=8)
-    axes.grid(color="#E5E5E5", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="center right")
-    axes.set_title("3  objective F of a trained network (digits)", loc="left", fontsize=10)
+    plots.whole_numbers(axes)
+    axes.legend(loc="center right")
+    axes.set_title("3  objective F of a trained network (digits)")
 
 
 def main() -> None:
     """Draw the three panels and write the picture."""
-    figure = Figure(figsize=(11, 4.1), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(5, 11, 9))
-    draw_network(left)
-    draw_rows(middle)
-    draw_objective(right)
-    write_picture(TARGET, figure)
+    with plots.style():
+        figure = Figure(figsize=(plots.WIDE, 6.4))
+        panels = figure.subplot_mosaic(
+            [["network", "rows"], ["objective", "objective"]],
+            width_ratios=(5, 11),
+            height_ratios=(10, 6),
+        )
+        draw_network(panels["network"])
+        draw_rows(panels["rows"])
+        draw_objective(panels["objective"])
+        plots.finished(figure, TARGET)
 
 
 if __name__ == "__main__":

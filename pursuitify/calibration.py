@@ -13,13 +13,15 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
+from pursuitify import plots
 from pursuitify.dictionary import atom_gains
 from pursuitify.dictionary.atom_gains import RowFit, Sample
 from pursuitify.dictionary.structured import StructuredDictionary
@@ -27,6 +29,10 @@ from pursuitify.errors import InputError, OptionError, RangeError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.utils import option_checks
 from pursuitify.utils.terminal import Shown, as_text, bar
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Numbers of sweeps at which a calibration says what is kept, up to the network's own.
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -103,6 +109,29 @@ class Calibration(Shown):
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers."""
         return asdict(self)
+
+    def plot(self, path: str | PathLike[str] | None = None, *, ax: Axes | None = None) -> Figure:
+        """Draw against T the share of predictions kept, and how far the latents have moved.
+
+        Args:
+            path: File to write; the suffix chooses the format. Nothing is written if None.
+            ax: Axes to draw into; None for a figure of its own.
+        """
+        counts = [0, *(found.sweeps for found in self.kept)]
+        with plots.style():
+            figure, axes = plots.panel(ax)
+            agreements = [1.0, *(found.agreement for found in self.kept)]
+            axes.plot(agreements, color=plots.COLOURS[0], label="predictions kept")
+            moved = [0.0, *(found.moved for found in self.kept)]
+            axes.plot(moved, color=plots.COLOURS[1], marker="s", label="change of the latents")
+            plots.ordinal(axes, counts)
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel("T, the number of sweeps (places evenly spaced)")
+            axes.set_ylabel("share; relative change")
+            chosen = f"step scale {self.chosen.step_scale:g}"
+            axes.set_title(f"{self.solver}, {chosen}, {self.samples} samples")
+            plots.legend(axes)
+            return plots.finished(figure, path)
 
     def tables(self) -> list[Table]:
         """Return rich tables: the trials, what is kept at each T, and the rows' gains if any."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify import InputError, OptionError, PursuitNetwork, pursuitify
-from pursuitify.calibration import Calibration, calibrate
+from pursuitify.calibration import Calibration, Kept, Trial, calibrate
 from pursuitify.models import ResidualNet
 from tests.support.nets import randomise
 
@@ -285,3 +285,16 @@ def test_one_call_and_the_paper() -> None:
         pursuitify(source_model(), 2, calibrate=batches()[0])
     with pytest.raises(InputError, match="no batch"):
         pursuitify(source_model(), 2, calibrate=[])
+
+
+def test_the_picture_shows_what_is_kept() -> None:
+    pytest.importorskip("matplotlib")
+    trial = Trial(0.5, 1.0, 1.0, 0.0, 1.0)
+    kept = (Kept(1, 0.9, 0.1, 0.2), Kept(2, 0.8, 0.1, 0.3), Kept(50, 0.7, 0.1, 1.4))
+    figure = Calibration(50, "global", 8, 0.5, None, trial, (trial,), False, (), kept).plot()
+    (axes,) = figure.axes
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0", "1", "2", "50"]
+    agreement, moved = axes.lines
+    assert list(agreement.get_ydata()) == [1, 0.9, 0.8, 0.7]
+    assert list(moved.get_ydata()) == [0, 0.2, 0.3, 1.4]
+    assert axes.get_ylim()[0] == 0

@@ -28,6 +28,7 @@ EXCEPTIONS = {
     "benchmarks/test_coverage.py": "benchmarks stand outside the package",
     "benchmarks/test_gpu.py": "benchmarks stand outside the package",
     "benchmarks/test_paper.py": "benchmarks stand outside the package",
+    "benchmarks/test_pictures.py": "benchmarks stand outside the package",
     "benchmarks/test_render.py": "benchmarks stand outside the package",
     "conversion/test_clear_errors.py": "arguments of the wrong kind, in every public function",
     "conversion/test_generality.py": "one network per operation, through the whole conversion",

@@ -1,4 +1,4 @@
-"""The two pictures: files are written, what they show is there."""
+"""The style and the two pictures: files are written, what they show is there."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch import nn
 
 pytest.importorskip("matplotlib")
 
+import matplotlib
 from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
 
-from pursuitify import OptionError, pursuitify
+from pursuitify import OptionError, plots, pursuitify
 from pursuitify.errors import MissingExtraError
 from pursuitify.models import ChainNet
 from pursuitify.plots import plot_objective, plot_structure
@@ -72,6 +74,59 @@ def test_names_that_begin_with_an_underscore_are_shown(tmp_path: Path) -> None:
     figure = plot_objective(net.diagnose(torch.rand(2, 3)), tmp_path / "objective.png")
     legend = figure.axes[1].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["_1"]
+
+
+def test_the_style_stays_within_its_block() -> None:
+    before = dict(matplotlib.rcParams)
+    with plots.style():
+        figure, axes = plots.panel(None)
+        assert not axes.spines["top"].get_visible()
+        assert figure.get_layout_engine() is not None
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pictures_go_into_axes_that_are_given(tmp_path: Path) -> None:
+    """And nothing is written without a path."""
+    net = pursuitify(ChainNet(1, 2, width=2), iterations=3).eval()
+    trace = net.diagnose(torch.rand(1, 1, 6, 6))
+    for draw in (partial(plot_structure, net), partial(plot_objective, trace), trace.plot):
+        figure = Figure()
+        left, right = figure.subplots(1, 2)
+        assert draw(ax=right) is figure
+        assert right.has_data()
+        assert not left.has_data()
+    (curve,) = right.lines
+    assert list(curve.get_ydata()) == [sweep.objective for sweep in trace.sweeps]
+    trace.plot(tmp_path / "trace.png", ax=right)
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.png"]
+    right.remove()
+    with pytest.raises(OptionError, match="no figure"):
+        trace.plot(ax=right)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 20])
+def test_bars_beside_each_other_touch_no_other_place(count: int) -> None:
+    places = [plots.beside(number, count) for number in range(count)]
+    assert sum(places) == pytest.approx(0)
+    assert all(abs(place) < 0.31 for place in places)
+    assert len(set(places)) == count
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2, 5, 10, 20, 50), (0.5,), (4, 1, 1024)])
+def test_places_are_whole_numbers_with_their_values(values: tuple[float, ...]) -> None:
+    with plots.style():
+        _, axes = plots.panel(None)
+        plots.ordinal(axes, values)
+    assert list(axes.get_xticks()) == list(range(len(values)))
+    assert [t.get_text() for t in axes.get_xticklabels()] == [f"{v:g}" for v in values]
+
+
+@pytest.mark.parametrize("sweeps", [1, 2, 3])
+def test_sweeps_have_ticks_at_whole_numbers(sweeps: int) -> None:
+    net = pursuitify(ChainNet(1, 2, width=2), iterations=sweeps).eval()
+    figure = net.diagnose(torch.rand(1, 1, 6, 6)).plot()
+    for axes in figure.axes[:2]:
+        assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 def test_objective_needs_sweeps(tmp_path: Path) -> None:

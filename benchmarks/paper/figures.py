@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.paper.grids import Cell
 from benchmarks.paper.summary import Estimate, Result, estimate
+from pursuitify import plots
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Pairs = list[tuple[Cell, Result]]
 Key = Callable[[Cell], Any]
@@ -35,32 +37,48 @@ def series(pairs: Pairs, at: Key, read: Callable[[Result], float], *, tested: bo
     }
 
 
-def _panel(axes: Any, lines: Lines, title: str, x: str, percent: bool = True) -> None:
+def _panel(axes: Axes, lines: Lines, title: str, x: str, percent: bool = True) -> None:
+    """Draw one panel: evenly spaced places, and at each the labels' bars beside each other."""
     factor = 100 if percent else 1
-    for label, places in lines.items():
-        xs = list(places)
-        ys = [factor * e.mean for e in places.values()]
-        halves = [e.half if percent or e.seeds > 1 else None for e in places.values()]
-        bars = [0.0 if half is None else factor * half for half in halves]
-        axes.errorbar(xs, ys, yerr=bars, marker="o", capsize=3, label=label)
-    axes.set_title(title, fontsize=9)
+    places = sorted({place for found in lines.values() for place in found})
+    bars = {
+        label: [factor * (e.half or 0.0) if percent or e.seeds > 1 else 0.0 for e in found.values()]
+        for label, found in lines.items()
+    }
+    aside = any(map(any, bars.values()))
+    for number, (label, found) in enumerate(lines.items()):
+        shift = plots.beside(number, len(lines)) if aside else 0.0
+        axes.errorbar(
+            [places.index(place) + shift for place in found],
+            [factor * e.mean for e in found.values()],
+            yerr=bars[label],
+            color=plots.COLOURS[number % len(plots.COLOURS)],
+            marker=plots.MARKS[number % len(plots.MARKS)],
+            elinewidth=1,
+            linewidth=0.8,
+            label=label,
+        )
+    if percent:  # an interval may reach beyond 0 and 100, an accuracy does not
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), min(high, 101))
+    axes.set_title(f"{title}, %" if percent else title)
     axes.set_xlabel(x)
-    axes.grid(alpha=0.3)
+    plots.ordinal(axes, places)
+    plots.legend(axes)
 
 
 def _draw(panels: Iterable[Panel], path: Path) -> str:
+    """Draw panels below each other, and return their numbers as tables."""
     shown = [p for p in panels if p[0]]
-    figure = Figure(figsize=(4.2 * max(len(shown), 1), 3.6), layout="constrained")
-    text = []
-    for axes, (lines, title, x, percent) in zip(
-        figure.subplots(1, max(len(shown), 1), squeeze=False)[0], shown, strict=False
-    ):
-        _panel(axes, lines, title, x, percent)
-        axes.legend(fontsize=7)
-        text.append(_table(lines, title, x, percent))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return "\n".join(text)
+    with plots.style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(plots.WIDE, max(2.7 * len(shown), 3.2)))
+        all_axes = figure.subplots(max(len(shown), 1), 1, squeeze=False)[:, 0]
+        for axes, panel in zip(all_axes, shown, strict=False):
+            _panel(axes, *panel)
+        plots.finished(figure, path)
+    return "\n".join(_table(*panel) for panel in shown)
 
 
 def _table(lines: Lines, title: str, x: str, percent: bool) -> str:

@@ -84,12 +84,13 @@ def model(candidate: object) -> nn.Module:
         OptionError: Otherwise.
     """
     if not isinstance(candidate, nn.Module):
-        kind = (
-            f"the class {candidate.__name__}"
-            if isinstance(candidate, type)
-            else (f"a {type(candidate).__name__}")
-        )
-        raise OptionError(f"pursuitify takes a torch.nn.Module instance, not {kind}")
+        kind = f"a {type(candidate).__name__}"
+        advice = ""
+        if isinstance(candidate, type):
+            kind = f"the class {candidate.__name__}"
+        elif isinstance(getattr(candidate, "model", None), nn.Module):
+            advice = ": give its .model"
+        raise OptionError(f"pursuitify takes a torch.nn.Module instance, not {kind}{advice}")
     if isinstance(candidate, torch.jit.ScriptModule):
         raise OptionError(
             "a scripted module holds no Python code to trace: pass the Python module it was made of"

@@ -236,7 +236,7 @@ class StructuredDictionary:
         if self.inputs[0].shape[0] != 1:
             raise InputError(
                 f"materialize() needs a batch of one, not {self.inputs[0].shape[0]}: frozen values "
-                "differ between samples"
+                "differ between samples. Bind one sample: net.dictionary(x[:1])"
             )
         sizes = [shape.numel() for shape in self.shapes]
 

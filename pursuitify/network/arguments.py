@@ -151,7 +151,7 @@ def floating(values: Sequence[Any], dtype: torch.dtype) -> list[Any]:
 
 
 def _finite(value: Tensor) -> bool:
-    """One pass where the sum is finite, which it is unless a value is not or it overflows."""
+    """Whether all values are finite: by their sum, and one by one only where that is not finite."""
     return math.isfinite(float(value.detach().sum())) or bool(torch.isfinite(value).all())
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Group
@@ -13,8 +14,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from pursuitify import plots
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.utils.terminal import Shown, as_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,15 @@ class PursuitTrace(Shown):
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers."""
         return asdict(self)
+
+    def plot(self, path: str | PathLike[str] | None = None, *, ax: Axes | None = None) -> Figure:
+        """Draw objective and residuals per sweep, as ``pursuitify.plots.plot_objective`` does.
+
+        Args:
+            path: File to write; the suffix chooses the format. Nothing is written if None.
+            ax: Axes to draw the objective alone into; None for a figure with both.
+        """
+        return plots.plot_objective(self, path, ax=ax)
 
     def table(self) -> Table:
         """Return a rich table, one line per sweep."""

@@ -323,9 +323,7 @@ class PursuitNetwork(Settings):
     @property
     def source(self) -> fx.GraphModule:
         """The way back, which is the source as a GraphModule that shares every parameter."""
-        module = fx.GraphModule(self, copy.deepcopy(self._program.graph), "Source")
-        module.training = self.training
-        return module
+        return fx.GraphModule(self, copy.deepcopy(self._program.graph), "Source")
 
     @property
     def source_name(self) -> str:

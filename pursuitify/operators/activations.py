@@ -500,12 +500,12 @@ class Weighted(Activation):
 
     @property
     def sparse(self) -> bool:  # type: ignore[override]  # a constant elsewhere, here the inner one's
-        """As the inner activation has it."""
+        """Whether the inner activation needs thresholds to be those of an l1 penalty."""
         return self.inner.sparse
 
     @property
     def nonnegative(self) -> bool:
-        """As the inner activation has it."""
+        """Whether the inner activation's penalty keeps w >= 0."""
         return self.inner.nonnegative
 
     def __call__(self, z: Tensor) -> Tensor:

@@ -180,12 +180,6 @@ class Conv(LinearMap):
             return None
         return dataclasses.replace(self, weight=piece(self.weight, 1, start, length))
 
-    def narrow_output(self, start: int, length: int) -> Conv | None:
-        """Return the map onto a slot of output channels, or None if it is grouped."""
-        if self.groups != 1:
-            return None
-        return dataclasses.replace(self, weight=piece(self.weight, 0, start, length))
-
     def after(self, first: LinearMap) -> LinearMap | None:
         """Absorb a placement into a slot of channels: only that slot's kernel is applied."""
         if isinstance(first, Place) and first.dim == 1:

@@ -160,7 +160,7 @@ class Settings(nn.Module):
 
     @property
     def recompute_levels(self) -> int:
-        """With ``memory="recompute"``: 1 keeps every sweep's latents, 2 every sqrt(T)-th's."""
+        """Sweeps whose latents ``memory="recompute"`` keeps: all (1), or every sqrt(T)-th (2)."""
         return self._recompute_levels
 
     @recompute_levels.setter
@@ -169,7 +169,7 @@ class Settings(nn.Module):
 
     @property
     def implicit_last(self) -> int | None:
-        """With ``memory="implicit"``: derivatives through the last k sweeps instead of a solve."""
+        """Number of last sweeps that ``memory="implicit"`` differentiates instead of solving."""
         return self._implicit_last
 
     @implicit_last.setter
@@ -180,7 +180,7 @@ class Settings(nn.Module):
 
     @property
     def implicit_iterations(self) -> int:
-        """With ``memory="implicit"``: most iterations of the adjoint solve."""
+        """Most iterations of the adjoint solve of ``memory="implicit"``."""
         return self._implicit_iterations
 
     @implicit_iterations.setter
@@ -189,7 +189,7 @@ class Settings(nn.Module):
 
     @property
     def implicit_tolerance(self) -> float:
-        """With ``memory="implicit"``: relative residual where the adjoint solve stops.
+        """Relative residual at which the adjoint solve of ``memory="implicit"`` stops.
 
         A warning is given where it, or the latents' distance from a fixed point, stays above.
         """

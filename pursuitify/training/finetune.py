@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pursuitify import plots
 from pursuitify.checkpoints.origin import Origin
 from pursuitify.data.forms import Rows, all_labels, tensors
 from pursuitify.data.samples import IGNORED, check_labels, labelled
@@ -52,6 +53,8 @@ from pursuitify.utils import fingerprint, option_checks, random_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def finetune(
@@ -552,6 +555,39 @@ class Result:
     best_path: Path | None = None
     last_path: Path | None = None
     log_path: Path | None = None
+
+    def plot(self, path: str | os.PathLike[str] | None = None, *, ax: Axes | None = None) -> Figure:
+        """Draw loss and accuracy per epoch, on the training and on the validation data.
+
+        Args:
+            path: File to write; the suffix chooses the format. Nothing is written if None.
+            ax: Axes to draw the accuracy alone into; None for a figure with both.
+        """
+        shown = {"accuracy": "Accuracy"}
+        with plots.style():
+            from matplotlib.figure import Figure
+
+            if ax is None:
+                figure = Figure(figsize=(plots.WIDE, 3.4))
+                shown = {"loss": "Loss", **shown}
+                panels = list(figure.subplots(1, 2))
+            else:
+                figure, only = plots.panel(ax)
+                panels = [only]
+            epochs = [entry["epoch"] for entry in self.history]
+            for axes, (key, title) in zip(panels, shown.items(), strict=True):
+                for number, (name, label) in enumerate(
+                    ((key, "training"), (f"val_{key}", "validation"))
+                ):
+                    values = [entry[name] for entry in self.history]
+                    look = {"color": plots.COLOURS[number], "marker": plots.MARKS[number]}
+                    axes.plot(epochs, values, label=label, **look)
+                axes.axvline(self.best["epoch"], linestyle=":", color="grey", label="best epoch")
+                axes.set_title(title)
+                axes.set_xlabel("epoch")
+                plots.whole_numbers(axes)
+            plots.legend(panels[-1])
+            return plots.finished(figure, path)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, numbers and strings."""

@@ -85,7 +85,7 @@ def write_picture(path: str | os.PathLike[str], figure: Figure) -> Figure:
     with whole(target) as written:
         try:
             # The format is given, since a link's own name need not be that of the file it leads to.
-            figure.savefig(written, format=chosen, dpi=150, bbox_inches="tight")
+            figure.savefig(written, format=chosen, dpi=100, bbox_inches="tight")
         except OSError as error:
             raise CheckpointError(f"cannot write {target}: {error}") from error
     return figure
@@ -148,7 +148,9 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         folder.mkdir()
     except OSError as error:
-        raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
+        raise CheckpointError(
+            f"cannot write to {target.parent}: {error.strerror or error}"
+        ) from error
     try:
         written = folder / target.name
         yield written
@@ -217,7 +219,9 @@ def _replace(target: Path, write: Callable[[str], Any]) -> None:
     try:
         temporary.open("xb").close()
     except OSError as error:
-        raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
+        raise CheckpointError(
+            f"cannot write to {target.parent}: {error.strerror or error}"
+        ) from error
     try:
         mode = stat.S_IMODE(temporary.stat().st_mode)
         write(str(temporary))

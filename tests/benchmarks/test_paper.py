@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from benchmarks.paper.data import FASHION
 from benchmarks.paper.evaluate import evaluate
 from benchmarks.paper.figures import FIGURES
 from benchmarks.paper.train import build, normalise, reconstruction
+from pursuitify import plots
 
 DESK = grids.SIZES["desk"]
 COMMITTED = sorted(cell.RESULTS.glob("*.json"))
@@ -137,6 +140,43 @@ def test_figure_8_is_the_mean_over_seeds(tmp_path: Path) -> None:
         [(cells[0], found(1.0, 2.0)), (cells[1], found(3.0, 6.0))], tmp_path / "8.png"
     )
     assert text.splitlines()[2] == "| DP | 2 | 4 |"
+
+
+def drawn_bars(axes: Any) -> list[Any]:
+    """Return what ``errorbar`` has drawn; matplotlib types it as any container."""
+    return list(axes.containers)
+
+
+@pytest.mark.parametrize("percent", [True, False])
+def test_bars_stand_beside_each_other_at_whole_numbers(percent: bool) -> None:
+    pytest.importorskip("matplotlib")
+    with plots.style():
+        _, axes = plots.panel(None)
+        lines = {
+            label: {t: summary.Estimate(0.05 * t, 0.2, 3) for t in (1, 3, 8)} for label in "abcdef"
+        }
+        figures._panel(axes, lines, "clean", "sweeps T", percent)
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "3", "8"]
+    assert list(axes.get_xticks()) == [0, 1, 2]
+    places = sorted(x for bar in drawn_bars(axes) for x in bar.lines[0].get_xdata())
+    assert len(places) == 18
+    assert min(b - a for a, b in pairwise(places)) > 0.05
+    assert all(abs(x - round(x)) <= 0.3 for x in places), "beside the place they belong to"
+    bars = drawn_bars(axes)[0].lines[2][0].get_segments()
+    factor = 100 if percent else 1
+    assert bars[1][:, 1] == pytest.approx([-0.05 * factor, 0.35 * factor])
+    if percent:
+        assert axes.get_ylim()[0] == 0, "no accuracy is below 0"
+
+
+def test_without_bars_points_stand_at_their_places() -> None:
+    pytest.importorskip("matplotlib")
+    with plots.style():
+        _, axes = plots.panel(None)
+        lines = {label: {t: summary.Estimate(1.0, None, 1) for t in (0, 4)} for label in "ab"}
+        figures._panel(axes, lines, "error", "sweep", False)
+    for bar in drawn_bars(axes):
+        assert list(bar.lines[0].get_xdata()) == [0, 1]
 
 
 def test_names_ignore_defaults_and_nothing_else() -> None:

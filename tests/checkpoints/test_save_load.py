@@ -276,7 +276,7 @@ def test_a_failed_write_keeps_the_old_file(saved: Path, monkeypatch: pytest.Monk
         save(pursuitify(ChainNet(width=2)), saved)
     assert saved.read_bytes() == before
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
-    with pytest.raises(CheckpointError, match="cannot write"):
+    with pytest.raises(CheckpointError, match=r"cannot write to .*no: No such file or directory$"):
         save(pursuitify(ChainNet(width=2)), saved.parent / "no" / "folder")
 
 

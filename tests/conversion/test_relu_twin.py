@@ -67,6 +67,14 @@ def test_a_wrong_mapping_is_refused(mapping: Any) -> None:
         relu_twin(mixed(), mapping)
 
 
+def test_a_twin_in_the_place_of_its_model_is_refused_with_what_to_give() -> None:
+    with pytest.raises(OptionError, match=r"not a Twin: give its \.model"):
+        pursuitify(relu_twin(mixed()))  # type: ignore[arg-type]
+    assert isinstance(pursuitify(relu_twin(mixed()).model), nn.Module)
+    with pytest.raises(OptionError, match=r"not the class ReLU$"):
+        pursuitify(nn.ReLU)  # type: ignore[arg-type]
+
+
 def test_explain_names_it() -> None:
     problems = explain(mixed()).problems
     assert {p.op for p in problems} == {"GELU", "SiLU", "Hardswish", "Mish"}

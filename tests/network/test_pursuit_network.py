@@ -311,9 +311,10 @@ def test_objective_from_the_dense_matrix(case: Case, layout: Any) -> None:
 
 def test_materialize_needs_a_batch_of_one() -> None:
     case = BY_NAME["linear_chain"]
-    net = pursuitify(case.build())
-    with pytest.raises(package.InputError, match="batch of one"):
-        net.dictionary(case.input(batch=2)).materialize()
+    net, x = pursuitify(case.build()), case.input(batch=2)
+    with pytest.raises(package.InputError, match=r"batch of one.*net\.dictionary\(x\[:1\]\)"):
+        net.dictionary(x).materialize()
+    assert net.dictionary(x[:1]).materialize()[0].dim() == 2, "the advice works"
 
 
 def test_dictionary_refuses_latents_that_do_not_fit() -> None:

@@ -20,7 +20,15 @@ pytest.importorskip("accelerate")
 from pursuitify import OptionError, estimate_memory, load, pursuitify
 from pursuitify.errors import CheckpointError, MemoryLimitError, MissingExtraError, TrainingError
 from pursuitify.memory import MemoryWarning
-from pursuitify.training import Config, adversarial_inputs, evaluate, finetune, loop, reconstruction
+from pursuitify.training import (
+    Config,
+    Result,
+    adversarial_inputs,
+    evaluate,
+    finetune,
+    loop,
+    reconstruction,
+)
 from pursuitify.training.optimizer import LearningRateSchedule
 from tests.support.toy import model, network, rows
 
@@ -517,3 +525,24 @@ def test_where_nothing_can_be_counted_nothing_is_chosen(monkeypatch: pytest.Monk
     with warnings.catch_warnings():
         warnings.simplefilter("error", MemoryWarning)
         finetune(ReadsValues(), rows(), rows(), epochs=1, **QUIET)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_the_picture_shows_the_history(epochs: int) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    entry = {"loss": 0.5, "accuracy": 0.6, "val_loss": 0.7, "val_accuracy": 0.4}
+    history = [
+        {"epoch": 1 + n, **{k: v / (1 + n) for k, v in entry.items()}} for n in range(epochs)
+    ]
+    outcome = Result(history, history[-1], False)
+    for axes, key in zip(outcome.plot().axes, ("loss", "accuracy"), strict=True):
+        training, validation, _ = axes.lines
+        assert list(training.get_ydata()) == [found[key] for found in history]
+        assert list(validation.get_ydata()) == [found[f"val_{key}"] for found in history]
+        assert all(tick == round(tick) for tick in axes.get_xticks())
+    figure = Figure()
+    assert outcome.plot(ax=figure.subplots()) is figure
+    (only,) = figure.axes
+    assert list(only.lines[0].get_ydata()) == [found["accuracy"] for found in history]

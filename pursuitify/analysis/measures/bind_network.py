@@ -29,7 +29,9 @@ def bind(
     elif input_shape is not None and tuple(x.shape[1:]) != tuple(input_shape):
         raise OptionError("x and input_shape disagree")
     if x.shape[0] != 1:
-        raise InputError(f"a dictionary is measured for one input, not a batch of {x.shape[0]}")
+        raise InputError(
+            f"a dictionary is measured for one input, not a batch of {x.shape[0]}: give x[:1]"
+        )
     return net.dictionary(x)
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
-from pursuitify.analysis.measures import min_frame_potential
+from pursuitify.analysis.measures import min_frame_potential, plots
 from pursuitify.analysis.measures.block_measures import N_RULE, Block, ColumnNorms, Pair
 from pursuitify.analysis.measures.min_frame_potential import MinimumFramePotential
 from pursuitify.utils.terminal import Shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SCALE_RULE = (
     "columns of the global B have unit norm, identity parts included; weights as they are, no "
@@ -113,6 +118,22 @@ class CoherenceReport(Shown):
             budget=budget,
             progress=progress,
         )
+
+    def plot(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        measure: str = "maximum",
+        ax: Axes | None = None,
+    ) -> Figure:
+        """Draw a measure of every block of the Gram matrix, and return the figure.
+
+        Args:
+            path: File to write; the suffix chooses the format. Nothing is written if None.
+            measure: ``maximum``, ``rms``, ``mean_abs`` or ``count``.
+            ax: Axes to draw into; None for a figure of its own.
+        """
+        return plots.plot_gram_blocks(self, path, measure, ax=ax)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, for machines."""

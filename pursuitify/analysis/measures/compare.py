@@ -20,6 +20,7 @@ from pursuitify.utils import option_checks
 from pursuitify.utils.terminal import Shown, as_text, bar
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.table import Table
 
@@ -130,15 +131,17 @@ class Comparison(Shown):
         ]
         return "\n".join(lines) + "\n"
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+    def plot(self, path: str | os.PathLike[str] | None = None, *, ax: Axes | None = None) -> Figure:
         """Draw a bar from the lower to the upper bound of each architecture.
 
         Args:
             path: File to write; none if not given.
+            ax: Axes to draw into; None for a figure of its own.
         """
         bounds = {row.name: (row.lower, row.upper) for row in self.rows}
         note = f"inputs {self.input_shape}, layout {self.layout}, {self.budget:g} s per network"
-        return plots.plot_intervals(bounds, path, value="least deep frame potential", note=note)
+        value = "least deep frame potential"
+        return plots.plot_intervals(bounds, path, value=value, note=note, ax=ax)
 
 
 def compare(

@@ -143,7 +143,10 @@ def minimum_frame_potential(
     search = PotentialSearch(converted(model_or_net, layout or "auto"), tuple(input_shape))
     closed = search.closed_form()
     if method == "closed" and closed is None:
-        raise OptionError("only chains in decoder layout have a closed form; optimise this graph")
+        raise OptionError(
+            "method='closed': only chains in decoder layout have a closed form, and this network "
+            "is none. Use method='optimise', which searches"
+        )
     found: list[Found] = []
     if closed is not None and method != "optimise":
         value = closed[1]

@@ -11,15 +11,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from pursuitify import plots
 from pursuitify.robust.auditing.gradient_statistics import GradientStatistics, wilson
 from pursuitify.robust.auditing.protocols import KINDS
 from pursuitify.robust.auditing.red_flags import FLAGS, CurvePoint, Flag
 from pursuitify.robust.auditing.results_record import AttackResult, write
-from pursuitify.utils import option_checks
-from pursuitify.utils.atomic_files import write_picture
 from pursuitify.utils.terminal import Shown, as_text
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -210,31 +210,69 @@ class AuditReport(Shown):
             table.add_row(f"{name}\n  {meaning}" if details else name, shown)
         return table
 
-    def plot(self, path: str | PathLike[str]) -> Figure:
-        """Draw accuracy against epsilon; the file's suffix chooses the format.
+    def plot(self, path: str | PathLike[str] | None = None, *, ax: Axes | None = None) -> Figure:
+        """Draw the accuracy of every network against epsilon.
+
+        The curve is the sweep over epsilon, of the network alone. At the epsilon of the audit, and
+        on the inputs as they are, all networks stand beside each other with Wilson's 95 %
+        intervals: the per-example worst of all attacks, and the clean accuracy.
+
+        Args:
+            path: File to write; the suffix chooses the format. Nothing is written if None.
+            ax: Axes to draw into; None for a figure of its own.
 
         Raises:
             OptionError: If matplotlib writes no such format.
             CheckpointError: If it cannot be written; what stood at ``path`` is still there.
         """
-        option_checks.extra("plots", "matplotlib")
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
-        eps = [0.0, *(point.eps for point in self.curve)]
-        axes.plot(eps, [self.clean["network"], *(p.accuracy for p in self.curve)], marker="o")
-        low, high = self.interval()
-        worst = self.worst()
-        bars = [[max(worst - low, 0.0)], [max(high - worst, 0.0)]]
-        label = f"worst of all attacks at {self.setting['eps']:.4g}"
-        axes.errorbar([self.setting["eps"]], [worst], yerr=bars, fmt="s", capsize=4, label=label)
+        radii = sorted({0.0, float(self.setting["eps"]), *(point.eps for point in self.curve)})
+        place = {eps: number for number, eps in enumerate(radii)}
         chance = 1 / self.setting["classes"]
-        axes.axhline(chance, linestyle=":", color="grey", label="chance")
-        axes.set_xscale("symlog", linthresh=min(e for e in eps if e > 0))
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel(f"epsilon ({self.setting['norm']})")
-        axes.set_ylabel("accuracy")
-        axes.set_title(self.verdict, fontsize=9, wrap=True)
-        axes.legend()
-        return write_picture(path, figure)
+        with plots.style():
+            figure, axes = plots.panel(ax, plots.WIDE)
+            curve = [(0.0, self.clean["network"]), *((p.eps, p.accuracy) for p in self.curve)]
+            axes.plot(
+                [place[eps] for eps, _ in curve],
+                [accuracy for _, accuracy in curve],
+                color=plots.COLOURS[-1],
+                marker=".",
+                linestyle=":",
+                label="network, by epsilon",
+            )
+            for number, name in enumerate(self.clean):
+                found = {0.0: self.clean[name], float(self.setting["eps"]): self.worst(name)}
+                bars = [self._bar(accuracy) for accuracy in found.values()]
+                axes.errorbar(
+                    [place[eps] + plots.beside(number, len(self.clean)) for eps in found],
+                    list(found.values()),
+                    yerr=[list(side) for side in zip(*bars, strict=True)],
+                    color=plots.COLOURS[number % (len(plots.COLOURS) - 1)],
+                    marker=plots.MARKS[number % len(plots.MARKS)],
+                    linestyle="none",
+                    label=name,
+                )
+            axes.axhline(chance, linestyle="--", linewidth=0.8, color="grey", label="chance")
+            any_image = {point.eps for point in self.curve if point.unbounded}
+            names = [_radius(e) + ("\nany image" if e in any_image else "") for e in radii]
+            plots.ordinal(axes, radii, names)
+            axes.set_ylim(0, 1.02)
+            axes.set_xlabel(f"epsilon ({self.setting['norm']}; places evenly spaced)")
+            axes.set_ylabel("accuracy")
+            attacked = f"marks at {_radius(self.setting['eps'])}: worst of all attacks per input"
+            setting = f"{self.images} inputs, protocol {self.setting['protocol']}, {attacked}"
+            axes.set_title(f"{setting}\n{self.verdict}", wrap=True)
+            plots.legend(axes)
+            return plots.finished(figure, path)
+
+    def _bar(self, accuracy: float) -> tuple[float, float]:
+        """Return how far Wilson's 95 % interval reaches below and above an accuracy."""
+        low, high = wilson(round(accuracy * self.images), self.images)
+        return max(accuracy - low, 0.0), max(high - accuracy, 0.0)
+
+
+def _radius(eps: float) -> str:
+    """Return an epsilon as it is written: in steps of 1/255 where it is a number of them."""
+    steps = 255 * eps
+    if 0 < eps < 1 and abs(steps - round(steps)) < 1e-6:
+        return f"{round(steps)}/255"
+    return f"{eps:.3g}"

@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.figure import Figure
+
 from pursuitify import pursuitify
 from pursuitify.analysis import coherence
 from pursuitify.analysis.measures.plots import (
@@ -16,6 +18,7 @@ from pursuitify.analysis.measures.plots import (
     plot_block_sparsity,
     plot_families,
     plot_gram_blocks,
+    plot_intervals,
 )
 from pursuitify.errors import OptionError
 from tests.support.nets import BY_NAME
@@ -74,3 +77,31 @@ def test_wrong_options_are_refused(report, tmp_path):
         plot_gram_blocks(report, tmp_path / "gram.png", "median")
     with pytest.raises(OptionError, match="no points"):
         plot_families({"one": []}, tmp_path / "families.png", size="layers")
+
+
+def test_a_report_draws_itself_into_axes_that_are_given(report):
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    assert report.plot(measure="rms", ax=right) is figure
+    assert right.images
+    assert not left.images
+    assert plot_block_sparsity(report, ax=left) is figure
+    assert left.images
+
+
+def test_curves_that_lie_on_each_other_are_told_apart():
+    points = [(1.0, 0.1), (2.0, 0.2)]
+    (axes,) = plot_families({"one": points, "two": points, "three": points}, size="layers").axes
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 3
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "--", "--"]
+    assert [line.is_dashed() for line in axes.lines] == [False, True, True]
+
+
+def test_intervals_have_a_colour_per_group():
+    bounds = {"a": (0.0, 1.0), "b": (0.5, 2.0), "c": (0.0, 0.5)}
+    (axes,) = plot_intervals(bounds, value="potential", groups=[0, 1, 0]).axes
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in dots] == [1.0, 2.0, 0.5]
+    colours = [line.get_color() for line in dots]
+    assert colours[0] == colours[2] != colours[1]
+    assert axes.get_xlim()[0] == 0
