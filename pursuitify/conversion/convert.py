@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -26,8 +26,11 @@ from pursuitify.conversion.compare_with_source import compare_with_source
 from pursuitify.errors import ConversionError, OptionError
 from pursuitify.network.pursuit_network import RESERVED, PursuitNetwork
 from pursuitify.rules import Key, Registry, Rule, leaves_of
-from pursuitify.solvers.settings import FIRST, OFF, OPTIONS, SIGNAL, Settings
+from pursuitify.solvers.settings import FIRST, OFF, OPTIONS, SIGNAL, NetworkOptions, Settings
 from pursuitify.utils import option_checks, training_modes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _CONVERSION = (
     "layout",
@@ -60,7 +63,7 @@ def pursuitify(
     leaf_modules: Sequence[LeafModule] = (),
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     verify: str = FIRST,
-    **settings: Any,
+    **settings: Unpack[NetworkOptions],
 ) -> PursuitNetwork:
     """Turn a network of convolutions, dense layers and ReLUs into a deep pursuit network.
 
@@ -117,14 +120,14 @@ def pursuitify(
         InputError: If there is no batch in ``calibrate``, one does not fit, or the output holds no
             class scores.
     """
-    if calibrate is not None and not paper:
-        settings = {"offsets": SIGNAL, **settings}
+    chosen: dict[str, Any] = {**OPTIONS, "iterations": iterations, "solver": solver, **settings}
+    if calibrate is not None and not paper and "offsets" not in settings:
+        chosen["offsets"] = SIGNAL
     if layout is None:
         layout = "auto" if calibrate is None else "encoder"
-    settings = {**OPTIONS, "iterations": iterations, "solver": solver, **settings}
-    option_checks.unknown_options(settings.keys() - OPTIONS.keys(), (*OPTIONS, *_CONVERSION))
+    option_checks.unknown_options(chosen.keys() - OPTIONS.keys(), (*OPTIONS, *_CONVERSION))
     model_checks.model(model)
-    Settings(**settings)
+    Settings(**chosen)
     option_checks.one_of("layout", layout, option_checks.LAYOUTS)
     option_checks.one_of("verify", verify, (FIRST, OFF))
     option_checks.switch("copy", copy)
@@ -136,9 +139,9 @@ def pursuitify(
         )
     option_checks.switch("paper", paper)
     option_checks.switch("nonnegative_thresholds", nonnegative_thresholds)
-    if paper and settings["offsets"] != OPTIONS["offsets"]:
+    if paper and chosen["offsets"] != OPTIONS["offsets"]:
         raise OptionError(
-            f"paper=True has offsets={OPTIONS['offsets']!r}, not {settings['offsets']!r}: leave "
+            f"paper=True has offsets={OPTIONS['offsets']!r}, not {chosen['offsets']!r}: leave "
             "one of the two out"
         )
     if calibrate is not None and model.training:
@@ -158,7 +161,7 @@ def pursuitify(
     modes = None
     if training_modes.overridden(model):
         modes = {mode: training_modes.put(skeleton(model), mode) for mode in (True, False)}
-    net = PursuitNetwork(own, programs, constants, beta_range=beta_range, modes=modes, **settings)
+    net = PursuitNetwork(own, programs, constants, beta_range=beta_range, modes=modes, **chosen)
     net.balanced, net.self_check = balanced, verify
     if example:
         compare_with_source(net, model, example)

@@ -43,7 +43,7 @@ from pursuitify.training.batches import (
     batches,
     makes_batches,
 )
-from pursuitify.training.config import UNLABELLED, Config
+from pursuitify.training.config import UNLABELLED, Config, ConfigOptions
 from pursuitify.training.objectives import TrainingObjective
 from pursuitify.training.optimizer import LearningRateSchedule, make_optimizer
 from pursuitify.training.run_folder import Output
@@ -52,6 +52,7 @@ from pursuitify.utils import fingerprint, option_checks, random_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from typing_extensions import Unpack
 
 
 def finetune(
@@ -65,7 +66,7 @@ def finetune(
     augment: Callable[[Tensor], Tensor] | None = None,
     accelerator: Accelerator | None = None,
     origin: Origin | None = None,
-    **options: Any,
+    **options: Unpack[ConfigOptions],
 ) -> Result:
     """Train a network in place.
 
@@ -115,7 +116,7 @@ def finetune(
             f"config is a {type(config).__name__}, not a Config: give Config(epochs=3), or the "
             "fields by name, finetune(..., epochs=3)"
         )
-    config = (config or Config()).with_options(options)
+    config = (config or Config()).with_options({**options})
     output = None if output is None else option_checks.path("output", output)
     _check(net, config, resume, output, origin)
     _check_data_options(train, val, config)
