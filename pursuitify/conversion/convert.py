@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _CONVERSION = (
     "layout",
     "calibrate",
+    "progress",
     "copy",
     "balance",
     "paper",
@@ -55,6 +56,7 @@ def pursuitify(
     layout: Layout | None = None,
     *,
     calibrate: Iterable[Any] | None = None,
+    progress: bool = False,
     copy: bool = True,
     balance: bool = False,
     paper: bool = False,
@@ -86,6 +88,7 @@ def pursuitify(
             the outputs would not agree with the source's otherwise (on 99 % of the predictions).
             The report is the network's ``calibration``: what is kept at each T, and how far the
             latents move. The model has to be in evaluation mode.
+        progress: Whether to show how far ``calibrate`` is; for it alone.
         copy: Deep-copy the weights; with False the network shares the model's modules.
         balance: Rescale latents of the copied weights, as far as ReLU's positive homogeneity
             allows, so that the rows' gains are alike; outputs at T = 0 stay what they are, to
@@ -131,6 +134,11 @@ def pursuitify(
     option_checks.one_of("layout", layout, option_checks.LAYOUTS)
     option_checks.one_of("verify", verify, (FIRST, OFF))
     option_checks.switch("copy", copy)
+    option_checks.switch("progress", progress)
+    if progress and calibrate is None:
+        raise OptionError(
+            "progress=True shows how far calibrate= is: give batches, or leave it out"
+        )
     option_checks.switch("balance", balance)
     if balance and not copy:
         raise OptionError(
@@ -166,7 +174,7 @@ def pursuitify(
     if example:
         compare_with_source(net, model, example)
     if calibrate is not None:
-        net.calibration = keep_outputs(net, calibrate)
+        net.calibration = keep_outputs(net, calibrate, progress)
     return net
 
 
