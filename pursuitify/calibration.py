@@ -291,22 +291,25 @@ def calibrate(
     )
 
 
-def keep_outputs(net: PursuitNetwork, batches: Iterable[Any]) -> Calibration:
+def keep_outputs(
+    net: PursuitNetwork, batches: Iterable[Any], progress: bool = False
+) -> Calibration:
     """Give a network the atom gains of some batches, and smaller steps only where it needs them.
 
     Args:
         net: The network, in evaluation mode; changed.
         batches: As ``calibrate`` takes them.
+        progress: Whether to show a progress bar.
 
     Returns:
         The calibration that was applied. Raises what ``calibrate`` does.
     """
     if isinstance(batches, Iterable) and not isinstance(batches, (str, Tensor)):
         batches = list(batches)
-    found = calibrate(net, batches, gains=True, step_scales=(1.0,), apply=True)
+    found = calibrate(net, batches, gains=True, step_scales=(1.0,), apply=True, progress=progress)
     if found.chosen.step_scale == 1:
         return found
-    return replace(calibrate(net, batches, apply=True), gains=found.gains)
+    return replace(calibrate(net, batches, apply=True, progress=progress), gains=found.gains)
 
 
 def _fit_gains(net: PursuitNetwork, inputs: Sequence[Any]) -> tuple[RowFit, ...]:

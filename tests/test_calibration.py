@@ -276,6 +276,14 @@ def test_one_call_shortens_steps_where_outputs_would_change() -> None:
     assert len(net.calibration.trials) > 2
 
 
+def test_the_one_call_shows_how_far_it_is_if_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
+    for progress in (False, True):
+        pursuitify(source_model(), 2, calibrate=batches()[:1], progress=progress)
+        assert ("calibrate: " in capsys.readouterr().err) == progress
+    with pytest.raises(OptionError, match="progress=True shows how far calibrate= is"):
+        pursuitify(source_model(), 2, progress=True)
+
+
 def test_one_call_and_the_paper() -> None:
     net = pursuitify(source_model(), 2, paper=True, calibrate=batches())
     assert net.offsets == "threshold"

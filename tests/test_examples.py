@@ -9,8 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -38,6 +41,91 @@ def test_plain_loop(example: object, capsys: pytest.CaptureFixture[str]) -> None
     scales = [float(s) for s in re.findall(r"step scale ([\d.]+)", text)]
     assert scales == [0.5, 1.0, 1.0]
     assert percentages(text, "accuracy")[-1] >= percentages(text, "source")[0] - 10 > 40
+
+
+SHORT = ["--epochs", "3", "--sweeps", "2", "--images", "500"]
+
+
+def test_accelerate_loop(example: object, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("accelerate")
+    assert example("accelerate_loop").main(SHORT) == 0
+    text = capsys.readouterr().out
+    assert [float(s) for s in re.findall(r"step scale ([\d.]+)", text)] == [0.5, 1.0, 1.0]
+    assert percentages(text, ", accuracy")[-1] >= percentages(text, "source")[0] - 10 > 40
+
+
+def stand_in_for_lightning() -> ModuleType:
+    """Return a module ``lightning`` that runs the loop that the example hands over, as it does."""
+
+    class LightningModule(nn.Module):
+        current_epoch = 0
+
+        def log(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
+            assert value.isfinite()
+
+    class Trainer:
+        def __init__(self, max_epochs: int, **options: object) -> None:
+            self.epochs = max_epochs
+
+        def fit(self, module: Any, train: Any, val: Any) -> None:
+            assert module.net.training, "Lightning trains in the mode that it finds"
+            optimizer = module.configure_optimizers()
+            for module.current_epoch in range(self.epochs):
+                module.on_train_epoch_start()
+                for i, batch in enumerate(train):
+                    optimizer.zero_grad()
+                    module.training_step(batch, i).backward()
+                    optimizer.step()
+                module.eval()
+                with torch.no_grad():
+                    for i, batch in enumerate(val):
+                        module.validation_step(batch, i)
+                module.train()
+
+    found = ModuleType("lightning")
+    vars(found).update(LightningModule=LightningModule, Trainer=Trainer)
+    return found
+
+
+def test_lightning_module(
+    example: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lightning", stand_in_for_lightning())
+    assert example("lightning_module").main(SHORT) == 0
+    text = capsys.readouterr().out
+    assert percentages(text, "T = 2:")[-1] >= percentages(text, "source")[0] - 10 > 40
+
+
+def test_own_solver(example: object, capsys: pytest.CaptureFixture[str]) -> None:
+    assert example("own_solver").main(["--size", "6"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = {line.split("│")[1].strip(): float(line.split("│")[2]) for line in lines if "│" in line}
+    least = found["L-BFGS-B to the end"]
+    assert found["Lasso to the end"] == pytest.approx(least, abs=2e-5)
+    assert least <= min(found.values()) + 2e-5
+    assert found["the network, T = 50, adaptive"] < 1.01 * least < found["the network fed forward"]
+    assert f"{least:.6f}" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "advice"),
+    [
+        ("accelerate_loop", "accelerate", "pursuitify[train]"),
+        ("lightning_module", "lightning", "pip install lightning"),
+        ("own_solver", "scipy", "pursuitify[scipy]"),
+    ],
+)
+def test_what_an_example_misses_is_named(
+    example: object,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    library: str,
+    advice: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    assert example(name).main([]) == 1
+    assert advice in capsys.readouterr().out
 
 
 def test_timm_model(example: object, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,6 +215,10 @@ PURSUITIFY: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "solver": (output, partial(output, solver="layered")),
     "layout": (output, partial(output, layout="encoder")),
     "calibrate": (output, lambda: output(calibrate=[images()])),
+    "progress": (
+        lambda: shown(partial(output, calibrate=[images()])) != "",
+        lambda: shown(partial(output, calibrate=[images()], progress=True)) != "",
+    ),
     "copy": (shared, partial(shared, copy=False)),
     "balance": (
         lambda: network().state_dict(),

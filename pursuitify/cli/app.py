@@ -22,6 +22,7 @@ from pursuitify import save
 from pursuitify.analysis import compare as compare_models
 from pursuitify.checkpoints.save_load import save_source
 from pursuitify.cli import audit_command, calibrate_command, output_commands, training_commands
+from pursuitify.cli.model_sources import names_like
 from pursuitify.cli.options import (
     CLASSES,
     DEVICE,
@@ -48,7 +49,6 @@ from pursuitify.version import VERSION
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Deep pursuit networks from existing ReLU networks. Models are torchvision names, "
     "timm:NAME, path/to/file.py:factory, or the folder or checkpoint of a run, which names such a "
@@ -214,7 +214,10 @@ def coherence(
 
 def compare(
     names: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Models, named as for the others.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", autocompletion=names_like, help="Models, named as for the others."
+        ),
     ],
     shape: SHAPE = None,
     size: SIDE = None,

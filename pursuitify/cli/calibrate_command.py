@@ -77,11 +77,11 @@ def calibrate(
     if subject.checkpoint is None:
         form: Any = layout  # the text is checked by pursuitify() itself
         sweeps = 10 if iterations is None else iterations
-        net = pursuitify(model, sweeps, layout=form, calibrate=batches)
+        net = pursuitify(model, sweeps, layout=form, calibrate=batches, progress=not as_json)
         report = net.calibration
     else:
         net = shared.converted(model, subject.checkpoint, layout, iterations)
-        report = keep_outputs(net, batches)
+        report = keep_outputs(net, batches, progress=not as_json)
     shared.show(report.to_dict(), report, as_json)
     if output is not None:
         save(net, output, origin=origin)

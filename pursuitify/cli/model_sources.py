@@ -26,6 +26,23 @@ from pursuitify.errors import CheckpointError, OptionError
 from pursuitify.utils import option_checks
 
 
+def names_like(begun: str) -> list[str]:
+    """Return the names of models that begin so, for the shell to complete; none of files.
+
+    Args:
+        begun: What was typed. timm's models are named after ``timm:``, where timm is installed.
+    """
+    if begun.startswith("timm:"):
+        if importlib.util.find_spec("timm") is None:
+            return []
+        import timm
+
+        return [f"timm:{name}" for name in timm.list_models(f"{begun.removeprefix('timm:')}*")]
+    from torchvision import models
+
+    return [name for name in (*models.list_models(), "timm:") if name.startswith(begun)]
+
+
 def load_model(name: str, classes: int | None = None, published: bool = False) -> nn.Module:
     """Build a model, weights at random or as its library publishes them.
 

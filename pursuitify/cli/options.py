@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from pursuitify import load, pursuitify
-from pursuitify.cli.model_sources import load_model, load_weights
+from pursuitify.cli.model_sources import load_model, load_weights, names_like
 from pursuitify.cli.subject import Subject
 from pursuitify.data import Data, Normalised
 from pursuitify.errors import OptionError
@@ -30,6 +30,7 @@ NAME = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
+        autocompletion=names_like,
         help="resnet50, timm:NAME, file.py:factory, or a run: its folder or a checkpoint, which "
         "names its model and its data.",
     ),

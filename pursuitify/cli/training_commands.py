@@ -80,7 +80,7 @@ def finetune(
       pursuitify finetune resnet18 --data cifar10 --weights my.pth --output run
       pursuitify finetune nets.py:make --output run --set step_ramp=0.3
     """
-    given = {
+    given: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,

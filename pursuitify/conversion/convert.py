@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -26,12 +26,16 @@ from pursuitify.conversion.compare_with_source import compare_with_source
 from pursuitify.errors import ConversionError, OptionError
 from pursuitify.network.pursuit_network import RESERVED, PursuitNetwork
 from pursuitify.rules import Key, Registry, Rule, leaves_of
-from pursuitify.solvers.settings import FIRST, OFF, OPTIONS, THRESHOLD, Settings
+from pursuitify.solvers.settings import FIRST, OFF, OPTIONS, THRESHOLD, NetworkOptions, Settings
 from pursuitify.utils import option_checks, training_modes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _CONVERSION = (
     "layout",
     "calibrate",
+    "progress",
     "copy",
     "balance",
     "paper",
@@ -52,6 +56,7 @@ def pursuitify(
     layout: Layout | None = None,
     *,
     calibrate: Iterable[Any] | None = None,
+    progress: bool = False,
     copy: bool = True,
     balance: bool = False,
     paper: bool = False,
@@ -60,7 +65,7 @@ def pursuitify(
     leaf_modules: Sequence[LeafModule] = (),
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     verify: str = FIRST,
-    **settings: Any,
+    **settings: Unpack[NetworkOptions],
 ) -> PursuitNetwork:
     """Turn a network of convolutions, dense layers and ReLUs into a deep pursuit network.
 
@@ -83,6 +88,7 @@ def pursuitify(
             the source's otherwise (on 99 % of the predictions).
             The report is the network's ``calibration``: what is kept at each T, and how far the
             latents move. The model has to be in evaluation mode.
+        progress: Whether to show how far ``calibrate`` is; for it alone.
         copy: Deep-copy the weights; with False the network shares the model's modules.
         balance: Rescale latents of the copied weights, as far as ReLU's positive homogeneity
             allows, so that the rows' gains are alike; outputs at T = 0 stay what they are, to
@@ -124,17 +130,22 @@ def pursuitify(
         >>> net(torch.rand(4, 3, 8, 8)).shape
         torch.Size([4, 10])
     """
-    if paper:
-        settings = {"offsets": THRESHOLD, **settings}
+    chosen: dict[str, Any] = {**OPTIONS, "iterations": iterations, "solver": solver, **settings}
+    if paper and "offsets" not in settings:
+        chosen["offsets"] = THRESHOLD
     if layout is None:
         layout = "auto" if calibrate is None else "encoder"
-    settings = {**OPTIONS, "iterations": iterations, "solver": solver, **settings}
-    option_checks.unknown_options(settings.keys() - OPTIONS.keys(), (*OPTIONS, *_CONVERSION))
+    option_checks.unknown_options(chosen.keys() - OPTIONS.keys(), (*OPTIONS, *_CONVERSION))
     model_checks.model(model)
-    Settings(**settings)
+    Settings(**chosen)
     option_checks.one_of("layout", layout, option_checks.LAYOUTS)
     option_checks.one_of("verify", verify, (FIRST, OFF))
     option_checks.switch("copy", copy)
+    option_checks.switch("progress", progress)
+    if progress and calibrate is None:
+        raise OptionError(
+            "progress=True shows how far calibrate= is: give batches, or leave it out"
+        )
     option_checks.switch("balance", balance)
     if balance and not copy:
         raise OptionError(
@@ -143,9 +154,9 @@ def pursuitify(
         )
     option_checks.switch("paper", paper)
     option_checks.switch("nonnegative_thresholds", nonnegative_thresholds)
-    if paper and settings["offsets"] != THRESHOLD:
+    if paper and chosen["offsets"] != THRESHOLD:
         raise OptionError(
-            f"paper=True has offsets={THRESHOLD!r}, not {settings['offsets']!r}: leave one of the "
+            f"paper=True has offsets={THRESHOLD!r}, not {chosen['offsets']!r}: leave one of the "
             "two out"
         )
     if calibrate is not None and model.training:
@@ -165,12 +176,12 @@ def pursuitify(
     modes = None
     if training_modes.overridden(model):
         modes = {mode: training_modes.put(skeleton(model), mode) for mode in (True, False)}
-    net = PursuitNetwork(own, programs, constants, beta_range=beta_range, modes=modes, **settings)
+    net = PursuitNetwork(own, programs, constants, beta_range=beta_range, modes=modes, **chosen)
     net.balanced, net.self_check = balanced, verify
     if example:
         compare_with_source(net, model, example)
     if calibrate is not None:
-        net.calibration = keep_outputs(net, calibrate)
+        net.calibration = keep_outputs(net, calibrate, progress)
     return net
 
 

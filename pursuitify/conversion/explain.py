@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pursuitify.compiler.graph.build_rows import build
 from pursuitify.compiler.graph.classify import Site, Sites, Value, classify
 from pursuitify.compiler.graph.completeness import account
 from pursuitify.compiler.graph.dependency_graph import to_networkx
+from pursuitify.compiler.graph.refusals import unknown_values
 from pursuitify.compiler.graph.rows import Layout, Row, needed_operations
 from pursuitify.compiler.lowering.program import Program
 from pursuitify.compiler.tracing.nodes import describe, module_of, module_path, upstream
@@ -74,7 +76,7 @@ def explain(
             )
     except PursuitifyError as error:
         found = _problems_of(error, name)
-        entries = _refused(model, found, rules, leaf_modules, example_inputs)
+        entries = _refused(model, found, layout, rules, leaf_modules, example_inputs)
         return Report(name, False, found, entries)
     program = programs[model.training]
     sites, rows = program.sites, program.rows
@@ -108,11 +110,16 @@ def explain(
 def _refused(
     model: object,
     found: Sequence[Problem],
+    layout: Layout,
     rules: Mapping[Key, Rule] | None,
     leaf_modules: Sequence[LeafModule],
     example_inputs: Any,
 ) -> tuple[Entry, ...]:
-    """Return the entries of a model that does not convert, as far as it can be traced."""
+    """Return the entries of a model that does not convert, as far as it can be traced.
+
+    Roles are those that the nodes would have if what is refused were activations, or inputs where
+    it reads several values.
+    """
     try:
         root = model_checks.model(model)
         registry = model_checks.registry(rules)
@@ -124,10 +131,22 @@ def _refused(
             example=option_checks.example(example_inputs, root),
             printed=Printed(shown=True),
         )
-        sites = classify(traced.graph, root, registry)
     except PursuitifyError:
         return ()
-    return _entries(traced.graph, root, sites, (), {p.node: p for p in found})
+    refused = {p.node: p for p in found}
+    given = {node for node in traced.graph.nodes if node.name in refused and node.op != "output"}
+    while True:
+        sites = classify(traced.graph, root, registry, given)
+        more = {p.node: p for p in unknown_values(traced.graph, root, sites)}
+        if more.keys() <= refused.keys():
+            break
+        refused = {**more, **refused}
+        given = {node for node in traced.graph.nodes if node.name in refused}
+    try:
+        rows = build(traced.graph, root, sites, layout)
+    except PursuitifyError:
+        rows = ()
+    return _entries(traced.graph, root, sites, rows, refused)
 
 
 def _problems_of(error: PursuitifyError, name: str) -> tuple[Problem, ...]:
@@ -167,19 +186,20 @@ def _entries(
     diagonal = {name: row for row in rows for name, _ in row.diagonal}
     gated = set(_gated(sites, rows))
     useful = set(upstream(n for n in graph.nodes if n.op == "output"))
+    beyond = set(upstream(n for n in graph.nodes if n.name in refused))
 
     def entry(node: fx.Node) -> Entry:
         role, note = places.get(node, "head"), ""  # of a refused model, rows are not known
         if role == "output":
             return Entry(node.name, "output", "", "output")
         if node.name in refused:
-            role, note = "refused", f"{refused[node.name].reason}. {refused[node.name].hint}"
+            role, note = "refused", refused[node.name].reason
         elif node.name in latents:
             row = latents[node.name]
             role = "identity latent" if row.identity else "latent"
             note = f"{row.layout} row {row.index}"
         elif node.name in diagonal:
-            role, note = "diagonal operator", f"B of {diagonal[node.name].name}"
+            role, note = "diagonal operator", f"B of row {diagonal[node.name].index}"
             note += _frozen_note(sites[node], root, ", ")
         elif node in gated:
             role, note = "frozen gate", "a diagonal scale, fixed at the feed-forward pass"
@@ -187,6 +207,8 @@ def _entries(
             role, note = "edge", _frozen_note(sites[node], root)
         elif role == "input" and node.op != "placeholder":
             role, note = "signal", "looked up; rows read it as they read an input"
+        elif role == "head" and node in beyond:
+            role, note = "unknown", "what is refused reads it"
         elif role == "head" and node not in useful:
             role = "unused"
         return Entry(node.name, describe(node, root), module_path(node), role, note)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pursuitify.compiler.graph.rows import Readers
 from pursuitify.compiler.lowering.program import Pass, Program
+from pursuitify.dictionary import flat_vectors
 from pursuitify.dictionary.bound_rows import BoundRow, Parts, bind_row
 from pursuitify.dictionary.readers import Branch, branch_of
 from pursuitify.errors import InputError
 from pursuitify.operators import LinearMap
+from pursuitify.utils import option_checks
+from pursuitify.utils.autocast import full_precision
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,6 +262,93 @@ class StructuredDictionary:
         signal = torch.cat([value.reshape(-1) for value in self.signal.values()])
         thresholds = torch.cat([value.reshape(-1) for value in self.thresholds.values()])
         return matrix, signal, thresholds
+
+    # -- the same as vectors of NumPy's -----------------------------------------------------------
+
+    def as_linear_operator(self) -> LinearOperator:
+        """Return B as an operator of SciPy's, for solvers of other libraries.
+
+        Of a batch of one it is ``materialize()[0]`` without the matrix: shape (M, N), columns in
+        graph order, each latent flattened. Of a batch it is block diagonal, one such block per
+        sample. ``row_vector(d.signal)`` is y and ``latent_vector(d.thresholds)`` is lam in this
+        form, and ``latents_of_vector`` leads back. A product is computed in the dictionary's
+        precision and on its device, with the weights as they are then, and records no derivative.
+
+        Raises:
+            MissingExtraError: If SciPy is not installed.
+            InputError: If ``samples`` is None, or NumPy does not have the dictionary's precision.
+        """
+        option_checks.extra("scipy", "scipy")
+        from scipy.sparse.linalg import LinearOperator
+
+        columns, rows = self._latent_layout(), self._row_layout()
+
+        def product(vector: np.ndarray) -> np.ndarray:
+            with torch.no_grad(), full_precision(self.inputs[0].device):
+                return rows.join([*self.apply(columns.split(vector)).values()])
+
+        def adjoint(vector: np.ndarray) -> np.ndarray:
+            with torch.no_grad(), full_precision(self.inputs[0].device):
+                return columns.join([*self.adjoint(rows.split(vector)).values()])
+
+        return LinearOperator(
+            (rows.size, columns.size),
+            matvec=product,
+            rmatvec=adjoint,
+            dtype=flat_vectors.numpy_dtype(self.inputs[0].dtype),
+        )
+
+    def latent_vector(self, latents: Mapping[str, Tensor]) -> np.ndarray:
+        """Return latents as a vector, shape (N,), that ``as_linear_operator`` applies to.
+
+        Args:
+            latents: A tensor per latent, shaped as ``net.latents(x)`` gives them; thresholds too.
+
+        Raises:
+            InputError: If a latent is missing or has another shape, or as
+                ``as_linear_operator``.
+        """
+        layout = self._latent_layout()
+        return layout.join(_ordered("latent", latents, self.names, self.shapes))
+
+    def row_vector(self, rows: Mapping[str, Tensor]) -> np.ndarray:
+        """Return rows as a vector, shape (M,), as ``as_linear_operator`` returns them.
+
+        Args:
+            rows: A tensor per row, shaped as ``apply`` gives them; the signal too.
+
+        Raises:
+            InputError: If a row is missing or has another shape, or as ``as_linear_operator``.
+        """
+        layout = self._row_layout()
+        return layout.join(_ordered("row", rows, self.names, [*layout.shapes.values()]))
+
+    def latents_of_vector(self, vector: np.ndarray) -> dict[str, Tensor]:
+        """Return the latents by name of a vector, shape (N,).
+
+        Args:
+            vector: What ``latent_vector`` returns, or a solver that was given the operator.
+
+        Raises:
+            InputError: If it has another size or is not real, or as ``as_linear_operator``.
+        """
+        return self._latent_layout().split(vector)
+
+    def _latent_layout(self) -> flat_vectors.Layout:
+        return self._layout("latent", self.shapes)
+
+    def _row_layout(self) -> flat_vectors.Layout:
+        return self._layout("row", [row.join(row.u).shape for row in self.rows])
+
+    def _layout(self, what: str, shapes: Sequence[torch.Size]) -> flat_vectors.Layout:
+        samples = self.samples
+        if samples is None or any(shape[0] % samples for shape in shapes):
+            raise InputError(
+                "which entries belong to which sample is not known: the network moves the batch "
+                "away from dimension 0, or joins batches along it. Give one sample at a time"
+            )
+        named = dict(zip(self.names, shapes, strict=True))
+        return flat_vectors.Layout(what, named, samples, self.inputs[0])
 
 
 def _ordered(

@@ -21,7 +21,7 @@ import itertools
 import operator
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,8 +51,8 @@ _RANGED = frozenset({"negative_slope"})
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, type)
 _AGAIN = "Undo it, or make the change in the model and call pursuitify(model) again"
 _UNHOOK = (
-    "Remove the hook: what a module gives is in net.latents(x) and net.infer(x), and modules after "
-    "the last activation may have hooks"
+    "Remove the hook: what a module gives is in net.latents(x) and net.infer(x). Modules after the "
+    "last activation may have hooks"
 )
 _SHARDED = "it is sharded on its own, and gathers its weights in its own forward alone"
 _SHARD_ROOT = (
@@ -122,6 +122,7 @@ class Unchanged:
     parts: dict[bool, dict[str, _ModuleState]]
     root: frozenset[str] = frozenset()
     _cells: dict[bool, list[_Cell]] = field(default_factory=dict)
+    _blocks: dict[bool, list[tuple[str, nn.Module]]] = field(default_factory=dict)
     _versions: dict[bool, int] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
@@ -174,7 +175,14 @@ class Unchanged:
             )
         # The version first: who passes by the new cells must not find the version of the old ones.
         self._versions[training] = next(self._numbers)
-        self._cells[training] = [*_cells(self.parts[training], network)]
+        parts = self.parts[training]
+        free = _free_of_hooks(parts, program)
+        self._cells[training] = [*_cells(parts, network, free)]
+        self._blocks[training] = [(path, network.get_submodule(path)) for path in sorted(free)]
+
+    def hooked(self, training: bool) -> tuple[str, ...]:
+        """Return the paths of the blocks that have forward hooks now; after ``check``."""
+        return tuple(path for path, block in self._blocks.get(training, ()) if block._forward_hooks)
 
     def version(self, training: bool) -> int:
         """Return a number that is another one after every change that ``check`` let pass.
@@ -182,6 +190,15 @@ class Unchanged:
         It counts within this object alone; -1 before the first check in that mode.
         """
         return self._versions.get(training, -1)
+
+
+def _free_of_hooks(parts: Mapping[str, _ModuleState], program: Program) -> set[str]:
+    """Return the blocks that may be given forward hooks: those that had none while traced."""
+    return {path for path in program.blocks if path in parts and not _hooks_of(parts[path])}
+
+
+def _hooks_of(part: _ModuleState) -> tuple[Any, ...]:
+    return part.hooks.get("forward hooks", ())
 
 
 def _read_of_root(model: nn.Module) -> Iterator[str]:
@@ -333,25 +350,47 @@ def _problems(
     parts: Mapping[str, _ModuleState], network: nn.Module, program: Program
 ) -> Iterator[Problem]:
     leaves = _leaves(program)
+    free = _free_of_hooks(parts, program)
     gone: list[str] = []
     for path, part in sorted(parts.items()):
         if any(path.startswith(f"{before}.") for before in gone):
             continue
         module = _module(network, path)
         rule, bound = leaves.get(path, (None, None))
-        reason = _reason(part, module, rule, bound)
+        reason = _reason(part, module, rule, bound, path in free)
         if reason:
-            hint = _UNHOOK if "hooks" in reason else _AGAIN
+            hint = _unhook(free) if "hooks" in reason else _AGAIN
             hint = _SHARD_ROOT if reason == _SHARDED else hint
             yield Problem(path, part.kind.__name__, path, reason, hint)
             if module is None or type(module) is not part.kind:
                 gone.append(path)
 
 
+def _unhook(free: Collection[str]) -> str:
+    """Return what to do about a hook, with the blocks that may have forward hooks."""
+    named = sorted(free, key=lambda path: (path.count("."), path))
+    more = f" and {len(named) - 6} more" if len(named) > 6 else ""
+    return (
+        f"{_UNHOOK}, and {', '.join(map(repr, named[:6]))}{more} forward hooks" if free else _UNHOOK
+    )
+
+
 def _reason(
-    part: _ModuleState, module: nn.Module | None, rule: Rule | None, bound: bool | None
+    part: _ModuleState,
+    module: nn.Module | None,
+    rule: Rule | None,
+    bound: bool | None,
+    free: bool = False,
 ) -> str:
-    """Return why a module is not what it was, or nothing."""
+    """Return why a module is not what it was, or nothing.
+
+    Args:
+        part: What it was.
+        module: What stands in its place now.
+        rule: The rule of a leaf, if it has one.
+        bound: As for ``_describe``.
+        free: Whether it may be given forward hooks.
+    """
     if module is None:
         return "the module was removed after the conversion"
     if _is_sharded(module):
@@ -370,7 +409,7 @@ def _reason(
             "torch.nn.utils.weight_norm do that) or gone"
         )
     for kind, hooks in now.hooks.items():
-        if hooks != part.hooks[kind]:
+        if hooks != part.hooks[kind] and not (free and kind == "forward hooks"):
             return f"its {kind} are others than when it was converted"
     if now.children != part.children:
         return f"it held {part.children} when converted, and holds {now.children} now"
@@ -429,7 +468,9 @@ def _name(module: nn.Module) -> str:
     return type(module).__name__
 
 
-def _cells(parts: Mapping[str, _ModuleState], network: nn.Module) -> Iterator[_Cell]:
+def _cells(
+    parts: Mapping[str, _ModuleState], network: nn.Module, free: Collection[str]
+) -> Iterator[_Cell]:
     for path, part in parts.items():
         above, _, name = path.rpartition(".")
         owner = _module(network, above) if above else network
@@ -439,6 +480,8 @@ def _cells(parts: Mapping[str, _ModuleState], network: nn.Module) -> Iterator[_C
         state = vars(module)
         names = [n for n in part.attributes if n in state]
         hooks = [n for n in _HOOKS.values() if n in state] if part.hooks else []
+        if path in free:
+            hooks.remove(_HOOKS["forward hooks"])
         children = ["_modules"] if part.children is not None else []
         keys = [*names, *hooks, *children]
         read = operator.itemgetter(*keys) if keys else _nothing

@@ -20,8 +20,9 @@ from pursuitify.compiler.lowering.program import Pass, Program
 from pursuitify.dictionary import norm_bounds, structured
 from pursuitify.dictionary.norm_bounds import CertifiedNorms
 from pursuitify.dictionary.structured import StructuredDictionary
-from pursuitify.errors import InputError, OptionError
+from pursuitify.errors import ConversionError, InputError, OptionError
 from pursuitify.network import arguments, diagnosis, slope_checks, verification
+from pursuitify.network.block_hooks import HookCallers
 from pursuitify.network.diagnosis import PursuitTrace
 from pursuitify.network.module_record import Unchanged
 from pursuitify.network.verification import Start, Verification
@@ -130,6 +131,7 @@ class PursuitNetwork(Settings):
         self._norms = norm_bounds.Norms()
         self._kernels = kernel_packing.Kernels()
         self._proofs = verification.Proofs()
+        self._hook_callers = HookCallers()
         self.register_load_state_dict_post_hook(_start_cold)  # type: ignore[no-untyped-call]
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         names = {mode: [row.name for row in p.rows] for mode, p in programs.items()}
@@ -335,9 +337,14 @@ class PursuitNetwork(Settings):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the source returns, from the pursued latents.
 
+        Forward hooks of blocks that end in an activation get the latent after the last sweep, which
+        the head reads; at T = 0 they get what the source's block returns. See
+        :mod:`pursuitify.network.block_hooks`.
+
         Raises:
             InputError: If an argument is missing, unknown or does not fit the network.
-            ConversionError: If modules were changed in a way that only a new conversion can follow.
+            ConversionError: If modules were changed in a way that only a new conversion can follow,
+                or a block's forward hook changes what later latents read.
         """
         program = self._program
         if torch.compiler.is_compiling() and not kwargs:
@@ -346,9 +353,35 @@ class PursuitNetwork(Settings):
         else:
             values = self._values(program, args, kwargs)
         if not self.pursues and not program.nonnegative:
+            blocks = self._hooked_blocks()
             with arguments.input_errors():
+                if blocks:
+                    return self._hook_callers.of(self, program, blocks).plain(self, *values)
                 return program.plain(self, *values)
         return self._inferred(values)[0]
+
+    def _hooked_blocks(self) -> tuple[str, ...]:
+        """Return the paths of the blocks whose forward hooks are to be called; after the checks."""
+        if torch.compiler.is_compiling():
+            self._without_hooks()
+            return ()
+        return self._unchanged.hooked(self.training)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _without_hooks(self) -> bool:
+        """Return True if no block has forward hooks; a compiler asks once a trace.
+
+        Raises:
+            ConversionError: If one has.
+        """
+        blocks = self._unchanged.hooked(self.training)
+        if blocks:
+            raise ConversionError(
+                f"{', '.join(map(repr, blocks))} have forward hooks, which compiled code does not "
+                "call: remove them before the network is compiled or exported, or call the network "
+                "itself"
+            )
+        return True
 
     def infer(self, *args: Any, **kwargs: Any) -> Inference:
         """Return output, latents and dictionary of one pass, for losses that read all three.
@@ -365,8 +398,11 @@ class PursuitNetwork(Settings):
         began = self._begin_proof(values, self._packs) if self.pursues else None
         first, bound = self._bind(self._program, values, self._recording(began, values))
         latents = tuple(self._last(bound, first, began)) if self.pursues else first.latents
+        blocks, head = self._hooked_blocks(), self._program.head
+        if blocks:
+            head = self._hook_callers.of(self, self._program, blocks).head
         with arguments.input_errors():
-            output = self._program.head(self, latents, first, values)
+            output = head(self, latents, first, values)
         if self._chooses_format:
             output = memory_format.returned(output, values)
         return output, latents, bound
@@ -797,6 +833,7 @@ RESERVED = frozenset(vars(PursuitNetwork) | vars(Settings)) | {
     "_norms",
     "_kernels",
     "_proofs",
+    "_hook_callers",
     "_places",
     "_source_name",
     "_slopes_read",

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import nn
 
@@ -35,6 +35,24 @@ OPTIONS: dict[str, Any] = {
     "implicit_iterations": 50,
     "implicit_tolerance": 1e-3,
 }
+
+
+class NetworkOptions(TypedDict, total=False):
+    """The types of ``OPTIONS``, for signatures, without those that ``pursuitify()`` names itself.
+
+    What each does stands at the property of its name in ``Settings``.
+    """
+
+    steps: str
+    step_scale: float
+    threshold_scale: float
+    offsets: str
+    memory: str
+    recompute_levels: int
+    implicit_last: int | None
+    implicit_iterations: int
+    implicit_tolerance: float
+
 
 #: Options that files of earlier versions do not hold -> what their networks did.
 LATER_OPTIONS: dict[str, Any] = {"steps": CERTIFIED, "offsets": THRESHOLD}

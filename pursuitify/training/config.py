@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pursuitify.errors import OptionError
 from pursuitify.solvers.differentiation.modes import MODES
@@ -17,6 +17,9 @@ from pursuitify.utils.option_checks import (
     switch,
     unknown_options,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -156,7 +159,7 @@ class Config:
         if problems:
             raise OptionError("\n".join(["the configuration has problems:", *_listed(problems)]))
 
-    def with_options(self, options: dict[str, Any]) -> Config:
+    def with_options(self, options: Mapping[str, Any]) -> Config:
         """Return a copy with some options changed.
 
         Raises:
@@ -191,6 +194,43 @@ class Config:
 
 def _listed(problems: list[str]) -> list[str]:
     return [f"  - {problem}" for problem in problems]
+
+
+class ConfigOptions(TypedDict, total=False):
+    """The types of the fields of ``Config``, which says what each is, for signatures."""
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    pursuit_lr: float | None
+    warmup: float
+    final_lr: float
+    weight_decay: float
+    clip: float | None
+    label_smoothing: float
+    ema: float | None
+    objective: str
+    eps: float
+    attack_steps: int
+    attack_step_size: float | None
+    noise: float
+    trades_weight: float
+    reconstruction: float
+    frame_potential: float
+    first_sweeps: int | None
+    sweeps_ramp: float
+    step_ramp: float
+    patience: int | None
+    keep: str
+    save_every: int | None
+    log_every: int
+    memory: str | None
+    micro_batches: int | None
+    workers: int
+    tensorboard: bool
+    progress: bool
+    seed: int
 
 
 def _tried(
@@ -232,7 +272,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 DEFAULT = "adversarial"
 
 
-def recipe(name: str = DEFAULT, **options: Any) -> Config:
+def recipe(name: str = DEFAULT, **options: Unpack[ConfigOptions]) -> Config:
     """Return the configuration of a recipe.
 
     Args:

@@ -44,7 +44,7 @@ from pursuitify.training.batches import (
     batches,
     makes_batches,
 )
-from pursuitify.training.config import UNLABELLED, Config
+from pursuitify.training.config import UNLABELLED, Config, ConfigOptions
 from pursuitify.training.objectives import TrainingObjective
 from pursuitify.training.optimizer import LearningRateSchedule, make_optimizer
 from pursuitify.training.run_folder import Output
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from typing_extensions import Unpack
 
 
 def finetune(
@@ -68,7 +69,7 @@ def finetune(
     augment: Callable[[Tensor], Tensor] | None = None,
     accelerator: Accelerator | None = None,
     origin: Origin | None = None,
-    **options: Any,
+    **options: Unpack[ConfigOptions],
 ) -> Result:
     """Train a network in place.
 
@@ -118,7 +119,7 @@ def finetune(
             f"config is a {type(config).__name__}, not a Config: give Config(epochs=3), or the "
             "fields by name, finetune(..., epochs=3)"
         )
-    config = (config or Config()).with_options(options)
+    config = (config or Config()).with_options({**options})
     output = None if output is None else option_checks.path("output", output)
     _check(net, config, resume, output, origin)
     _check_data_options(train, val, config)

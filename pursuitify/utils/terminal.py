@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -49,9 +50,16 @@ def bar_console() -> Console:
     return Console(stderr=True)
 
 
+#: Lines at most that stand for a progress bar.
+_LINES = 20
+
+
 @contextlib.contextmanager
 def bar(wanted: bool, what: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a progress bar and yield what advances it by one; do nothing if it is not wanted.
+
+    Where standard error is neither a terminal nor a notebook, a line says at most every twentieth
+    of the way how many steps are done.
 
     Args:
         wanted: Whether to show it.
@@ -63,7 +71,17 @@ def bar(wanted: bool, what: str, total: int) -> Iterator[Callable[[], None]]:
         return
     from rich.progress import Progress
 
-    with Progress(console=bar_console()) as shown:
+    console, done = bar_console(), itertools.count(1)
+    if not (console.is_terminal or console.is_jupyter):
+
+        def say() -> None:
+            step = next(done)
+            if step * _LINES // total > (step - 1) * _LINES // total:
+                console.print(f"{what}: {step} of {total}", markup=False, highlight=False)
+
+        yield say
+        return
+    with Progress(console=console) as shown:
         task = shown.add_task(what, total=total)
         yield lambda: shown.advance(task)
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 
@@ -102,6 +102,20 @@ def watch_results(saw: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
         return result
 
     return watch_operations(run)
+
+
+def forward_hooks(module: nn.Module) -> list[Callable[[nn.Module, Any, Any], Any]]:
+    """Return the forward hooks of a module in their order, each as ``hook(module, args, output)``.
+
+    Those that ask for keyword arguments get none. Where torch no longer says which ask for them,
+    none is taken to.
+    """
+    keyed = getattr(module, "_forward_hooks_with_kwargs", {})
+
+    def called(key: int, hook: Callable[..., Any]) -> Callable[[nn.Module, Any, Any], Any]:
+        return (lambda m, args, out: hook(m, args, {}, out)) if key in keyed else hook
+
+    return [called(key, hook) for key, hook in module._forward_hooks.items()]
 
 
 def is_assertion(target: object) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 import json
 import pickle
 import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,7 +24,7 @@ from typer.testing import CliRunner
 
 from pursuitify import cli
 from pursuitify.cli.app import app
-from pursuitify.cli.model_sources import load_model, load_weights
+from pursuitify.cli.model_sources import load_model, load_weights, names_like
 from pursuitify.errors import CheckpointError, MissingExtraError, OptionError, PursuitifyError
 from pursuitify.version import VERSION
 
@@ -340,6 +344,34 @@ def test_a_radius_without_an_attack_is_refused(factory: str, tmp_path: Path) -> 
     assert result.exit_code == 1
     assert isinstance(result.exception, OptionError)
     assert "--eps 0.1 has no effect" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("expl", ["explain"]),
+        ("explain resnet1", ["resnet101", "resnet152", "resnet18"]),
+        ("compare resnet18 squeeze", ["squeezenet1_0", "squeezenet1_1"]),
+        ("finetune tim", ["timm:"]),
+        ("explain nets.py:", []),
+    ],
+)
+def test_the_shell_completes_names(words: str, completed: list[str]) -> None:
+    typed = {"COMP_WORDS": f"pursuitify {words}", "COMP_CWORD": str(len(words.split()))}
+    asked = {"_PURSUITIFY_COMPLETE": "complete_bash", **typed}
+    found = runner.invoke(app, [], prog_name="pursuitify", env=asked)
+    assert [name for name in found.output.split() if name] == completed
+
+
+def test_timms_names_are_completed_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert names_like("timm:resnet") == []
+    stand_in = ModuleType("timm")
+    stand_in.__spec__ = ModuleSpec("timm", None)
+    names = functools.partial(fnmatch.filter, ["resnet18", "vit"])
+    vars(stand_in).update(list_models=names)
+    monkeypatch.setitem(sys.modules, "timm", stand_in)
+    assert names_like("timm:res") == ["timm:resnet18"]
 
 
 def test_help_has_examples() -> None:

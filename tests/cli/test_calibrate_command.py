@@ -65,6 +65,8 @@ def test_the_command_is_the_one_call(folder: Path) -> None:
     assert (again.step_scale, again.offsets) == (net.step_scale, "signal")
     assert again.atom_gains.keys() == net.atom_gains.keys()
     text = runner.invoke(app, ["calibrate", name, *common])
+    assert "calibrate: " in text.stderr
+    assert "calibrate: " not in done.stderr
     assert "atom gains of decoder rows" in text.stdout
     assert "latents moved" in text.stdout
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
+import typing
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from pursuitify import OptionError, load, pursuitify, save
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
-from pursuitify.solvers.settings import OPTIONS
+from pursuitify.solvers.settings import OPTIONS, NetworkOptions
 from tests.support.nets import CASES, Case, randomise
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -230,3 +232,14 @@ def test_compiled_code_follows_them() -> None:
             seen.append(compiled(x))
             assert torch.allclose(seen[-1], net(x), rtol=1e-12, atol=1e-12)
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
+
+
+def test_the_types_for_signatures_are_those_of_the_options() -> None:
+    named = {*inspect.signature(pursuitify).parameters} & OPTIONS.keys()
+    types = typing.get_type_hints(NetworkOptions)
+    assert types.keys() == OPTIONS.keys() - named
+    assert named == {"iterations", "solver"}
+    for name, kind in types.items():
+        assert isinstance(OPTIONS[name], kind), name
+    settings = inspect.signature(pursuitify).parameters["settings"]
+    assert settings.annotation == "Unpack[NetworkOptions]"

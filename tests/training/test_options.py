@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ pytest.importorskip("accelerate")
 
 from pursuitify import OptionError, pursuitify
 from pursuitify.errors import MissingExtraError
-from pursuitify.training import Config, evaluate, finetune
+from pursuitify.training import Config, evaluate, finetune, recipe
+from pursuitify.training.config import ConfigOptions
 from pursuitify.training.evaluation import against_sweeps
 from pursuitify.utils import atomic_files
 from tests.support.toy import model, rows
@@ -159,3 +161,10 @@ def test_the_arguments_of_against_sweeps() -> None:
     assert against_sweeps(net, loader, [0])[0]["samples"] == 8
     with pytest.raises(OptionError, match="attack_steps=3 would have no effect without eps"):
         against_sweeps(net, loader, [0], attack_steps=3)
+
+
+def test_the_types_for_signatures_are_those_of_the_configuration() -> None:
+    assert typing.get_type_hints(ConfigOptions) == typing.get_type_hints(Config)
+    for function in (finetune, recipe):
+        options = inspect.signature(function).parameters["options"]
+        assert options.annotation == "Unpack[ConfigOptions]"

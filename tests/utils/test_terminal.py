@@ -144,3 +144,25 @@ def test_a_bar_is_on_standard_error(wanted: bool, capsys: pytest.CaptureFixture[
     out, err = capsys.readouterr()
     assert out == ""
     assert ("counting" in err) == wanted
+
+
+@pytest.mark.parametrize(("total", "lines"), [(3, 3), (20, 20), (1000, 20)])
+def test_without_a_terminal_lines_stand_for_the_bar(
+    total: int, lines: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with bar(True, "counting", total) as advance:
+        seen = []
+        for _ in range(total):
+            advance()
+            seen += capsys.readouterr().err.splitlines()  # while it counts, not at the end
+    assert len(seen) == lines
+    assert seen[-1] == f"counting: {total} of {total}"
+
+
+def test_on_a_terminal_there_is_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with bar(True, "counting", 3) as advance:
+        advance()
+    assert "━" in capsys.readouterr().err

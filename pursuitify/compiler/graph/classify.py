@@ -84,18 +84,30 @@ class Site:
 Sites = Mapping[fx.Node, Site]
 
 
-def classify(graph: fx.Graph, root: nn.Module, registry: Registry) -> Sites:
-    """Classify every node of a normalised graph."""
+def classify(
+    graph: fx.Graph, root: nn.Module, registry: Registry, given: Collection[fx.Node] = ()
+) -> Sites:
+    """Classify every node of a normalised graph.
+
+    Args:
+        graph: The graph.
+        root: The module its targets are paths in.
+        registry: The rules.
+        given: Nodes that are taken as activations, whatever they are; as inputs where they read
+            several values, or one that is not affine.
+    """
     sites: dict[fx.Node, Site] = {}
     weighted = _before_kind(graph, root, registry, "weighted")
     leading = _before_kind(graph, root, registry, "activation", weighted)
     for node in graph.nodes:
-        if node.op != "output":
+        if node in given:
+            sites[node] = _given(node, sites)
+        elif node.op != "output":
             sites[node] = _classify(node, root, registry, sites, weighted)
             rule = sites[node].rule
             if rule is not None and rule.kind == "frozen" and node not in leading:
                 sites[node] = replace(sites[node], value=Value.OTHER)
-    alive = _alive(graph, sites)
+    alive = _alive(graph, sites, given)
     return {
         node: site
         if node in alive or site.value not in {Value.AFFINE, Value.LATENT, Value.OTHER}
@@ -290,11 +302,19 @@ def leading_to(latents: Iterable[fx.Node], sites: Sites) -> set[fx.Node]:
     return nodes.before(latents, affine)
 
 
-def _alive(graph: fx.Graph, sites: Sites) -> set[fx.Node]:
+def _given(node: fx.Node, sites: Sites) -> Site:
+    """Classify a node as an activation of the one affine value that it reads, else as an input."""
+    read = [n for n in node.all_input_nodes if sites[n].value is not Value.SHAPE]
+    if len(read) == 1 and sites[read[0]].value in AFFINE_LIKE:
+        return Site(node, Value.LATENT, operands=(read[0],))
+    return Site(node, Value.INPUT)
+
+
+def _alive(graph: fx.Graph, sites: Sites, given: Collection[fx.Node] = ()) -> set[fx.Node]:
     """Nodes whose value is read other than through gates and shapes (or by nobody at all)."""
 
     def read(node: fx.Node) -> list[fx.Node]:
-        if node.op == "output":
+        if node.op == "output" or node in given:
             return node.all_input_nodes
         site = sites[node]
         if site.value in {Value.SHAPE, Value.FROZEN, Value.INPUT}:

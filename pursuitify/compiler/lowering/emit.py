@@ -7,7 +7,7 @@ open to torch.compile and torch.export.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ from torch import fx, nn
 from pursuitify.compiler.graph.classify import Sites, Value, inputs_of
 from pursuitify.compiler.graph.rows import Row, needed_operations, readers_of
 from pursuitify.compiler.lowering import layout_freedom
-from pursuitify.compiler.lowering.node_binder import activate, apply, binder, holder
+from pursuitify.compiler.lowering.node_binder import activate, apply, binder, call_hooks, holder
 from pursuitify.compiler.lowering.pickling import Stored
-from pursuitify.compiler.lowering.program import Program
+from pursuitify.compiler.lowering.program import Pass, Program
 from pursuitify.compiler.tracing import nodes as pieces
 from pursuitify.compiler.tracing.nodes import is_effect
 from pursuitify.operators.activations import Linear
@@ -66,6 +66,7 @@ def lower(
         any_format=any_format,
         any_dtype=_any_dtype(sites, inputs),
         signal_count=len(inputs_of(sites)) - len(inputs),
+        blocks=builder.blocks(),
         _forward=_function(forward, root),
         _head=_function(head, root),
     )
@@ -119,6 +120,41 @@ def recorded(program: Program, root: nn.Module, still: bool) -> Recorded:
         layout_freedom.reshape_views(forward)
         layout_freedom.reshape_views(plain)
     return Recorded(_function(forward, root), _function(plain, root))
+
+
+@dataclass(frozen=True, eq=False)
+class Hooked:
+    """Two functions of a program that call the forward hooks of blocks.
+
+    Attributes:
+        plain: As ``Program.plain``; hooks get the values that the source's blocks return.
+        head: As ``Program.head``; hooks get latents after the last sweep, and what is computed of
+            them.
+    """
+
+    plain: Callable[..., Any]
+    head: Callable[..., Any]
+
+
+def hooked(program: Program, root: nn.Module, paths: Sequence[str]) -> Hooked:
+    """Generate the functions that call forward hooks.
+
+    Args:
+        program: The program.
+        root: The module its targets are paths in.
+        paths: The blocks whose hooks are called, of ``Program.blocks``.
+    """
+    rest = program.graph, root, program.sites, program.rows, program.nonnegative
+    builder = _Builder(*rest)
+    plain, head = builder.plain(paths), builder.head(paths)
+    if program.any_format:
+        layout_freedom.reshape_views(head)
+    run = _function(head, root)
+
+    def run_head(network: nn.Module, latents: Any, first: Pass, args: Any) -> Any:
+        return run(network, latents, first.bound, first.captured, args)
+
+    return Hooked(_function(plain, root), run_head)
 
 
 def revive(programs: Mapping[bool, Program | Stored], root: nn.Module) -> dict[bool, Program]:
@@ -369,8 +405,44 @@ class _Builder:
             return new.call_function(run, (module, *arguments))
         return new.call_function(run, arguments)
 
-    def head(self) -> fx.Graph:
-        """Return the graph from latents to the output."""
+    def blocks(self) -> frozenset[str]:
+        """Return the paths of the blocks whose values are latents, or computed of them in the head.
+
+        A block is a module whose forward was traced.
+        """
+        found: dict[str, bool] = {}
+        for node in self.graph.nodes:
+            known = node in self.row_of or (node in self.tail and node not in self.captured)
+            for path in pieces.returned_by(node):
+                found[path] = found.get(path, True) and known
+        return frozenset(path for path, known in found.items() if known)
+
+    def plain(self, paths: Collection[str]) -> fx.Graph:
+        """Return the source graph, which calls the hooks of the blocks at ``paths``."""
+        new = fx.Graph()
+        env: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.nodes:
+            env[node] = new.node_copy(node, env.__getitem__)
+            env[node] = self._with_hooks(new, node, env[node], paths)
+        return new
+
+    def _with_hooks(
+        self, new: fx.Graph, node: fx.Node, value: fx.Node, paths: Collection[str]
+    ) -> fx.Node:
+        """Return a node's value after the hooks of the blocks that return it, innermost first."""
+        row = self.row_of.get(node)
+        read = row is not None and bool(readers_of(self.rows)[row.index])
+        for path in pieces.returned_by(node):
+            if path in paths:
+                value = new.call_function(call_hooks, (new.get_attr(path), value, path, read))
+        return value
+
+    def head(self, paths: Collection[str] = ()) -> fx.Graph:
+        """Return the graph from latents to the output.
+
+        Args:
+            paths: The blocks whose hooks are called.
+        """
         new = fx.Graph()
         names = ("latents", "bound", "captured", "inputs")
         latents, bound, values, inputs = (new.placeholder(n) for n in names)
@@ -383,8 +455,11 @@ class _Builder:
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         direct = {n for m in [*self.tail, self.output] for n in m.all_input_nodes}
         for node in self.graph.nodes:
-            if node in self.row_of and node in direct:
+            watched = not set(paths).isdisjoint(pieces.returned_by(node))
+            if node in self.row_of and (node in direct or watched):
                 env[node] = read(latents, self.row_of[node].index)
+                if watched:  # a tensor of its own: the sweeps read the latent, but not what is seen
+                    env[node] = new.call_method("view_as", (env[node], env[node]))
             elif node in position:
                 env[node] = read(values, position[node])
             elif node.op == "placeholder" and node in direct:
@@ -394,6 +469,8 @@ class _Builder:
                 env[node] = new.call_function(apply, (read(bound, node.name), operand))
             elif node in self.tail or node is self.output:
                 env[node] = new.node_copy(node, env.__getitem__)
+            if watched:
+                env[node] = self._with_hooks(new, node, env[node], paths)
         return new
 
 

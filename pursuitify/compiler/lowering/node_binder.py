@@ -15,8 +15,10 @@ from pursuitify.compiler.lowering import layout_freedom
 from pursuitify.compiler.lowering.offsets import offset_of
 from pursuitify.compiler.lowering.program import Bound
 from pursuitify.compiler.tracing import nodes
+from pursuitify.errors import ConversionError
 from pursuitify.operators.activations import Activation
 from pursuitify.rules import Affine, Rule, split_ops
+from pursuitify.utils import torch_internals
 
 
 def apply(bound: Bound, x: Tensor) -> Tensor:
@@ -136,6 +138,46 @@ def holder(row: Row) -> Callable[[Activation, Tensor, Mapping[str, Bound]], Tens
         return z if offset is None or not activation.sparse else z - offset.clamp_min(0)
 
     return hold
+
+
+def call_hooks(block: nn.Module, value: Tensor, path: str, read: bool) -> Tensor:
+    """Call the forward hooks of a block that was traced, and return the value they leave.
+
+    A hook gets the block, no inputs, and the value.
+
+    Args:
+        block: The module.
+        value: What its forward returned.
+        path: Its path, for messages.
+        read: Whether rows read the value: they would not read what a hook makes of it.
+
+    Raises:
+        ConversionError: If a hook writes into the value, or returns another that rows would read.
+    """
+    for hook in torch_internals.forward_hooks(block):
+        version = torch_internals.version_of(value)
+        given = hook(block, (), value)
+        written = torch_internals.version_of(value) != version
+        if written:
+            raise ConversionError(
+                f"a forward hook of '{path}' writes into what the block returns, which is the "
+                "network's own: write into a clone, and let the hook return that"
+            )
+        if read and not (given is None or given is value or _equal(given, value)):
+            raise ConversionError(
+                f"a forward hook of '{path}' returns another value than the block's, which the "
+                "sweeps would not follow, for later latents read it: let the hook return None, or "
+                "the value or a copy of it; or make the change in the model's own forward and call "
+                "pursuitify(model) again"
+            )
+        value = value if given is None else given
+    return value
+
+
+def _equal(given: Any, value: Tensor) -> bool:
+    if not isinstance(given, Tensor) or (given.shape, given.dtype) != (value.shape, value.dtype):
+        return False
+    return bool(((given == value) | (given.isnan() & value.isnan())).all())
 
 
 def activate(activation: Activation, z: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import fx
 
-from pursuitify.compiler.tracing.nodes import module_path
+from pursuitify.compiler.tracing.nodes import module_path, note_return, returned_by
 from pursuitify.errors import CheckpointError
 from pursuitify.rules import Rule, default
 
@@ -60,7 +60,8 @@ def dump(graph: fx.Graph, rest: Any) -> Stored:
 
 def _entries(graph: fx.Graph) -> Iterator[tuple[Any, ...]]:
     for node in graph.nodes:
-        yield node.op, node.name, node.target, node.args, node.kwargs, module_path(node)
+        paths = module_path(node), returned_by(node)
+        yield node.op, node.name, node.target, node.args, node.kwargs, *paths
 
 
 class _Pickler(pickle.Pickler):
@@ -90,10 +91,12 @@ class _Unpickler(pickle.Unpickler):
     def load_all(self) -> tuple[fx.Graph, Any]:
         self.graph, self.nodes = fx.Graph(), dict[str, fx.Node]()
         for _ in range(self.load()):
-            op, name, target, args, kwargs, path = self.load()
+            op, name, target, args, kwargs, path, returned = self.load()
             node = self.graph.create_node(op, target, args, kwargs, name)
             node.name = name
             node.meta["nn_module_stack"] = {path: (path, "")}
+            for block in returned:
+                note_return(node, block)
             self.nodes[name] = node
         return self.graph, self.load()
 

@@ -82,6 +82,8 @@ class Program:
         any_format: Whether the memory format of images may be chosen (``layout_freedom.free``).
         any_dtype: Per input whether it may hold integers.
         signal_count: How many leaves are no inputs; a number, since compilers read no cache.
+        blocks: Paths of the modules whose forward was traced and whose values are latents, or
+            computed of latents in the head: their forward hooks can be called.
     """
 
     rows: tuple[Row, ...]
@@ -97,6 +99,7 @@ class Program:
     any_format: bool
     any_dtype: tuple[bool, ...]
     signal_count: int
+    blocks: frozenset[str]
     _forward: Callable[..., Any]
     _head: Callable[..., Any]
 

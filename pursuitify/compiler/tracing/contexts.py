@@ -11,6 +11,7 @@ import dis
 import functools
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType, FrameType, TracebackType
@@ -161,9 +162,14 @@ def plain() -> Iterator[None]:
 
 
 class Watch:
-    """Notes under what each node of one trace is made; begins inside ``plain``."""
+    """Notes under what each node of one trace is made; begins inside ``plain``.
+
+    Attributes:
+        calls: How often each module whose forward is traced was called, by path.
+    """
 
     def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
         self._inference = torch.is_inference_mode_enabled()
         self._autocast = _depth()
         self._groups: list[_FunctionCall] = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import fx, nn
@@ -181,6 +182,37 @@ def module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     entries = [entry[0] for entry in stack.values()]
     return str(entries[-1]) if entries else ""
+
+
+def note_return(node: fx.Node, path: str) -> None:
+    """Note at a node that its value is what a module whose forward was traced returned."""
+    node.meta.setdefault("returned_by", []).append(path)
+
+
+def returned_by(node: fx.Node) -> tuple[str, ...]:
+    """Return the paths of the modules that returned the node's value, innermost first."""
+    return tuple(node.meta.get("returned_by", ()))
+
+
+def keep_returns(graph: fx.Graph, calls: Mapping[str, int]) -> None:
+    """Leave no notes of a module but where there is one for each of its calls.
+
+    Values that are made without derivatives lose theirs: the graph records them with derivatives,
+    and cuts these off where they are read.
+
+    Args:
+        graph: The graph.
+        calls: How often each module was called.
+    """
+    for node in graph.nodes:
+        if "still" in node.meta or is_shape(node):  # sizes may have notes of what they are read of
+            node.meta.pop("returned_by", None)
+    noted = Counter(path for node in graph.nodes for path in returned_by(node))
+    for node in graph.nodes:
+        whole = [path for path in returned_by(node) if noted[path] == calls[path]]
+        node.meta.pop("returned_by", None)
+        for path in whole:
+            note_return(node, path)
 
 
 def describe(node: fx.Node, root: nn.Module) -> str:

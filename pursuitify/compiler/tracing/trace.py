@@ -20,6 +20,7 @@ import os
 import re
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,7 +42,13 @@ from pursuitify.compiler.tracing import (
 from pursuitify.compiler.tracing.comparisons import Rerun, align, same_graph, same_on
 from pursuitify.compiler.tracing.contexts import Watch
 from pursuitify.compiler.tracing.functionalise import functionalise, spell_out, split_pieces
-from pursuitify.compiler.tracing.nodes import describe, is_shape, module_path
+from pursuitify.compiler.tracing.nodes import (
+    describe,
+    is_shape,
+    keep_returns,
+    module_path,
+    returned_by,
+)
 from pursuitify.compiler.tracing.size_branches import EXAMPLE, Choices, usual_inputs
 from pursuitify.compiler.tracing.sizes import Answers, trials
 from pursuitify.compiler.tracing.tracer import Leaf, LeafModule, Tracer
@@ -225,6 +232,9 @@ def trace_modes(
     constants = (traces[False].constants, traces[True].constants)
     same = same_graph(traces[False].graph, traces[True].graph, constants)
     if same and traces[False].problems == traces[True].problems:
+        returned = [[returned_by(n) for n in t.graph.nodes] for t in traces.values()]
+        if returned[0] != returned[1]:  # other blocks run, which do the same
+            keep_returns(traces[False].graph, Counter())
         return {True: traces[False], False: traces[False]}
     for traced in traces.values():
         _guard_modes(traced)
@@ -360,6 +370,7 @@ def _traced(
     spell_out(graph)
     functionalise(graph, root)
     contexts.keep(graph, root)
+    keep_returns(graph, watch.calls)
     graph.lint()
     return Traced(graph, constants, training, modes, tuple(lost))
 

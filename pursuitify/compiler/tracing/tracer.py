@@ -328,7 +328,8 @@ class Tracer(fx.Tracer):
         if self._aside or self._is_made_in_forward(m):
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
-        if self.is_leaf_module(m, path):
+        leaf = self.is_leaf_module(m, path)
+        if leaf:
             for inner, part in m.named_modules(prefix=path):
                 own = self._tensors.get(part, {})
                 held = _tensors_of(part).items()
@@ -350,7 +351,13 @@ class Tracer(fx.Tracer):
                 f"module '{path}' was made by torch.compile: put the module that it holds as "
                 "._orig_mod in its place, and compile the converted network"
             )
-        return super().call_module(m, forward, args, kwargs)
+        value = super().call_module(m, forward, args, kwargs)
+        if not leaf:
+            self.watch.calls[path] += 1
+            last = next(iter(reversed(self.graph.nodes)))  # nothing has written into its value yet
+            if isinstance(value, TracedTensor) and value.node is last:
+                nodes.note_return(last, path)
+        return value
 
     def _is_made_in_forward(self, module: nn.Module) -> bool:
         """Whether to enter a layer of torch's that is made where it is called, ``nn.ReLU()(x)``.
