@@ -381,6 +381,16 @@ def split_piece(
     return _piece(op(input), input, sizes, index, dim)
 
 
+@registry.register(split_ops.tensor_split_piece, kind="linear")
+def tensor_split_piece(
+    op: Op, input: Tensor, index: int, sections: Any = None, dim: int = 0, *, indices: Any = None
+) -> Affine:
+    """One piece of torch.tensor_split, hsplit, vsplit or dsplit."""
+    cut = sections if indices is None else indices
+    sizes = [p.shape[dim] for p in torch.tensor_split(input, cut, dim)]
+    return _piece(op(input), input, sizes, index, dim)
+
+
 @registry.register(split_ops.unbind_piece, kind="linear")
 def unbind_piece(op: Op, input: Tensor, index: int, dim: int = 0) -> Affine:
     """One piece of torch.unbind."""

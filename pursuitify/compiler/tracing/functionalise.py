@@ -26,16 +26,13 @@ def split_pieces(graph: fx.Graph, root: nn.Module) -> None:
     """
     _split_pairs(graph, root)
     for node in list(graph.nodes):
-        splitter = split_ops.splitter_of(node)
-        if splitter is None:
+        if split_ops.splitter_of(node) is None:
             continue
         for user in list(node.users):
             reads = user.op == "call_function" and user.target is operator.getitem
             if reads and isinstance(user.args[1], int):
                 with graph.inserting_before(user):
-                    piece = graph.call_function(
-                        splitter, (node.args[0], user.args[1], *node.args[1:]), dict(node.kwargs)
-                    )
+                    piece = graph.call_function(*split_ops.piece_of(node, user.args[1]))
                 piece.meta = {**node.meta, "split": node.name}
                 user.replace_all_uses_with(piece)
                 graph.erase_node(user)

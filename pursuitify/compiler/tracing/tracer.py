@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
@@ -196,6 +197,8 @@ class Tracer(fx.Tracer):
                 )
             self._check_version(a)
             return a.node
+        if isinstance(a, np.generic):  # a number of NumPy's, where torch takes Python's
+            return a.item()
         if isinstance(a, type(torch.FloatTensor)):  # a type of old, as in x.type(torch.FloatTensor)
             return torch.typename(a)
         if isinstance(a, torch.Generator):
@@ -279,14 +282,47 @@ class Tracer(fx.Tracer):
                 return self.answers.trial.value(node, rank)
         if not self.answers.fixed:
             return _NOTHING
+        text = size_branches.text_of(node)
+        return self._fixed(
+            obj,
+            f"what the forward does depends on how it looks up `{text}` in a dict or a set, or on "
+            "its text (str(n), an f-string), and its value is not known",
+            "or ask by == or by `in` a tuple, (8, 16), which is guarded",
+        )
+
+    def number_of(self, obj: fx.Proxy) -> Any:
+        """Return the value of a traced size, which is guarded: Python wants the number itself.
+
+        Raises:
+            TraceError: If it is not known.
+            TypeError: If the value is no number.
+        """
+        if self.is_over or obj.__class__ not in (int, float):
+            raise TypeError(f"a traced {obj.__class__.__name__} is no number")
+        text = size_branches.text_of(obj.node)
+        return self._fixed(
+            obj,
+            f"the forward needs `{text}` as a number (in range(n), as an index of a list, in "
+            "NumPy), and its value is not known",
+            "or write the operation for the whole tensor",
+        )
+
+    def _fixed(self, obj: fx.Proxy, unknown: str, otherwise: str) -> Any:
+        """Return a value as the example has it or the model fixes it, and guard it.
+
+        Args:
+            obj: The size, dtype or device.
+            unknown: The reason of a refusal where it is not known.
+            otherwise: What may be done beside passing an example.
+
+        Raises:
+            TraceError: If it is not known.
+        """
         try:
-            value = self._ask(self._judge.known, node)
+            value = self._ask(self._judge.known, obj.node)
         except UnknownError as error:
             raise errors.TraceError(
-                f"what the forward does depends on how it looks up `{size_branches.text_of(node)}` "
-                "in a dict or a set, or on its text (str(n), an f-string), and its value is not "
-                f"known: {EXAMPLE}, and the network refuses others; or ask by == or by `in` "
-                "a tuple, (8, 16), which is guarded"
+                f"{unknown}: {EXAMPLE}, and the network refuses others; {otherwise}"
             ) from error
         equal = self.create_proxy("call_function", operator.eq, (obj, value), {})
         text = size_branches.text_of(equal.node)
@@ -294,9 +330,7 @@ class Tracer(fx.Tracer):
         if new:
             self.create_proxy("call_function", guards.assume, (equal, True, text), {})
         if not agrees:  # the branch before is one that no input takes that has this value
-            raise errors.TraceError(
-                f"`{text}` was taken to be False, and is looked up as if it held"
-            )
+            raise errors.TraceError(f"`{text}` was taken to be False, and is used as if it held")
         return value
 
     @property
@@ -398,25 +432,60 @@ class Tracer(fx.Tracer):
         return len(range(count)[part])
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Iterate over the pieces of a split, where their number is written in the model."""
+        """Iterate over the pieces of a split, where their number is known."""
         count = self.length(obj)
-        if count is None:
+        if count is not None:
+            return (obj[i] for i in range(count))  # type: ignore[index]
+        try:
             return super().iter(obj)
-        return (obj[i] for i in range(count))  # type: ignore[index]
+        except fx.proxy.TraceError as error:
+            if split_ops.splitter_of(obj.node) is None:
+                raise
+            raise errors.TraceError(
+                f"the forward goes through the pieces of '{obj.node.name}', whose number is not "
+                f"known: {EXAMPLE}, and the network refuses others; or write the number into the "
+                "forward (x.chunk(n, dim))"
+            ) from error
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, **more: Any) -> Any:
+        """Hand the pieces of a split to a function of several tensors one by one."""
+        if target in _OF_SEVERAL and args and isinstance(args[0], TracedSizes):
+            count = self.length(args[0])
+            if count is not None:
+                args = (tuple(args[0][i] for i in range(count)), *args[1:])
+        return super().create_proxy(kind, target, args, kwargs, **more)
 
     def _pieces(self, node: fx.Node) -> int | None:
-        """Return the number of tensors that a node returns; None where it is not written."""
+        """Return the number of tensors that a node returns; None where it is not known.
+
+        It is written in the model, or it follows from a size, which is guarded then.
+        """
         if split_ops.is_pair(node, self.root):
             return 2
         splitter = split_ops.splitter_of(node)
-        size = [*node.args[1:], *node.kwargs.values()] if splitter is not None else []
-        if size and isinstance(size[0], (tuple, list)):
-            return len(size[0])
-        if size and isinstance(size[0], int) and splitter is split_ops.chunk_piece:
-            return size[0]
-        return None
+        if splitter is None:
+            return None
+        cut, dim = split_ops.cut_of(node)
+        if isinstance(cut, (tuple, list)):
+            return len(cut) + (splitter is split_ops.tensor_split_piece)
+        if splitter in (split_ops.chunk_piece, split_ops.tensor_split_piece):
+            return cut if isinstance(cut, int) else None
+        if not (isinstance(dim, int) and isinstance(cut, (int, type(None)))):
+            return None
+        size = fx.Proxy(node.all_input_nodes[0], self).size(dim)
+        try:
+            self._ask(self._judge.known, size.node)
+        except UnknownError:
+            self.graph.erase_node(size.node)
+            return None
+        return -(-operator.index(size) // (cut or 1))
 
 
+#: Functions of a sequence of tensors.
+_OF_SEVERAL = {
+    torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack,
+    torch.dstack, torch.column_stack,
+}  # fmt: skip
 #: Nothing stands for a traced value.
 _NOTHING = object()
 _DROPOUTS = (
