@@ -80,6 +80,8 @@ class Rule:
             network, and ``bind`` gets its position as ``_affine``; the others are constants.
         all_moving: Why it cannot be converted where an operand is a constant or frozen; empty
             where it can.
+        chosen_by_size: Why it cannot be converted where a parameter compares one of its operands;
+            empty where it can.
         homogeneous: Whether scaling all its operands by s > 0 scales its value by s, constants and
             offsets aside. Or a function of the call's parameters that says so.
         absorbs_scale: Whether a module's own ``weight`` and ``bias`` can take up a factor on its
@@ -110,6 +112,7 @@ class Rule:
     otherwise: str = "it is not linear in every operand that depends on the input"
     bilinear: bool = False
     all_moving: str = ""
+    chosen_by_size: str = ""
     homogeneous: bool | Callable[..., bool] = False
     absorbs_scale: bool = False
     channel_gains: Callable[[nn.Module], Tensor] | None = None

@@ -1,4 +1,4 @@
-"""Choices of entries by their size or by indices: max, topk, sort, max-unpooling, embeddings.
+"""Choices of entries by their size or by indices: max, topk, sort, gather, embeddings.
 
 Which entries are chosen is fixed at the feed-forward pass for all sweeps, as the switches of a max
 pooling are (mathematics.md, section 4).
@@ -7,6 +7,7 @@ pooling are (mathematics.md, section 4).
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify.operators import Chain, LinearMap, Permute, Reshape, Select, Unpool, Windows
+from pursuitify.operators import (
+    Adjoint,
+    Chain,
+    Expand,
+    Gather,
+    Identity,
+    LinearMap,
+    Narrow,
+    Permute,
+    Pick,
+    Reshape,
+    Scale,
+    Select,
+    Unpool,
+    Windows,
+)
 from pursuitify.rules import split_ops
 from pursuitify.rules.elementwise import scaling
 from pursuitify.rules.registry import Affine, Registry
@@ -116,6 +132,97 @@ def maximum(op: Op, input: Tensor, other: Tensor) -> Affine:
 def frozen_indices(op: Op, input: Tensor, **_arguments: Any) -> Tensor:
     """The choice is fixed at the feed-forward pass: it says where the chosen entries stand."""
     return op(input)
+
+
+@registry.register(
+    torch.argmax, "argmax", torch.argmin, "argmin", torch.argsort, "argsort",
+    operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne,
+    torch.gt, torch.ge, torch.lt, torch.le, torch.eq, torch.ne,
+    "gt", "ge", "lt", "le", "eq", "ne",
+    operator.invert, operator.and_, operator.or_, operator.xor,
+    torch.logical_not, torch.logical_and, torch.logical_or,
+    "logical_not", "logical_and", "logical_or",
+    kind="frozen", fresh=True,
+)  # fmt: skip
+def compared(op: Op, input: Tensor, *_rest: Any, **_named: Any) -> Tensor:
+    """Places and masks by the size of entries: they are fixed at the feed-forward pass."""
+    return op(input)
+
+
+def _places(**_: Any) -> str:
+    return "it reads by indices, which may depend on the input"
+
+
+def _gathered(op: Op, input: Tensor, dim: int, index: Tensor) -> Affine:
+    axis, maps = dim % input.dim(), list[LinearMap]()
+    shape = list(input.shape)
+    for d, n in enumerate(index.shape):
+        if d != axis and n != shape[d]:
+            maps.append(Narrow(d, 0, n, shape[d]))
+            shape[d] = n
+    maps.append(Gather(axis, index, tuple(shape)))
+    return Affine(op(input), (maps[0] if len(maps) == 1 else Chain(tuple(maps)),))
+
+
+@registry.register(torch.gather, "gather", kind="linear", fresh=True, input_dependent=_places)
+def gather(op: Op, input: Tensor, dim: int, index: Tensor, sparse_grad: bool = False) -> Affine:
+    """Entries along a dimension, others at every place, by constant or frozen indices."""
+    return _gathered(op, input, dim, index)
+
+
+def _flat_check(dim: Any = None, **_: Any) -> str | None:
+    return "it reads from the flattened tensor, the batch included" if dim is None else None
+
+
+@registry.register(
+    torch.take_along_dim, "take_along_dim", kind="linear", fresh=True, check=_flat_check,
+    input_dependent=_places,
+)  # fmt: skip
+def take_along_dim(op: Op, input: Tensor, indices: Tensor, dim: int | None = None) -> Affine:
+    """The same, with negative indices and with dimensions that are broadcast."""
+    assert dim is not None
+    axis = dim % input.dim()
+    shape = list(
+        torch.broadcast_shapes(
+            *([1 if d == axis else n for d, n in enumerate(t.shape)] for t in (input, indices))
+        )
+    )
+    wide = (*shape[:axis], input.shape[axis], *shape[axis + 1 :])
+    index = indices.expand(*shape[:axis], indices.shape[axis], *shape[axis + 1 :])
+    found = _gathered(lambda x: op(input), input.expand(wide), axis, index % input.shape[axis])
+    if wide == tuple(input.shape):
+        return found
+    return Affine(found.value, (Chain((Expand(tuple(input.shape), wide), *found.maps)),))
+
+
+@registry.register(
+    split_ops.index_add, split_ops.index_add_, kind="join", operands=("input", "source"),
+    input_dependent=_places,
+)  # fmt: skip
+def index_add(
+    _op: Op, input: Tensor, source: Tensor, dim: int, index: Tensor, *, alpha: float = 1
+) -> Affine:
+    """Entries added to those at given places of a dimension."""
+    axis = dim % input.dim()
+    value = torch.index_add(input, axis, index, source, alpha=alpha)
+    put: LinearMap = Adjoint(Pick(axis, index, input.shape[axis]))
+    return Affine(value, (Identity(), put if alpha == 1 else Chain((put, Scale(alpha)))))
+
+
+@registry.register(
+    split_ops.scatter_add, split_ops.scatter_add_, kind="join", operands=("input", "src"),
+    input_dependent=_places,
+)  # fmt: skip
+def scatter_add(_op: Op, input: Tensor, src: Tensor, dim: int, index: Tensor) -> Affine:
+    """Entries added to others along a dimension, at other places each."""
+    axis = dim % input.dim()
+    value = torch.scatter_add(input, axis, index, src)
+    read = [Narrow(d, 0, n, src.shape[d]) for d, n in enumerate(index.shape) if n != src.shape[d]]
+    sizes = list(enumerate(zip(index.shape, input.shape, strict=True)))
+    spread = [Adjoint(Narrow(d, 0, n, m)) for d, (n, m) in sizes if d != axis and n != m]
+    shape = tuple(m if d == axis else n for d, (n, m) in sizes)
+    put = Chain((*read, Adjoint(Gather(axis, index, shape)), *spread))
+    return Affine(value, (Identity(), put))
 
 
 def _indexed(**_: Any) -> str:

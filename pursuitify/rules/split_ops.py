@@ -1,4 +1,4 @@
-"""One piece of what returns several tensors, as an operator of its own."""
+"""Operators that torch writes otherwise: one piece of several, operands that come first."""
 
 from __future__ import annotations
 
@@ -39,6 +39,51 @@ def tensor_split_piece(
 def einsum(tensors: Sequence[Tensor], equation: str) -> Tensor:
     """Return ``torch.einsum(equation, *tensors)``."""
     return torch.einsum(equation, *tensors)
+
+
+def where(input: Tensor, other: Tensor, condition: Tensor) -> Tensor:
+    """Return ``torch.where(condition, input, other)``."""
+    return torch.where(condition, input, other)
+
+
+def index_add(
+    input: Tensor, source: Tensor, dim: int, index: Tensor, *, alpha: float = 1
+) -> Tensor:
+    """Return ``torch.index_add(input, dim, index, source, alpha=alpha)``."""
+    return torch.index_add(input, dim, index, source, alpha=alpha)
+
+
+def index_add_(
+    input: Tensor, source: Tensor, dim: int, index: Tensor, *, alpha: float = 1
+) -> Tensor:
+    """Return ``input.index_add_(dim, index, source, alpha=alpha)``: it writes into ``input``."""
+    return input.index_add_(dim, index, source, alpha=alpha)
+
+
+def scatter_add(input: Tensor, src: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Return ``torch.scatter_add(input, dim, index, src)``."""
+    return torch.scatter_add(input, dim, index, src)
+
+
+def scatter_add_(input: Tensor, src: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Return ``input.scatter_add_(dim, index, src)``: it writes into ``input``."""
+    return input.scatter_add_(dim, index, src)
+
+
+_ADDED = ("input", "dim", "index", "source", "alpha")
+_SCATTERED = ("input", "dim", "index", "src")
+#: Functions and methods whose operands do not come first: the function above that stands for each,
+#: and the names of its arguments in torch's order.
+OPERANDS_FIRST: dict[Any, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    torch.where: (where, ("condition", "input", "other")),
+    "where": (where, ("input", "condition", "other")),
+    torch.index_add: (index_add, _ADDED),
+    "index_add": (index_add, _ADDED),
+    "index_add_": (index_add_, _ADDED),
+    torch.scatter_add: (scatter_add, _SCATTERED),
+    "scatter_add": (scatter_add, _SCATTERED),
+    "scatter_add_": (scatter_add_, _SCATTERED),
+}
 
 
 def chosen_values(input: Tensor, name: str, dim: int, **more: Any) -> Tensor:

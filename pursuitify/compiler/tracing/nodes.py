@@ -157,7 +157,7 @@ def type_of(node: fx.Node) -> type | None:
     if node.target in {operator.truediv, operator.itruediv} and set(kinds) <= {int, float}:
         return float
     if node.target is operator.pow and set(kinds) <= {int, float}:
-        base, power = node.args
+        power = node.args[1]
         whole = isinstance(power, int) and power >= 0
         return kinds[0] if whole or kinds[0] is float else float if kinds[1] is float else None
     if node.target in _WHOLE and set(kinds) <= {int, float}:

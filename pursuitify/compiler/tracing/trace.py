@@ -417,6 +417,10 @@ def _on_trial(trial: sizes.TrialAnswers, judge: size_branches.Judge, node: fx.No
 def _skeleton(model: nn.Module) -> nn.Module:
     try:
         return skeleton(model)
+    except NotImplementedError as error:
+        raise errors.TraceError(
+            f"{type(model).__name__} cannot be copied: {_uncopied(model, error)}"
+        ) from error
     except RuntimeError as error:
         raise errors.TraceError(
             f"{type(model).__name__} cannot be copied: {_computed(model)}"
@@ -426,6 +430,17 @@ def _skeleton(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied: {error}. Make what cannot be copied outside "
             "the model, or give the class that holds it a __deepcopy__"
         ) from error
+
+
+def _uncopied(model: nn.Module, error: Exception) -> str:
+    """Say which tensors torch has no copy of, and what to do."""
+    for name, tensor in _tensors(model).items():
+        if tensor.layout not in (torch.strided, torch.sparse_coo):
+            return (
+                f"torch copies no tensor of the layout {tensor.layout}, which '{name}' has: keep "
+                "it as tensor.to_sparse_coo(), which converts"
+            )
+    return f"{error}. Make what cannot be copied outside the model"
 
 
 def _computed(model: nn.Module) -> str:
