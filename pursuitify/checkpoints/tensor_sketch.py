@@ -41,7 +41,7 @@ def sketch(value: Tensor) -> dict[str, Any]:
 def _entries(value: Tensor) -> Tensor:
     if value.layout is torch.strided:
         return value.flatten()
-    held = value.to_sparse_coo().coalesce()
+    held = value.to_sparse().coalesce()
     return torch.cat([held.indices().to(value.dtype).flatten(), held.values().flatten()])
 
 

@@ -161,7 +161,7 @@ def _laid(*keys: Any, dim: int, prepare: Callable[..., Any]) -> None:
 
 
 def _columns(tensor: Tensor) -> Tensor:
-    return tensor.unsqueeze(1) if tensor.dim() == 1 else torch.atleast_2d(tensor)
+    return tensor.unsqueeze(1) if tensor.dim() == 1 else tensor
 
 
 _laid(torch.hstack, dim=1, prepare=torch.atleast_1d)
@@ -225,10 +225,11 @@ def div(
 ) -> Affine:
     """Division by a constant or a frozen value."""
     value = input / other
-    whole = isinstance(other, Tensor) and not other.is_floating_point()
-    factor = 1.0 / (other.to(value.dtype) if whole else other)
     assert isinstance(input, Tensor)
     assert isinstance(value, Tensor)
+    if isinstance(other, Tensor) and not other.is_floating_point():
+        other = other.to(value.dtype)  # torch divides by whole numbers in its default dtype
+    factor = 1.0 / other
     return Affine(value, (scaling(input, factor, value, _per_sample), Identity()))
 
 

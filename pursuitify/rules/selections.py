@@ -182,11 +182,7 @@ def take_along_dim(op: Op, input: Tensor, indices: Tensor, dim: int | None = Non
     """The same, with negative indices and with dimensions that are broadcast."""
     assert dim is not None
     axis = dim % input.dim()
-    shape = list(
-        torch.broadcast_shapes(
-            *([1 if d == axis else n for d, n in enumerate(t.shape)] for t in (input, indices))
-        )
-    )
+    shape = [m if n == 1 else n for n, m in zip(input.shape, indices.shape, strict=True)]
     wide = (*shape[:axis], input.shape[axis], *shape[axis + 1 :])
     index = indices.expand(*shape[:axis], indices.shape[axis], *shape[axis + 1 :])
     found = _gathered(lambda x: op(input), input.expand(wide), axis, index % input.shape[axis])

@@ -152,12 +152,13 @@ def splitter_of(node: fx.Node) -> Callable[..., Tensor] | None:
     return SPLITTERS.get(_splitter_name(node))
 
 
-def cut_of(node: fx.Node) -> tuple[Any, int | fx.Node]:
+def cut_of(node: fx.Node) -> tuple[Any, Any]:
     """Return into what a node of several pieces cuts, None for single entries, and where.
 
     The first is a number or sizes, as the node's function takes them; the second is the dimension.
     """
-    name, given = _splitter_name(node), {**node.kwargs}
+    name = _splitter_name(node)
+    given: dict[str, Any] = {**node.kwargs}
     own = ("dim",) if name == "unbind" else ("cut", "dim")
     given |= dict(zip(own, node.args[1:], strict=False))
     cuts = [value for key, value in given.items() if key != "dim"]

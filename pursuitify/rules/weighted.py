@@ -214,10 +214,10 @@ def _product(
         each = (size[sample], total(groups))
         own = factor.permute(order).reshape(*each, total(made), total(summed))
         before, after = [sample, *groups, *summed, *rest], [sample, *groups, *made, *rest]
-        first = _arranged(labels, before, size, (*each, total(summed), total(rest)))
-        spread = tuple(size[n] for n in after)
-        last = Reshape((*each, total(made), total(rest)), spread)
-        return [*first, SampleMatrices(own), last], after
+        arranged = _arranged(labels, before, size, (*each, total(summed), total(rest)))
+        shape = tuple(size[n] for n in after)
+        last = Reshape((*each, total(made), total(rest)), shape)
+        return [*arranged, SampleMatrices(own), last], after
 
     order = [by.index(n) for n in (*groups, *made, *summed)]
     matrices = factor.permute(order).reshape(total(groups) * total(made), total(summed))
@@ -284,7 +284,7 @@ def _sparse(matrix: Tensor, affine: int, dtype: torch.dtype) -> LinearMap:
         affine: 0 where it stands on the right of the operand, a matrix; 1 where on the left.
         dtype: The dtype of the product.
     """
-    entries = matrix.to_sparse_coo().coalesce()
+    entries = matrix.to_sparse().coalesce()
     rows, columns = entries.indices()
     height, width = matrix.shape
     values = entries.values().to(dtype)

@@ -304,11 +304,11 @@ class TracedSizes(_Number, _Answering, TracedValue):
 
     def __getitem__(self, key: Any) -> Any:
         """Return one of several pieces, or those of a slice as a tuple, as torch does."""
-        if isinstance(key, slice) and self.__class__ is tuple:
+        if isinstance(key, slice) and self.tracer.type_of(self) is tuple:
             count = self.tracer.length(self)
             if count is not None:
                 return tuple(self[i] for i in range(count)[key])
-        return super().__getitem__(key)
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
 
     def __getattr__(self, k: str) -> Any:
         """Return a tensor for the values and indices of ``torch.max(x, dim)`` and its kin."""

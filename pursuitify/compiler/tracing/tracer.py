@@ -297,8 +297,9 @@ class Tracer(fx.Tracer):
             TraceError: If it is not known.
             TypeError: If the value is no number.
         """
-        if self.is_over or obj.__class__ not in (int, float):
-            raise TypeError(f"a traced {obj.__class__.__name__} is no number")
+        kind = None if self.is_over else self.type_of(obj)
+        if kind not in (int, float):
+            raise TypeError(f"'{obj.node.name}', a traced value, is no number")
         text = size_branches.text_of(obj.node)
         return self._fixed(
             obj,
@@ -447,13 +448,22 @@ class Tracer(fx.Tracer):
                 "forward (x.chunk(n, dim))"
             ) from error
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, **more: Any) -> Any:
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any | None = None,
+        proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
+    ) -> fx.Proxy:
         """Hand the pieces of a split to a function of several tensors one by one."""
         if target in _OF_SEVERAL and args and isinstance(args[0], TracedSizes):
             count = self.length(args[0])
             if count is not None:
                 args = (tuple(args[0][i] for i in range(count)), *args[1:])
-        return super().create_proxy(kind, target, args, kwargs, **more)
+        return super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
 
     def _pieces(self, node: fx.Node) -> int | None:
         """Return the number of tensors that a node returns; None where it is not known.
@@ -478,7 +488,7 @@ class Tracer(fx.Tracer):
         except UnknownError:
             self.graph.erase_node(size.node)
             return None
-        return -(-operator.index(size) // (cut or 1))
+        return -(-int(self.number_of(size)) // (cut or 1))
 
 
 #: Functions of a sequence of tensors.
