@@ -383,20 +383,18 @@ class Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def _is_made_in_forward(self, module: nn.Module) -> bool:
-        """Whether to enter a layer of torch's that is made where it is called, ``nn.ReLU()(x)``.
+        """Whether to enter a layer that is no submodule: ``nn.ReLU()(x)``, or one in a plain list.
 
         It has no tensors but those of the model's own layers in it, and what it does is what its
-        code says. One that the model keeps outside its modules, in a plain list, could be changed
-        later without the network seeing it, and one with a mode of its own, dropout, does not
-        follow the model's.
+        code says. One with a mode of its own, dropout, does not follow the model's.
         """
         loose = [part for part in module.modules() if part not in self._settings]
+        leaves = tuple(leaf for leaf in self._leaves if isinstance(leaf, type))
         return (
             module in loose
-            and all(type(part).__module__.startswith("torch.nn.modules.") for part in loose)
+            and not any(isinstance(part, leaves) for part in loose)
             and not any(t is not None for part in loose for t in _tensors_of(part).values())
             and not any(isinstance(part, _DROPOUTS) for part in loose)
-            and _kept_outside(module, self.root) is None
         )
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
@@ -527,14 +525,28 @@ def _kept_outside(module: nn.Module, root: nn.Module) -> str | None:
                     "which is no module (torchvision's transforms.Compose is such a list): make it "
                     f"self.{attribute} = nn.Sequential(...)"
                 ).replace("'.", "'")
-            items = value.values() if isinstance(value, dict) else value
-            if isinstance(value, (list, tuple, dict, set)) and any(i is module for i in items):
+            if not isinstance(value, nn.Module) and any(i is module for i in _listed(value)):
                 kind = type(value).__name__
                 proper = "nn.ModuleDict" if isinstance(value, dict) else "nn.ModuleList"
                 where = f"{path}.{attribute}".lstrip(".")
+                mode = "train() and eval() do not reach it"
+                weights = "its weights are in neither parameters() nor state_dict()"
+                lost = mode if isinstance(module, _DROPOUTS) else weights
                 return (
                     f"it calls a {name} that '{where}', a plain {kind}, holds: torch does not see "
-                    "it, so its weights are in neither parameters() nor state_dict(). Make it "
-                    f"self.{attribute} = {proper}(...)"
+                    f"it, so {lost}. Make it self.{attribute} = {proper}(...)"
                 )
     return None
+
+
+def _listed(value: Any) -> Iterator[Any]:
+    """Yield what plain containers hold, at any depth."""
+    seen: set[int] = set()
+    stack = [value]
+    while stack:
+        held = stack.pop()
+        if isinstance(held, (list, tuple, dict, set)) and id(held) not in seen:
+            seen.add(id(held))
+            stack += held.values() if isinstance(held, dict) else held
+        else:
+            yield held
