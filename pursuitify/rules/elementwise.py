@@ -113,7 +113,8 @@ def _fill_check(value: Any = 0, **_: Any) -> str | None:
 
 @registry.register(
     torch.masked_fill, "masked_fill", "masked_fill_", kind="linear", fresh=True, channelwise=True,
-    check=_fill_check,
+    check=_fill_check, chosen_by_size=_WRITTEN_OUT,
+    homogeneous=lambda value, **_: isinstance(value, (int, float)) and value == 0,
 )  # fmt: skip
 def masked_fill(_op: Op, input: Tensor, mask: Tensor, value: Value) -> Affine:
     """A number in the places of a mask that is constant or frozen."""

@@ -149,10 +149,6 @@ def compared(op: Op, input: Tensor, *_rest: Any, **_named: Any) -> Tensor:
     return op(input)
 
 
-def _places(**_: Any) -> str:
-    return "it reads by indices, which may depend on the input"
-
-
 def _gathered(op: Op, input: Tensor, dim: int, index: Tensor) -> Affine:
     axis, maps = dim % input.dim(), list[LinearMap]()
     shape = list(input.shape)
@@ -164,7 +160,7 @@ def _gathered(op: Op, input: Tensor, dim: int, index: Tensor) -> Affine:
     return Affine(op(input), (maps[0] if len(maps) == 1 else Chain(tuple(maps)),))
 
 
-@registry.register(torch.gather, "gather", kind="linear", fresh=True, input_dependent=_places)
+@registry.register(torch.gather, "gather", kind="linear", fresh=True, input_dependent=False)
 def gather(op: Op, input: Tensor, dim: int, index: Tensor, sparse_grad: bool = False) -> Affine:
     """Entries along a dimension, others at every place, by constant or frozen indices."""
     return _gathered(op, input, dim, index)
@@ -176,7 +172,7 @@ def _flat_check(dim: Any = None, **_: Any) -> str | None:
 
 @registry.register(
     torch.take_along_dim, "take_along_dim", kind="linear", fresh=True, check=_flat_check,
-    input_dependent=_places,
+    input_dependent=False,
 )  # fmt: skip
 def take_along_dim(op: Op, input: Tensor, indices: Tensor, dim: int | None = None) -> Affine:
     """The same, with negative indices and with dimensions that are broadcast."""
@@ -193,7 +189,7 @@ def take_along_dim(op: Op, input: Tensor, indices: Tensor, dim: int | None = Non
 
 @registry.register(
     split_ops.index_add, split_ops.index_add_, kind="join", operands=("input", "source"),
-    input_dependent=_places,
+    input_dependent=False,
 )  # fmt: skip
 def index_add(
     _op: Op, input: Tensor, source: Tensor, dim: int, index: Tensor, *, alpha: float = 1
@@ -207,7 +203,7 @@ def index_add(
 
 @registry.register(
     split_ops.scatter_add, split_ops.scatter_add_, kind="join", operands=("input", "src"),
-    input_dependent=_places,
+    input_dependent=False,
 )  # fmt: skip
 def scatter_add(_op: Op, input: Tensor, src: Tensor, dim: int, index: Tensor) -> Affine:
     """Entries added to others along a dimension, at other places each."""
@@ -246,20 +242,22 @@ def max_unpool(
 ) -> Affine:
     """Entries put where a max pooling found its own, zeros elsewhere.
 
-    Where two entries have one place, torch keeps one of them: the one that it kept is kept.
+    Where two entries have one place, torch keeps one of them: the one that it kept is kept. The
+    value is taken by the map, since torch's own derivative goes to the lost ones as well.
     """
     unpool = _UNPOOL[input.dim() - 2]
 
     def run(x: Tensor) -> Tensor:
         return unpool(x, indices, kernel_size, stride, padding, output_size)
 
-    value = run(input)
     with torch.no_grad():
+        size = tuple(run(input).shape[2:])
         count = torch.arange(1, 1 + math.prod(input.shape[2:]), device=input.device)
         number = count.to(torch.float64).reshape(1, 1, *input.shape[2:]).expand(input.shape)
         last = run(number.contiguous()).flatten(2).gather(2, indices.flatten(2))
         kept = last.reshape(input.shape) == number
-    return Affine(value, (Unpool(indices, tuple(value.shape[2:]), kept),))
+    put = Unpool(indices, size, kept)
+    return Affine(put.apply(input), (put,))
 
 
 def _table_check(max_norm: float | None = None, **_: Any) -> str | None:

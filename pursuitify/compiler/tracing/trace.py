@@ -58,6 +58,7 @@ _CALLED = re.compile(r"(\w+)\(\)")
 _FACTORIES = {
     "zeros", "ones", "empty", "full", "rand", "randn", "randint", "arange", "eye", "linspace",
 }  # fmt: skip
+_SIZED = {"expand", "repeat", "view", "reshape", "tile"}
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -604,6 +605,12 @@ def _advice(error: Exception, model: nn.Module, frames: traceback.StackSummary) 
             "new tensor from one that is there: x.new_zeros(x.size(0), ...), x.new_ones, "
             "x.new_full, torch.zeros_like(x); for random numbers torch.rand_like(x) or "
             "x.new_empty(x.size(0), ...).bernoulli_(p)"
+        )
+    if isinstance(error, TypeError) and named and named[1] in _SIZED:
+        return (
+            f"{named[1]} of a tensor that the forward makes takes no sizes that are read from "
+            "another tensor while it is traced: hold that tensor as a buffer "
+            "(self.register_buffer(name, tensor) in __init__), whose operations are recorded"
         )
     variadic = [
         p for p in inspect.signature(model.forward).parameters.values() if p.kind in _VARIADIC
