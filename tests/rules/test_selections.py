@@ -51,6 +51,24 @@ CHOICES: dict[str, tuple[Any, Any, int]] = {
     "sort": (lambda x: x.sort(descending=True)[0], lambda v: sorted_by(-v), 1),
     "amax": (lambda x: torch.amax(x, -1), lambda v: v.argmax(1)[:, None], 1),
     "amin": (lambda x: x.amin(dim=(1,), keepdim=True), lambda v: v.argmin(0)[None], 0),
+    "gather-order": (
+        lambda x: x.gather(1, x.argsort(1)[:, 1:3]), lambda v: sorted_by(v, 0)[1:3], 0,
+    ),
+    "gather-best": (
+        lambda x: torch.gather(x, 2, x.argmax(2, keepdim=True)), lambda v: v.argmax(1)[:, None], 1,
+    ),
+    "gather-by-another": (
+        lambda x: torch.gather(x, 2, x.mean(1, keepdim=True).topk(2, 2)[1].expand(-1, 4, -1)),
+        lambda v: np.repeat(sorted_by(-v.mean(0, keepdims=True))[:, :2], 4, 0), 1,
+    ),
+    "take-worst": (
+        lambda x: torch.take_along_dim(x, x.argmin(2, keepdim=True), 2),
+        lambda v: v.argmin(1)[:, None], 1,
+    ),
+    "take-constant": (
+        lambda x: x.take_along_dim(torch.tensor([[[0, -1, 0]]]), dim=2),
+        lambda v: np.tile([0, 5, 0], (4, 1)), 1,
+    ),
 }  # fmt: skip
 
 

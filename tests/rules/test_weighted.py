@@ -168,7 +168,16 @@ PRODUCTS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "tensordot": (lambda m, x: torch.tensordot(x, m.k, ([1, 3], [0, 2])), "cwv,nctv->ntw", ("k",)),
     "tensordot-left": (lambda m, x: torch.tensordot(m.a, x, dims=1), "vn,nctw->vctw", ("a",)),
     "softmax": (lambda m, x: torch.softmax(m.a, 0) @ x, "vw,ncwl->ncvl", ("s",)),
+    "inner": (lambda m, x: torch.inner(x, m.a), "vw,nclw->nclv", ("a",)),
+    "cumsum": (lambda m, x: x.cumsum(2), "ts,ncsw->nctw", ("sums",)),
+    "diff": (lambda m, x: torch.diff(x, 2, dim=-1), "rt,ts,ncws->ncwr", ("second", "first")),
 }  # fmt: skip
+#: The constants of these, in NumPy's words.
+_HELD: dict[str, Any] = {
+    "sums": np.tril(np.ones((4, 4))),
+    "first": np.eye(3, 4, 1) - np.eye(3, 4),
+    "second": np.eye(2, 3, 1) - np.eye(2, 3),
+}
 MOVES_SAMPLES = {"einsum-ellipsis", "einsum-implicit", "tensordot-left"}
 
 
@@ -206,7 +215,7 @@ def test_a_product_is_exact_and_its_sweeps_are_the_oracles(name: str) -> None:
     if name == "tensordot-left":
         return  # it adds samples up, for which the oracle has no form
     held = {"a": model.a, "k": model.k, "v": model.a[0], "s": torch.softmax(model.a, 0)}
-    factors = [held[c].detach().numpy() for c in constants]
+    factors = [_HELD[c] if c in _HELD else held[c].detach().numpy() for c in constants]
     before, _, output = equation.partition("->")
     first = len(before.split(",")[-1]) == 3  # the first channel alone is multiplied
     sample = output.index("n") if name != "einsum-implicit" else output.index("c")
@@ -217,7 +226,9 @@ def test_a_product_is_exact_and_its_sweeps_are_the_oracles(name: str) -> None:
     one, two = net.latents(x)
     rows = [
         row(one, "x", diag=model.conv),
-        row(two, one, (lambda w: w[:, 0]) if first else None, diag=product),
+        row(two, one, product)
+        if constants and constants[0] in _HELD  # free of parameters: B_j is the identity
+        else row(two, one, (lambda w: w[:, 0]) if first else None, diag=product),
     ]
     assert_matches_oracle(net, rows, x[:1])
 
@@ -276,6 +287,49 @@ def test_what_is_no_constant_product_is_refused() -> None:
     model, x = product_net(lambda _, x: torch.einsum("ncvv->ncv", x))
     with pytest.raises(InputError, match="diagonal"):
         pursuitify(model)(x)
+
+
+def _spread(equation: str, shape: tuple[int, ...]) -> Any:
+    return lambda m, w: torch.from_numpy(
+        np.einsum(equation, w.numpy(), m.k[0].detach().numpy()).reshape(-1, *shape)
+    )
+
+
+#: Products of every entry of latents (batch, 3, 4, 4) with every one of a constant (4, 4): the
+#: operation, what it reads of them, and the same in NumPy.
+EVERY: dict[str, tuple[Any, Any, Any]] = {
+    "kron": (lambda m, x: torch.kron(x, m.k[0]), None, _spread("nchw,ab->nchawb", (3, 16, 16))),
+    "kron-left": (
+        lambda m, x: torch.kron(m.k[0], x), None, _spread("nchw,ab->ncahbw", (3, 16, 16)),
+    ),
+    "outer": (
+        lambda m, x: torch.outer(x.mean((1, 2, 3)), m.k[0, 0]),
+        lambda w: w.mean((1, 2, 3)),
+        lambda m, u: u[:, None] * m.k[0, 0].detach(),
+    ),
+    "mv": (
+        lambda m, x: torch.mv(x.mean((2, 3)), m.k[0, 0, :3]),
+        lambda w: w.mean((2, 3)),
+        lambda m, u: (u * m.k[0, 0, :3].detach()).sum(1),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_products_of_every_entry(name: str) -> None:
+    function, read, product = EVERY[name]
+    model, x = product_net(function)
+    net, worst = compare(pursuitify, model, x, training=True, tolerance=1e-12)
+    assert worst == 0
+    net.eval()
+    assert_adjoint(net, x)
+    assert net.dictionary(x).samples == 4
+    one, two = net.latents(x)
+    rows = [
+        row(one, "x", diag=model.conv),
+        row(two, one, read, diag=lambda u: product(model, u)),
+    ]
+    assert_matches_oracle(net, rows, x[:1])
 
 
 def test_a_product_is_certified() -> None:

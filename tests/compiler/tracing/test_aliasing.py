@@ -107,7 +107,15 @@ MODULES: dict[str, Callable[[int], list[tuple[Any, ...]]]] = {
 #: What takes matrices.
 MATRICES = {"mm", "linear", "Linear", "matmul", "addmm", "mv", "inner", "_sparse_mm", "spmm"}
 #: What takes or returns integers, or windows: nothing of it can lie in the memory of ``x``.
-APART = {"compared", "embedding", "embedding_bag", "one_hot", "frozen_indices", "max_unpool", "fold"}
+APART = {
+    "compared",
+    "embedding",
+    "embedding_bag",
+    "one_hot",
+    "frozen_indices",
+    "max_unpool",
+    "fold",
+}
 FRESH = [(key, rule) for key, rule in default().items() if rule.fresh and rule.name not in APART]
 NAMES = [f"{getattr(k, '__name__', k)}" for k, _ in FRESH]
 
