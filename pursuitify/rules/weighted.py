@@ -254,7 +254,9 @@ def _arranged(
     operator.matmul, torch.matmul, "matmul", torch.mm, "mm", torch.bmm, "bmm", torch.sparse.mm,
     torch.spmm, kind="weighted", operands=("input", "other"), bilinear=True,
 )  # fmt: skip
-def matmul(op: Op, input: Tensor, other: Tensor, _affine: int = 0) -> Affine:
+def matmul(
+    op: Op, input: Tensor, other: Tensor, _affine: int = 0, _per_sample: bool = False
+) -> Affine:
     """Product with a constant matrix, or with several, from either side."""
     value = op(input, other)
     constant = (other, input)[_affine]
@@ -273,7 +275,7 @@ def matmul(op: Op, input: Tensor, other: Tensor, _affine: int = 0) -> Affine:
     rows = [left[-2]] if input.dim() > 1 else []
     columns = [right[-1]] if other.dim() > 1 else []
     out = [*longer[:-2], *rows, *columns]
-    return Affine(value, _both(value, (input, other), (left, right), out, _affine))
+    return Affine(value, _both(value, (input, other), (left, right), out, _affine, _per_sample))
 
 
 def _sparse(matrix: Tensor, affine: int, dtype: torch.dtype) -> LinearMap:
@@ -299,10 +301,13 @@ def _both(
     labels: Sequence[Labels],
     out: Labels,
     affine: int,
+    per_sample: bool,
 ) -> tuple[LinearMap, ...]:
     """Return the map of the operand, once for each tensor: those of the constants are not used.
 
-    Of two dimensions of one label the one of size 1 is repeated, and so it is left out.
+    Of two dimensions of one label the one of size 1 is repeated, and so it is left out. With
+    ``per_sample`` a constant is computed from the input: it has a matrix of its own for each
+    sample, even where all of them are equal, for steps may not depend on what else is in a batch.
     """
     size: dict[int, int] = {}
     for tensor, own in zip(tensors, labels, strict=True):
@@ -318,7 +323,7 @@ def _both(
     bare = [t.squeeze(c) if c else t for t, c in zip(tensors, cut, strict=True)]
     constants = [i for i in range(len(bare)) if i != affine]
     sample = names[affine][0]
-    if sample in out:
+    if sample in out and not per_sample:
         for i in constants:
             if sample in names[i]:
                 one = _one_for_all(bare[i], names[i].index(sample))
@@ -356,11 +361,13 @@ def _one_for_all(factor: Tensor, dim: int) -> Tensor | None:
 @registry.register(
     split_ops.einsum, kind="weighted", operands=("tensors*",), bilinear=True, fresh=False
 )  # of one operand alone it is a view
-def einsum(op: Op, tensors: Sequence[Tensor], equation: str, _affine: int = 0) -> Affine:
+def einsum(
+    op: Op, tensors: Sequence[Tensor], equation: str, _affine: int = 0, _per_sample: bool = False
+) -> Affine:
     """torch.einsum of one value of the network and constants."""
     value = op(*tensors)
     labels, out = _read(equation, [t.dim() for t in tensors])
-    return Affine(value, _both(value, tensors, labels, out, _affine))
+    return Affine(value, _both(value, tensors, labels, out, _affine, _per_sample))
 
 
 def _read(equation: str, dims: Sequence[int]) -> tuple[list[list[int]], list[int]]:
@@ -383,7 +390,9 @@ def _labels(part: str, count: int) -> list[int]:
 
 
 @registry.register(torch.tensordot, kind="weighted", operands=("a", "b"), bilinear=True)
-def tensordot(op: Op, a: Tensor, b: Tensor, dims: Any = 2, _affine: int = 0) -> Affine:
+def tensordot(
+    op: Op, a: Tensor, b: Tensor, dims: Any = 2, _affine: int = 0, _per_sample: bool = False
+) -> Affine:
     """Sum over dimensions of a value times those of a constant."""
     value = op(a, b)
     left, right = [*range(a.dim())], [*range(a.dim(), a.dim() + b.dim())]
@@ -392,26 +401,31 @@ def tensordot(op: Op, a: Tensor, b: Tensor, dims: Any = 2, _affine: int = 0) -> 
     for i, j in zip(*([d] if isinstance(d, int) else d for d in dims), strict=True):
         right[j] = left[i]
     out = [n for n in (*left, *right) if (n in left) != (n in right)]
-    return Affine(value, _both(value, (a, b), (left, right), out, _affine))
+    return Affine(value, _both(value, (a, b), (left, right), out, _affine, _per_sample))
 
 
 @registry.register(torch.mv, "mv", kind="weighted", operands=("input", "vec"), bilinear=True)
-def matrix_vector(op: Op, input: Tensor, vec: Tensor, _affine: int = 0) -> Affine:
+def matrix_vector(
+    op: Op, input: Tensor, vec: Tensor, _affine: int = 0, _per_sample: bool = False
+) -> Affine:
     """Product of a matrix and a vector, one of them constant."""
     value = op(input, vec)
-    return Affine(value, _both(value, (input, vec), ([0, 1], [1]), [0], _affine))
+    return Affine(value, _both(value, (input, vec), ([0, 1], [1]), [0], _affine, _per_sample))
 
 
 @registry.register(
     torch.inner, "inner", kind="weighted", operands=("input", "other"), bilinear=True
 )
-def inner(op: Op, input: Tensor, other: Tensor, _affine: int = 0) -> Affine:
+def inner(
+    op: Op, input: Tensor, other: Tensor, _affine: int = 0, _per_sample: bool = False
+) -> Affine:
     """Sum over the last dimension of a value times a constant."""
     value = op(input, other)
     left = [*range(input.dim())]
     right = [*range(input.dim(), input.dim() + other.dim() - 1), left[-1]]
     return Affine(
-        value, _both(value, (input, other), (left, right), left[:-1] + right[:-1], _affine)
+        value,
+        _both(value, (input, other), (left, right), left[:-1] + right[:-1], _affine, _per_sample),
     )
 
 
@@ -419,7 +433,9 @@ def inner(op: Op, input: Tensor, other: Tensor, _affine: int = 0) -> Affine:
     torch.outer, torch.ger, "outer", "ger", torch.kron, "kron", kind="weighted",
     operands=("input", "other"), bilinear=True,
 )  # fmt: skip
-def kronecker(op: Op, input: Tensor, other: Tensor, _affine: int = 0) -> Affine:
+def kronecker(
+    op: Op, input: Tensor, other: Tensor, _affine: int = 0, _per_sample: bool = False
+) -> Affine:
     """Every entry of a value times every entry of a constant; the outer product of two vectors."""
     value = op(input, other)
     dims = max(input.dim(), other.dim())
@@ -433,7 +449,7 @@ def kronecker(op: Op, input: Tensor, other: Tensor, _affine: int = 0) -> Affine:
         for k, (t, s, own) in enumerate(zip((input, other), shapes, names, strict=True))
     ]
     out = [n for d in range(dims) for n in (d, dims + d) if n in names[0] or n in names[1]]
-    whole, *_ = _both(value, bare, names, out, _affine)
+    whole, *_ = _both(value, bare, names, out, _affine, _per_sample)
     size = {
         n: k for own, t in zip(names, bare, strict=True) for n, k in zip(own, t.shape, strict=True)
     }
