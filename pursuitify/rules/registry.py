@@ -77,8 +77,8 @@ class Rule:
         linear_in: Positions of the operands in which it is linear; None for all of them.
         otherwise: Why it cannot be converted where another operand is a value of the network.
         bilinear: Whether it is linear in each operand alone: one of them may be a value of the
-            network, and ``bind`` gets its position as ``_affine``; the others are constants, computed from the
-            input where ``_per_sample`` says so.
+            network, and ``bind`` gets its position as ``_affine``; the others are constants, which
+            are computed from the input where ``_per_sample`` says so.
         all_moving: Why it cannot be converted where an operand is a constant or frozen; empty
             where it can.
         chosen_by_size: Why it cannot be converted where a parameter compares one of its operands;

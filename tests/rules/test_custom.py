@@ -89,7 +89,7 @@ def test_example_runs() -> None:
 
 
 class Mixer(nn.Module):
-    """A user's linear layer that fx could trace but no rule knows: a product of two, with a bias."""
+    """A user's linear layer that fx could trace but no rule knows: a product, with a bias."""
 
     def __init__(self) -> None:
         super().__init__()

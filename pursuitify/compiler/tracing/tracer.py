@@ -322,9 +322,9 @@ class Tracer(fx.Tracer):
         try:
             value = self._ask(self._judge.known, obj.node)
         except UnknownError as error:
-            raise errors.TraceError(
-                f"{unknown}: {EXAMPLE}, and the network refuses others; {otherwise}"
-            ) from error
+            reason = f"{unknown}: {EXAMPLE}, and the network refuses others; {otherwise}"
+            self.unseen = reason  # NumPy hides what is raised while it makes a number
+            raise errors.TraceError(reason) from error
         equal = self.create_proxy("call_function", operator.eq, (obj, value), {})
         text = size_branches.text_of(equal.node)
         agrees, new = self.choices.choose(text, True, certain=True)
@@ -440,11 +440,7 @@ class Tracer(fx.Tracer):
         except fx.proxy.TraceError as error:
             if split_ops.splitter_of(obj.node) is None:
                 raise
-            raise errors.TraceError(
-                f"the forward goes through the pieces of '{obj.node.name}', whose number is not "
-                f"known: {EXAMPLE}, and the network refuses others; or write the number into the "
-                "forward (x.chunk(n, dim))"
-            ) from error
+            raise _unknown_pieces(obj) from error
 
     def create_proxy(
         self,
@@ -461,6 +457,8 @@ class Tracer(fx.Tracer):
             count = self.length(args[0])
             if count is not None:
                 args = (tuple(args[0][i] for i in range(count)), *args[1:])
+            elif split_ops.splitter_of(args[0].node) is not None:
+                raise _unknown_pieces(args[0])
         return super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
 
     def _pieces(self, node: fx.Node) -> int | None:
@@ -487,6 +485,14 @@ class Tracer(fx.Tracer):
             self.graph.erase_node(size.node)
             return None
         return -(-int(self.number_of(size)) // (cut or 1))
+
+
+def _unknown_pieces(several: fx.Proxy) -> errors.TraceError:
+    return errors.TraceError(
+        f"the forward goes through the pieces of '{several.node.name}', whose number is not known: "
+        f"{EXAMPLE}, and the network refuses others; or write the number into the forward "
+        "(x.chunk(n, dim))"
+    )
 
 
 #: Functions of a sequence of tensors.
