@@ -112,9 +112,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "threshold": (nn.Threshold(0.1, 0.0), "Threshold"),
     "leaky_negative": (nn.LeakyReLU(-0.1), "LeakyReLU"),
     "clamp_max": (lambda x: x.clamp(max=1.0), "clamp"),
-    "cumsum": (lambda x: torch.cumsum(x, 2), "cumsum"),
+    "cumprod": (lambda x: torch.cumprod(x, 2), "cumprod"),
     "attention": (lambda x: x @ x.mT, "matmul"),
-    "index": (lambda x: x[x > 0].view(-1, 4, 8, 8), "getitem"),
+    "index": (lambda x: x[x.long()].view(-1, 4, 8, 8), "getitem"),
 }
 
 

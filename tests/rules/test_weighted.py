@@ -359,8 +359,7 @@ class Convolved(nn.Module):
         self.register_buffer("loops", torch.eye(5))
         self.multiply, self.norm = multiply, norm
 
-    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
-        graph: Any = self.own if given is None else given
+    def convolved(self, graph: Any, x: Tensor) -> Tensor:
         if self.norm:
             graph = graph + self.loops
             graph = graph / graph.sum(-1, keepdim=True)
@@ -368,11 +367,14 @@ class Convolved(nn.Module):
         return F.relu(self.multiply(graph, self.second(hidden)))
 
 
-class GivenGraph(Convolved):
-    """The same, where both are inputs that the forward needs."""
+class OwnGraph(Convolved):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolved(self.own, x)
 
+
+class GivenGraph(Convolved):
     def forward(self, x: Tensor, given: Tensor) -> Tensor:
-        return super().forward(x, given)
+        return self.convolved(given, x)
 
 
 def adjacency(*batch: int) -> Tensor:
@@ -385,7 +387,7 @@ def of_nodes(multiply: Any, graph: Tensor, own: Tensor | None, norm: bool = Fals
     """Return a network, its input and arguments, and the dense matrix it multiplies by."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        kind = Convolved if own is not None else GivenGraph
+        kind = OwnGraph if own is not None else GivenGraph
         model = kind(multiply, own, norm).double().eval()
         x = torch.randn(*graph.shape[:-1], 3, dtype=torch.float64)
     return model, x, (x,) if own is not None else (x, graph)

@@ -159,9 +159,9 @@ def test_every_mode_has_the_derivatives_of_the_minimiser(name: str) -> None:
     factor = torch.cos(expected[0] + 1)
     with torch.no_grad():
         for step in (1e-6, -1e-6):
-            weight += step * direction
+            weight.add_(direction, alpha=step)
             values.append(float((net(x) * factor).sum()))
-            weight -= step * direction
+            weight.sub_(direction, alpha=step)
     slope = (values[0] - values[1]) / 2e-6
     assert slope == pytest.approx(float((bar * direction).sum()), rel=1e-5, abs=1e-7)
 
