@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify import ConversionError, InputError, TraceError, coherence, pursuitify
+from pursuitify import ConversionError, InputError, TraceError, coherence, load, pursuitify, save
+from pursuitify.errors import CheckpointError, EstimateError
+from pursuitify.memory import estimate_memory
 from pursuitify.operators import dottest
 from pursuitify.robust import certified_radius
 from pursuitify.rules import default, split_ops
@@ -435,6 +438,22 @@ def test_compressed_sparse_tensors_are_refused_with_what_to_do() -> None:
     with pytest.raises(TraceError, match=r"'own' has: keep it as tensor.to_sparse_coo\(\)"):
         pursuitify(model)
     assert pursuitify(of_nodes(torch.sparse.mm, adjacency(), model.own.to_sparse_coo())[0])
+
+
+def test_what_no_sparse_tensor_does_is_said(tmp_path: Path) -> None:
+    """The memory of one is not counted, and a file holds none, but for what the model makes."""
+    model, x, _ = of_nodes(torch.sparse.mm, adjacency(), adjacency().to_sparse())
+    net = pursuitify(model, iterations=2)
+    with pytest.raises(EstimateError, match="'own' is sparse"):
+        estimate_memory(net, (3,), batch=5)
+    save(net, tmp_path / "net.safetensors")
+    assert torch.equal(load(tmp_path / "net.safetensors", model)(x), net(x))
+    other, _, _ = of_nodes(torch.sparse.mm, adjacency(), 2 * adjacency().to_sparse())
+    with pytest.raises(CheckpointError):
+        load(tmp_path / "net.safetensors", other)
+    model.register_buffer("own", model.own)
+    with pytest.raises(CheckpointError, match="persistent=False"):
+        save(pursuitify(model), tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize("norm", [False, True])
