@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pursuitify import ConversionError, TraceError, explain, pursuitify
 from tests.support.agreement import assert_adjoint, assert_descends, compare, error, state
-from tests.support.architectures import ARCHITECTURES
+from tests.support.architectures import ARCHITECTURES, MORE
 from tests.support.ops import OPS
 from tests.support.randomnets import general_net
 
@@ -55,7 +55,9 @@ def test_operation(name: str) -> None:
     check(OPS[name]().double())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in MORE else n for n in ARCHITECTURES]
+)
 def test_architecture(name: str) -> None:
     torch.manual_seed(0)
     build, shapes = ARCHITECTURES[name]

@@ -508,3 +508,5 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], .
     "super_resolution": (SuperResolution, IMAGE),
     "highway": (Highway, ((3, 6),)),
 }
+#: Those whose operations others have as well: they are tried with the slow tests.
+MORE = {"pyramid_pooling", "channel_and_space", "wavenet", "coordinates", "super_resolution"}
