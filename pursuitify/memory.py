@@ -152,8 +152,14 @@ def estimate_step(
         twin: The network on the meta device, where it exists already; it is changed.
 
     Raises:
-        EstimateError: If the network cannot run without values.
+        EstimateError: If the network cannot run without values, or holds sparse tensors.
     """
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        if tensor.layout is not torch.strided:
+            raise EstimateError(
+                f"'{name}' is sparse ({tensor.layout}), whose memory is not counted: count the "
+                "network of the same model with the dense tensor (tensor.to_dense())"
+            )
     twin = meta_twin(net).train(training) if twin is None else twin
     weights = _size([*net.parameters(), *net.buffers()])
     own = [p for p in twin.parameters() if p.requires_grad and training]

@@ -20,11 +20,14 @@ _ROUNDINGS, _CANCELLED = 16, 4
 
 @torch.no_grad()
 def sketch(value: Tensor) -> dict[str, Any]:
-    """Return a tensor's shape, precision, and norm and weighted sum of each of its pieces."""
+    """Return a tensor's shape, precision, and norm and weighted sum of each of its pieces.
+
+    The pieces of a sparse tensor are those of its entries' places and values.
+    """
     floating = value.dtype.is_floating_point or value.dtype.is_complex
     if value.dtype.is_complex:
         value = torch.view_as_real(value)
-    flat = value.detach().to("cpu", torch.float64).flatten()
+    flat = _entries(value.detach().to("cpu", torch.float64))
     flat = flat.nan_to_num(nan=3e38, posinf=2e38, neginf=-2e38)
     pieces = flat.tensor_split(max(1, min(_PIECES, flat.numel())))
     return {
@@ -33,6 +36,13 @@ def sketch(value: Tensor) -> dict[str, Any]:
         "norms": [float(piece.norm()) for piece in pieces],
         "sums": [float(piece @ _weights(piece.numel())) for piece in pieces],
     }
+
+
+def _entries(value: Tensor) -> Tensor:
+    if value.layout is torch.strided:
+        return value.flatten()
+    held = value.to_sparse().coalesce()
+    return torch.cat([held.indices().to(value.dtype).flatten(), held.values().flatten()])
 
 
 def _weights(count: int) -> Tensor:

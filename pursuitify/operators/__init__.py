@@ -16,8 +16,8 @@ from pursuitify.operators.base import (
 )
 from pursuitify.operators.block_mean import BlockMean
 from pursuitify.operators.conv import Conv, conv_transpose_map
-from pursuitify.operators.dense import Dense
-from pursuitify.operators.indexing import Index, Pick, Unfold
+from pursuitify.operators.dense import Dense, SampleMatrices
+from pursuitify.operators.indexing import Gather, Index, Pick, SparseMatrix, Unfold
 from pursuitify.operators.max_pool import Select, Unpool, Windows, adaptive_cover, cover
 from pursuitify.operators.norms.certified import conv_norm_bound, dense_norm_bound
 from pursuitify.operators.norms.fingerprint import kernel_contents
@@ -28,6 +28,7 @@ from pursuitify.operators.norms.power_iteration import (
 )
 from pursuitify.operators.norms.typical_norm import typical_norm
 from pursuitify.operators.reshape import (
+    CumulativeSum,
     Expand,
     Narrow,
     Permute,
@@ -47,11 +48,13 @@ __all__ = [
     "BlockMean",
     "Chain",
     "Conv",
+    "CumulativeSum",
     "Dense",
     "Detached",
     "Expand",
     "Factor",
     "FilterBank",
+    "Gather",
     "Identity",
     "Index",
     "LinearMap",
@@ -61,10 +64,12 @@ __all__ = [
     "Place",
     "Reduce",
     "Reshape",
+    "SampleMatrices",
     "Scale",
     "Select",
     "Separable",
     "Slice",
+    "SparseMatrix",
     "Symbols",
     "Unfold",
     "Unpool",

@@ -1,4 +1,4 @@
-"""Fully connected layer: a matrix on the last dimension."""
+"""Fully connected layer: a matrix on the last dimension; one matrix for each sample."""
 
 from __future__ import annotations
 
@@ -70,3 +70,37 @@ class Dense(LinearMap):
     def symbol(self, into: Symbols) -> None:
         """Say: a matrix."""
         into.dense(self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class SampleMatrices(LinearMap):
+    """Matrices of each sample, times its own columns.
+
+    Attributes:
+        weight: Matrices (batch, groups, out, in), which are computed from the samples.
+    """
+
+    weight: Tensor
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the matrices times ``x`` (batch, groups, in, columns)."""
+        return self.weight @ x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return the transposed matrices times ``y``."""
+        return self.weight.mT @ y
+
+    def norm_bound(self) -> Tensor:
+        """Return a bound per sample, (batch, 1, 1, 1).
+
+        It is the largest over the groups of the root of the largest row sum times the largest
+        column sum of sizes, or of the Frobenius norm where that is less.
+        """
+        sizes = self.weight.abs()
+        sums = sizes.sum(-1).amax(-1) * sizes.sum(-2).amax(-1)
+        least = torch.minimum(sums.sqrt(), sizes.square().sum((-2, -1)).sqrt())
+        return least.amax(1).reshape(-1, 1, 1, 1)
+
+    def symbol(self, into: Symbols) -> None:
+        """Refuse: the matrices are those of one batch."""
+        into.refused("a product with matrices that depend on the input")

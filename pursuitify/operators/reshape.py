@@ -211,6 +211,43 @@ class Roll(LinearMap):
 
 
 @dataclass(frozen=True, eq=False)
+class CumulativeSum(LinearMap):
+    """The sums of the first entries of a dimension: of one, of two, of all.
+
+    Attributes:
+        dim: The dimension.
+        size: Its size.
+    """
+
+    dim: int
+    size: int
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return ``x.cumsum(dim)``."""
+        return x.cumsum(self.dim)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return the sums of the last entries."""
+        return y.flip(self.dim).cumsum(self.dim).flip(self.dim)
+
+    def moves_batch(self, batch: int) -> bool:
+        """Whether the dimension is the first."""
+        return self.dim == 0
+
+    def norm_bound(self) -> float:
+        """Return the norm, 1 / (2 sin(pi / (4 n + 2))) for n entries, rounded up.
+
+        The inverse of A A^T is the second difference with one free end, whose eigenvalues are
+        4 sin^2((2 k - 1) pi / (4 n + 2)).
+        """
+        return (1 + 1e-12) / (2 * math.sin(math.pi / (4 * self.size + 2)))
+
+    def symbol(self, into: Symbols) -> None:
+        """Refuse: an output reads more entries than a window holds."""
+        into.refused("a cumulative sum")
+
+
+@dataclass(frozen=True, eq=False)
 class ZeroPad(LinearMap):
     """Zero padding in the order ``F.pad`` takes it; negative pads crop.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,6 +68,68 @@ def sub(_op: Op, input: Value, other: Value, alpha: float = 1) -> Affine:
     return _sum(input, other, 1, -alpha)
 
 
+@registry.register(torch.rsub, kind="join", operands=("input", "other"))
+def reversed_sub(_op: Op, input: Value, other: Value, alpha: float = 1) -> Affine:
+    """Subtraction of the first from the second."""
+    return _sum(input, other, -alpha, 1)
+
+
+@registry.register(torch.lerp, "lerp", kind="join", operands=("input", "end"))
+def lerp(op: Op, input: Tensor, end: Tensor, weight: Value) -> Affine:
+    """A mean of two values by weights that are constant or frozen."""
+    value = op(input, end)
+    maps = (scaling(input, 1 - weight, value, True), scaling(end, weight, value, True))
+    return Affine(value, maps)
+
+
+_WRITTEN_OUT = (
+    "it chooses by the size of a value that it returns, which is an activation: use F.relu(x), "
+    "F.leaky_relu(x, slope), x.clamp(...) or torch.maximum(x, y)"
+)
+
+
+@registry.register(
+    split_ops.where, kind="join", operands=("input", "other"), channelwise=True,
+    chosen_by_size=_WRITTEN_OUT,
+)  # fmt: skip
+def where(op: Op, input: Value, other: Value, condition: Tensor) -> Affine:
+    """One of two values at each place, as a mask that is constant or frozen says."""
+    value = op(input, other)
+    maps, offset = list[LinearMap](), None
+    for operand, mask in ((input, condition), (other, ~condition)):
+        if isinstance(operand, Tensor):
+            maps.append(scaling(operand, mask, value, True))
+        else:
+            maps.append(Identity())
+            offset = _constant(operand, value) * mask
+    return Affine(value, tuple(maps), offset)
+
+
+def _fill_check(value: Any = 0, **_: Any) -> str | None:
+    if isinstance(value, (int, float)) and not math.isfinite(value):
+        return f"it fills with {value}, from which no residual is finite: fill with a number"
+    return None
+
+
+@registry.register(
+    torch.masked_fill, "masked_fill", "masked_fill_", kind="linear", fresh=True, channelwise=True,
+    check=_fill_check, chosen_by_size=_WRITTEN_OUT,
+    homogeneous=lambda value, **_: isinstance(value, (int, float)) and value == 0,
+)  # fmt: skip
+def masked_fill(_op: Op, input: Tensor, mask: Tensor, value: Value) -> Affine:
+    """A number in the places of a mask that is constant or frozen."""
+    filled = input.masked_fill(mask, value)
+    linear = scaling(input, ~mask, filled, True)
+    number = value if isinstance(value, Tensor) else _constant(value, filled)
+    return Affine(filled, (linear,), number * mask)
+
+
+@registry.register(torch.tril, "tril", torch.triu, "triu", kind="linear", fresh=True)
+def triangle(op: Op, input: Tensor, diagonal: int = 0) -> Affine:
+    """Entries of matrices below a diagonal, or above it; the others are zeros."""
+    return Affine(op(input), (Scale(op(torch.ones_like(input[:1] if input.dim() > 2 else input))),))
+
+
 @registry.register(
     torch.cat, torch.concat, torch.concatenate, kind="join", operands=("tensors*",), concat=True
 )
@@ -79,6 +142,33 @@ def cat(_op: Op, tensors: Sequence[Tensor], dim: int = 0) -> Affine:
         maps.append(Place(axis, start, tensor.shape[axis], value.shape[axis]))
         start += tensor.shape[axis]
     return Affine(value, tuple(maps))
+
+
+def _laid(*keys: Any, dim: int, prepare: Callable[..., Any]) -> None:
+    """Add the rule of a concatenation of operands that get some more dimensions of size 1."""
+
+    @registry.register(*keys, kind="join", operands=("tensors*",))
+    def laid(op: Op, tensors: Sequence[Tensor]) -> Affine:
+        """Concatenation along a dimension that the name of the function says."""
+        wide = [prepare(tensor) for tensor in tensors]
+        axis = 0 if wide[0].dim() == 1 else dim
+        places = cat(torch.cat, wide, axis).maps
+        maps = [
+            place if tensor.shape == w.shape
+            else Chain((Reshape(tuple(tensor.shape), tuple(w.shape)), place))
+            for tensor, w, place in zip(tensors, wide, places, strict=True)
+        ]  # fmt: skip
+        return Affine(op(*tensors), tuple(maps))
+
+
+def _columns(tensor: Tensor) -> Tensor:
+    return tensor.unsqueeze(1) if tensor.dim() == 1 else tensor
+
+
+_laid(torch.hstack, dim=1, prepare=torch.atleast_1d)
+_laid(torch.vstack, torch.row_stack, dim=0, prepare=torch.atleast_2d)
+_laid(torch.dstack, dim=2, prepare=torch.atleast_3d)
+_laid(torch.column_stack, dim=1, prepare=_columns)
 
 
 @registry.register(torch.stack, kind="join", operands=("tensors*",))
@@ -136,9 +226,11 @@ def div(
 ) -> Affine:
     """Division by a constant or a frozen value."""
     value = input / other
-    factor = 1.0 / other
     assert isinstance(input, Tensor)
     assert isinstance(value, Tensor)
+    if isinstance(other, Tensor) and not other.is_floating_point():
+        other = other.to(value.dtype)  # torch divides by whole numbers in its default dtype
+    factor = 1.0 / other
     return Affine(value, (scaling(input, factor, value, _per_sample), Identity()))
 
 
@@ -174,7 +266,10 @@ def dropout(
     return _mask(op, input, training and p > 0)
 
 
-@registry.register(nn.Identity, "contiguous", kind="linear", channelwise=True, elementwise=True)
+@registry.register(
+    nn.Identity, "contiguous", operator.pos, torch.positive, "positive",
+    kind="linear", channelwise=True, elementwise=True,
+)  # fmt: skip
 def identity(op: Op, input: Tensor, *_args: Any, **_kwargs: Any) -> Affine:
     """Bind an operation that changes no value."""
     return Affine(op(input), (Identity(),))

@@ -77,9 +77,12 @@ class Rule:
         linear_in: Positions of the operands in which it is linear; None for all of them.
         otherwise: Why it cannot be converted where another operand is a value of the network.
         bilinear: Whether it is linear in each operand alone: one of them may be a value of the
-            network, and ``bind`` gets its position as ``_affine``; the others are constants.
+            network, and ``bind`` gets its position as ``_affine``; the others are constants, which
+            are computed from the input where ``_per_sample`` says so.
         all_moving: Why it cannot be converted where an operand is a constant or frozen; empty
             where it can.
+        chosen_by_size: Why it cannot be converted where a parameter compares one of its operands;
+            empty where it can.
         homogeneous: Whether scaling all its operands by s > 0 scales its value by s, constants and
             offsets aside. Or a function of the call's parameters that says so.
         absorbs_scale: Whether a module's own ``weight`` and ``bias`` can take up a factor on its
@@ -110,6 +113,7 @@ class Rule:
     otherwise: str = "it is not linear in every operand that depends on the input"
     bilinear: bool = False
     all_moving: str = ""
+    chosen_by_size: str = ""
     homogeneous: bool | Callable[..., bool] = False
     absorbs_scale: bool = False
     channel_gains: Callable[[nn.Module], Tensor] | None = None

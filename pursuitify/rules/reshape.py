@@ -15,13 +15,16 @@ from pursuitify.errors import InputError
 from pursuitify.operators import (
     Adjoint,
     Chain,
+    CumulativeSum,
     Expand,
     Index,
+    LinearMap,
     Narrow,
     Permute,
     Pick,
     Reduce,
     Reshape,
+    SparseMatrix,
     Unfold,
 )
 from pursuitify.operators.reshape import Roll
@@ -39,7 +42,8 @@ def _reshaped(value: Tensor, input: Tensor) -> Affine:
 
 @registry.register(
     nn.Flatten, nn.Unflatten, torch.flatten, torch.reshape, torch.unsqueeze, torch.squeeze,
-    torch.unflatten, "view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as",
+    torch.unflatten, torch.ravel, torch.atleast_1d, torch.atleast_2d, torch.atleast_3d,
+    "view", "reshape", "flatten", "ravel", "unflatten", "unsqueeze", "squeeze", "view_as",
     "reshape_as", kind="linear",
 )  # fmt: skip
 def reshape(op: Op, input: Tensor, *_args: Any, **_kwargs: Any) -> Affine:
@@ -136,7 +140,31 @@ def sum_(
     return _reduced(op, input, dim, keepdim, False)
 
 
-@registry.register("expand", "expand_as", torch.broadcast_to, kind="linear")
+def _cumulative_check(dtype: Any = None, **_: Any) -> str | None:
+    return "it changes the dtype" if dtype is not None else None
+
+
+@registry.register(torch.cumsum, "cumsum", kind="linear", fresh=True, check=_cumulative_check)
+def cumulative_sum(op: Op, input: Tensor, dim: int, dtype: Any = None) -> Affine:
+    """Sums of the first entries along a dimension."""
+    axis = dim % input.dim()
+    return Affine(op(input), (CumulativeSum(axis, input.shape[axis]),))
+
+
+@registry.register(torch.diff, "diff", kind="linear", fresh=True)
+def difference(op: Op, input: Tensor, n: int = 1, dim: int = -1) -> Affine:
+    """Differences of neighbours along a dimension, several times over."""
+    axis, maps = dim % input.dim(), list[LinearMap]()
+    for k in range(min(n, input.shape[axis])):
+        size = input.shape[axis] - k
+        first = torch.arange(size - 1, device=input.device)
+        signs = torch.ones_like(first, dtype=input.dtype)
+        places, values = torch.cat([first, first + 1]), torch.cat([-signs, signs])
+        maps.append(SparseMatrix(axis, first.repeat(2), places, values, (size - 1, size)))
+    return Affine(op(input), (maps[0] if len(maps) == 1 else Chain(tuple(maps)),))
+
+
+@registry.register("expand", "expand_as", "broadcast_to", torch.broadcast_to, kind="linear")
 def expand(op: Op, input: Tensor, *_sizes: Any, **_kwargs: Any) -> Affine:
     """Broadcasting to a larger shape."""
     value = op(input)
@@ -227,6 +255,12 @@ def flip(op: Op, input: Tensor, *_dims: Any, **_named: Any) -> Affine:
     named = [given] if isinstance(given, int) else given
     sizes = {d % input.dim(): input.shape[d] for d in named}
     return _picks(op(input), input, {d: torch.arange(n).flip(0) for d, n in sizes.items()})
+
+
+@registry.register(torch.flipud, "flipud", kind="linear", fresh=True)
+def flip_up_down(op: Op, input: Tensor) -> Affine:
+    """The order of entries turned around along dimension 0."""
+    return _picks(op(input), input, {0: torch.arange(input.shape[0]).flip(0)})
 
 
 @registry.register(torch.fliplr, "fliplr", kind="linear", fresh=True)
@@ -378,6 +412,16 @@ def split_piece(
 ) -> Affine:
     """One piece of torch.split."""
     sizes = [p.shape[dim] for p in torch.split(input, split_size_or_sections, dim)]
+    return _piece(op(input), input, sizes, index, dim)
+
+
+@registry.register(split_ops.tensor_split_piece, kind="linear")
+def tensor_split_piece(
+    op: Op, input: Tensor, index: int, sections: Any = None, dim: int = 0, *, indices: Any = None
+) -> Affine:
+    """One piece of torch.tensor_split, hsplit, vsplit or dsplit."""
+    cut = sections if indices is None else indices
+    sizes = [p.shape[dim] for p in torch.tensor_split(input, cut, dim)]
     return _piece(op(input), input, sizes, index, dim)
 
 

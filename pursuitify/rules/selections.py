@@ -1,4 +1,4 @@
-"""Choices of entries by their size or by indices: max, topk, sort, max-unpooling, embeddings.
+"""Choices of entries by their size or by indices: max, topk, sort, gather, embeddings.
 
 Which entries are chosen is fixed at the feed-forward pass for all sweeps, as the switches of a max
 pooling are (mathematics.md, section 4).
@@ -7,6 +7,7 @@ pooling are (mathematics.md, section 4).
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify.operators import Chain, LinearMap, Permute, Reshape, Select, Unpool, Windows
+from pursuitify.operators import (
+    Adjoint,
+    Chain,
+    Expand,
+    Gather,
+    Identity,
+    LinearMap,
+    Narrow,
+    Permute,
+    Pick,
+    Reshape,
+    Scale,
+    Select,
+    Unpool,
+    Windows,
+)
 from pursuitify.rules import split_ops
 from pursuitify.rules.elementwise import scaling
 from pursuitify.rules.registry import Affine, Registry
@@ -118,6 +134,89 @@ def frozen_indices(op: Op, input: Tensor, **_arguments: Any) -> Tensor:
     return op(input)
 
 
+@registry.register(
+    torch.argmax, "argmax", torch.argmin, "argmin", torch.argsort, "argsort",
+    operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne,
+    torch.gt, torch.ge, torch.lt, torch.le, torch.eq, torch.ne,
+    "gt", "ge", "lt", "le", "eq", "ne",
+    operator.invert, operator.and_, operator.or_, operator.xor,
+    torch.logical_not, torch.logical_and, torch.logical_or,
+    "logical_not", "logical_and", "logical_or",
+    kind="frozen", fresh=True,
+)  # fmt: skip
+def compared(op: Op, input: Tensor, *_rest: Any, **_named: Any) -> Tensor:
+    """Places and masks by the size of entries: they are fixed at the feed-forward pass."""
+    return op(input)
+
+
+def _gathered(op: Op, input: Tensor, dim: int, index: Tensor) -> Affine:
+    axis, maps = dim % input.dim(), list[LinearMap]()
+    shape = list(input.shape)
+    for d, n in enumerate(index.shape):
+        if d != axis and n != shape[d]:
+            maps.append(Narrow(d, 0, n, shape[d]))
+            shape[d] = n
+    maps.append(Gather(axis, index, tuple(shape)))
+    return Affine(op(input), (maps[0] if len(maps) == 1 else Chain(tuple(maps)),))
+
+
+@registry.register(torch.gather, "gather", kind="linear", fresh=True, input_dependent=False)
+def gather(op: Op, input: Tensor, dim: int, index: Tensor, sparse_grad: bool = False) -> Affine:
+    """Entries along a dimension, others at every place, by constant or frozen indices."""
+    return _gathered(op, input, dim, index)
+
+
+def _flat_check(dim: Any = None, **_: Any) -> str | None:
+    return "it reads from the flattened tensor, the batch included" if dim is None else None
+
+
+@registry.register(
+    torch.take_along_dim, "take_along_dim", kind="linear", fresh=True, check=_flat_check,
+    input_dependent=False,
+)  # fmt: skip
+def take_along_dim(op: Op, input: Tensor, indices: Tensor, dim: int | None = None) -> Affine:
+    """The same, with negative indices and with dimensions that are broadcast."""
+    assert dim is not None
+    axis = dim % input.dim()
+    shape = [m if n == 1 else n for n, m in zip(input.shape, indices.shape, strict=True)]
+    wide = (*shape[:axis], input.shape[axis], *shape[axis + 1 :])
+    index = indices.expand(*shape[:axis], indices.shape[axis], *shape[axis + 1 :])
+    found = _gathered(lambda x: op(input), input.expand(wide), axis, index % input.shape[axis])
+    if wide == tuple(input.shape):
+        return found
+    return Affine(found.value, (Chain((Expand(tuple(input.shape), wide), *found.maps)),))
+
+
+@registry.register(
+    split_ops.index_add, split_ops.index_add_, kind="join", operands=("input", "source"),
+    input_dependent=False,
+)  # fmt: skip
+def index_add(
+    _op: Op, input: Tensor, source: Tensor, dim: int, index: Tensor, *, alpha: float = 1
+) -> Affine:
+    """Entries added to those at given places of a dimension."""
+    axis = dim % input.dim()
+    value = torch.index_add(input, axis, index, source, alpha=alpha)
+    put: LinearMap = Adjoint(Pick(axis, index, input.shape[axis]))
+    return Affine(value, (Identity(), put if alpha == 1 else Chain((put, Scale(alpha)))))
+
+
+@registry.register(
+    split_ops.scatter_add, split_ops.scatter_add_, kind="join", operands=("input", "src"),
+    input_dependent=False,
+)  # fmt: skip
+def scatter_add(_op: Op, input: Tensor, src: Tensor, dim: int, index: Tensor) -> Affine:
+    """Entries added to others along a dimension, at other places each."""
+    axis = dim % input.dim()
+    value = torch.scatter_add(input, axis, index, src)
+    read = [Narrow(d, 0, n, src.shape[d]) for d, n in enumerate(index.shape) if n != src.shape[d]]
+    sizes = list(enumerate(zip(index.shape, input.shape, strict=True)))
+    spread = [Adjoint(Narrow(d, 0, n, m)) for d, (n, m) in sizes if d != axis and n != m]
+    shape = tuple(m if d == axis else n for d, (n, m) in sizes)
+    put = Chain((*read, Adjoint(Gather(axis, index, shape)), *spread))
+    return Affine(value, (Identity(), put))
+
+
 def _indexed(**_: Any) -> str:
     return "it reads indices that a max pooling of the input chose"
 
@@ -143,20 +242,22 @@ def max_unpool(
 ) -> Affine:
     """Entries put where a max pooling found its own, zeros elsewhere.
 
-    Where two entries have one place, torch keeps one of them: the one that it kept is kept.
+    Where two entries have one place, torch keeps one of them: the one that it kept is kept. The
+    value is taken by the map, since torch's own derivative goes to the lost ones as well.
     """
     unpool = _UNPOOL[input.dim() - 2]
 
     def run(x: Tensor) -> Tensor:
         return unpool(x, indices, kernel_size, stride, padding, output_size)
 
-    value = run(input)
     with torch.no_grad():
+        size = tuple(run(input).shape[2:])
         count = torch.arange(1, 1 + math.prod(input.shape[2:]), device=input.device)
         number = count.to(torch.float64).reshape(1, 1, *input.shape[2:]).expand(input.shape)
         last = run(number.contiguous()).flatten(2).gather(2, indices.flatten(2))
         kept = last.reshape(input.shape) == number
-    return Affine(value, (Unpool(indices, tuple(value.shape[2:]), kept),))
+    put = Unpool(indices, size, kept)
+    return Affine(put.apply(input), (put,))
 
 
 def _table_check(max_norm: float | None = None, **_: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""One piece of what returns several tensors, as an operator of its own."""
+"""Operators that torch writes otherwise: one piece of several, operands that come first."""
 
 from __future__ import annotations
 
@@ -29,9 +29,61 @@ def unbind_piece(input: Tensor, index: int, dim: int = 0) -> Tensor:
     return torch.unbind(input, dim)[index]
 
 
+def tensor_split_piece(
+    input: Tensor, index: int, sections: Any = None, dim: int = 0, *, indices: Any = None
+) -> Tensor:
+    """Return ``torch.tensor_split(input, sections, dim)[index]``; ``indices`` is the same."""
+    return torch.tensor_split(input, sections if indices is None else indices, dim)[index]
+
+
 def einsum(tensors: Sequence[Tensor], equation: str) -> Tensor:
     """Return ``torch.einsum(equation, *tensors)``."""
     return torch.einsum(equation, *tensors)
+
+
+def where(input: Tensor, other: Tensor, condition: Tensor) -> Tensor:
+    """Return ``torch.where(condition, input, other)``."""
+    return torch.where(condition, input, other)
+
+
+def index_add(
+    input: Tensor, source: Tensor, dim: int, index: Tensor, *, alpha: float = 1
+) -> Tensor:
+    """Return ``torch.index_add(input, dim, index, source, alpha=alpha)``."""
+    return torch.index_add(input, dim, index, source, alpha=alpha)
+
+
+def index_add_(
+    input: Tensor, source: Tensor, dim: int, index: Tensor, *, alpha: float = 1
+) -> Tensor:
+    """Return ``input.index_add_(dim, index, source, alpha=alpha)``: it writes into ``input``."""
+    return input.index_add_(dim, index, source, alpha=alpha)
+
+
+def scatter_add(input: Tensor, src: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Return ``torch.scatter_add(input, dim, index, src)``."""
+    return torch.scatter_add(input, dim, index, src)
+
+
+def scatter_add_(input: Tensor, src: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Return ``input.scatter_add_(dim, index, src)``: it writes into ``input``."""
+    return input.scatter_add_(dim, index, src)
+
+
+_ADDED = ("input", "dim", "index", "source", "alpha")
+_SCATTERED = ("input", "dim", "index", "src")
+#: Functions and methods whose operands do not come first: the function above that stands for each,
+#: and the names of its arguments in torch's order.
+OPERANDS_FIRST: dict[Any, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    torch.where: (where, ("condition", "input", "other")),
+    "where": (where, ("input", "condition", "other")),
+    torch.index_add: (index_add, _ADDED),
+    "index_add": (index_add, _ADDED),
+    "index_add_": (index_add_, _ADDED),
+    torch.scatter_add: (scatter_add, _SCATTERED),
+    "scatter_add": (scatter_add, _SCATTERED),
+    "scatter_add_": (scatter_add_, _SCATTERED),
+}
 
 
 def chosen_values(input: Tensor, name: str, dim: int, **more: Any) -> Tensor:
@@ -70,24 +122,54 @@ def detached(value: Any) -> Any:
 
 SPLITTERS: dict[str, Callable[..., Tensor]] = {
     "chunk": chunk_piece,
+    "unsafe_chunk": chunk_piece,
     "split": split_piece,
+    "unsafe_split": split_piece,
+    "split_with_sizes": split_piece,
     "unbind": unbind_piece,
+    "tensor_split": tensor_split_piece,
+    "vsplit": tensor_split_piece,
+    "hsplit": tensor_split_piece,
+    "dsplit": tensor_split_piece,
+}
+#: The dimension that a splitter cuts, where its name says it.
+_CUT = {"vsplit": 0, "hsplit": 1, "dsplit": 2}
+_FUNCTIONS: dict[Any, str] = {
+    **{getattr(torch, name): name for name in SPLITTERS},
+    torch.functional.split: "split",
 }
 
 
-_FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
-    torch.chunk: chunk_piece,
-    torch.split: split_piece,
-    torch.functional.split: split_piece,
-    torch.unbind: unbind_piece,
-}
+def _splitter_name(node: fx.Node) -> str:
+    """Return the name of the method that a node of several pieces calls; empty for others."""
+    if node.op == "call_method":
+        return str(node.target) if node.target in SPLITTERS else ""
+    return _FUNCTIONS.get(node.target, "") if node.op == "call_function" else ""
 
 
 def splitter_of(node: fx.Node) -> Callable[..., Tensor] | None:
     """Return the single-piece form of a node that returns a tuple of pieces, or None."""
-    if node.op == "call_method":
-        return SPLITTERS.get(str(node.target))
-    return _FUNCTIONS.get(node.target) if node.op == "call_function" else None
+    return SPLITTERS.get(_splitter_name(node))
+
+
+def cut_of(node: fx.Node) -> tuple[Any, Any]:
+    """Return into what a node of several pieces cuts, None for single entries, and where.
+
+    The first is a number or sizes, as the node's function takes them; the second is the dimension.
+    """
+    name = _splitter_name(node)
+    given: dict[str, Any] = {**node.kwargs}
+    own = ("dim",) if name == "unbind" else ("cut", "dim")
+    given |= dict(zip(own, node.args[1:], strict=False))
+    cuts = [value for key, value in given.items() if key != "dim"]
+    return (cuts[0] if cuts else None), _CUT.get(name, given.get("dim", 0))
+
+
+def piece_of(node: fx.Node, index: int) -> tuple[Callable[..., Tensor], Any, dict[str, Any]]:
+    """Return the function, the arguments and the keywords of one piece of what a node returns."""
+    name = _splitter_name(node)
+    dim = {"dim": _CUT[name]} if name in _CUT else {}
+    return SPLITTERS[name], (node.args[0], index, *node.args[1:]), {**node.kwargs, **dim}
 
 
 #: Functions and methods that return chosen entries along a dimension, and their indices: the

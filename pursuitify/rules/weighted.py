@@ -21,7 +21,9 @@ from pursuitify.operators import (
     Permute,
     Reduce,
     Reshape,
+    SampleMatrices,
     Scale,
+    SparseMatrix,
     conv_transpose_map,
     pad,
 )
@@ -172,7 +174,8 @@ def contraction(
     """Return the map of a sum over labelled dimensions of an operand times a constant.
 
     Dimensions of both that the result keeps hold a matrix for each of their entries (a convolution
-    of size one in groups); where there are none it is a dense layer. What only the operand has, and
+    of size one in groups); where there are none it is a dense layer. The first label is that of the
+    samples: a constant that has it holds matrices of each. What only the operand has, and
     the result has not, is added up after that: B_j w of a decoder row has to be memory of its own.
 
     Args:
@@ -204,6 +207,17 @@ def _product(
 
     def total(names: Labels) -> int:
         return math.prod(size[n] for n in names)
+
+    if labels[0] in groups:  # the samples
+        sample, *groups = groups
+        order = [by.index(n) for n in (sample, *groups, *made, *summed)]
+        each = (size[sample], total(groups))
+        own = factor.permute(order).reshape(*each, total(made), total(summed))
+        before, after = [sample, *groups, *summed, *rest], [sample, *groups, *made, *rest]
+        arranged = _arranged(labels, before, size, (*each, total(summed), total(rest)))
+        shape = tuple(size[n] for n in after)
+        last = Reshape((*each, total(made), total(rest)), shape)
+        return [*arranged, SampleMatrices(own), last], after
 
     order = [by.index(n) for n in (*groups, *made, *summed)]
     matrices = factor.permute(order).reshape(total(groups) * total(made), total(summed))
@@ -237,12 +251,17 @@ def _arranged(
 
 
 @registry.register(
-    operator.matmul, torch.matmul, "matmul", torch.mm, "mm", torch.bmm, "bmm", kind="weighted",
-    operands=("input", "other"), bilinear=True,
+    operator.matmul, torch.matmul, "matmul", torch.mm, "mm", torch.bmm, "bmm", torch.sparse.mm,
+    torch.spmm, kind="weighted", operands=("input", "other"), bilinear=True,
 )  # fmt: skip
-def matmul(op: Op, input: Tensor, other: Tensor, _affine: int = 0) -> Affine:
+def matmul(
+    op: Op, input: Tensor, other: Tensor, _affine: int = 0, _per_sample: bool = False
+) -> Affine:
     """Product with a constant matrix, or with several, from either side."""
     value = op(input, other)
+    constant = (other, input)[_affine]
+    if constant.layout is not torch.strided:
+        return Affine(value, (_sparse(constant, _affine, value.dtype),) * 2)
     left = [*range(input.dim())]
     right = [*range(input.dim(), input.dim() + other.dim())]
     if other.dim() == 1:
@@ -256,7 +275,24 @@ def matmul(op: Op, input: Tensor, other: Tensor, _affine: int = 0) -> Affine:
     rows = [left[-2]] if input.dim() > 1 else []
     columns = [right[-1]] if other.dim() > 1 else []
     out = [*longer[:-2], *rows, *columns]
-    return Affine(value, _both(value, (input, other), (left, right), out, _affine))
+    return Affine(value, _both(value, (input, other), (left, right), out, _affine, _per_sample))
+
+
+def _sparse(matrix: Tensor, affine: int, dtype: torch.dtype) -> LinearMap:
+    """Return the map of a product with a sparse matrix.
+
+    Args:
+        matrix: The matrix, in any layout of torch's.
+        affine: 0 where it stands on the right of the operand, a matrix; 1 where on the left.
+        dtype: The dtype of the product.
+    """
+    entries = matrix.to_sparse().coalesce()
+    rows, columns = entries.indices()
+    height, width = matrix.shape
+    values = entries.values().to(dtype)
+    if affine == 0:
+        return SparseMatrix(1, columns, rows, values, (width, height))
+    return SparseMatrix(0, rows, columns, values, (height, width))
 
 
 def _both(
@@ -265,10 +301,13 @@ def _both(
     labels: Sequence[Labels],
     out: Labels,
     affine: int,
+    per_sample: bool,
 ) -> tuple[LinearMap, ...]:
     """Return the map of the operand, once for each tensor: those of the constants are not used.
 
-    Of two dimensions of one label the one of size 1 is repeated, and so it is left out.
+    Of two dimensions of one label the one of size 1 is repeated, and so it is left out. With
+    ``per_sample`` a constant is computed from the input: it has a matrix of its own for each
+    sample, even where all of them are equal, for steps may not depend on what else is in a batch.
     """
     size: dict[int, int] = {}
     for tensor, own in zip(tensors, labels, strict=True):
@@ -284,11 +323,13 @@ def _both(
     bare = [t.squeeze(c) if c else t for t, c in zip(tensors, cut, strict=True)]
     constants = [i for i in range(len(bare)) if i != affine]
     sample = names[affine][0]
-    if sample in out:
+    if sample in out and not per_sample:
         for i in constants:
             if sample in names[i]:
-                bare[i] = _one_for_all(bare[i], names[i].index(sample))
-                names[i].remove(sample)
+                one = _one_for_all(bare[i], names[i].index(sample))
+                if one is not None:
+                    bare[i] = one
+                    names[i].remove(sample)
     if len(set(names[affine])) < len(names[affine]):
         raise InputError("a product takes the diagonal of its operand: no map is known for that")
     used = {*names[affine], *out}
@@ -309,30 +350,24 @@ def _both(
     return (whole,) * len(tensors)
 
 
-def _one_for_all(factor: Tensor, dim: int) -> Tensor:
-    """Return a constant without the dimension that runs over the samples.
-
-    Raises:
-        InputError: If it differs between them.
-    """
+def _one_for_all(factor: Tensor, dim: int) -> Tensor | None:
+    """Return a constant without the dimension that runs over the samples; None if they differ."""
     first = factor.select(dim, 0)
     repeated = factor.shape[dim] == 1 or factor.stride(dim) == 0
-    if not repeated and not bool((factor == first.unsqueeze(dim)).all()):
-        raise InputError(
-            f"a product takes another constant for each sample, of shape {tuple(factor.shape)}: "
-            "pursuit needs one that is the same for all of them"
-        )
-    return first
+    same = repeated or bool((factor == first.unsqueeze(dim)).all())
+    return first if same else None
 
 
 @registry.register(
     split_ops.einsum, kind="weighted", operands=("tensors*",), bilinear=True, fresh=False
 )  # of one operand alone it is a view
-def einsum(op: Op, tensors: Sequence[Tensor], equation: str, _affine: int = 0) -> Affine:
+def einsum(
+    op: Op, tensors: Sequence[Tensor], equation: str, _affine: int = 0, _per_sample: bool = False
+) -> Affine:
     """torch.einsum of one value of the network and constants."""
     value = op(*tensors)
     labels, out = _read(equation, [t.dim() for t in tensors])
-    return Affine(value, _both(value, tensors, labels, out, _affine))
+    return Affine(value, _both(value, tensors, labels, out, _affine, _per_sample))
 
 
 def _read(equation: str, dims: Sequence[int]) -> tuple[list[list[int]], list[int]]:
@@ -355,7 +390,9 @@ def _labels(part: str, count: int) -> list[int]:
 
 
 @registry.register(torch.tensordot, kind="weighted", operands=("a", "b"), bilinear=True)
-def tensordot(op: Op, a: Tensor, b: Tensor, dims: Any = 2, _affine: int = 0) -> Affine:
+def tensordot(
+    op: Op, a: Tensor, b: Tensor, dims: Any = 2, _affine: int = 0, _per_sample: bool = False
+) -> Affine:
     """Sum over dimensions of a value times those of a constant."""
     value = op(a, b)
     left, right = [*range(a.dim())], [*range(a.dim(), a.dim() + b.dim())]
@@ -364,7 +401,62 @@ def tensordot(op: Op, a: Tensor, b: Tensor, dims: Any = 2, _affine: int = 0) -> 
     for i, j in zip(*([d] if isinstance(d, int) else d for d in dims), strict=True):
         right[j] = left[i]
     out = [n for n in (*left, *right) if (n in left) != (n in right)]
-    return Affine(value, _both(value, (a, b), (left, right), out, _affine))
+    return Affine(value, _both(value, (a, b), (left, right), out, _affine, _per_sample))
+
+
+@registry.register(torch.mv, "mv", kind="weighted", operands=("input", "vec"), bilinear=True)
+def matrix_vector(
+    op: Op, input: Tensor, vec: Tensor, _affine: int = 0, _per_sample: bool = False
+) -> Affine:
+    """Product of a matrix and a vector, one of them constant."""
+    value = op(input, vec)
+    return Affine(value, _both(value, (input, vec), ([0, 1], [1]), [0], _affine, _per_sample))
+
+
+@registry.register(
+    torch.inner, "inner", kind="weighted", operands=("input", "other"), bilinear=True
+)
+def inner(
+    op: Op, input: Tensor, other: Tensor, _affine: int = 0, _per_sample: bool = False
+) -> Affine:
+    """Sum over the last dimension of a value times a constant."""
+    value = op(input, other)
+    left = [*range(input.dim())]
+    right = [*range(input.dim(), input.dim() + other.dim() - 1), left[-1]]
+    return Affine(
+        value,
+        _both(value, (input, other), (left, right), left[:-1] + right[:-1], _affine, _per_sample),
+    )
+
+
+@registry.register(
+    torch.outer, torch.ger, "outer", "ger", torch.kron, "kron", kind="weighted",
+    operands=("input", "other"), bilinear=True,
+)  # fmt: skip
+def kronecker(
+    op: Op, input: Tensor, other: Tensor, _affine: int = 0, _per_sample: bool = False
+) -> Affine:
+    """Every entry of a value times every entry of a constant; the outer product of two vectors."""
+    value = op(input, other)
+    dims = max(input.dim(), other.dim())
+    shapes = [(*[1] * (dims - t.dim()), *t.shape) for t in (input, other)]
+    names = [
+        [k * dims + d for d in range(dims) if s[d] > 1 or k == _affine]
+        for k, s in enumerate(shapes)
+    ]
+    bare = [
+        t.reshape([n for d, n in enumerate(s) if k * dims + d in own])
+        for k, (t, s, own) in enumerate(zip((input, other), shapes, names, strict=True))
+    ]
+    out = [n for d in range(dims) for n in (d, dims + d) if n in names[0] or n in names[1]]
+    whole, *_ = _both(value, bare, names, out, _affine, _per_sample)
+    size = {
+        n: k for own, t in zip(names, bare, strict=True) for n, k in zip(own, t.shape, strict=True)
+    }
+    moving = (input, other)[_affine]
+    first = Reshape(tuple(moving.shape), tuple(bare[_affine].shape))
+    last = Reshape(tuple(size[n] for n in out), tuple(value.shape))
+    return Affine(value, (Chain((first, whole, last)),) * 2)
 
 
 @registry.register(torch.addmm, "addmm", kind="weighted", operands=("input", "mat1"))

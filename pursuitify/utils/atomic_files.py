@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,8 +39,16 @@ def write_tensors(target: Path, tensors: Mapping[str, Tensor], key: str, header:
         header: A text, or anything JSON can hold.
 
     Raises:
-        CheckpointError: If the file cannot be written; what stood at ``target`` is still there.
+        CheckpointError: If the file cannot be written, or holds no such tensor; what stood at
+            ``target`` is still there.
     """
+    sparse = [name for name, value in tensors.items() if value.layout is not torch.strided]
+    if sparse:
+        raise CheckpointError(
+            f"'{sparse[0]}' is sparse ({tensors[sparse[0]].layout}), and a safetensors file holds "
+            "no sparse tensors: register it with persistent=False "
+            "(register_buffer(name, tensor, persistent=False)), so that the model makes it anew"
+        )
     own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     metadata = {key: header if isinstance(header, str) else json.dumps(header)}
     _replace(target, lambda path: save_file(own, path, metadata=metadata))

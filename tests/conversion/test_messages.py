@@ -35,12 +35,13 @@ class With(nn.Module):
 
 
 class Listed(nn.Module):
-    """Layers in a list of some kind, or of these the activation alone, which has no tensors."""
+    """Layers in a list of some kind, or of these dropout alone, which has no tensors but a mode."""
 
     def __init__(self, kind: Callable[[list[nn.Module]], object], alone: bool = False) -> None:
         super().__init__()
-        layers = [nn.Conv2d(3, 8, 3), nn.ReLU()]
-        self.first = layers.pop(0) if alone else nn.Identity()
+        layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(0.2)]
+        self.first = nn.Sequential(*layers[:2]) if alone else nn.Identity()
+        layers = layers[2:] if alone else layers
         self.body = kind(layers)
         self.last = nn.Linear(8, 2)
 
@@ -94,7 +95,7 @@ def hooked(utility: Callable[[nn.Module], object]) -> nn.Sequential:
         (lambda: Listed(tuple), "plain tuple", lambda: Listed(nn.ModuleList)),
         (
             lambda: Listed(list, alone=True),
-            "self.body = nn.ModuleList",
+            "train() and eval() do not reach it. Make it self.body = nn.ModuleList",
             lambda: Listed(nn.ModuleList, alone=True),
         ),
         (

@@ -23,7 +23,7 @@ LATE = {"requires_grad", "register_hook", "float and back"}
 KNOWN = {"constant Function"}
 #: What is refused as the only step after an activation. Everything else converts, and must go on.
 REFUSED = {
-    "split", "unbind", *(() if sys.version_info >= (3, 11) else ("size arithmetic",)),
+    *(() if sys.version_info >= (3, 11) else ("size arithmetic",)),
     "view written", "entry written", "module copied",
     "is_leaf", "floating", "contiguous asked", "running mean", "random in training", "finfo",
     "finfo of the weight", "no_grad writes", "Function", "dirty Function of a layer",

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from pursuitify.operators import Conv, Dense, Place, Scale, compose
+from pursuitify.operators import Conv, Dense, Place, SampleMatrices, Scale, compose
 from pursuitify.testing import Case, MapTests, randn
 
 
@@ -15,6 +15,19 @@ class TestDense(MapTests):
         "wide": Case(Dense, (3, 20), lambda w, x: F.linear(x, w), randn(12, 20), 5e-3),
         "three-dims": Case(Dense, (2, 4, 5), lambda w, x: F.linear(x, w), randn(3, 5), 1e-9),
     }
+
+
+class TestSampleMatrices(MapTests):
+    cases: ClassVar = {
+        "wide": Case(SampleMatrices, (2, 3, 4, 5), lambda w, x: w @ x, randn(2, 3, 2, 4)),
+        "one-row": Case(SampleMatrices, (3, 1, 4, 2), lambda w, x: w @ x, randn(3, 1, 1, 4), 1e-9),
+    }
+
+
+def test_matrices_are_bounded_sample_by_sample() -> None:
+    weight = randn(3, 2, 4, 4)
+    alone = [SampleMatrices(weight[i : i + 1]).norm_bound() for i in range(3)]
+    assert torch.equal(SampleMatrices(weight).norm_bound(), torch.cat(alone))
 
 
 class TestScale(MapTests):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from pursuitify.operators import (
     Adjoint,
+    CumulativeSum,
     Expand,
     Identity,
     Narrow,
@@ -42,6 +43,8 @@ class TestShape(MapTests):
         "slice-long-step": case(Slice(1, 0, 4, 3, 4), lambda x: x[:, ::3]),
         "roll": case(Roll((2,), (3,)), lambda x: x.roll(2, 3)),
         "roll-many": case(Roll((-1, 7, 1), (2, 3, 1)), lambda x: x.roll((-1, 7, 1), (2, 3, 1))),
+        "cumulative-sum": case(CumulativeSum(3, 5), lambda x: x.cumsum(3)),
+        "cumulative-sum-of-samples": case(CumulativeSum(0, 2), lambda x: x.cumsum(0)),
         "zero-pad": case(ZeroPad((1, 0, 2, 1)), lambda x: F.pad(x, (1, 0, 2, 1))),
         "expand": case(Expand((2, 4, 1, 1), SHAPE), lambda x: x.expand(SHAPE), (2, 4, 1, 1)),
         "expand-new": case(Expand((3, 1), (2, 4, 3, 2)), lambda x: x.expand(2, 4, 3, 2), (3, 1)),

@@ -89,7 +89,7 @@ def test_example_runs() -> None:
 
 
 class Mixer(nn.Module):
-    """A user's linear layer that fx could trace but no rule knows: inner with a bias."""
+    """A user's linear layer that fx could trace but no rule knows: a product, with a bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Mixer(nn.Module):
         self.bias = nn.Parameter(torch.randn(4))
 
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
-        return factor * torch.inner(x, self.weight) + self.bias
+        return factor * torch.linalg.multi_dot([x, self.weight.mT]) + self.bias
 
 
 class Mixed(nn.Module):
@@ -111,7 +111,7 @@ class Mixed(nn.Module):
 
 def test_a_weighted_module_with_an_offset_and_an_argument() -> None:
     torch.manual_seed(0)
-    with pytest.raises(ConversionError, match="inner"):
+    with pytest.raises(ConversionError, match="multi_dot"):
         pursuitify(Mixed())
     rule = linear(
         lambda m, x, factor=1.0: Dense(factor * m.weight, x.dim()),

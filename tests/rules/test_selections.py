@@ -35,8 +35,8 @@ def sorted_by(v: np.ndarray, axis: int = 1) -> np.ndarray:
 
 
 #: The operation on latents (batch, 4, 6), and in NumPy where it reads each entry of one sample: a
-#: function of the values (4, 6) that returns places along an axis, and the axis.
-CHOICES: dict[str, tuple[Any, Any, int]] = {
+#: function of the values (4, 6) that returns places along an axis, and the axis; None for all.
+CHOICES: dict[str, tuple[Any, Any, int | None]] = {
     "max": (lambda x: torch.max(x, 2)[0], lambda v: v.argmax(1)[:, None], 1),
     "max-unpacked": (unpacked, lambda v: v.argmax(1)[:, None], 1),
     "max-of-channels": (lambda x: x.max(axis=1)[0], lambda v: v.argmax(0)[None], 0),
@@ -51,6 +51,28 @@ CHOICES: dict[str, tuple[Any, Any, int]] = {
     "sort": (lambda x: x.sort(descending=True)[0], lambda v: sorted_by(-v), 1),
     "amax": (lambda x: torch.amax(x, -1), lambda v: v.argmax(1)[:, None], 1),
     "amin": (lambda x: x.amin(dim=(1,), keepdim=True), lambda v: v.argmin(0)[None], 0),
+    "gather-order": (
+        lambda x: x.gather(1, x.argsort(1)[:, 1:3]), lambda v: sorted_by(v, 0)[1:3], 0,
+    ),
+    "gather-best": (
+        lambda x: torch.gather(x, 2, x.argmax(2, keepdim=True)), lambda v: v.argmax(1)[:, None], 1,
+    ),
+    "gather-by-another": (
+        lambda x: torch.gather(x, 2, x.mean(1, keepdim=True).topk(2, 2)[1].expand(-1, 4, -1)),
+        lambda v: np.repeat(sorted_by(-v.mean(0, keepdims=True))[:, :2], 4, 0), 1,
+    ),
+    "take-worst": (
+        lambda x: torch.take_along_dim(x, x.argmin(2, keepdim=True), 2),
+        lambda v: v.argmin(1)[:, None], 1,
+    ),
+    "frozen-mask": (
+        lambda x: x[x.argsort(1) < 2].view(x.size(0), -1),
+        lambda v: np.nonzero((sorted_by(v, 0) < 2).ravel())[0][None], None,
+    ),
+    "take-constant": (
+        lambda x: x.take_along_dim(torch.tensor([[[0, -1, 0]]]), dim=2),
+        lambda v: np.tile([0, 5, 0], (4, 1)), 1,
+    ),
 }  # fmt: skip
 
 
@@ -97,7 +119,9 @@ def test_a_choice_is_exact_and_its_sweeps_are_the_oracles(name: str) -> None:
     one, two = net.latents(x)
     value = F.relu(model.a(x[:1])).detach().numpy()[0]
     numbers = np.arange(24).reshape(4, 6)
-    index = torch.from_numpy(np.take_along_axis(numbers, places(value), axis).ravel())
+    found = places(value)
+    chosen = numbers.ravel()[found] if axis is None else np.take_along_axis(numbers, found, axis)
+    index = torch.from_numpy(chosen.ravel())
     rows = [
         row(one, "x", diag=model.a),
         row(two, one, lambda w: w.flatten(1)[:, index], diag=model.b),

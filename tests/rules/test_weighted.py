@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pursuitify import ConversionError, InputError, coherence, pursuitify
+from pursuitify import ConversionError, InputError, TraceError, coherence, load, pursuitify, save
+from pursuitify.errors import CheckpointError, EstimateError
+from pursuitify.memory import estimate_memory
 from pursuitify.operators import dottest
 from pursuitify.robust import certified_radius
 from pursuitify.rules import default, split_ops
@@ -168,7 +171,16 @@ PRODUCTS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "tensordot": (lambda m, x: torch.tensordot(x, m.k, ([1, 3], [0, 2])), "cwv,nctv->ntw", ("k",)),
     "tensordot-left": (lambda m, x: torch.tensordot(m.a, x, dims=1), "vn,nctw->vctw", ("a",)),
     "softmax": (lambda m, x: torch.softmax(m.a, 0) @ x, "vw,ncwl->ncvl", ("s",)),
+    "inner": (lambda m, x: torch.inner(x, m.a), "vw,nclw->nclv", ("a",)),
+    "cumsum": (lambda m, x: x.cumsum(2), "ts,ncsw->nctw", ("sums",)),
+    "diff": (lambda m, x: torch.diff(x, 2, dim=-1), "rt,ts,ncws->ncwr", ("second", "first")),
 }  # fmt: skip
+#: The constants of these, in NumPy's words.
+_HELD: dict[str, Any] = {
+    "sums": np.tril(np.ones((4, 4))),
+    "first": np.eye(3, 4, 1) - np.eye(3, 4),
+    "second": np.eye(2, 3, 1) - np.eye(2, 3),
+}
 MOVES_SAMPLES = {"einsum-ellipsis", "einsum-implicit", "tensordot-left"}
 
 
@@ -206,7 +218,7 @@ def test_a_product_is_exact_and_its_sweeps_are_the_oracles(name: str) -> None:
     if name == "tensordot-left":
         return  # it adds samples up, for which the oracle has no form
     held = {"a": model.a, "k": model.k, "v": model.a[0], "s": torch.softmax(model.a, 0)}
-    factors = [held[c].detach().numpy() for c in constants]
+    factors = [_HELD[c] if c in _HELD else held[c].detach().numpy() for c in constants]
     before, _, output = equation.partition("->")
     first = len(before.split(",")[-1]) == 3  # the first channel alone is multiplied
     sample = output.index("n") if name != "einsum-implicit" else output.index("c")
@@ -217,7 +229,9 @@ def test_a_product_is_exact_and_its_sweeps_are_the_oracles(name: str) -> None:
     one, two = net.latents(x)
     rows = [
         row(one, "x", diag=model.conv),
-        row(two, one, (lambda w: w[:, 0]) if first else None, diag=product),
+        row(two, one, product)
+        if constants and constants[0] in _HELD  # free of parameters: B_j is the identity
+        else row(two, one, (lambda w: w[:, 0]) if first else None, diag=product),
     ]
     assert_matches_oracle(net, rows, x[:1])
 
@@ -276,11 +290,49 @@ def test_what_is_no_constant_product_is_refused() -> None:
     model, x = product_net(lambda _, x: torch.einsum("ncvv->ncv", x))
     with pytest.raises(InputError, match="diagonal"):
         pursuitify(model)(x)
-    model, x = product_net(
-        lambda m, x: torch.bmm(m.a[:, :, None] * torch.ones(1, 1, 4).double(), x[:, 0])
+
+
+def _spread(equation: str, shape: tuple[int, ...]) -> Any:
+    return lambda m, w: torch.from_numpy(
+        np.einsum(equation, w.numpy(), m.k[0].detach().numpy()).reshape(-1, *shape)
     )
-    with pytest.raises(InputError, match="another constant for each sample"):
-        pursuitify(model)(x)
+
+
+#: Products of every entry of latents (batch, 3, 4, 4) with every one of a constant (4, 4): the
+#: operation, what it reads of them, and the same in NumPy.
+EVERY: dict[str, tuple[Any, Any, Any]] = {
+    "kron": (lambda m, x: torch.kron(x, m.k[0]), None, _spread("nchw,ab->nchawb", (3, 16, 16))),
+    "kron-left": (
+        lambda m, x: torch.kron(m.k[0], x), None, _spread("nchw,ab->ncahbw", (3, 16, 16)),
+    ),
+    "outer": (
+        lambda m, x: torch.outer(x.mean((1, 2, 3)), m.k[0, 0]),
+        lambda w: w.mean((1, 2, 3)),
+        lambda m, u: u[:, None] * m.k[0, 0].detach(),
+    ),
+    "mv": (
+        lambda m, x: torch.mv(x.mean((2, 3)), m.k[0, 0, :3]),
+        lambda w: w.mean((2, 3)),
+        lambda m, u: (u * m.k[0, 0, :3].detach()).sum(1),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_products_of_every_entry(name: str) -> None:
+    function, read, product = EVERY[name]
+    model, x = product_net(function)
+    net, worst = compare(pursuitify, model, x, training=True, tolerance=1e-12)
+    assert worst == 0
+    net.eval()
+    assert_adjoint(net, x)
+    assert net.dictionary(x).samples == 4
+    one, two = net.latents(x)
+    rows = [
+        row(one, "x", diag=model.conv),
+        row(two, one, read, diag=lambda u: product(model, u)),
+    ]
+    assert_matches_oracle(net, rows, x[:1])
 
 
 def test_a_product_is_certified() -> None:
@@ -298,3 +350,202 @@ def test_statistics_of_several_processes_are_refused(monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="all processes"):
         net(x)
     net.eval()(x)
+
+
+class Convolved(nn.Module):
+    """Two graph convolutions: an adjacency of the model's own, or one given with the input."""
+
+    def __init__(self, multiply: Any, own: Tensor | None = None, norm: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.register_buffer("own", own, persistent=False)
+        self.register_buffer("loops", torch.eye(5))
+        self.multiply, self.norm = multiply, norm
+
+    def convolved(self, graph: Any, x: Tensor) -> Tensor:
+        if self.norm:
+            graph = graph + self.loops
+            graph = graph / graph.sum(-1, keepdim=True)
+        hidden = F.relu(self.multiply(graph, self.first(x)))
+        return F.relu(self.multiply(graph, self.second(hidden)))
+
+
+class OwnGraph(Convolved):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolved(self.own, x)
+
+
+class GivenGraph(Convolved):
+    def forward(self, x: Tensor, given: Tensor) -> Tensor:
+        return self.convolved(given, x)
+
+
+def adjacency(*batch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    full = torch.rand(*batch, 5, 5, generator=generator, dtype=torch.float64)
+    return full * (full > 0.5)
+
+
+def of_nodes(multiply: Any, graph: Tensor, own: Tensor | None, norm: bool = False) -> Any:
+    """Return a network, its input and arguments, and the dense matrix it multiplies by."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kind = OwnGraph if own is not None else GivenGraph
+        model = kind(multiply, own, norm).double().eval()
+        x = torch.randn(*graph.shape[:-1], 3, dtype=torch.float64)
+    return model, x, (x,) if own is not None else (x, graph)
+
+
+SPARSE: dict[str, Any] = {
+    "sparse.mm": torch.sparse.mm,
+    "@": lambda graph, x: graph @ x,
+    "mm": lambda graph, x: graph.mm(x),
+    "transposed": lambda graph, x: graph.t() @ x,
+    "from the right": lambda graph, x: (x.t() @ graph).t(),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_sparse_adjacency_is_its_dense_twin(name: str) -> None:
+    """Exact, and the sweeps of a network that holds the same matrix with its zeros."""
+    nets = []
+    for own in (adjacency().to_sparse(), adjacency()):
+        multiply = torch.mm if own.layout is torch.strided and "." in name else SPARSE[name]
+        model, x, _ = of_nodes(multiply, adjacency(), own)
+        for training in (True, False):
+            net, worst = compare(pursuitify, model, x, training=training, tolerance=1e-12)
+            assert worst == 0
+        assert_adjoint(net, x)
+        assert_descends(net, x, sweeps=3)
+        assert net.verify(x)
+        assert net.dictionary(x).samples is None  # nodes stand where samples do
+        net.iterations = 0
+        nets.append(net)
+    sparse, dense = nets
+    product, twin = (net.dictionary(x) for net in nets)
+    w = {name: randn(*v.shape, seed=k) for k, (name, v) in enumerate(dense.latents(x).items())}
+    for mine, theirs in zip(product.apply(w).values(), twin.apply(w).values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    bounds = [net.step_sizes(x) for net in (sparse, dense)]
+    assert all(
+        0 < float(a) <= float(b) * (1 + 1e-9)
+        for a, b in zip(*map(dict.values, bounds), strict=True)
+    )
+
+
+def test_compressed_sparse_tensors_are_refused_with_what_to_do() -> None:
+    model, _, _ = of_nodes(torch.sparse.mm, adjacency(), adjacency().to_sparse_csr())
+    with pytest.raises(TraceError, match=r"'own' has: keep it as tensor.to_sparse_coo\(\)"):
+        pursuitify(model)
+    assert pursuitify(of_nodes(torch.sparse.mm, adjacency(), model.own.to_sparse_coo())[0])
+
+
+def test_what_no_sparse_tensor_does_is_said(tmp_path: Path) -> None:
+    """The memory of one is not counted, and a file holds none, but for what the model makes."""
+    model, x, _ = of_nodes(torch.sparse.mm, adjacency(), adjacency().to_sparse())
+    net = pursuitify(model, iterations=2)
+    with pytest.raises(EstimateError, match="'own' is sparse"):
+        estimate_memory(net, (3,), batch=5)
+    save(net, tmp_path / "net.safetensors")
+    assert torch.equal(load(tmp_path / "net.safetensors", model)(x), net(x))
+    other, _, _ = of_nodes(torch.sparse.mm, adjacency(), 2 * adjacency().to_sparse())
+    with pytest.raises(CheckpointError):
+        load(tmp_path / "net.safetensors", other)
+    model.register_buffer("own", model.own)
+    with pytest.raises(CheckpointError, match="persistent=False"):
+        save(pursuitify(model), tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_an_adjacency_given_with_the_input_is_a_constant_of_the_pass(
+    batch: tuple[int, ...], norm: bool
+) -> None:
+    graph = adjacency(*batch)
+    model, x, args = of_nodes(torch.matmul, graph, None, norm)
+    for training in (True, False):
+        net, worst = compare(pursuitify, model, *args, training=training, tolerance=1e-12)
+        assert worst == 0
+    assert_adjoint(net, *args)
+    assert_descends(net, *args, sweeps=3)
+    assert net.verify(*args)
+    assert net.dictionary(*args).samples == (3 if batch else None)
+    if not batch:
+        return
+    matrix = graph[:1] + torch.eye(5) if norm else graph[:1]
+    matrix = matrix / matrix.sum(-1, keepdim=True) if norm else matrix
+    names = [*net.latents(*args)]
+    assert len(names) == 4  # the dense layers before the products, and the activations
+    one, two, three, four = names
+    rows = [
+        row(one, "x", diag=model.first, activation="identity"),
+        row(two, one, diag=lambda u: matrix @ u),
+        row(three, two, diag=model.second, activation="identity"),
+        row(four, three, diag=lambda u: matrix @ u),
+    ]
+    assert_matches_oracle(net, rows, x[:1], (x[:1], graph[:1]))
+
+
+def test_samples_with_matrices_of_their_own_do_not_depend_on_others() -> None:
+    graph = adjacency(3)
+    model, x, args = of_nodes(torch.bmm, graph, None)
+    net = pursuitify(model, iterations=4)
+    together = net(*args)
+    for i in range(3):
+        alone = net(x[i : i + 1], graph[i : i + 1])
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-10, atol=1e-12)
+
+
+def test_two_values_of_one_input_are_no_factor_and_constant() -> None:
+    class Quadratic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.fc(x @ x.mT @ x))
+
+    with pytest.raises(ConversionError, match="two tensors that both depend"):
+        pursuitify(Quadratic())
+
+
+class Transform(nn.Module):
+    """A T-Net in small: a matrix for each sample, computed of its points."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.points, self.matrix = nn.Conv1d(width, 4, 1), nn.Linear(4, width * width)
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.matrix(torch.max(F.relu(self.points(x)), 2)[0])
+        whole = found + torch.eye(self.width, dtype=x.dtype, device=x.device).flatten()
+        return whole.view(-1, self.width, self.width)
+
+
+class Points(nn.Module):
+    """PointNet: points by a transform of the input, features by one of theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_input, self.of_features = Transform(3), Transform(4)
+        self.a, self.b = nn.Conv1d(3, 4, 1), nn.Conv1d(4, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.bmm(x.transpose(2, 1), self.of_input(x)).transpose(2, 1)
+        x = F.relu(self.a(x))
+        x = torch.bmm(x.transpose(2, 1), self.of_features(x)).transpose(2, 1)
+        return F.relu(self.b(x)).max(2)[0]
+
+
+def test_a_transform_is_pursued_where_the_points_are_known_and_frozen_where_not() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Points().double().eval(), torch.randn(2, 3, 6, dtype=torch.float64)
+    net, worst = compare(pursuitify, model, x, training=True, tolerance=1e-12)
+    assert worst == 0
+    assert_adjoint(net, x)
+    assert_descends(net, x, sweeps=3)
+    sources = {data["source"] for _, data in net.graph.nodes.items()}
+    assert any(source.startswith("of_input") for source in sources)
+    assert not any(source.startswith("of_features") for source in sources)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -253,6 +254,232 @@ class NormActNet(nn.Module):
         return F.relu(self.layers(x))
 
 
+class EdgeConv(nn.Module):
+    """DGCNN: of every point its neighbours, nearest in the features of this pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4), nn.LeakyReLU(0.2))
+        self.second = nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.LeakyReLU(0.2))
+        self.fc = nn.Linear(8, 3)
+
+    def edges(self, x: Tensor) -> Tensor:
+        batch, width, count = x.size()
+        inner = -2 * torch.matmul(x.transpose(2, 1), x)
+        squares = torch.sum(x**2, dim=1, keepdim=True)
+        near = (-squares - inner - squares.transpose(2, 1)).topk(k=3, dim=-1)[1]
+        near = (near + torch.arange(0, batch, device=x.device).view(-1, 1, 1) * count).view(-1)
+        x = x.transpose(2, 1).contiguous()
+        found = x.view(batch * count, -1)[near, :].view(batch, count, 3, width)
+        x = x.view(batch, count, 1, width).repeat(1, 1, 3, 1)
+        return torch.cat((found - x, x), dim=3).permute(0, 3, 1, 2).contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.first(self.edges(x)).max(dim=-1, keepdim=False)[0]
+        two = self.second(self.edges(one)).max(dim=-1)[0]
+        return self.fc(F.adaptive_max_pool1d(torch.cat((one, two), dim=1), 1).squeeze(-1))
+
+
+class SegNet(nn.Module):
+    """Encoder and decoder by the indices of the pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([conv(inputs=3), conv(out=5)])
+        self.up = nn.ModuleList([conv(inputs=5, out=4), conv(out=2)])
+        self.pool, self.unpool = nn.MaxPool2d(2, 2, return_indices=True), nn.MaxUnpool2d(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = []
+        for layer in self.down:
+            x = F.relu(layer(x))
+            size = x.size()
+            x, where = self.pool(x)
+            kept.append((where, size))
+        for layer in self.up:
+            where, size = kept.pop()
+            x = layer(F.relu(self.unpool(x, where, output_size=size)))
+        return x
+
+
+class Fuse(nn.Module):
+    """HRNet: two resolutions, each with the other in its own size; activations in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.high, self.low = conv(inputs=3), conv(2, inputs=3, out=6)
+        self.down = nn.Sequential(conv(2, out=6), nn.BatchNorm2d(6))
+        self.up = nn.Sequential(nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4))
+        self.acts, self.fc = [nn.ReLU(), nn.ReLU(inplace=True)], nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = (
+            act(layer(x)) for act, layer in zip(self.acts, (self.high, self.low), strict=True)
+        )
+        height, width = one.shape[-2:]
+        grown = F.interpolate(self.up(two), size=[height, width], mode="bilinear")
+        fused = [self.acts[0](one + grown), self.acts[1](self.down(one) + two)]
+        return self.fc(torch.cat([nn.AdaptiveAvgPool2d(1)(f).flatten(1) for f in fused], -1))
+
+
+class PyramidPooling(nn.Module):
+    """PSPNet and ASPP: pooled and dilated branches, each back to the size of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = conv(2, inputs=3), nn.Conv2d(14, 2, 1)
+        self.pooled = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d((n, n)), nn.Conv2d(4, 2, 1)) for n in (1, 2, 3)
+        )
+        self.dilated = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(4, 2, 3, padding=d, dilation=d), nn.ReLU()) for d in (1, 2)
+        )
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        size = x.shape[-2:]
+        x = F.relu(self.stem(x))
+        h, w = x.size(2), x.size(3)
+        found = [F.interpolate(input=p(x), size=(h, w), mode="bilinear") for p in self.pooled]
+        found += [branch(x) for branch in self.dilated]
+        x = self.out(F.relu(torch.cat([*found, x], dim=1)))
+        return OrderedDict(out=F.interpolate(x, size=size, mode="bilinear", align_corners=False))
+
+
+class ChannelAndSpace(nn.Module):
+    """CBAM: a gate of pooled channels, then one of places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last, self.fc = conv(inputs=3), conv(), nn.Linear(4, 3)
+        self.mlp = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 4))
+        self.places = nn.Conv2d(2, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        total = None
+        for pool in (F.avg_pool2d, F.max_pool2d):
+            found = self.mlp(pool(x, (x.size(2), x.size(3)), stride=(x.size(2), x.size(3))))
+            total = found if total is None else total + found
+        x = x * torch.sigmoid(total).unsqueeze(2).unsqueeze(3).expand_as(x)
+        both = torch.cat((torch.max(x, 1)[0].unsqueeze(1), torch.mean(x, 1).unsqueeze(1)), dim=1)
+        return self.fc(F.relu(self.last(x * torch.sigmoid(self.places(both)))).mean((-1, -2)))
+
+
+class WaveNet(nn.Module):
+    """Dilated causal convolutions; skips as long as the last of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(3, 4, 1)
+        self.layers = nn.ModuleList(nn.Conv1d(4, 4, 2, dilation=2**i) for i in range(3))
+        self.residual = nn.ModuleList(nn.Conv1d(4, 4, 1) for _ in range(3))
+        self.skip, self.out = (
+            nn.ModuleList(nn.Conv1d(4, 5, 1) for _ in range(3)),
+            nn.Conv1d(5, 2, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, skips = self.stem(x), []
+        for layer, residual, skip in zip(self.layers, self.residual, self.skip, strict=True):
+            y = F.relu(layer(x))
+            skips.append(skip(y))
+            x = residual(y) + x[:, :, -y.size(2) :]
+        total = sum(skip[:, :, -x.size(2) :] for skip in skips)
+        return self.out(F.relu(total))
+
+
+class Reversible(nn.Module):
+    """RevNet: halves that add functions of each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = conv(inputs=3), nn.Linear(4, 3)
+        self.f, self.g = (
+            nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1))
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = torch.chunk(self.stem(x), 2, dim=1)
+        one = one + self.f(two)
+        two = two + self.g(one)
+        return self.fc(F.relu(torch.cat([one, two], dim=1)).mean(3).mean(2))
+
+
+class Patches(nn.Module):
+    """An MLP-Mixer with ReLU on patches, cut as einops does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.fc = nn.Linear(12, 5), nn.Linear(5, 3)
+        self.norm, self.norm2 = nn.LayerNorm(5), nn.LayerNorm(5)
+        self.mix = nn.Conv1d(1, 1, 3, padding=1)
+        self.widen, self.narrow = nn.Linear(5, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        x = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 3, 5, 1)
+        x = self.embed(x.reshape(b, (h // 2) * (w // 2), 2 * 2 * c))
+        y = self.norm(x).transpose(1, 2).flatten(0, 1).unsqueeze(1)
+        y = F.relu(self.mix(y)).squeeze(1).unflatten(0, (b, 5)).transpose(1, 2)
+        x = x + y
+        return self.fc(F.relu(x + self.narrow(F.relu(self.widen(self.norm2(x))))).mean(dim=1))
+
+
+class Coordinates(nn.Module):
+    """CoordConv, and a spatial pyramid of windows by size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(5, 4, 3, padding=1), nn.Linear(4 * 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.size()
+        rows = torch.arange(h, dtype=x.dtype).view(1, 1, h, 1) / (h - 1) + x.new_zeros(b, 1, h, w)
+        columns = torch.arange(w, dtype=x.dtype).view(1, 1, 1, w) / (w - 1) + x.new_zeros(
+            b, 1, h, w
+        )
+        x = F.relu(self.conv(torch.cat([x, rows, columns], 1)))
+        found = []
+        for n in (1, 2):
+            size = (math.ceil(h / n), math.ceil(w / n))
+            pads = ((size[0] * n - h + 1) // 2, (size[1] * n - w + 1) // 2)
+            found.append(F.max_pool2d(x, size, stride=size, padding=pads).view(x.size(0), -1))
+        return self.fc(torch.cat(found, 1))
+
+
+class SuperResolution(nn.Module):
+    """ESPCN and DnCNN: what is missing is subtracted, channels become pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(inputs=3), conv(), conv(out=12)
+        self.shuffle = nn.PixelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = self.shuffle(self.c(F.relu(self.b(F.relu(self.a(x))))))
+        return torch.clamp_(F.interpolate(x, scale_factor=2, mode="bicubic") - noise, 0.0, 1.0)
+
+
+class Highway(nn.Module):
+    """Highway layers, and a weighted mean over time by attention of one query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Conv1d(3, 4, 1), nn.Linear(4, 3)
+        self.plain, self.gates = (
+            nn.ModuleList(nn.Conv1d(4, 4, 1) for _ in range(2)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for plain, gate in zip(self.plain, self.gates, strict=True):
+            share = torch.sigmoid(gate(x))
+            x = share * F.relu(plain(x)) + (1 - share) * x
+        averages = x.cumsum(2) / torch.arange(1, x.size(2) + 1, device=x.device)
+        return self.fc(F.relu(averages.diff(dim=2).amax(2)))
+
+
 IMAGE = ((3, 8, 8),)
 ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "se_resnet": (SEResidual, IMAGE),
@@ -269,4 +496,17 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], .
     "sequence": (Sequence, ((3, 12),)),
     "perceptron": (Perceptron, ((3,),)),
     "norm_act": (NormActNet, IMAGE),
+    "edge_conv": (EdgeConv, ((3, 7),)),
+    "segnet": (SegNet, IMAGE),
+    "fuse": (Fuse, IMAGE),
+    "pyramid_pooling": (PyramidPooling, IMAGE),
+    "channel_and_space": (ChannelAndSpace, IMAGE),
+    "wavenet": (WaveNet, ((3, 12),)),
+    "reversible": (Reversible, IMAGE),
+    "patches": (Patches, IMAGE),
+    "coordinates": (Coordinates, IMAGE),
+    "super_resolution": (SuperResolution, IMAGE),
+    "highway": (Highway, ((3, 6),)),
 }
+#: Those whose operations others have as well: they are tried with the slow tests.
+MORE = {"pyramid_pooling", "channel_and_space", "wavenet", "coordinates", "super_resolution"}

@@ -36,6 +36,10 @@ def _move(x: Tensor, how: str) -> Tensor:
         return F.fold(F.unfold(x, 2, padding=1), x.shape[2:], 2, padding=1)
     if how == "border":
         return F.pad(x, (0, 1, 1, 0), value=0.5)
+    if how == "cumulative":
+        return x.cumsum(2) / torch.arange(1, x.size(2) + 1).view(-1, 1)
+    if how == "sent":
+        return torch.zeros_like(x).index_add(1, torch.arange(x.size(1)) // 2, x)
     return x.flip(2) if how == "turn" else x.movedim(2, 3)
 
 
@@ -48,6 +52,12 @@ def _choose(x: Tensor, how: str, dim: int) -> Tensor:
         return x - x.amin((dim, 3), keepdim=True)
     if how == "maximum":
         return torch.max(x, 2 * x.roll(1, dim))
+    if how == "gather":
+        return x.gather(dim, x.argsort(dim).narrow(dim, 0, 2))
+    if how == "where":
+        return torch.where(x.mean(dim, keepdim=True) > 0.1, x, 0.5 * x)
+    if how == "fill":
+        return x.masked_fill(x.mean(dim, keepdim=True) < 0.1, 0.25)
     return x + x.max(dim, keepdim=True)[0]
 
 
@@ -225,10 +235,23 @@ class _Builder:
         elif op == "transposed" and small < 9:
             self.push(op, (i,), nn.ConvTranspose2d(c, draw(st.integers(2, 4)), 3, 2, 1))
         elif op == "choose" and min(c, small) >= 3:
-            how = draw(st.sampled_from(["max", "topk", "sort", "amin", "maximum"]))
+            how = draw(
+                st.sampled_from(
+                    [
+                        "max",
+                        "topk",
+                        "sort",
+                        "amin",
+                        "maximum",
+                        "gather",
+                        "where",
+                        "fill",
+                    ]
+                )
+            )
             self.push(op, (i,), more=(how, draw(st.integers(1, 2))))
         elif op == "move" and max(h, w) < 12 and c < 9:
-            moves = ["list", "repeat", "windows", "border", "turn", "swap"]
+            moves = ["list", "repeat", "windows", "border", "turn", "swap", "cumulative", "sent"]
             self.push(op, (i,), more=(draw(st.sampled_from(moves)),))
         elif op == "mix":
             self.push(op, (i,), nn.Linear(draw(st.integers(2, 4)), c, bias=False))

@@ -7,7 +7,7 @@ pass together with all that only they read (mathematics.md, section 4).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -220,11 +220,15 @@ def _operands(
                 call,
                 reason=f"its parameter {parameter} depends on the input",
             )
+        compares = set(parameter.all_input_nodes) & {o for o in call.operands if o in sites}
+        if rule.chosen_by_size and any(value_of(o) in moving for o in compares):
+            return Site(node, Value.OTHER, rule, call, reason=rule.chosen_by_size)
     values = [value_of(o) for o in call.operands]
     affine = [i for i, v in enumerate(values) if v in AFFINE_LIKE]
     if rule.kind == "product" and len(affine) == 2:
         gate = _gate(call)
         gate = _smooth_gate(call, sites) if gate is None else gate
+        gate = _given(call, affine, sites) if gate is None else gate
         if gate is None:
             return Site(
                 node,
@@ -241,10 +245,14 @@ def _operands(
         )
     if not affine:
         return Site(node, Value.FROZEN, rule, call)
+    while rule.bilinear and len(affine) > 1:
+        fixed = _given(call, affine, sites)
+        fixed = _branch(call, affine, sites) if fixed is None else fixed
+        if fixed is None:
+            return Site(node, Value.OTHER, rule, call, reason=advice.TWO_FACTORS)
+        affine.remove(fixed)
     if rule.linear_in is not None and not set(affine) <= set(rule.linear_in):
         return Site(node, Value.OTHER, rule, call, reason=rule.otherwise)
-    if rule.bilinear and len(affine) + values.count(Value.FROZEN) > 1:
-        return Site(node, Value.OTHER, rule, call, reason=advice.TWO_FACTORS)
     if rule.all_moving and len(affine) < len(values):
         return Site(node, Value.OTHER, rule, call, reason=rule.all_moving)
     operands = tuple(o if i in affine else None for i, o in enumerate(call.operands))
@@ -282,9 +290,63 @@ def _smooth_gate(call: Call, sites: Sites) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
+def _given(call: Call, affine: Sequence[int], sites: Sites) -> int | None:
+    """Return the position of a factor that is given with the input: a mask, an adjacency.
+
+    It is computed from other inputs than the rest, without weighted operators or activations. Where
+    several factors are, it is that of the last input. None where there is none.
+    """
+    read = {}
+    for i in affine:
+        above = [sites[n] for n in nodes.upstream([call.operands[i]])]
+        plain = all(s.rule is None or s.rule.kind in _PLAIN for s in above)
+        inputs = {s.node for s in above if s.node.op == "placeholder" and s.value is Value.INPUT}
+        if plain and inputs:
+            read[i] = inputs
+    order = {node: k for k, node in enumerate(sites)}
+    found = sorted(read, key=lambda i: max((order[n] for n in read[i]), default=-1))
+    if not found:
+        return None
+    last = found[-1]
+    others = {n for i in affine if i != last for n in nodes.upstream([call.operands[i]])}
+    alone = len(found) == len(affine) and read[last] & others
+    return None if alone else last
+
+
+#: Kinds of operations that leave an input known.
+_PLAIN = {"linear", "join", "product", "frozen"}
+
+
+def _branch(call: Call, affine: Sequence[int], sites: Sites) -> int | None:
+    """Return the position of a factor that a branch computes from another one, None if none.
+
+    A branch has an activation, as a network that computes a transform of what it reads (a T-Net).
+    """
+    for i in affine:
+        above = nodes.before([call.operands[i]])
+        latents = [n for n in above if sites[n].value is Value.LATENT]
+        for j in affine:
+            whole = _rearranged(call.operands[j], sites)
+            if i != j and any(whole in nodes.before([n]) for n in latents):
+                return i
+    return None
+
+
+def _rearranged(node: fx.Node, sites: Sites) -> fx.Node:
+    """Return the value that a node rearranges, itself if it does something else."""
+    while (rule := sites[node].rule) is not None and rule.kind == "linear":
+        inner = sites[node].unary
+        if inner is None:
+            break
+        node = inner
+    return node
+
+
 def gate_operands(site: Site) -> set[fx.Node]:
     """Return the operands that a product reads as frozen gates."""
-    if site.rule is None or site.rule.kind != "product" or site.call is None:
+    if site.rule is None or site.call is None:
+        return set()
+    if site.rule.kind != "product" and not site.rule.bilinear:
         return set()
     return {
         o

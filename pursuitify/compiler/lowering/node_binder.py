@@ -42,8 +42,8 @@ def binder(rule: Rule, site: Site, still: bool = False) -> Callable[..., Any]:
     factors = rule.kind == "product" or rule.bilinear
     if factors:
         extra["_affine"] = next((i for i, o in enumerate(site.operands) if o is not None), 0)
-    if rule.kind == "product":
-        extra["_per_sample"] = any(map(nodes.reads_input, gate_operands(site)))
+        reads = nodes.reads_values if rule.bilinear else nodes.reads_input
+        extra["_per_sample"] = any(map(reads, gate_operands(site)))
     single = tuple(site.operands) == () or constant == []
 
     def finish(result: Any, operands: tuple[Any, ...]) -> Any:

@@ -26,16 +26,13 @@ def split_pieces(graph: fx.Graph, root: nn.Module) -> None:
     """
     _split_pairs(graph, root)
     for node in list(graph.nodes):
-        splitter = split_ops.splitter_of(node)
-        if splitter is None:
+        if split_ops.splitter_of(node) is None:
             continue
         for user in list(node.users):
             reads = user.op == "call_function" and user.target is operator.getitem
             if reads and isinstance(user.args[1], int):
                 with graph.inserting_before(user):
-                    piece = graph.call_function(
-                        splitter, (node.args[0], user.args[1], *node.args[1:]), dict(node.kwargs)
-                    )
+                    piece = graph.call_function(*split_ops.piece_of(node, user.args[1]))
                 piece.meta = {**node.meta, "split": node.name}
                 user.replace_all_uses_with(piece)
                 graph.erase_node(user)
@@ -93,12 +90,14 @@ def spell_out(graph: fx.Graph) -> None:
     ``x.type_as(y)`` and ``x.to(y)`` become ``x.to(device=y.device, dtype=y.dtype)``, and
     ``x.expand_as(y)`` becomes ``x.expand(y.shape)``: of ``y`` its form alone counts, not its
     values, on which the input may have acted. ``x.type(t)`` becomes ``x.to(...)``. The operands of
-    ``torch.einsum`` come first, as one sequence.
+    ``torch.einsum`` come first, as one sequence, and so do those of ``torch.where`` and its kin.
     """
     for node in graph.nodes:
         if node.target in _EINSUM and isinstance(node.args[0], str):
             listed = node.args[1:] if isinstance(node.args[1], fx.Node) else node.args[1]
             node.target, node.args = split_ops.einsum, (tuple(listed), node.args[0])
+        if node.op != "placeholder" and node.target in split_ops.OPERANDS_FIRST:
+            _put_operands_first(node)
         if "out" in node.kwargs and node.kwargs["out"] is None:  # as torch.tensordot passes it
             node.kwargs = {k: v for k, v in node.kwargs.items() if k != "out"}
         if node.op != "call_method" or len(node.args) < 2:
@@ -122,6 +121,21 @@ def spell_out(graph: fx.Graph) -> None:
                 node.target = "to"
         elif node.target == "type":
             node.target = "to"
+
+
+def _put_operands_first(node: fx.Node) -> None:
+    """Let a node call the function of ``split_ops.OPERANDS_FIRST`` that stands for its own.
+
+    ``torch.where`` of the condition alone, which returns indices, is left as it is.
+    """
+    function, names = split_ops.OPERANDS_FIRST[node.target]
+    named = {("input" if k == "self" else k): v for k, v in node.kwargs.items()}
+    given = {**dict(zip(names, node.args, strict=False)), **named}
+    operands = [n for n in names if n in ("input", "other", "source", "src")]
+    if given.keys() <= {*names} and all(n in given for n in operands):
+        node.op, node.target = "call_function", function
+        node.args = tuple(given.pop(n) for n in operands)
+        node.kwargs = given
 
 
 def _attribute(graph: fx.Graph, node: fx.Node, owner: fx.Node, name: str) -> fx.Node:

@@ -157,6 +157,10 @@ def type_of(node: fx.Node) -> type | None:
         return bool
     if node.target in {operator.truediv, operator.itruediv} and set(kinds) <= {int, float}:
         return float
+    if node.target is operator.pow and set(kinds) <= {int, float}:
+        power = node.args[1]
+        whole = isinstance(power, int) and power >= 0
+        return kinds[0] if whole or kinds[0] is float else float if kinds[1] is float else None
     if node.target in _WHOLE and set(kinds) <= {int, float}:
         return float if float in kinds else int
     return _MADE.get(node.target) if len(node.args) == 1 else None

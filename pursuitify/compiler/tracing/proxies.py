@@ -66,9 +66,21 @@ def _attribute_of_size(value: fx.Proxy, name: str) -> Any:
 
 
 class _Number:
-    """This mixin records what Python calls by a method of a number, such as round()."""
+    """This mixin records what Python calls by a method of a number, such as round().
+
+    Where Python takes the number itself, as range() does, the tracer says it, see ``number_of``.
+    """
 
     tracer: Any
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.number_of(self))
+
+    def __int__(self) -> int:
+        return int(self.tracer.number_of(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.number_of(self))
 
     def __round__(self, ndigits: int | None = None) -> fx.Proxy:
         return self._call(round, *(() if ndigits is None else (ndigits,)))
@@ -157,6 +169,8 @@ class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tens
             f"numbers or sizes ({func}): torch.tensor(x) or Variable(x), a scripted function, "
             "torch.func or a C++ extension. Leave it out, or put it into a module of its own"
         )
+        if str(func) == "aten.dim.default":
+            reason += "; torch.where(mask, x, 0.0) is x.masked_fill(~mask, 0.0)"
         for value in traced:
             value.tracer.unseen = reason  # type: ignore[attr-defined]
         raise TraceError(reason)
@@ -295,6 +309,14 @@ def _is_hashed(value: Any) -> bool:
 
 class TracedSizes(_Number, _Answering, TracedValue):
     """A traced value that is no tensor, and that a pattern of ``match`` may take apart."""
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return one of several pieces, or those of a slice as a tuple, as torch does."""
+        if isinstance(key, slice) and self.tracer.type_of(self) is tuple:
+            count = self.tracer.length(self)
+            if count is not None:
+                return tuple(self[i] for i in range(count)[key])
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
 
     def __getattr__(self, k: str) -> Any:
         """Return a tensor for the values and indices of ``torch.max(x, dim)`` and its kin."""

@@ -66,6 +66,7 @@ _CALLED = re.compile(r"(\w+)\(\)")
 _FACTORIES = {
     "zeros", "ones", "empty", "full", "rand", "randn", "randint", "arange", "eye", "linspace",
 }  # fmt: skip
+_SIZED = {"expand", "repeat", "view", "reshape", "tile"}
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -492,6 +493,10 @@ def _on_trial(trial: sizes.TrialAnswers, judge: size_branches.Judge, node: fx.No
 def _skeleton(model: nn.Module) -> nn.Module:
     try:
         return skeleton(model)
+    except NotImplementedError as error:
+        raise errors.TraceError(
+            f"{type(model).__name__} cannot be copied: {_uncopied(model, error)}"
+        ) from error
     except RuntimeError as error:
         raise errors.TraceError(
             f"{type(model).__name__} cannot be copied: {_computed(model)}"
@@ -501,6 +506,17 @@ def _skeleton(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied: {error}. Make what cannot be copied outside "
             "the model, or give the class that holds it a __deepcopy__"
         ) from error
+
+
+def _uncopied(model: nn.Module, error: Exception) -> str:
+    """Say which tensors torch has no copy of, and what to do."""
+    for name, tensor in _tensors(model).items():
+        if tensor.layout not in (torch.strided, torch.sparse_coo):
+            return (
+                f"torch copies no tensor of the layout {tensor.layout}, which '{name}' has: keep "
+                "it as tensor.to_sparse_coo(), which converts"
+            )
+    return f"{error}. Make what cannot be copied outside the model"
 
 
 def _computed(model: nn.Module) -> str:
@@ -666,6 +682,12 @@ def _advice(error: Exception, model: nn.Module, frames: traceback.StackSummary) 
             "new tensor from one that is there: x.new_zeros(x.size(0), ...), x.new_ones, "
             "x.new_full, torch.zeros_like(x); for random numbers torch.rand_like(x) or "
             "x.new_empty(x.size(0), ...).bernoulli_(p)"
+        )
+    if isinstance(error, TypeError) and named and named[1] in _SIZED:
+        return (
+            f"{named[1]} of a tensor that the forward makes takes no sizes that are read from "
+            "another tensor while it is traced: hold that tensor as a buffer "
+            "(self.register_buffer(name, tensor) in __init__), whose operations are recorded"
         )
     variadic = [
         p for p in inspect.signature(model.forward).parameters.values() if p.kind in _VARIADIC

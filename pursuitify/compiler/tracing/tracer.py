@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
@@ -196,6 +197,8 @@ class Tracer(fx.Tracer):
                 )
             self._check_version(a)
             return a.node
+        if isinstance(a, np.generic):  # a number of NumPy's, where torch takes Python's
+            return a.item()
         if isinstance(a, type(torch.FloatTensor)):  # a type of old, as in x.type(torch.FloatTensor)
             return torch.typename(a)
         if isinstance(a, torch.Generator):
@@ -284,24 +287,56 @@ class Tracer(fx.Tracer):
                 return self.answers.trial.value(node, rank)
         if not self.answers.fixed:
             return _NOTHING
+        text = size_branches.text_of(node)
+        return self._fixed(
+            obj,
+            f"what the forward does depends on how it looks up `{text}` in a dict or a set, or on "
+            "its text (str(n), an f-string), and its value is not known",
+            "or ask by == or by `in` a tuple, (8, 16), which is guarded",
+        )
+
+    def number_of(self, obj: fx.Proxy) -> Any:
+        """Return the value of a traced size, which is guarded: Python wants the number itself.
+
+        Raises:
+            TraceError: If it is not known.
+            TypeError: If the value is no number.
+        """
+        kind = None if self.is_over else self.type_of(obj)
+        if kind not in (int, float):
+            raise TypeError(f"'{obj.node.name}', a traced value, is no number")
+        text = size_branches.text_of(obj.node)
+        return self._fixed(
+            obj,
+            f"the forward needs `{text}` as a number (in range(n), as an index of a list, in "
+            "NumPy), and its value is not known",
+            "or write the operation for the whole tensor",
+        )
+
+    def _fixed(self, obj: fx.Proxy, unknown: str, otherwise: str) -> Any:
+        """Return a value as the example has it or the model fixes it, and guard it.
+
+        Args:
+            obj: The size, dtype or device.
+            unknown: The reason of a refusal where it is not known.
+            otherwise: What may be done beside passing an example.
+
+        Raises:
+            TraceError: If it is not known.
+        """
         try:
-            value = self._ask(self._judge.known, node)
+            value = self._ask(self._judge.known, obj.node)
         except UnknownError as error:
-            raise errors.TraceError(
-                f"what the forward does depends on how it looks up `{size_branches.text_of(node)}` "
-                "in a dict or a set, or on its text (str(n), an f-string), and its value is not "
-                f"known: {EXAMPLE}, and the network refuses others; or ask by == or by `in` "
-                "a tuple, (8, 16), which is guarded"
-            ) from error
+            reason = f"{unknown}: {EXAMPLE}, and the network refuses others; {otherwise}"
+            self.unseen = reason  # NumPy hides what is raised while it makes a number
+            raise errors.TraceError(reason) from error
         equal = self.create_proxy("call_function", operator.eq, (obj, value), {})
         text = size_branches.text_of(equal.node)
         agrees, new = self.choices.choose(text, True, certain=True)
         if new:
             self.create_proxy("call_function", guards.assume, (equal, True, text), {})
         if not agrees:  # the branch before is one that no input takes that has this value
-            raise errors.TraceError(
-                f"`{text}` was taken to be False, and is looked up as if it held"
-            )
+            raise errors.TraceError(f"`{text}` was taken to be False, and is used as if it held")
         return value
 
     @property
@@ -360,20 +395,18 @@ class Tracer(fx.Tracer):
         return value
 
     def _is_made_in_forward(self, module: nn.Module) -> bool:
-        """Whether to enter a layer of torch's that is made where it is called, ``nn.ReLU()(x)``.
+        """Whether to enter a layer that is no submodule: ``nn.ReLU()(x)``, or one in a plain list.
 
         It has no tensors but those of the model's own layers in it, and what it does is what its
-        code says. One that the model keeps outside its modules, in a plain list, could be changed
-        later without the network seeing it, and one with a mode of its own, dropout, does not
-        follow the model's.
+        code says. One with a mode of its own, dropout, does not follow the model's.
         """
         loose = [part for part in module.modules() if part not in self._settings]
+        leaves = tuple(leaf for leaf in self._leaves if isinstance(leaf, type))
         return (
             module in loose
-            and all(type(part).__module__.startswith("torch.nn.modules.") for part in loose)
+            and not any(isinstance(part, leaves) for part in loose)
             and not any(t is not None for part in loose for t in _tensors_of(part).values())
             and not any(isinstance(part, _DROPOUTS) for part in loose)
-            and _kept_outside(module, self.root) is None
         )
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
@@ -415,30 +448,80 @@ class Tracer(fx.Tracer):
         return len(range(count)[part])
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Iterate over the pieces of a split, where their number is written in the model."""
+        """Iterate over the pieces of a split, where their number is known."""
         count = self.length(obj)
         if count is None and nodes.is_shape(obj.node):
             raise errors.TraceError(
                 f"the forward goes through `{size_branches.text_of(obj.node)}`, and how many sizes "
                 f"that are is not known. {EXAMPLE}; or name the sizes one by one: x.shape[-1]"
             )
-        if count is None:
+        if count is not None:
+            return (obj[i] for i in range(count))  # type: ignore[index]
+        try:
             return super().iter(obj)
-        return (obj[i] for i in range(count))  # type: ignore[index]
+        except fx.proxy.TraceError as error:
+            if split_ops.splitter_of(obj.node) is None:
+                raise
+            raise _unknown_pieces(obj) from error
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any | None = None,
+        proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
+    ) -> fx.Proxy:
+        """Hand the pieces of a split to a function of several tensors one by one."""
+        if target in _OF_SEVERAL and args and isinstance(args[0], TracedSizes):
+            count = self.length(args[0])
+            if count is not None:
+                args = (tuple(args[0][i] for i in range(count)), *args[1:])
+            elif split_ops.splitter_of(args[0].node) is not None:
+                raise _unknown_pieces(args[0])
+        return super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
 
     def _pieces(self, node: fx.Node) -> int | None:
-        """Return the number of tensors that a node returns; None where it is not written."""
+        """Return the number of tensors that a node returns; None where it is not known.
+
+        It is written in the model, or it follows from a size, which is guarded then.
+        """
         if split_ops.is_pair(node, self.root):
             return 2
         splitter = split_ops.splitter_of(node)
-        size = [*node.args[1:], *node.kwargs.values()] if splitter is not None else []
-        if size and isinstance(size[0], (tuple, list)):
-            return len(size[0])
-        if size and isinstance(size[0], int) and splitter is split_ops.chunk_piece:
-            return size[0]
-        return None
+        if splitter is None:
+            return None
+        cut, dim = split_ops.cut_of(node)
+        if isinstance(cut, (tuple, list)):
+            return len(cut) + (splitter is split_ops.tensor_split_piece)
+        if splitter in (split_ops.chunk_piece, split_ops.tensor_split_piece):
+            return cut if isinstance(cut, int) else None
+        if not (isinstance(dim, int) and isinstance(cut, (int, type(None)))):
+            return None
+        size = fx.Proxy(node.all_input_nodes[0], self).size(dim)
+        try:
+            self._ask(self._judge.known, size.node)
+        except UnknownError:
+            self.graph.erase_node(size.node)
+            return None
+        return -(-int(self.number_of(size)) // (cut or 1))
 
 
+def _unknown_pieces(several: fx.Proxy) -> errors.TraceError:
+    return errors.TraceError(
+        f"the forward goes through the pieces of '{several.node.name}', whose number is not known: "
+        f"{EXAMPLE}, and the network refuses others; or write the number into the forward "
+        "(x.chunk(n, dim))"
+    )
+
+
+#: Functions of a sequence of tensors.
+_OF_SEVERAL = {
+    torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack,
+    torch.dstack, torch.column_stack,
+}  # fmt: skip
 #: Nothing stands for a traced value.
 _NOTHING = object()
 _DROPOUTS = (
@@ -470,19 +553,33 @@ def _kept_outside(module: nn.Module, root: nn.Module) -> str | None:
                     "which is no module (torchvision's transforms.Compose is such a list): make it "
                     f"self.{attribute} = nn.Sequential(...)"
                 ).replace("'.", "'")
-            items = value.values() if isinstance(value, dict) else value
             if attribute == "_modules" and any(i is module for i in value.values()):
                 return (
                     f"it calls a {name} that the forward itself registers in '{path}' "
                     "(register_module, add_module, self.name = ...): make it once, in __init__"
                 ).replace(" in ''", "")
-            if isinstance(value, (list, tuple, dict, set)) and any(i is module for i in items):
+            if not isinstance(value, nn.Module) and any(i is module for i in _listed(value)):
                 kind = type(value).__name__
                 proper = "nn.ModuleDict" if isinstance(value, dict) else "nn.ModuleList"
                 where = f"{path}.{attribute}".lstrip(".")
+                mode = "train() and eval() do not reach it"
+                weights = "its weights are in neither parameters() nor state_dict()"
+                lost = mode if isinstance(module, _DROPOUTS) else weights
                 return (
                     f"it calls a {name} that '{where}', a plain {kind}, holds: torch does not see "
-                    "it, so its weights are in neither parameters() nor state_dict(). Make it "
-                    f"self.{attribute} = {proper}(...)"
+                    f"it, so {lost}. Make it self.{attribute} = {proper}(...)"
                 )
     return None
+
+
+def _listed(value: Any) -> Iterator[Any]:
+    """Yield what plain containers hold, at any depth."""
+    seen: set[int] = set()
+    stack = [value]
+    while stack:
+        held = stack.pop()
+        if isinstance(held, (list, tuple, dict, set)) and id(held) not in seen:
+            seen.add(id(held))
+            stack += held.values() if isinstance(held, dict) else held
+        else:
+            yield held

@@ -249,11 +249,23 @@ def _solve(point: _FixedPoint, call: _SolveOptions, w_bar: Sequence[Tensor | Non
     call.report(outcome)
     if not max(outcome.forward, outcome.adjoint) <= call.tolerance:
         # In orders of magnitude, so that Python shows what stays the same once, not at every step.
+        said = []
+        if not outcome.forward <= call.tolerance:
+            said.append(
+                "the sweeps have not reached a fixed point (the latents are up to "
+                f"{_magnitude(outcome.forward)} from a fixed point, relative), so that these are "
+                "the derivatives of another point than the output: take more iterations"
+            )
+        if not outcome.adjoint <= call.tolerance:
+            said.append(
+                f"the adjoint solve left up to {_magnitude(outcome.adjoint)} within "
+                f"{call.iterations} iterations: raise implicit_iterations, which helps where the "
+                "latents are at a minimiser that is unique"
+            )
         warnings.warn(
-            f"memory='implicit': the derivatives are approximate. The latents are up to "
-            f"{_magnitude(outcome.forward)} from a fixed point (relative), and the adjoint solve "
-            f"left up to {_magnitude(outcome.adjoint)} within {call.iterations} iterations; "
-            f"implicit_tolerance={call.tolerance:g}. See 'solves' of the network",
+            f"memory='implicit' (implicit_tolerance={call.tolerance:g}): the derivatives are "
+            f"approximate; {'; '.join(said)}. memory='recompute' has the derivatives of the sweeps "
+            "themselves. See 'solves' of the network",
             ImplicitWarning,
             stacklevel=2,
         )

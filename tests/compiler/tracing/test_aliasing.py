@@ -75,6 +75,21 @@ CALLS: dict[str, Callable[[int], list[tuple[Any, ...]]]] = {
     "repeat_interleave": lambda _: [(1, 2)],
     "index_select": lambda _: [(2, torch.zeros(1, dtype=torch.long))],
     "unfold": lambda _: [(1,)],
+    "flip_up_down": lambda _: [()],
+    "cumulative_sum": lambda _: [(2,), (1,)],
+    "difference": lambda _: [(1, 1), (1, 2)],
+    "triangle": lambda _: [(0,), (9,), (-9,)],
+    "masked_fill": lambda _: [(torch.zeros(1, dtype=torch.bool), 0.0)],
+    "lerp": lambda _: [(0 * X, 0.0), (0 * X, X * 0)],
+    "where": lambda _: [(0 * X, torch.ones(1, dtype=torch.bool))],
+    "reversed_sub": lambda _: [(0,), (0 * X,)],
+    "gather": lambda d: [(1, torch.zeros((1,) * (d + 2), dtype=torch.long))],
+    "take_along_dim": lambda d: [(torch.zeros((1,) * (d + 2), dtype=torch.long), 1)],
+    "index_add": lambda _: [(0 * X, 1, torch.arange(4))],
+    "scatter_add": lambda d: [(0 * X, 1, torch.zeros((1,) * (d + 2), dtype=torch.long))],
+    "matrix_vector": lambda _: [(torch.ones(1),)],
+    "inner": lambda _: [(SQUARE,), (torch.ones(1, 1),)],
+    "kronecker": lambda _: [(torch.ones(1),)],
 }
 MODULES: dict[str, Callable[[int], list[tuple[Any, ...]]]] = {
     **CALLS,
@@ -89,8 +104,18 @@ MODULES: dict[str, Callable[[int], list[tuple[Any, ...]]]] = {
     "padding": lambda _: [(0,)],
     "fixed_padding": lambda _: [(0,)],
 }
+#: What takes matrices.
+MATRICES = {"mm", "linear", "Linear", "matmul", "addmm", "mv", "inner", "_sparse_mm", "spmm"}
 #: What takes or returns integers, or windows: nothing of it can lie in the memory of ``x``.
-APART = {"embedding", "embedding_bag", "one_hot", "frozen_indices", "max_unpool", "fold"}
+APART = {
+    "compared",
+    "embedding",
+    "embedding_bag",
+    "one_hot",
+    "frozen_indices",
+    "max_unpool",
+    "fold",
+}
 FRESH = [(key, rule) for key, rule in default().items() if rule.fresh and rule.name not in APART]
 NAMES = [f"{getattr(k, '__name__', k)}" for k, _ in FRESH]
 
@@ -114,6 +139,8 @@ def results(key: Any, rule: Rule, x: Tensor) -> list[Tensor]:
         return [module(x) for module in made]
     if key is torch.bmm or key == "bmm":
         return [torch.bmm(x.reshape(1, -1, 1), SQUARE[None])]
+    if rule.name == "laid":
+        return [key([x])]
     if rule.name in {"cat", "stack"}:
         return [key([x]), key([x], 1)]
     if key is torch.batch_norm:
@@ -130,8 +157,10 @@ def test_a_fresh_result_has_memory_of_its_own(key: Any, rule: Rule) -> None:
     tried = 0
     for dims in (1, 2, 3):
         for x in (torch.rand(1, 4, *[1] * dims), torch.rand(1, 4, *[2] * dims)):
-            if name in {"mm", "linear", "Linear", "matmul", "addmm"}:
+            if name in MATRICES:
                 x = x.flatten(1)[:, :1]
+            if name in {"outer", "ger"}:
+                x = x.flatten()[:1]
             if isinstance(key, type) and name[-2:] in {"1d", "2d", "3d"} and name[-2] != str(dims):
                 continue
             try:

@@ -380,13 +380,13 @@ def test_a_custom_function_keeps_its_arguments() -> None:
 
 
 class Untraceable(Reversal):
-    """Its forward counts to a size, which a traced one does not let it do."""
+    """Its forward counts to a value, which a traced one does not let it do."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         if x.size(0) > 1000:
             raise ValueError("too many samples")
-        return x.view(len(range(x.size(0))), -1)
+        return x.view(x.size(0) + len(range(int(0 * x.sum()))), -1)
 
 
 class Reversing(nn.Module):

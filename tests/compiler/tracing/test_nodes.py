@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
+
 import networkx as nx
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx
 
-from pursuitify.compiler.tracing.nodes import before, reads_input, upstream
+from pursuitify.compiler.tracing.nodes import before, reads_input, type_of, upstream
 
 
 @st.composite
@@ -69,3 +71,13 @@ def test_an_operand_is_asked_for_after_its_reader_was_seen() -> None:
     for node in upstream([z], lambda n: n.all_input_nodes if n in seen and n is not y else []):
         seen.append(node)
     assert seen == [z, y]
+
+
+def test_the_type_of_a_power_of_a_size() -> None:
+    graph = fx.Graph()
+    size = graph.call_method("size", (graph.placeholder("x"), 0))
+
+    def power(exponent: object) -> type | None:
+        return type_of(graph.call_function(operator.pow, (size, exponent)))
+
+    assert [power(2), power(0.5), power(-1), power(size)] == [int, float, None, None]

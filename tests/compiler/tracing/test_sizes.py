@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -119,7 +120,45 @@ FREE: dict[str, Body] = {
     "warned": warned,
     "asserted": asserted,
     "guarded": lambda _net, x: x * by_size(x.size(1)),
+    "number of entries": lambda _net, x: 2 * x if x.numel() >= x.size(0) * x.size(2) else x,
     "set of sizes": lambda _net, x: 2 * x if len({x.size(0), x.size(2)}) > 0 else x,
+}
+
+
+def by_row(_net: Any, x: Tensor) -> Tensor:
+    return torch.stack([x[:, :, i] * (i + 1) for i in range(x.size(2))], 2)
+
+
+def by_step(_net: Any, x: Tensor) -> Tensor:
+    hidden, found = x[:, :, 0], []
+    for i in range(1, x.shape[2], 2):
+        hidden = 0.5 * hidden + x[:, :, i]
+        found.append(hidden)
+    return torch.stack(found, dim=2)
+
+
+#: Bodies that need a size as a number. What it is no model says.
+NUMBERS: dict[str, Body] = {
+    "range": by_row,
+    "steps": by_step,
+    "index of a list": lambda _net, x: x * [1.0, 2.0, 3.0, 4.0][x.size(2) % 3],
+    "list of a length": lambda _net, x: x * sum([0.5] * len(range(x.shape[-2]))),
+    "numpy": lambda _net, x: x / np.float64(x.size(2)),
+    "numpy's integer": lambda _net, x: x.view(-1, 4, np.int64(x.size(2)), x.size(3)),
+    "C": lambda _net, x: x * operator.index(x.size(2)),
+    "unbound": lambda _net, x: torch.stack([i * t for i, t in enumerate(x.unbind(2))], 2),
+    "stacked": lambda _net, x: torch.stack(x.unbind(2), 3).transpose(2, 3),
+    "pieces": lambda _net, x: torch.cat([2 * p for p in x.split(3, dim=2)][::-1], 2),
+}
+#: Bodies that need the number of channels, which a convolution before says, or none.
+CHANNELS: dict[str, Body] = {
+    "channels": lambda _net, x: torch.stack([x[:, i] * i for i in range(x.size(1))], 1),
+    "slice of layers": lambda net, x: nn.Sequential(*net.more[: x.shape[1] - 3])(x),
+    "split": lambda _net, x: torch.cat(x.split(2, 1)[::-1], 1),
+    "unbound channels": lambda _net, x: torch.stack(x.unbind(1), 1),
+    "numpy's number": lambda _net, x: x * np.float32(0.5) * np.int64(3),
+    "power": lambda _net, x: x.flatten(2).view(-1, 4, int((x.size(2) ** 2) ** 0.5), x.size(3)),
+    "root": lambda _net, x: x / np.sqrt(x.size(1)) * x.size(1) ** -0.5,
 }
 
 
@@ -129,6 +168,8 @@ class Net(nn.Module):
     def __init__(self, body: Body) -> None:
         super().__init__()
         self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        nn.init.ones_(self.last.bias)  # or all outputs may be zeros, which nothing tells apart
+        self.more = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.ReLU()])
         self.body, self.eight = body, 8
         self.held: dict[Any, Tensor] = {}
 
@@ -267,3 +308,34 @@ def test_conditions_ask_for_the_rank_of_a_tensor_once() -> None:
         positive.decide(condition)
         positive.choose(condition, value=True)
     assert asked == [x]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_needs_a_size_as_a_number_needs_an_example(name: str) -> None:
+    """The size is fixed then, and others are refused at the call."""
+    model = Net(NUMBERS[name]).double().eval()
+    with pytest.raises(TraceError, match=r"Pass example_inputs=.*the network refuses others"):
+        pursuitify(model)
+    x = image(6, 5)
+    net = pursuitify(model, iterations=0, example_inputs=x)
+    assert torch.equal(net(x), model(x))
+    wider = image(6, 7) if name != "numpy's integer" else x
+    assert torch.equal(net(wider[:1]), model(wider[:1]))
+    with pytest.raises(InputError, match=r"the model branches on `\(.* == \d\)`"):
+        net(image(8, 5))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CHANNELS)
+def test_a_number_that_the_model_says_needs_none(name: str) -> None:
+    model = Net(CHANNELS[name]).double().eval()
+    net = pursuitify(model, iterations=0)
+    for x in (image(6, 6), image(7, 9)):
+        assert torch.equal(net(x), model(x))
+
+
+def test_what_is_no_number_is_said_to_be_none() -> None:
+    for body in (lambda _net, x: x * [1.0][x.dtype], lambda _net, x: x * [1.0, 2.0][x.shape]):
+        with pytest.raises(TraceError, match=r"is no number|must be integers"):
+            pursuitify(Net(body))

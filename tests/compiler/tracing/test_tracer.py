@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import subprocess
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from pursuitify import InputError, OptionError, PursuitifyError, TraceError, explain, pursuitify
 from pursuitify.compiler.tracing.trace import trace, trace_modes
-from tests.support.agreement import error
+from pursuitify.rules import frozen
+from tests.support.agreement import compare, error
 from tests.support.examples import examples
 
 IDIOMS = Path(__file__).resolve().parents[2] / "support" / "idioms.py"
@@ -173,7 +175,7 @@ def test_branches_that_exclude_each_other_are_refused_with_advice() -> None:
 @pytest.mark.parametrize(
     ("untraceable", "said"),
     [
-        (lambda x: list(range(x.size(0))), "cannot be interpreted as an integer"),
+        (lambda x: list(range(x.sum())), "__index__"),
         (lambda x: int(x.mean()), "__int__"),
         (lambda x: float(x.mean()), "__float__"),
     ],
@@ -405,3 +407,86 @@ def test_a_branch_on_a_replaced_buffer_ends_in_the_refusal_of_the_write(
 
     with pytest.raises(TraceError, match="assigns a new tensor to its buffer 'seen'"):
         pursuitify(Replacing().eval(), example_inputs=example)
+
+
+class Act(nn.Module):
+    """A user's layer without tensors."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * F.leaky_relu(x, 0.1)
+
+
+class Keeping(nn.Module):
+    """Layers that torch does not see, kept in some plain way."""
+
+    def __init__(self, kept: Any, run: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        self.kept, self.run = kept(self), run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.last(self.run(self, self.first(x)))).mean((2, 3))
+
+
+KEPT: dict[str, tuple[Any, Any]] = {
+    "list": (lambda _: [nn.ReLU(), nn.MaxPool2d(2)], lambda m, x: m.kept[1](m.kept[0](x))),
+    "dict": (lambda _: {"act": nn.ReLU6()}, lambda m, x: m.kept["act"](x)),
+    "nested": (
+        lambda _: ([nn.ReLU()], {"a": (nn.AvgPool2d(2),)}),
+        lambda m, x: m.kept[1]["a"][0](m.kept[0][0](x)),
+    ),
+    "of a user": (lambda _: [Act(0.5)], lambda m, x: m.kept[0](x)),
+    "made in forward": (lambda _: 3.0, lambda m, x: Act(m.kept)(nn.ReLU()(x))),
+    "container": (
+        lambda _: [nn.Sequential(nn.ReLU(), nn.Upsample(scale_factor=2))],
+        lambda m, x: m.kept[0](x),
+    ),
+    "its own": (lambda m: [m.last], lambda m, x: F.relu(x) + m.kept[0](x).mean(1, keepdim=True)),
+    "own container": (
+        lambda m: (nn.Sequential(m.last, nn.ReLU()),), lambda m, x: x + m.kept[0](x).sum(1, True),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_layers_without_tensors_in_plain_containers_convert(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Keeping(*KEPT[name]).double(), torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    for training in (True, False):
+        net, worst = compare(pursuitify, model, x, training=training, tolerance=1e-12)
+        assert worst == 0
+    net.iterations = 2
+    expected = net(x)
+    for twin in (copy.deepcopy(net), pursuitify(copy.deepcopy(model), iterations=2)):
+        assert torch.equal(twin(x), expected)
+    mine = {k for k in net.state_dict() if not k.startswith("pursuit.")}
+    assert mine == model.state_dict().keys()  # what is in no state_dict stays out of it
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda _: [nn.Conv2d(4, 4, 1).double()],
+        lambda _: {"a": [nn.BatchNorm2d(4).double()]},
+        lambda _: [nn.Sequential(nn.PReLU().double())],
+    ],
+)
+def test_layers_with_tensors_in_plain_containers_are_refused(kept: Any) -> None:
+    def run(model: Any, x: Tensor) -> Tensor:
+        layer = model.kept
+        while not isinstance(layer, nn.Module):
+            layer = layer["a"] if isinstance(layer, dict) else layer[0]
+        return F.relu(layer(x))
+
+    with pytest.raises(TraceError, match=r"neither parameters\(\) nor state_dict\(\).*Module"):
+        pursuitify(Keeping(kept, run).double())
+
+
+def test_a_rule_for_a_layer_in_a_list_is_not_passed_by() -> None:
+    model = Keeping(*KEPT["of a user"])
+    with pytest.raises(TraceError, match=r"Make it self\.kept = nn\.ModuleList"):
+        pursuitify(model, rules={Act: frozen()})

@@ -75,6 +75,38 @@ class Gated(nn.Module):
         return self.head(F.relu6(self.second(y)).flatten(1)[:, :8])
 
 
+#: Operations on latents (batch, 4, 6, 6).
+OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gather": lambda z: z.gather(2, z.argsort(2)[:, :, ::2]),
+    "masked": lambda z: torch.where(z.mean(1, keepdim=True) > 0.5, z, 0.5 * z.flip(1)),
+    "cumulative": lambda z: z.cumsum(2).diff(dim=3) / 6,
+    "product of samples": lambda z: torch.bmm((z[:, 0] > 0.5).to(z.dtype) / 6, z[:, 1]),
+    "unpooled overlapping": lambda z: F.max_unpool2d(
+        *F.max_pool2d(z, 3, 1, 1, return_indices=True), 3, 1, 1, output_size=z.size()
+    ),
+    "sent": lambda z: torch.zeros_like(z).index_add(1, torch.tensor([1, 1, 0, 3]), z),
+    "contraction": lambda z: torch.einsum("nchw,hk->nckw", z, torch.eye(6).roll(1, 0).to(z)),
+}
+
+
+class Conditioned(nn.Module):
+    """An operation behind an orthogonal layer: in the encoder layout F is strongly convex."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 4, 1)
+        with torch.no_grad():
+            nn.init.orthogonal_(self.first.weight.view(4, 4))
+        self.first.bias.data += 0.3
+        size = operation(torch.rand(1, 4, 6, 6)).numel()
+        self.second, self.head, self.operation = nn.Linear(size, 5), nn.Linear(5, 3), operation
+        self.second.weight.data *= 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.operation(F.relu(self.first(x)))
+        return self.head(F.relu(self.second(z.flatten(1))))
+
+
 def network(build: Callable[[], Any], training: bool = False, **options: Any) -> PursuitNetwork:
     torch.manual_seed(1)
     return pursuitify(build().double().train(training), **options)
@@ -106,6 +138,33 @@ def test_agrees_with_a_long_unroll(build: Any, options: dict[str, Any], training
         outputs, mine = differentiate(net, x, memory="implicit", **EXACT)
     assert_same_outputs(outputs, expected, 1e-11)
     assert_same(mine, theirs, 1e-4)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_mode_has_the_derivatives_of_the_minimiser(name: str) -> None:
+    """Unrolled, recomputed, implicit, and by differences of the output: all are the same."""
+    torch.manual_seed(3)
+    model = Conditioned(OPERATIONS[name]).double().eval()
+    net = pursuitify(model, iterations=40, layout="encoder", verify="off")
+    x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(4)).double()
+    expected, theirs = differentiate(net, x)
+    for options in ({"memory": "recompute"}, {"memory": "implicit", **EXACT}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            outputs, mine = differentiate(net, x, **options)
+        assert_same_outputs(outputs, expected, 1e-9)
+        assert_same(mine, theirs, 1e-6)
+    weight, bar = net.get_parameter("first.weight"), theirs["first.weight"]
+    assert bar is not None
+    direction, values = torch.ones_like(weight), []
+    factor = torch.cos(expected[0] + 1)
+    with torch.no_grad():
+        for step in (1e-6, -1e-6):
+            weight.add_(direction, alpha=step)
+            values.append(float((net(x) * factor).sum()))
+            weight.sub_(direction, alpha=step)
+    slope = (values[0] - values[1]) / 2e-6
+    assert slope == pytest.approx(float((bar * direction).sum()), rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("build", [Chain, Residual, Dense, Gated])
@@ -150,12 +209,13 @@ def test_last_sweep_by_hand() -> None:
 def test_reports_and_warns() -> None:
     net, x = network(Residual, iterations=3, memory="implicit"), points(Residual)
     assert net.solves is None
-    with pytest.warns(ImplicitWarning, match="from a fixed point"):
+    with pytest.warns(ImplicitWarning, match="sweeps have not reached a fixed point") as seen:
         net(x).sum().backward()
+    assert "adjoint" not in str(seen[0].message)
     assert net.solves is not None
     assert net.solves.forward > 1e-3 >= net.solves.adjoint
     net.implicit_iterations = 1
-    with pytest.warns(ImplicitWarning):
+    with pytest.warns(ImplicitWarning, match="the adjoint solve left up to"):
         net(x).sum().backward()
     assert net.solves.iterations == 1
     assert net.solves.adjoint > 1e-3
