@@ -16,6 +16,7 @@ from pursuitify import CheckpointError, OptionError, PursuitNetwork, load, pursu
 from pursuitify.checkpoints.save_load import NORMS, save_source
 from pursuitify.dictionary import norm_bounds
 from pursuitify.models import ChainNet, ResidualNet
+from pursuitify.operators import conv_norm_bound
 from tests.support.damaged_files import damaged
 from tests.support.nets import CASES, Case
 
@@ -165,7 +166,7 @@ def test_files_that_know_no_place_of_offsets_have_thresholds(tmp_path: Path) -> 
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The kernels whose norms are bounded while a test runs, a 1 for each."""
     found: list[int] = []
-    bound = norm_bounds.conv_norm_bound
+    bound = conv_norm_bound
 
     def counted(*kernel: Any) -> Any:
         found.append(1)

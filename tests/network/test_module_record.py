@@ -370,7 +370,7 @@ def test_an_attribute_that_a_held_function_reads_is_not_set_in_vain(name: str) -
         net(x)
 
 
-def _shard(net: PursuitNetwork, part: str) -> nn.Module:
+def _shard(net: PursuitNetwork, part: str) -> Any:
     from torch.distributed.fsdp import fully_shard
 
     if part == "blocks":

@@ -101,7 +101,7 @@ def classify(
     leading = _before_kind(graph, root, registry, "activation", weighted)
     for node in graph.nodes:
         if node in given:
-            sites[node] = _given(node, sites)
+            sites[node] = _stand_in(node, sites)
         elif node.op != "output":
             sites[node] = _classify(node, root, registry, sites, weighted)
             rule = sites[node].rule
@@ -228,7 +228,7 @@ def _operands(
     if rule.kind == "product" and len(affine) == 2:
         gate = _gate(call)
         gate = _smooth_gate(call, sites) if gate is None else gate
-        gate = _given(call, affine, sites) if gate is None else gate
+        gate = _given_factor(call, affine, sites) if gate is None else gate
         if gate is None:
             return Site(
                 node,
@@ -246,7 +246,7 @@ def _operands(
     if not affine:
         return Site(node, Value.FROZEN, rule, call)
     while rule.bilinear and len(affine) > 1:
-        fixed = _given(call, affine, sites)
+        fixed = _given_factor(call, affine, sites)
         fixed = _branch(call, affine, sites) if fixed is None else fixed
         if fixed is None:
             return Site(node, Value.OTHER, rule, call, reason=advice.TWO_FACTORS)
@@ -290,7 +290,7 @@ def _smooth_gate(call: Call, sites: Sites) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def _given(call: Call, affine: Sequence[int], sites: Sites) -> int | None:
+def _given_factor(call: Call, affine: Sequence[int], sites: Sites) -> int | None:
     """Return the position of a factor that is given with the input: a mask, an adjacency.
 
     It is computed from other inputs than the rest, without weighted operators or activations. Where
@@ -364,7 +364,7 @@ def leading_to(latents: Iterable[fx.Node], sites: Sites) -> set[fx.Node]:
     return nodes.before(latents, affine)
 
 
-def _given(node: fx.Node, sites: Sites) -> Site:
+def _stand_in(node: fx.Node, sites: Sites) -> Site:
     """Classify a node as an activation of the one affine value that it reads, else as an input."""
     read = [n for n in node.all_input_nodes if sites[n].value is not Value.SHAPE]
     if len(read) == 1 and sites[read[0]].value in AFFINE_LIKE:
