@@ -90,7 +90,7 @@ def explain(
     given = shape is not None or size is not None or bool(subject.origin.shape)
     chosen: Any = "auto" if layout is None else layout  # checked by explain() itself
     report = dry_run(
-        own_model(subject, None, 0),
+        own_model(subject, None, None),
         chosen,
         input_shape=subject.shape(shape, size) if given else None,
     )
@@ -247,7 +247,7 @@ def compare(
             "to compare for, with --shape"
         )
     report = compare_models(
-        {name: own_model(subject, None, 0) for name, subject in subjects.items()},
+        {name: own_model(subject, None, None) for name, subject in subjects.items()},
         shapes.pop(),
         layout=chosen,
         budget=budget,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -23,6 +22,7 @@ from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.solvers.differentiation.modes import MODES
 from pursuitify.solvers.registry import SOLVERS
 from pursuitify.training.run_identity import answers
+from pursuitify.utils import option_checks
 from pursuitify.utils.atomic_files import as_json as as_json_text
 from pursuitify.utils.atomic_files import is_finite
 
@@ -104,14 +104,15 @@ Moments = tuple[tuple[float, ...], tuple[float, ...]]
 def model_of(
     subject: Subject,
     *,
-    seed: int,
+    seed: int | None,
     classes: int | None,
     weights: Path | None = None,
     moments: Moments | None = None,
 ) -> nn.Module:
     """Return a model in evaluation mode, its weights seeded or read; normalised by moments.
 
-    Where the weights of a model by name are random, that is said on standard error.
+    Where the weights of a model by name are random, that is said on standard error; with
+    ``seed=None`` it is not, for commands whose answer does not depend on weights.
 
     Raises:
         OptionError: If weights come from two files, of which one would be ignored.
@@ -119,11 +120,11 @@ def model_of(
     name, checkpoint = subject.name, subject.checkpoint
     if weights is not None and checkpoint is not None:
         raise OptionError(f"--weights {weights} and --checkpoint {checkpoint}: give one of them")
-    torch.manual_seed(seed)
+    torch.manual_seed(seed or 0)
     model = load_model(name, classes, published=weights == _PUBLISHED)
     if weights is not None and weights != _PUBLISHED:
         load_weights(model, weights)
-    if weights is None and checkpoint is None and ".py:" not in name:
+    if weights is None and checkpoint is None and seed is not None and ".py:" not in name:
         typer.echo(
             f"warning: the weights of {name} are random (seed {seed}): --weights FILE reads your "
             "own, --weights DEFAULT takes the published ones",
@@ -133,7 +134,7 @@ def model_of(
 
 
 def own_model(
-    subject: Subject, classes: int | None, seed: int, weights: Path | None = None
+    subject: Subject, classes: int | None, seed: int | None, weights: Path | None = None
 ) -> nn.Module:
     """Return the model of a subject, of the classes asked for, normalised as it was trained."""
     made = subject.classes(classes)
@@ -216,13 +217,7 @@ def radius(text: str, shape: Sequence[int], norm: str = "linf") -> float:
         value = 0.0
     if value <= 0:
         raise OptionError(f"--eps {text!r} is not a positive number like 0.1 or 8/255")
-    most = math.sqrt(math.prod(shape)) if norm == "l2" else 1.0
-    if value > most:
-        meant = f". Is {text}/255 meant?" if value <= 255 * most else ""
-        raise OptionError(
-            f"--eps {text}: pixels lie in [0, 1], so no two images are further apart than "
-            f"{most:.4g} in {norm}, and such an attack may turn any image into any other{meant}"
-        )
+    option_checks.radius("--eps", value, shape, norm)
     return value
 
 

@@ -9,8 +9,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 _NOT_PROXIMAL = (
     "It is not the proximal operator of a convex penalty. Replace it by ReLU, LeakyReLU, PReLU, "
-    "ReLU6, Softplus or ELU and fine-tune. pursuitify.relu_twin(model) replaces it by ReLU in a "
-    "copy of the model, with all weights, where it is a GELU, SiLU, Mish, Hardswish or SELU module"
+    "ReLU6, Softplus or ELU and fine-tune. pursuitify.relu_twin(model).model is a copy of the "
+    "model, with all weights, in which it is ReLU, where it is a GELU, SiLU, Mish, Hardswish or "
+    "SELU module"
 )
 _SLOPES = (
     "It is the proximal operator of a convex penalty only where its slopes lie in [0, 1]. Set its "

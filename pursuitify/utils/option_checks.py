@@ -135,6 +135,27 @@ def number(
     return found
 
 
+def radius(name: str, value: float, shape: Sequence[int], norm: str) -> None:
+    """Refuse the radius of an attack that is larger than any two images are apart.
+
+    Args:
+        name: The option.
+        value: The radius.
+        shape: Shape of one image, whose pixels lie in [0, 1].
+        norm: ``linf`` or ``l2``.
+
+    Raises:
+        OptionError: If it is; asks whether 8/255 was meant where 8 was given.
+    """
+    most = math.sqrt(math.prod(shape)) if norm == "l2" else 1.0
+    if value > most:
+        meant = f". Is {value:g}/255 meant?" if value <= 255 * most else ""
+        raise OptionError(
+            f"{name}={value:g}: pixels lie in [0, 1], so no two images are further apart than "
+            f"{most:.4g} in {norm}, and such an attack may turn any image into any other{meant}"
+        )
+
+
 def factor(name: str, value: object, high: float = math.inf) -> float:
     """Return ``value`` as a float if it is a finite number from 0 to ``high``.
 

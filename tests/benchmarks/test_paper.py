@@ -14,7 +14,7 @@ import torch
 from benchmarks.paper import cell, figures, grids, summary
 from benchmarks.paper.configuration import Configuration, Evaluation, Training, from_dict
 from benchmarks.paper.data import FASHION
-from benchmarks.paper.evaluate import evaluate
+from benchmarks.paper.evaluate import converted, evaluate
 from benchmarks.paper.figures import FIGURES
 from benchmarks.paper.train import build, normalise, reconstruction
 from pursuitify import plots
@@ -36,6 +36,23 @@ def test_an_evaluation_while_training_changes_no_setting() -> None:
     net = build(replace(SMALL.training, memory="implicit", solver="feedforward"))
     evaluate(net, SMALL.training, Evaluation(images=8, protocol="fgsm", threshold_scale=2.0))
     assert (net.memory, net.solver, net.threshold_scale) == ("implicit", "feedforward", 1.0)
+
+
+def test_trained_weights_are_converted_again_as_an_evaluation_asks() -> None:
+    training = replace(SMALL.training, solver="feedforward", iterations=0, images=64, epochs=1)
+    net = build(training).eval()
+    x = torch.rand(4, 1, 8, 8)
+    again = converted(net, training, Evaluation(layout="encoder", offsets="threshold", gains=True))
+    assert (again.offsets, again.step_scale) == ("threshold", 1.0)
+    assert {kind for _, kind in again.graph.nodes(data="layout") if kind} == {"decoder", "encoder"}
+    assert len(again.atom_gains) == 1, "of the row that reads the image"
+    again.iterations = 0
+    assert torch.equal(again(x), net(x))
+    found = evaluate(
+        net, training, Evaluation(images=8, iterations=2, layout="encoder", protocol="pgd")
+    )
+    assert found["images"] == 8
+    assert (net.iterations, net.solver) == (0, "feedforward")
 
 
 @pytest.fixture

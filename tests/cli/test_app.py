@@ -513,6 +513,7 @@ def test_random_weights_are_said(factory: str, tmp_path: Path) -> None:
     for given in (
         ["convert", f"{factory}:make", "--output", out],
         ["convert", "squeezenet1_1", "--checkpoint", out, "--output", out],
+        ["explain", "squeezenet1_1"],
     ):
         done = runner.invoke(app, given)
         assert "random" not in done.stderr

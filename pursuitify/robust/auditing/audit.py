@@ -107,6 +107,7 @@ def audit(
     _check_own(attacks)
     x, y = whole(data)
     check_inputs(net, x, y, eps, name="data")
+    option_checks.radius("eps", eps, x.shape[1:], norm)
     x, y = recordable(x), recordable(y)
     if net.training:
         warnings.warn("the model is in training mode; audited in evaluation mode", stacklevel=2)

@@ -291,6 +291,8 @@ BAD = {
     "protocol": ((X, Y), {"protocol": "slow"}, OptionError, "'quick', 'standard', 'full'"),
     "norm": ((X, Y), {"norm": "l0"}, OptionError, "norm"),
     "eps": ((X, Y), {"eps": 0.0}, OptionError, "eps"),
+    "eps of another scale": ((X, Y), {"eps": 8}, OptionError, "Is 8/255 meant?"),
+    "eps larger than images": ((X, Y), {"eps": 99.0, "norm": "l2"}, OptionError, "further apart"),
     "batch size": ((X, Y), {"batch_size": 0}, OptionError, "batch_size"),
     "seed": ((X, Y), {"seed": 0.5}, OptionError, "seed"),
     "no function": ((X, Y), {"attacks": {"mine": 3}}, OptionError, "maps names to functions"),
