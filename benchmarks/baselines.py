@@ -117,7 +117,7 @@ def check(name: str, given: argparse.Namespace) -> dict[str, float]:
     Raises:
         SystemExit: If one of them finds other latents.
     """
-    net = pursuitify(common.source(name, given.device).double(), iterations=2)
+    net = pursuitify(common.source(name, given.device).double(), iterations=2, offsets="threshold")
     x = common.images(1, 64, given.device, torch.float64)
     found = {way: disagreement(net, x, way) for way in WAYS}
     wrong = {way: error for way, error in found.items() if not error <= 1e-10}
@@ -131,7 +131,7 @@ def measure(name: str, given: argparse.Namespace) -> list[common.Row]:
     agreement = check(name, given)
     source = common.source(name, given.device)
     x = common.images(given.batch, given.size, given.device)
-    net = pursuitify(source)
+    net = pursuitify(source, offsets="threshold")  # as the ways have it
     ista = pursuitify(source, solver="synchronous")
     first = feedforward(net, x)
     steps, start = list(net.step_sizes(x).values()), list(first.values())

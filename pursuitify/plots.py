@@ -67,6 +67,7 @@ _LABELS = {
     "diagonal": "elementwise scale",
     "mixed": "several kinds of path",
 }
+__all__ = ["plot_objective", "plot_structure"]
 _NAMED = 24  # rows that are labelled by name; beyond, by index
 
 

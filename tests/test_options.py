@@ -244,7 +244,7 @@ PURSUITIFY: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "threshold_scale": (output, partial(output, threshold_scale=2.0)),
     "offsets": (
         partial(output, layout="encoder"),
-        partial(output, layout="encoder", offsets="signal"),
+        partial(output, layout="encoder", offsets="threshold"),
     ),
     "memory": (slope, implicit),
     "recompute_levels": (
@@ -944,13 +944,39 @@ def replaced(**options: Any) -> Any:
     return [r.new for r in package.relu_twin(nn.Sequential(nn.GELU()), **options).replaced]
 
 
+def pictured(name: str) -> dict[str, Any]:
+    """Return the entries of a function that draws a network, or what it does sweep by sweep."""
+
+    def draw(**options: Any) -> Any:
+        net = network()
+        subject = net if name == "plot_structure" else net.diagnose(images())
+        return getattr(plots, name)(subject, **options)
+
+    def written(named: bool) -> bool:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "a.png")
+            draw(path=path if named else None)
+            return path.exists()
+
+    def taken(given: bool) -> bool:
+        from matplotlib.figure import Figure
+
+        axes = Figure().subplots()
+        return draw(ax=axes if given else None) is axes.figure
+
+    return {
+        "path": (partial(written, False), partial(written, True)),
+        "ax": (partial(taken, False), partial(taken, True)),
+    }
+
+
 SEEN: dict[str, Any] = {
     "estimate_memory": MEMORY,
     **ANALYSIS,
     **SURROGATES,
     **DATA,
     **TRAINING,
-    **{name: {} for name in ("plot_structure", "plot_objective")},
+    **{name: pictured(name) for name in ("plot_structure", "plot_objective")},
     "pursuitify": PURSUITIFY,
     "explain": EXPLAIN,
     "relu_twin": {

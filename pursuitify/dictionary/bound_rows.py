@@ -181,15 +181,14 @@ def bind_row(
         )
     outer = offset_of(row.preactivation_tree, bound)
     inner = outer if row.encoder else offset_of(row.u_tree, bound)
-    linear = u if inner is None else u - inner
-    threshold = None if outer is None else -outer
-    if nonnegative and threshold is not None and activation.sparse:
-        threshold = threshold.clamp_min(0)
-    offset = None
-    if offset_in_signal and row.encoder and threshold is not None:
+    threshold, offset = None, None
+    if outer is not None and offset_in_signal and row.encoder:
         # The row's value is u_j + offset: of the latent that it gives, an active unit is no error.
-        offset, threshold = -threshold, None
-        linear = linear + offset if nonnegative else u
+        offset = outer.clamp_max(0) if nonnegative and activation.sparse else outer
+        inner = outer - offset if nonnegative else None
+    elif outer is not None:
+        threshold = (-outer).clamp_min(0) if nonnegative and activation.sparse else -outer
+    linear = u if inner is None else u - inner
     if threshold_scale != 1 and threshold is not None and activation.sparse:
         # A negative threshold is no penalty but a bias: scaling it would make w run away.
         threshold = torch.where(threshold > 0, threshold_scale * threshold, threshold)

@@ -151,9 +151,9 @@ class PursuitParameters(nn.Module):
 
     Attributes:
         beta: Relative inverse step sizes, start at 1.
-        alpha: Extrapolation weights, start at 0. They are trained only if a user sets
-            ``requires_grad``: every sweep then keeps the changes of the one before, which took 4 to
-            31 % more memory on resnet18, vgg11_bn and densenet121 (batch 2, 64 px, T = 4).
+        alpha: Extrapolation weights, start at 0. While they are trained, every sweep keeps the
+            changes of the one before, which took 4 to 31 % more memory on resnet18, vgg11_bn and
+            densenet121 (batch 2, 64 px, T = 4).
         log_gains: Logarithms of the atom gains c_j by the latent's place in ``beta``, as text; None
             where no row has gains. A derivative is asked for only if a user sets
             ``requires_grad``.
@@ -165,7 +165,7 @@ class PursuitParameters(nn.Module):
         super().__init__()
         self.beta_range = beta_range
         self.beta = nn.Parameter(torch.ones(count, dtype=dtype))
-        self.alpha = nn.Parameter(torch.zeros(count, dtype=dtype), requires_grad=False)
+        self.alpha = nn.Parameter(torch.zeros(count, dtype=dtype))
         self.log_gains = None
 
     def defaults(self) -> dict[str, Tensor]:

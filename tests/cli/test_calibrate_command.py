@@ -74,7 +74,7 @@ def test_the_command_is_the_one_call(folder: Path) -> None:
 def test_a_checkpoint_keeps_its_layout_and_offsets(folder: Path) -> None:
     model = ResidualNet(1, 10, width=2)
     model.load_state_dict(torch.load(folder / "weights.pth"))
-    save(pursuitify(model.eval(), 3), folder / "paper.safetensors")
+    save(pursuitify(model.eval(), 3, offsets="threshold"), folder / "paper.safetensors")
     name, out = f"{folder / 'mine.py'}:make", folder / "tuned.safetensors"
     options = ["--checkpoint", str(folder / "paper.safetensors"), "--output", str(out)]
     done = runner.invoke(app, ["calibrate", name, *options])

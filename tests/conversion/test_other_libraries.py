@@ -50,7 +50,7 @@ def summing() -> nn.Module:
             self.conv = nn.Conv2d(3, 4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.relu(torch.cumsum(self.conv(x), 1))
+            return torch.relu(torch.cumprod(self.conv(x), 1))
 
     return Sums()
 
@@ -72,7 +72,7 @@ def _here(name: str) -> Network:
     [
         ("plain", "converted", ""),
         ("smooth", "other family", "GELU"),
-        ("summing", "refused", "cumsum"),
+        ("summing", "refused", "cumprod"),
         ("small_only", "does not run", ""),
         ("absent", "not built", "no internet"),
     ],

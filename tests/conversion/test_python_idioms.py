@@ -30,7 +30,7 @@ REFUSED = {
     "register_hook always", "retain_grad", "derivative", "vmap", "func", "replaced buffer",
     "toggled", "eval inside", "eval and back", "block eval", "eps set", "momentum set",
     "momentum set after", "p set", "slope set", "frozen", "frozen module", "assigned data",
-    "seeded", "is_grad_enabled", "registered late", "registered plain", "functional_call",
+    "seeded", "is_grad_enabled", "registered late", "functional_call",
 }  # fmt: skip
 #: What the model itself cannot do after an activation whose derivative needs its output.
 NO_MODEL = {"act in place on a skip", "out", "dirty Function", "backward"}
@@ -117,7 +117,6 @@ def test_each_wrapper(name: str) -> None:
         ("block eval", "puts 'block.norm' into another mode"),
         ("eps set", "sets eps of 'norm', a BatchNorm2d"),
         ("momentum set after", "sets momentum of 'norm'"),
-        ("registered plain", "calls a ReLU that the forward itself registers .* in __init__"),
         ("functional_call", "runs 'conv' with other tensors than its own"),
         ("p set", "sets p of 'drop', a Dropout"),
         ("slope set", "sets negative_slope of 'leaky'"),

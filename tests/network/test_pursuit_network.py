@@ -339,7 +339,6 @@ def test_dictionary_refuses_latents_that_do_not_fit() -> None:
 
 def check_derivatives(net: PursuitNetwork, x: Tensor) -> None:
     x = x.clone().requires_grad_()
-    net.pursuit.alpha.requires_grad_()
     torch.manual_seed(0)
     net(x).square().sum().backward()
     assert x.grad is not None

@@ -161,7 +161,7 @@ def test_local_response_norm_and_rms_norm_against_the_oracle() -> None:
             row(one, "x", diag=lambda u, m=model, s=s: m.conv1(u) * s),
             row(two, one, lambda u, m=model, t=t: (m.conv2(u) + u) * t),
         ]
-        assert_oracle(net, described, x, "threshold")
+        assert_oracle(net, described, x, "signal")
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pursuitify import OptionError, PursuitNetwork, load, pursuitify, save
+from pursuitify.errors import RangeError
 from pursuitify.models import ChainNet
 from pursuitify.operators.activations import Activation
 from pursuitify.rules import activation
@@ -230,15 +231,15 @@ def test_a_latent_leaves_its_domain_by_no_rounding() -> None:
             assert bool(net.objective(x, latents).isfinite().all())
 
 
-def test_numbers_out_of_range_are_nan_not_a_latent_that_stands_still() -> None:
+def test_numbers_out_of_range_are_refused_not_a_latent_that_stands_still() -> None:
     case = BY_NAME["conv_chain"]
     model = case.build().float()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1e7)
     net, x = adaptive(model), case.input(dtype=torch.float32)
-    with torch.no_grad():
-        assert not all(bool(w.isfinite().all()) for w in net.latents(x).values())
+    with torch.no_grad(), pytest.raises(RangeError, match="overflow float32"):
+        net.latents(x)
 
 
 # ---------------------------------------------------------------- samples do not meet

@@ -37,7 +37,7 @@ def sweeps_path():
 @cache
 def oracle_of(case: Case, layout: str, seed: int = 0) -> Oracle:
     model, x = case.build(seed), case.input(seed)
-    return Oracle(case.rows(model, layout, x), x)
+    return Oracle(case.rows(model, layout, x), x, "threshold")  # as the paper has it
 
 
 @cache
@@ -131,7 +131,7 @@ def test_inner_offsets_pass_through_the_diagonal():
     inside = Row("r", (Slot(("x",), lambda u: u + shift),), lambda u: u @ weight.T)
     outside = row("r", "x", lambda u: (u + shift) @ weight.T)
     for description in (inside, outside):
-        oracle = Oracle([description], x)
+        oracle = Oracle([description], x, "threshold")
         np.testing.assert_allclose(oracle.lam, -(weight @ shift).numpy(), atol=1e-15)
         np.testing.assert_allclose(oracle.w0, F.relu((x + shift) @ weight.T).numpy()[0])
 

@@ -111,7 +111,8 @@ def test_the_bound_holds_for_the_linear_recursion(name: str) -> None:
     for k in range(x.numel()):
         e = torch.zeros_like(x).reshape(-1)
         e[k] = 1.0
-        moved = Oracle(BY_NAME[name].rows(model, "auto", e.reshape(x.shape)), e.reshape(x.shape))
+        e = e.reshape(x.shape)  # the thresholds' form: no offset in y
+        moved = Oracle(BY_NAME[name].rows(model, "auto", e), e, "threshold")
         source[:, k] = moved.y
     total = sum(np.linalg.matrix_power(shrink, t) for t in range(9)) @ oracle.B.T @ source * step
     assert np.linalg.norm(total, 2) <= bound * (1 + 1e-9)

@@ -447,15 +447,16 @@ def _compare(
     needed = [n for n in graph.nodes if n.op == "placeholder" and not n.args]
     inputs = [example] if example else [[x] * len(needed) for x in usual_inputs(root)]
     compare = functools.partial(Rerun, root, tensors, build, given=bool(example))
-    reruns = [compare(inputs=inputs)]
-    reruns += [compare(inputs=[[_resized(x, n) for x in inputs[0]]]) for n in reached.identical]
+    first = compare(inputs=inputs)
+    sized = [compare(inputs=[[_resized(x, n) for x in inputs[0]]]) for n in reached.identical]
     dtypes = [None, *_DTYPES] if "dtype" in reached.names else [None]
     derivatives = [True, False] if reached.names & _MODES else [True]
     drawn = hidden_state.random_state()
     states = list(map(hidden_state.state_of, reached.generators))
     try:
-        differences = (rerun.difference(graph, dtypes, derivatives) for rerun in reruns)
-        found = next(filter(None, differences), "")
+        # What is compared with a size by `is` depends on neither dtypes nor derivatives.
+        differences = (rerun.difference(graph, [None]) for rerun in sized)
+        found = first.difference(graph, dtypes, derivatives) or next(filter(None, differences), "")
     except ImportError:  # torch cannot show its operations, see watch_operations: nothing is told
         found = ""
     finally:

@@ -404,7 +404,9 @@ class Tracer(fx.Tracer):
         leaves = tuple(leaf for leaf in self._leaves if isinstance(leaf, type))
         return (
             module in loose
-            and not any(isinstance(part, leaves) for part in loose)
+            and not any(
+                isinstance(part, leaves) or preprocessing.is_transform(part) for part in loose
+            )
             and not any(t is not None for part in loose for t in _tensors_of(part).values())
             and not any(isinstance(part, _DROPOUTS) for part in loose)
         )

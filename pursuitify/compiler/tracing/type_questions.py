@@ -117,7 +117,8 @@ class Reached:
         computed: Whether the code makes dicts or sets of what it computes.
         identical: Numbers that a size may be compared with by ``is``: those in the code that
             compares so, and those that objects hold. Empty where it compares nothing but constants
-            that are no numbers, and types.
+            that are no numbers, and types. The code of installed libraries is left out: it compares
+            objects so, of which there are many.
     """
 
     generators: list[Any] = field(default_factory=list)
@@ -241,7 +242,8 @@ def _reached(root: nn.Module) -> Reached:
             constants += _constants(value.__code__)
             found.compares = found.compares or _compares(value.__code__)
             found.computed = found.computed or _computes_keys(value.__code__)
-            found.identical += _identical(value.__code__)
+            if not _is_library(value.__module__):
+                found.identical += _identical(value.__code__)
         for name in names - known:
             stack += waiting.pop(name, ())
         known |= names

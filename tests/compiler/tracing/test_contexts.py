@@ -194,7 +194,7 @@ def test_implicit_derivatives_know_no_part_without() -> None:
 
 
 def test_the_dictionary_holds_no_derivatives_of_that_part() -> None:
-    net = pursuitify(Stack([torch.no_grad, None]), iterations=1)
+    net = pursuitify(Stack([torch.no_grad, None]), iterations=1, offsets="threshold")
     first, *_, last = net.dictionary(torch.rand(2, 3, 6, 6)).thresholds.values()
     assert not first.requires_grad
     assert last.requires_grad
