@@ -49,8 +49,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "first_sweeps": (0, {}),
     "sweeps_ramp": (0.2, {"first_sweeps": 0}),
     "step_ramp": (0.9, {}),
-    "patience": (1, {"epochs": 3, "val": "wrong"}),
-    "keep": ("last", {"epochs": 3, "val": "wrong"}),
+    "patience": (1, {"epochs": 6, "val": "wrong"}),
+    "keep": ("last", {"epochs": 6, "val": "wrong"}),
     "log_every": (1, {}),
     "seed": (3, {}),
 }
