@@ -158,15 +158,23 @@ def accuracies(net: PursuitNetwork, x: Tensor, y: Tensor, counts: list[int]) -> 
     return {count: found / len(x) for count, found in right.items()}
 
 
-def measure(
+def trained(
     data: str, build: str, seed: int, arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
+) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """Return a trained network, images to calibrate on, and test images with their labels."""
     x, y, x_test, y_test = DATA[data](arguments.images)
     # Unlabelled, and not trained on: the network is surer of what it has learnt by heart.
     x, y, sample = x[HELD:], y[HELD:], x[:HELD]
     torch.manual_seed(seed)
     source = network(data, build, arguments.width)
     fit(source, x, y, 4 * arguments.epochs if data == "digits" else arguments.epochs, seed)
+    return source, sample, x_test, y_test
+
+
+def measure(
+    data: str, build: str, seed: int, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    source, sample, x_test, y_test = trained(data, build, seed, arguments)
     rows = []
     for name in arguments.means:
         means = MEANS[name]

@@ -31,7 +31,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import environment
-from benchmarks.conversion_accuracy import DATA, HELD, REFERENCE, accuracies, fit, moved, network
+from benchmarks.conversion_accuracy import REFERENCE, accuracies, moved, trained
 from pursuitify import PursuitNetwork, pursuitify
 from pursuitify.dictionary.norm_bounds import Norms, block_norms
 from pursuitify.dictionary.structured import StructuredDictionary
@@ -207,7 +207,8 @@ def logits(net: PursuitNetwork, w: Latents) -> Tensor:
     while sum(latent.shape[1] for latent in w[count:]) < channels:
         count -= 1
     features: Tensor = source.pool(torch.cat(w[count:], 1))
-    return source.classifier(features.flatten(1))  # type: ignore[no-any-return]
+    found: Tensor = source.classifier(features.flatten(1))
+    return found
 
 
 @torch.no_grad()
@@ -231,11 +232,7 @@ def changed(
     data: str, build: str, seed: int, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Train one network and measure every variant of it."""
-    x, y, x_test, y_test = DATA[data](arguments.images)
-    x, y, sample = x[HELD:], y[HELD:], x[:HELD]
-    torch.manual_seed(seed)
-    source = network(data, build, arguments.width)
-    fit(source, x, y, 4 * arguments.epochs if data == "digits" else arguments.epochs, seed)
+    source, sample, x_test, y_test = trained(data, build, seed, arguments)
     options: dict[str, Any] = {"layout": "encoder", "offsets": "signal"}
     about = {"data": data, "net": build, "seed": seed}
     rows = []

@@ -22,7 +22,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(HOME), os.environ.get("PYTHONPAT
 
 import site_pages  # noqa: E402 (it stands beside this file, in a folder that is no package)
 
-import pursuitify  # noqa: E402
+import pursuitify  # noqa: E402 (this very one, see the path above)
 
 project = "pursuitify"
 author = copyright = "The pursuitify authors"

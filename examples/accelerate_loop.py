@@ -10,11 +10,10 @@ such a loop with schedules, resuming and a record; this one is for those who hav
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import torch
-from common import accuracy, digits, fit
+from common import accuracy, digits, fit, loop_options
 from rich.console import Console
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -26,11 +25,7 @@ console = Console()
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--sweeps", type=int, default=10)
-    parser.add_argument("--images", type=int, default=1400, help="how many to train on")
-    options = parser.parse_args(argv)
+    options = loop_options(__doc__, argv)
     try:
         from accelerate import Accelerator
     except ImportError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,3 +40,12 @@ def fit(net: nn.Module, x: Tensor, y: Tensor, *, epochs: int, lr: float = 1e-2) 
 def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
     """Return the share of right predictions."""
     return float((net(x).argmax(1) == y).float().mean())
+
+
+def loop_options(text: str | None, argv: list[str] | None) -> argparse.Namespace:
+    """Return the options of an example that trains in a loop; ``text`` is its help."""
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--sweeps", type=int, default=10)
+    parser.add_argument("--images", type=int, default=1400, help="how many to train on")
+    return parser.parse_args(argv)

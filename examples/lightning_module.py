@@ -5,12 +5,11 @@ Lightning is not installed by any extra of this library: pip install lightning
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import Any
 
 import torch
-from common import accuracy, digits, fit
+from common import accuracy, digits, fit, loop_options
 from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
@@ -57,11 +56,7 @@ def pursued(L: Any, net: PursuitNetwork, epochs: int) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--sweeps", type=int, default=10)
-    parser.add_argument("--images", type=int, default=1400, help="how many to train on")
-    options = parser.parse_args(argv)
+    options = loop_options(__doc__, argv)
     try:
         import lightning as L
     except ImportError:

@@ -6,11 +6,10 @@ from 0, where the network is its source, spares it the loss of accuracy at the s
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import torch
-from common import accuracy, digits, fit
+from common import accuracy, digits, fit, loop_options
 from rich.console import Console
 from torch.nn import functional as F
 
@@ -21,11 +20,7 @@ console = Console()
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--sweeps", type=int, default=10)
-    parser.add_argument("--images", type=int, default=1400, help="how many to train on")
-    options = parser.parse_args(argv)
+    options = loop_options(__doc__, argv)
     torch.manual_seed(0)
     x, y, x_test, y_test = digits(options.images)
     source = ResidualNet(1, 10, width=6)

@@ -40,8 +40,8 @@ def numpy_dtype(dtype: torch.dtype) -> type[np.floating[Any]]:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where values of a batch stand in a flat vector.
+class VectorLayout:
+    """This layout says where the values of a batch stand in a flat vector.
 
     Attributes:
         what: What the values are, for messages: ``latent`` or ``row``.

@@ -334,13 +334,13 @@ class StructuredDictionary:
         """
         return self._latent_layout().split(vector)
 
-    def _latent_layout(self) -> flat_vectors.Layout:
+    def _latent_layout(self) -> flat_vectors.VectorLayout:
         return self._layout("latent", self.shapes)
 
-    def _row_layout(self) -> flat_vectors.Layout:
+    def _row_layout(self) -> flat_vectors.VectorLayout:
         return self._layout("row", [row.join(row.u).shape for row in self.rows])
 
-    def _layout(self, what: str, shapes: Sequence[torch.Size]) -> flat_vectors.Layout:
+    def _layout(self, what: str, shapes: Sequence[torch.Size]) -> flat_vectors.VectorLayout:
         samples = self.samples
         if samples is None or any(shape[0] % samples for shape in shapes):
             raise InputError(
@@ -348,7 +348,7 @@ class StructuredDictionary:
                 "away from dimension 0, or joins batches along it. Give one sample at a time"
             )
         named = dict(zip(self.names, shapes, strict=True))
-        return flat_vectors.Layout(what, named, samples, self.inputs[0])
+        return flat_vectors.VectorLayout(what, named, samples, self.inputs[0])
 
 
 def _ordered(

@@ -353,12 +353,16 @@ class PursuitNetwork(Settings):
         else:
             values = self._values(program, args, kwargs)
         if not self.pursues and not program.nonnegative:
-            blocks = self._hooked_blocks()
-            with arguments.input_errors():
-                if blocks:
-                    return self._hook_callers.of(self, program, blocks).plain(self, *values)
-                return program.plain(self, *values)
+            return self._run_source(values)
         return self._inferred(values)[0]
+
+    def _run_source(self, values: Sequence[Any]) -> Any:
+        """Return what the source returns; forward hooks of blocks are called."""
+        blocks, plain = self._hooked_blocks(), self._program.plain
+        if blocks:
+            plain = self._hook_callers.of(self, self._program, blocks).plain
+        with arguments.input_errors():
+            return plain(self, *values)
 
     def _hooked_blocks(self) -> tuple[str, ...]:
         """Return the paths of the blocks whose forward hooks are to be called; after the checks."""
@@ -398,11 +402,7 @@ class PursuitNetwork(Settings):
         began = self._begin_proof(values, self._packs) if self.pursues else None
         first, bound = self._bind(self._program, values, self._recording(began, values))
         latents = tuple(self._last(bound, first, began)) if self.pursues else first.latents
-        blocks, head = self._hooked_blocks(), self._program.head
-        if blocks:
-            head = self._hook_callers.of(self, self._program, blocks).head
-        with arguments.input_errors():
-            output = head(self, latents, first, values)
+        output = self.run_head(latents, first, values)
         if self._chooses_format:
             output = memory_format.returned(output, values)
         return output, latents, bound
@@ -442,11 +442,24 @@ class PursuitNetwork(Settings):
             reached |= {count: latents for count, latents in swept if count in wanted}
             for latents in reached.values():
                 refuse_overflow(latents, first.latents, gammas, bound.names)
+        return {
+            count: self.run_head(tuple(latents), first, values)
+            for count, latents in sorted(reached.items())
+        }
+
+    def run_head(self, latents: tuple[Tensor, ...], first: Pass, values: Sequence[Any]) -> Any:
+        """Return the output that the head computes of latents; blocks' forward hooks are called.
+
+        Args:
+            latents: The latents, in graph order.
+            first: The feed-forward pass that they come from.
+            values: The arguments of that pass.
+        """
+        blocks, head = self._hooked_blocks(), self._program.head
+        if blocks:
+            head = self._hook_callers.of(self, self._program, blocks).head
         with arguments.input_errors():
-            return {
-                count: program.head(self, tuple(latents), first, values)
-                for count, latents in sorted(reached.items())
-            }
+            return head(self, latents, first, values)
 
     def _begin_proof(self, values: Sequence[Any], packs: bool) -> Start | None:
         """Return what the coming sweeps start from if they have to be proven, None otherwise."""
@@ -525,9 +538,7 @@ class PursuitNetwork(Settings):
         Raises:
             InputError: As ``forward``.
         """
-        values = self._values(self._program, args, kwargs)
-        with arguments.input_errors():
-            return self._program.plain(self, *values)
+        return self._run_source(self._values(self._program, args, kwargs))
 
     def verify(self, *args: Any, **kwargs: Any) -> Verification:
         """Prove on this input, in the current mode, that the network is its source.

@@ -134,6 +134,7 @@ SPLITTERS: dict[str, Callable[..., Tensor]] = {
 }
 #: The dimension that a splitter cuts, where its name says it.
 _CUT = {"vsplit": 0, "hsplit": 1, "dsplit": 2}
+_METHODS: dict[Any, str] = {name: name for name in SPLITTERS}
 _FUNCTIONS: dict[Any, str] = {
     **{getattr(torch, name): name for name in SPLITTERS},
     torch.functional.split: "split",
@@ -142,9 +143,8 @@ _FUNCTIONS: dict[Any, str] = {
 
 def _splitter_name(node: fx.Node) -> str:
     """Return the name of the method that a node of several pieces calls; empty for others."""
-    if node.op == "call_method":
-        return str(node.target) if node.target in SPLITTERS else ""
-    return _FUNCTIONS.get(node.target, "") if node.op == "call_function" else ""
+    names = {"call_method": _METHODS, "call_function": _FUNCTIONS}.get(node.op, {})
+    return names.get(node.target, "")
 
 
 def splitter_of(node: fx.Node) -> Callable[..., Tensor] | None:

@@ -123,7 +123,11 @@ def refuse_overflow(
     most = torch.finfo(dtype).max
     if dtype is not torch.float16:
         least = 2 * most ** (-1 / 3)
-        if not all(map(readable, steps)) or all(float(s.detach().min()) > least for s in steps):
+        if not all(map(readable, steps)):
+            return
+        with torch.no_grad():
+            smallest = torch.stack([s if s.dim() == 0 else s.min() for s in steps]).min()
+        if float(smallest) > least:
             return
     fine = torch.stack([w.detach().isfinite().all() for w in latents]).tolist()
     lost = [name for name, finite in zip(names, fine, strict=True) if not finite]

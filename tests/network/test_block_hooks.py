@@ -159,6 +159,10 @@ def test_a_hook_may_replace_what_the_head_alone_reads(iterations: int) -> None:
     net.stage2.register_forward_hook(lambda module, args, output: 1.5 * output)
     torch.testing.assert_close(net(X), wanted, rtol=0, atol=1e-12)
     torch.testing.assert_close(net.infer(X).output, wanted, rtol=0, atol=1e-12)
+    found = net.outputs_at([0, iterations], X)
+    torch.testing.assert_close(found[iterations], wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[0], changed(X), rtol=0, atol=1e-12)
+    torch.testing.assert_close(net.source_output(X), changed(X), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("iterations", [0, 3])

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pursuitify.analysis.certificates.certifiable import refusal
 from pursuitify.errors import InputError
-from pursuitify.network import arguments
 from pursuitify.network.pursuit_network import PursuitNetwork
 
 MIXES = (
@@ -56,14 +55,12 @@ def head_of(net: PursuitNetwork, x: Tensor) -> Head:
     Raises:
         OptionError: If the latents do not hold sample after sample along dimension 0.
     """
-    program = net.compiled_program
     values, first, bound = net.bind_batch(x)
     if bound.samples is None:
         raise refusal([MOVES])
 
     def run(latents: tuple[Tensor, ...]) -> Tensor:
-        with arguments.input_errors():
-            logits: object = program.head(net, latents, first, values)
+        logits: object = net.run_head(latents, first, values)
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else ()
         if not isinstance(logits, Tensor) or len(shape) != 2 or shape[0] != len(x) or shape[1] < 2:
             raise InputError(

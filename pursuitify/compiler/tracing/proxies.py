@@ -169,7 +169,7 @@ class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tens
             f"numbers or sizes ({func}): torch.tensor(x) or Variable(x), a scripted function, "
             "torch.func or a C++ extension. Leave it out, or put it into a module of its own"
         )
-        if str(func) == "aten.dim.default":
+        if func is torch.ops.aten.dim.default:
             reason += "; torch.where(mask, x, 0.0) is x.masked_fill(~mask, 0.0)"
         for value in traced:
             value.tracer.unseen = reason  # type: ignore[attr-defined]

@@ -72,7 +72,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 @dataclass
 class Printed:
-    """What the forwards of one model print while it is traced: of many runs the first is shown.
+    """This record lets the first of many runs of a model's forward print, and captures the others.
 
     Attributes:
         shown: Whether there was a first run.

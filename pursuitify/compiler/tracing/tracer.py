@@ -458,7 +458,8 @@ class Tracer(fx.Tracer):
                 f"that are is not known. {EXAMPLE}; or name the sizes one by one: x.shape[-1]"
             )
         if count is not None:
-            return (obj[i] for i in range(count))  # type: ignore[index]
+            pieces: Any = obj
+            return (pieces[i] for i in range(count))
         try:
             return super().iter(obj)
         except fx.proxy.TraceError as error:

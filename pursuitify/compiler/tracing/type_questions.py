@@ -117,8 +117,8 @@ class Reached:
         computed: Whether the code makes dicts or sets of what it computes.
         identical: Numbers that a size may be compared with by ``is``: those in the code that
             compares so, and those that objects hold. Empty where it compares nothing but constants
-            that are no numbers, and types. The code of installed libraries is left out: it compares
-            objects so, of which there are many.
+            that are no numbers, and types. Of the code of installed libraries, which compares many
+            objects so, the numbers that it compares with itself are taken and no others.
     """
 
     generators: list[Any] = field(default_factory=list)
@@ -242,8 +242,7 @@ def _reached(root: nn.Module) -> Reached:
             constants += _constants(value.__code__)
             found.compares = found.compares or _compares(value.__code__)
             found.computed = found.computed or _computes_keys(value.__code__)
-            if not _is_library(value.__module__):
-                found.identical += _identical(value.__code__)
+            found.identical += _identical(value.__code__, _is_library(value.__module__))
         for name in names - known:
             stack += waiting.pop(name, ())
         known |= names
@@ -297,19 +296,23 @@ def _computes_keys(code: CodeType) -> bool:
 _LARGEST = 1 << 13
 
 
-def _identical(code: CodeType) -> list[int]:
+def _identical(code: CodeType, of_library: bool) -> list[int]:
     """Return numbers in code that compares something by ``is`` that may be a size.
 
     That is what is no constant other than a number, and no type or dtype by its name. One where
-    there is no number, so that what is held elsewhere is looked at.
+    there is no number, so that what is held elsewhere is looked at. Of an installed library only
+    numbers that stand beside an ``is``.
     """
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    found = [n for part in inner for n in _identical(part)]
+    found = [n for part in inner for n in _identical(part, of_library)]
     for last, step in itertools.pairwise(dis.get_instructions(code)):
         if step.opname != "IS_OP":
             continue
         value = last.argval
         number = last.opname.startswith("LOAD_") and type(value) is int
+        if of_library:
+            found += [value] if number else []
+            continue
         constant = last.opname == "LOAD_CONST" and not number
         named = isinstance(value, str) and (value[:1].isupper() or hasattr(torch, value))
         kind = named and not value.isupper()

@@ -57,6 +57,23 @@ def test_no_attack_inside_the_radius_flips(kind: Any, sweeps: int, layout: str) 
     assert worst_lead(net, x[:1], int(certificate.feedforward_predictions[0]), radius) > 0
 
 
+def test_a_radius_is_that_of_the_network_with_its_hooks() -> None:
+    """A forward hook of a block that the head reads is part of the head."""
+    net, x = made(ResidualNet, 8)
+    without = certified_radius(net, x)
+    net.blocks.register_forward_hook(lambda module, args, output: 100 * output)
+    found = certified_radius(net, x)
+    # Leads and slopes both grow a hundredfold, but for the classifier's bias.
+    assert bool((found.radius < 2 * without.radius).all())
+    assert bool((found.feedforward_radius < 2 * without.feedforward_radius).all())
+    for n in range(2):
+        own = int(found.predictions[n])
+        assert worst_lead(net, x[n : n + 1], own, float(found.radius[n])) > 0
+    net.iterations = 0
+    own = int(found.feedforward_predictions[0])
+    assert worst_lead(net, x[:1], own, float(found.feedforward_radius[0])) > 0
+
+
 def test_the_radius_is_exact_where_everything_is_linear() -> None:
     """Orthonormal atoms, active everywhere, one sweep: the boundary lies at the radius itself."""
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double().eval()

@@ -118,6 +118,7 @@ TEXTS: dict[str, Question] = {
     "derivative": lambda _s, x: "grad_fn" in str(x),
     "no derivative": lambda _s, x: "grad_fn" not in f"{x}",
     "numbers": lambda _s, x: "nan" in repr(x),
+    # The older ways to format ask a value otherwise than an f-string does.
     "dtype": lambda _s, x: "float64" in "{}".format(x),  # noqa: UP032
     "device": lambda _s, x: "cuda" in "%s" % x,  # noqa: UP031
     "length": lambda _s, x: len(str(x)) > 99,
