@@ -24,6 +24,7 @@ from pursuitify.models import DenselyConnectedNet, ResidualNet
 from pursuitify.operators.activations import Clip
 from pursuitify.solvers.inplace.shared_concats import shared
 from tests.support.against_oracle import assert_close, extrapolate, joined
+from tests.support.agreement import bound_pass, rows_error
 from tests.support.compare_modes import assert_same, assert_same_outputs, differentiate
 from tests.support.nets import CASES, Case, randomise
 from tests.support.oracle import Oracle
@@ -233,6 +234,8 @@ def test_nonnegative_thresholds_clamp_what_stands_in_the_signal_too() -> None:
     for offsets in ("threshold", "signal"):
         net = pursuitify(model, 0, layout="encoder", nonnegative_thresholds=True, offsets=offsets)
         found.append(net(x))
+        _, first, bound = bound_pass(net, (x,))
+        assert rows_error(first, bound) <= 1e-12, "sweeps start from u"
         latents, dictionary = net.latents(x), net.dictionary(x)
         for row in dictionary.rows:
             if row.offset is not None:

@@ -246,7 +246,10 @@ def _reached(root: nn.Module) -> Reached:
         for name in names - known:
             stack += waiting.pop(name, ())
         known |= names
-        stack += [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+        closed = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+        for held in closed:  # of a module, as of one among the globals, what the code names
+            inside = isinstance(held, ModuleType) and not _is_foreign(held.__name__)
+            stack += _named(names, vars(held)) if inside else [held]
         stack += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         stack += [*vars(value).values(), *_named(names, scope)]
     found.asking = list(asking.values())

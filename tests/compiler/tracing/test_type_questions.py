@@ -427,6 +427,41 @@ def test_a_question_in_an_object_of_a_library_is_answered(
     assert "type" not in vars(library)
 
 
+@pytest.mark.filterwarnings("ignore:.*is. with .*literal:SyntaxWarning")
+def test_a_size_that_a_library_compares_with_a_number_by_is_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of libraries' code the numbers beside an ``is`` are tried alone: it has many others."""
+    library = types.ModuleType("installed_library")
+    code = (
+        "def literal(x):\n    return 2 * x if x.size(2) is 8 else x\n"
+        "def objects(x, y, n=3):\n    return (x is y, x is n, type(x) is int, 5)\n"
+    )
+    exec(compile(code, "installed_library.py", "exec"), vars(library))
+    monkeypatch.setitem(sys.modules, "installed_library", library)
+    monkeypatch.setattr(
+        type_questions, "is_installed", lambda module: module == "installed_library"
+    )
+    assert type_questions._identical(library.literal.__code__, True) == [8]
+    assert type_questions._identical(library.objects.__code__, True) == []
+    assert 5 in type_questions._identical(library.objects.__code__, False)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.conv(library.literal(x)))
+
+    type_questions._is_library.cache_clear()
+    try:
+        with pytest.raises(TraceError, match="does something else than what can be traced"):
+            pursuitify(Net())
+    finally:
+        type_questions._is_library.cache_clear()
+
+
 @pytest.mark.parametrize("name", ["grad", "grad_fn"])
 def test_what_may_be_none_is_not_guessed(name: str) -> None:
     class Net(nn.Sequential):
