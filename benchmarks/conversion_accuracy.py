@@ -33,7 +33,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pursuitify import PursuitNetwork, pursuitify
-from pursuitify.calibration import calibrate
+from pursuitify.conversion.calibration import calibrate
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")

@@ -6,8 +6,8 @@ import importlib
 from typing import Any
 
 from pursuitify.analysis import coherence
-from pursuitify.calibration import calibrate
 from pursuitify.checkpoints.save_load import load, save
+from pursuitify.conversion.calibration import calibrate
 from pursuitify.conversion.convert import pursuitify
 from pursuitify.conversion.explain import explain
 from pursuitify.conversion.relu_twin import relu_twin

@@ -10,8 +10,7 @@ import pytest
 
 HOME = Path(__file__).resolve().parents[1]
 PACKAGE, TESTS = HOME / "pursuitify", HOME / "tests"
-#: Most .py files at the root of the package, and in any other folder of it; ``__main__.py`` apart,
-#: which has to stand there for ``python -m``.
+#: Most .py files at the root of the package, and in any other folder of it.
 AT_ROOT, IN_FOLDER = 10, 14
 
 #: Test files that are about more than one file of the package, or about none -> why.
@@ -129,7 +128,7 @@ def test_there_is_one_import_root() -> None:
 def folders() -> Iterator[tuple[Path, int]]:
     """Yield every folder of the package with its number of .py files."""
     for folder in [PACKAGE, *sorted(p for p in PACKAGE.rglob("*") if p.is_dir())]:
-        count = len([path for path in folder.glob("*.py") if path.name != "__main__.py"])
+        count = len(list(folder.glob("*.py")))
         if count:
             yield folder, count
 

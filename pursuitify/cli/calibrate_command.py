@@ -12,9 +12,9 @@ from rich.console import Console
 from torch.utils.data import DataLoader, Subset
 
 from pursuitify import pursuitify, save
-from pursuitify.calibration import keep_outputs
 from pursuitify.cli import options as shared
 from pursuitify.cli.subject import subject_of
+from pursuitify.conversion.calibration import keep_outputs
 
 #: Images at a time.
 _BATCH = 64

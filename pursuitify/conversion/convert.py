@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from pursuitify.calibration import keep_outputs
 from pursuitify.compiler.equalization.equalize import balance as rescale
 from pursuitify.compiler.graph import refusals
 from pursuitify.compiler.graph.build_rows import build
@@ -22,6 +21,7 @@ from pursuitify.compiler.lowering.program import Program
 from pursuitify.compiler.tracing.trace import Traced, skeleton, trace_modes
 from pursuitify.compiler.tracing.tracer import LeafModule
 from pursuitify.conversion import model_checks
+from pursuitify.conversion.calibration import keep_outputs
 from pursuitify.conversion.compare_with_source import compare_with_source
 from pursuitify.errors import ConversionError, OptionError
 from pursuitify.network.pursuit_network import RESERVED, PursuitNetwork

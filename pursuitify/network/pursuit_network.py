@@ -99,7 +99,8 @@ class PursuitNetwork(Settings):
     pursuit: PursuitParameters
     #: What ``balance=True`` did at conversion, or None.
     balanced: Balance | None = None
-    #: The :class:`pursuitify.calibration.Calibration` of ``calibrate=`` at conversion, or None.
+    #: The :class:`pursuitify.conversion.calibration.Calibration` of ``calibrate=`` at conversion,
+    #: or None.
     calibration: Any = None
     #: What the source's own train() does in either mode, where it has one; else empty.
     _modes: Mapping[bool, Modes] = MappingProxyType({})

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pursuitify import InputError, OptionError, PursuitNetwork, coherence, pursuitify
-from pursuitify.calibration import calibrate
+from pursuitify.conversion.calibration import calibrate
 from pursuitify.robust import audit
 from pursuitify.training.batches import Share, batches
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify import PursuitNetwork, pursuitify
-from pursuitify.calibration import calibrate
+from pursuitify.conversion.calibration import calibrate
 from pursuitify.dictionary.atom_gains import LEAST, RIDGE
 from pursuitify.models import DenselyConnectedNet
 from tests.support.nets import randomise

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuitify import InputError, OptionError, PursuitNetwork, pursuitify
-from pursuitify.calibration import Calibration, Kept, Trial, calibrate
+from pursuitify.conversion.calibration import Calibration, Kept, Trial, calibrate
 from pursuitify.models import ResidualNet
 from tests.support.nets import randomise
 
