@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pursuitify import ConversionError, TraceError, pursuitify
 from tests.support.against_oracle import assert_matches_oracle
-from tests.support.agreement import assert_adjoint, assert_descends, assert_fast_path, compare
+from tests.support.agreement import assert_adjoint, assert_descends, compare, converted_exactly
 from tests.support.oracle import row
 
 
@@ -157,13 +157,7 @@ def masked(operation: Any) -> tuple[Masked, Tensor]:
 def test_an_operation_by_a_mask_is_exact_and_its_sweeps_are_the_oracles(name: str) -> None:
     operation, by_hand = MASKS[name]
     model, x = masked(operation)
-    net, worst = compare(pursuitify, model, x, training=True, tolerance=1e-12)
-    assert worst == 0
-    assert_adjoint(net, x)
-    assert_descends(net, x, sweeps=3)  # in evaluation mode, as all that follows
-    assert torch.equal(net.source(x), model.eval()(x))
-    assert_fast_path(net, x)
-    assert net.verify(x)
+    net = converted_exactly(model, x)
     assert net.dictionary(x).samples == 3
     if name == "stacks":  # a join of one value with itself: its row is cut into slots
         return

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pursuitify import ConversionError, InputError, coherence, pursuitify
 from pursuitify.robust import certified_radius
 from tests.support.against_oracle import assert_matches_oracle
-from tests.support.agreement import assert_adjoint, assert_descends, assert_fast_path, compare
+from tests.support.agreement import assert_adjoint, assert_descends, compare, converted_exactly
 from tests.support.oracle import row
 
 ROLLS: dict[str, Any] = {
@@ -169,12 +169,7 @@ def moving(move: Any) -> tuple[Moved, Tensor]:
 def test_a_move_is_exact_and_its_sweeps_are_the_oracles(name: str) -> None:
     move, by_numpy = MOVES[name]
     model, x = moving(move)
-    net, worst = compare(pursuitify, model, x, training=True, tolerance=1e-12)
-    assert worst == 0
-    assert_adjoint(net, x)
-    assert_descends(net, x, sweeps=3)  # in evaluation mode, as all that follows
-    assert torch.equal(net.source(x), model.eval()(x))
-    assert_fast_path(net, x)
+    net = converted_exactly(model, x)
     assert net.dictionary(x).samples == 2
     numbers = torch.from_numpy(by_numpy(np.arange(60).reshape(3, 4, 5)).copy()).flatten()
 

@@ -14,14 +14,13 @@ from pursuitify import (
     ConversionError,
     InputError,
     OptionError,
-    PursuitNetwork,
     coherence,
     explain,
     pursuitify,
 )
 from pursuitify.robust import certified_radius
 from tests.support.against_oracle import assert_matches_oracle
-from tests.support.agreement import assert_adjoint, assert_descends, assert_fast_path, compare
+from tests.support.agreement import converted_exactly
 from tests.support.oracle import row
 
 
@@ -99,23 +98,11 @@ def made(choose: Any, dims: int = 1) -> tuple[Chosen, Tensor]:
         return model, torch.randn(3, 2, *(6,) * dims, dtype=torch.float64)
 
 
-def holds(model: nn.Module, x: Tensor) -> PursuitNetwork:
-    """Return the network: exact in both modes, with feedback by the adjoint, and descending."""
-    net, worst = compare(pursuitify, model, x, training=True, tolerance=1e-12)
-    assert worst == 0
-    assert_adjoint(net, x)
-    assert_descends(net, x, sweeps=3)  # in evaluation mode, as all that follows
-    assert torch.equal(net.source(x), model.eval()(x))
-    assert_fast_path(net, x)
-    assert net.verify(x)
-    return net
-
-
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_is_exact_and_its_sweeps_are_the_oracles(name: str) -> None:
     choose, places, axis = CHOICES[name]
     model, x = made(choose)
-    net = holds(model, x)
+    net = converted_exactly(model, x)
     one, two = net.latents(x)
     value = F.relu(model.a(x[:1])).detach().numpy()[0]
     numbers = np.arange(24).reshape(4, 6)
@@ -131,7 +118,7 @@ def test_a_choice_is_exact_and_its_sweeps_are_the_oracles(name: str) -> None:
 
 def test_one_entry_of_two_dimensions() -> None:
     model, x = made(lambda z: z.amax((1, 3)), dims=2)
-    net = holds(model, x)
+    net = converted_exactly(model, x)
     one, two = net.latents(x)
     value = F.relu(model.a(x[:1])).detach().numpy()[0]
     best = [max((value[c, h, w], c, w) for c in range(4) for w in range(6)) for h in range(6)]
@@ -160,7 +147,7 @@ def test_the_greater_and_the_lesser_of_two_values() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model, x = MaxFeatureMap().double(), torch.randn(3, 2, 6, dtype=torch.float64)
-    net = holds(model, x)
+    net = converted_exactly(model, x)
     one, two = net.latents(x)
     with torch.no_grad():
         v = F.relu(model.a(x[:1]))
@@ -211,7 +198,7 @@ def test_unpooling_with_the_indices_of_a_pooling(layers: bool, overlapping: bool
     with torch.random.fork_rng():
         torch.manual_seed(2)
         model, x = Unpooled(layers, overlapping).double(), torch.randn(2, 2, 5, 4).double()
-    net = holds(model, x)
+    net = converted_exactly(model, x)
     one, two, three = net.latents(x)
     with torch.no_grad():
         first = F.relu(model.a(x[:1]))

@@ -21,7 +21,7 @@ from pursuitify.robust import certified_radius
 from pursuitify.rules import default, split_ops
 from pursuitify.testing import randn
 from tests.support.against_oracle import assert_matches_oracle
-from tests.support.agreement import assert_adjoint, assert_descends, assert_fast_path, compare
+from tests.support.agreement import assert_adjoint, assert_descends, compare, converted_exactly
 from tests.support.oracle import row
 
 
@@ -208,12 +208,7 @@ def product_net(product: Any) -> tuple[ByConstants, Tensor]:
 def test_a_product_is_exact_and_its_sweeps_are_the_oracles(name: str) -> None:
     function, equation, constants = PRODUCTS[name]
     model, x = product_net(function)
-    net, worst = compare(pursuitify, model, x, training=True, tolerance=1e-12)
-    assert worst == 0
-    assert_adjoint(net, x)
-    assert_descends(net, x, sweeps=3)  # in evaluation mode, as all that follows
-    assert torch.equal(net.source(x), model.eval()(x))
-    assert_fast_path(net, x)
+    net = converted_exactly(model, x)
     assert (net.dictionary(x).samples is None) == (name in MOVES_SAMPLES)
     if name == "tensordot-left":
         return  # it adds samples up, for which the oracle has no form

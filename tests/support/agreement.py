@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pursuitify import PursuitNetwork
+from pursuitify import PursuitNetwork, pursuitify
 from pursuitify.compiler.lowering.program import Pass
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.network import arguments
@@ -169,3 +169,15 @@ def assert_fast_path(net: PursuitNetwork, x: Tensor) -> None:
         fast = {"output": net(x), **net.latents(x)}
     for name, value in recorded.items():
         torch.testing.assert_close(fast[name], value.detach(), rtol=1e-11, atol=1e-12, msg=name)
+
+
+def converted_exactly(model: nn.Module, x: Tensor) -> PursuitNetwork:
+    """Return the network of a model: exact in both modes, feedback by the adjoint, descending."""
+    net, worst = compare(pursuitify, model, x, training=True, tolerance=1e-12)
+    assert worst == 0
+    assert_adjoint(net, x)
+    assert_descends(net, x, sweeps=3)  # in evaluation mode, as all that follows
+    assert torch.equal(net.source(x), model.eval()(x))
+    assert_fast_path(net, x)
+    assert net.verify(x)
+    return net
