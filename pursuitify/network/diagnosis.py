@@ -131,17 +131,42 @@ def record(
     return PursuitTrace(list(dictionary.names), sweeps, runaways(dictionary))
 
 
+#: A large value of a latent, at which the growth of a penalty is read off.
+_FAR = 1e6
+
+
 def runaways(dictionary: StructuredDictionary) -> list[str]:
-    """Name the latents along which F may be unbounded below (mathematics.md, section 2)."""
+    """Name the latents along which F may be unbounded below (mathematics.md, section 2).
+
+    Those are latents of decoder rows of which more entries are read by no later row than the row
+    has entries to explain, where F falls along one of them: all of a terminal latent, and of one
+    that max-pooling reads those that the pool did not select.
+    """
     found = []
+    generator = torch.Generator(dictionary.inputs[0].device).manual_seed(0)
+    residuals = [
+        [torch.empty_like(part).normal_(generator=generator) for part in row.u]
+        for row in dictionary.rows
+    ]
     for j, row in enumerate(dictionary.rows):
-        if row.diagonal is None or dictionary.readers[j] or row.threshold is None:
+        if row.diagonal is None or row.threshold is None:
             continue
-        width = dictionary.shapes[j][1:].numel()
+        shape = dictionary.shapes[j]
+        feedback = row.threshold.new_zeros(shape)
+        for term in dictionary.branches[j].terms(lambda at: residuals[at[0]][at[1]]):
+            feedback = feedback + term
+        unread = feedback == 0  # of random residuals: nothing else cancels
+        free = int(unread.reshape(shape[0], -1).sum(1).max())
         signal = sum(part[0].numel() for part in row.u)
-        if width > signal and bool(torch.any(row.threshold < 0)):
-            found.append(
-                f"latent {row.name!r} is terminal and overcomplete ({width} atoms for {signal} "
-                "entries) with negative thresholds: it can grow slowly with the number of sweeps"
-            )
+        far = row.threshold.new_full(shape, _FAR)
+        falls = row.activation.penalty(far) / _FAR + row.threshold < 0
+        if free <= signal or not bool(torch.any(falls & unread)):
+            continue
+        kind = "is terminal and overcomplete"
+        if dictionary.readers[j]:
+            kind = "has more entries that no later row reads than its row has"
+        found.append(
+            f"latent {row.name!r} {kind} ({free} for {signal}), with negative thresholds (positive "
+            "biases): F may have no minimum, and they can grow slowly with the number of sweeps"
+        )
     return found

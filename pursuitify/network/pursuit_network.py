@@ -372,7 +372,7 @@ class PursuitNetwork(Settings):
             return ()
         return self._unchanged.hooked(self.training)
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @torch_internals.constant_when_compiled
     def _without_hooks(self) -> bool:
         """Return True if no block has forward hooks; a compiler asks once a trace.
 
@@ -639,7 +639,7 @@ class PursuitNetwork(Settings):
         self._compared()
         return arguments.arguments(program, args, kwargs, self)
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @torch_internals.constant_when_compiled
     def _compared(self) -> bool:
         """Return True if the modules are those that were converted; a compiler asks once a trace.
 
@@ -784,7 +784,7 @@ class PursuitNetwork(Settings):
             still = self._is_still()
         return None if still and not derived else self._of_mode(self.pursuit.alphas())
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @torch_internals.constant_when_compiled
     def _is_still(self) -> bool:
         """Return whether all extrapolation weights are zero now; a compiler asks once a trace.
 

@@ -159,19 +159,16 @@ def _matrix(
     return _known_matrix(dtype, device, name, size, *args)
 
 
+@torch_internals.constant_when_compiled
 def _known_matrix(
     dtype: torch.dtype, device: torch.device, name: str, size: int, *args: object
 ) -> Tensor:
     return torch.tensor(_probe(name, size, *args)[0], dtype=dtype, device=device)
 
 
+@torch_internals.constant_when_compiled
 def _norm(name: str, size: int, *args: object) -> float:
     return _probe(name, size, *args)[1]
-
-
-# torch.compiler.assume_constant_result does just this, but imports all of dynamo first.
-_known_matrix._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_norm._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _separable(
@@ -356,11 +353,13 @@ def _selection(dtype: torch.dtype, device: torch.device, dim: int, *call: Any) -
     return _known_selection(dtype, device, dim, *call)
 
 
+@torch_internals.constant_when_compiled
 def _known_selection(dtype: torch.dtype, device: torch.device, dim: int, *call: Any) -> Tensor:
     picked = torch.tensor(_indices(dtype, device, *call)[dim], device=device)
     return (picked[:, None] == torch.arange(call[0][dim], device=device)).to(dtype)
 
 
+@torch_internals.constant_when_compiled
 def _selection_norm(
     dtype: torch.dtype, device: torch.device, dim: int, compiled: bool, *call: Any
 ) -> float:
@@ -369,6 +368,7 @@ def _selection_norm(
     return math.sqrt(max(np.bincount(picked).max() for picked in choices))
 
 
+@torch_internals.constant_when_compiled
 def _keeps_all(
     dtype: torch.dtype, device: torch.device, dim: int, compiled: bool, *call: Any
 ) -> bool:
@@ -441,8 +441,3 @@ def _picked(
 
 
 _INSIDE = {2: torch.channels_last, 3: torch.channels_last_3d}
-
-# As above: constants to the compiler, without an import of dynamo.
-_known_selection._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_selection_norm._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_keeps_all._dynamo_marked_constant = True  # type: ignore[attr-defined]

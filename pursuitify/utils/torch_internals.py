@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,19 @@ def has_gradient_hooks(value: Tensor) -> bool:
         return bool(value._backward_hooks or value._post_accumulate_grad_hooks)
     except AttributeError:
         return False
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def constant_when_compiled(function: _Function) -> _Function:
+    """Let a compiler call a function once while it traces, and take the result as a constant.
+
+    That is what ``torch.compiler.assume_constant_result`` does; but it imports all of
+    ``torch._dynamo`` to set one attribute, which takes longer than the rest of ``import torch``.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def watch_operations(run: Callable[..., Any]) -> AbstractContextManager[Any]:

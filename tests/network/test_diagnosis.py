@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from rich.table import Table
+from scipy.optimize import linprog
 from torch import nn
 
 from pursuitify import pursuitify
@@ -95,6 +98,40 @@ def test_a_latent_that_runs_away(bias: float) -> None:
     assert ("terminal and overcomplete" in str(record)) is (bias > 0)
     if bias > 0:
         assert "'_1'" in record.warnings[0]
+
+
+@pytest.mark.parametrize("layout", ["auto", "encoder"])
+@pytest.mark.parametrize("bias", [-1.0, 1.0])
+def test_entries_that_no_later_row_reads_run_away(
+    bias: float, layout: Literal["auto", "encoder"]
+) -> None:
+    """F has no minimum where some d >= 0 with B d = 0 has <lam, d> < 0: a linear program."""
+    torch.manual_seed(0)
+    body = [nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 4, 3)]
+    model = nn.Sequential(*body, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)).double().eval()
+    x = torch.randn(1, 1, 6, 6, dtype=torch.float64)
+    model(x)
+    with torch.no_grad():
+        for conv in (model[0], model[3]):
+            conv.bias.copy_(bias * torch.rand_like(conv.bias))
+    net = pursuitify(model, iterations=1, layout=layout)
+    matrix, _, thresholds = (part.detach().numpy() for part in net.dictionary(x).materialize())
+    falls = linprog(thresholds, A_eq=matrix, b_eq=np.zeros(len(matrix)), bounds=(0, 1)).fun
+    assert (falls < -1e-6) is (bias > 0)
+    warnings = net.diagnose(x).warnings
+    assert bool(warnings) is (bias > 0)
+    assert all("'_1'" in text and "no later row reads" in text for text in warnings)
+
+
+def test_a_penalty_or_a_border_that_holds_a_latent_is_no_warning() -> None:
+    """A bounded latent cannot run away, nor one whose penalty grows faster than lam falls."""
+    for held, warns in ((nn.ReLU(), True), (nn.ReLU6(), False), (nn.LeakyReLU(0.1), True),
+                        (nn.Softshrink(0.5), True), (nn.Softshrink(2.0), False)):  # fmt: skip
+        model = nn.Sequential(nn.Linear(3, 9), held).double().eval()
+        with torch.no_grad():
+            model[0].bias.fill_(1.0)
+        record = pursuitify(model, iterations=1).diagnose(torch.randn(2, 3, dtype=torch.float64))
+        assert bool(record.warnings) is warns, held
 
 
 def test_no_warning_where_every_latent_is_pinned() -> None:
