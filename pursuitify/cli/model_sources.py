@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pursuitify.checkpoints.files import weights_of
 from pursuitify.checkpoints.save_load import compare_shared
 from pursuitify.conversion import model_checks
 from pursuitify.errors import CheckpointError, OptionError
@@ -137,11 +138,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Args:
         model: The model, changed in place.
-        path: A safetensors file, or what ``torch.save`` wrote of a state_dict of plain tensors.
+        path: A safetensors file, a folder with a ``model.safetensors`` (as ``save_pretrained`` of
+            huggingface_hub writes it), or what ``torch.save`` wrote of a state_dict of plain
+            tensors.
 
     Raises:
         CheckpointError: If the file is missing, holds anything else, or does not fit.
     """
+    path = weights_of(path)
     try:
         if path.suffix == ".safetensors":
             weights = load_file(path)

@@ -56,7 +56,7 @@ SWEEPS = Annotated[
 ]
 FILE = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="A file that `pursuitify convert` or `finetune` wrote."),
+    typer.Option("--checkpoint", help="What `pursuitify convert` or `finetune` wrote."),
 ]
 SEED = Annotated[int, typer.Option(help="Seed of weights and input.")]
 DATA_SEED = Annotated[
