@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="the folder to write; a temporary one if none")
     parser.add_argument("--images", type=int, default=1400, help="how many to train on")
-    parser.add_argument("--push", metavar="NAME/REPO", help="upload it to the Hub, as who logged in")
+    parser.add_argument("--push", metavar="NAME/REPO", help="upload it to the Hub, too")
     options = parser.parse_args(argv)
     torch.manual_seed(0)
     x, y, x_test, y_test = digits(options.images)

@@ -19,7 +19,6 @@ from pursuitify.errors import CheckpointError, OptionError
 from pursuitify.utils import option_checks
 
 
-
 @dataclass(frozen=True)
 class Origin:
     """An origin says where a network comes from; a field that is not known is empty.

@@ -81,7 +81,12 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner),
     max_leaves=4,
 )
-PLACES = [("options", "iterations"), ("options", "solver"), ("options", "more"), ("origin", "mean")]
+PLACES: list[tuple[str, ...]] = [
+    ("options", "iterations"),
+    ("options", "solver"),
+    ("options", "more"),
+    ("origin", "mean"),
+]
 PLACES += [(key,) for key in ("format", "version", "options", "origin")]
 
 
