@@ -167,7 +167,10 @@ def convert(
         if subject.moments is not None:
             mean, std = subject.moments
             facts |= {"mean": mean, "std": std}
-            lines.append(f"it expects images of [0, 1] less {mean}, divided by {std}")
+            lines.append(
+                f"it expects images of [0, 1] less {mean}, divided by {std}: with --weights, give "
+                "--normalise"
+            )
     show(facts, "\n".join(lines), as_json)
 
 
