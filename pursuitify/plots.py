@@ -11,7 +11,7 @@ import functools
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 import networkx as nx
 import numpy as np
@@ -109,8 +109,9 @@ def _class_of_figures() -> type[Figure]:
             self.savefig(written, format="png", dpi=100, bbox_inches="tight")
             return written.getvalue()
 
-        def __reduce__(self) -> tuple[Any, ...]:
-            return new_figure, (), self.__getstate__()
+        def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+            # Pickle finds a class by its name in a module, and this one has none.
+            return (new_figure, (), *super().__reduce_ex__(protocol)[2:])
 
     return Picture
 

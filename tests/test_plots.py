@@ -6,6 +6,7 @@ import pickle
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -153,10 +154,10 @@ def test_without_matplotlib_the_extra_is_named(
 def test_a_notebook_shows_a_figure_once_as_a_picture() -> None:
     """Its last value has a picture of its own, and pyplot has no figure left to show again."""
     net = pursuitify(ChainNet(1, 3, width=2).eval())
-    figures = [plot_structure(net), plot_objective(net.diagnose(torch.rand(1, 1, 8, 8)))]
+    figures: list[Any] = [plot_structure(net), plot_objective(net.diagnose(torch.rand(1, 1, 8, 8)))]
     figures.append(pickle.loads(pickle.dumps(figures[1])))
     for figure in figures:
-        assert isinstance(figure, Figure)
         assert figure._repr_png_().startswith(b"\x89PNG")
+        assert isinstance(figure, Figure)
     assert figures[2]._repr_png_() == figures[1]._repr_png_(), "a pickled figure is the same"
     assert not matplotlib.pyplot.get_fignums()

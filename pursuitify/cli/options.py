@@ -12,15 +12,15 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from pursuitify import load, pursuitify
 from pursuitify.checkpoints.files import read_checkpoint
 from pursuitify.checkpoints.origin import Origin
 from pursuitify.cli.model_sources import is_normalised, load_model, load_weights, names_like
 from pursuitify.cli.subject import Subject
-from pursuitify.data import Data, Normalised
-from pursuitify.errors import CheckpointError, OptionError
+from pursuitify.data import NAMES, Data, Normalised
+from pursuitify.errors import CheckpointError, InputError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.solvers.differentiation.modes import MODES
 from pursuitify.solvers.registry import SOLVERS
@@ -280,8 +280,14 @@ def check_outputs(net: nn.Module, name: str, data: Data) -> None:
 
     Raises:
         OptionError: If there are fewer outputs than classes.
+        InputError: If the network does not take the images; says so where it takes them with
+            another number of channels.
     """
-    found = answers(net, data.test[0][0].unsqueeze(0)).shape[1]
+    image = data.test[0][0].unsqueeze(0)
+    try:
+        found = answers(net, image).shape[1]
+    except InputError as error:
+        raise InputError(f"{error}{_channels_hint(net, image, data.name)}") from error
     wanted = len(data.classes)
     if found < wanted:
         own = ".py:" in name
@@ -296,6 +302,21 @@ def check_outputs(net: nn.Module, name: str, data: Data) -> None:
             "for other labels, or the last outputs are idle",
             err=True,
         )
+
+
+def _channels_hint(net: nn.Module, image: Tensor, name: str) -> str:
+    """Return which --channels the network takes the image with, if that is all there is to it."""
+    if image.shape[1] == 1:
+        channels, other = 3, image.expand(-1, 3, -1, -1)
+    elif image.shape[1] == 3 and name not in NAMES:  # grey is for folders alone
+        channels, other = 1, image.mean(1, keepdim=True)
+    else:
+        return ""
+    try:
+        answers(net, other)
+    except InputError:
+        return ""
+    return f". Give --channels {channels}"
 
 
 def show(data: Any, text: Any, as_json: bool) -> None:

@@ -227,7 +227,8 @@ def evaluate(
         seed=origin.seed,
     )
     shown = f"PGD-{20 if attack_steps is None else attack_steps}"
-    table = Table(title=f"{rows[0]['samples']} samples of {found.name}, {part} part")
+    title = f"{rows[0]['samples']} samples of {found.name}, {part} part"
+    table = Table(title=title, min_width=len(title))
     for heading in ("sweeps", "accuracy", "loss", *([shown] if ball else [])):
         table.add_column(heading, justify="right")
     for row in rows:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pursuitify import CheckpointError, OptionError, pursuitify
+from pursuitify import CheckpointError, InputError, OptionError, pursuitify
 from pursuitify.checkpoints.origin import Origin
 from pursuitify.cli import options
 from pursuitify.cli.subject import Subject
@@ -137,3 +137,24 @@ def test_weights_of_a_normalised_model(inside: bool, tmp_path: Path) -> None:
     else:
         with pytest.raises(CheckpointError, match=r"net\.model\.state_dict\(\), .* --normalise"):
             options.model_for(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("takes", "image", "name", "hint"),
+    [
+        (3, (1, 8, 8), "digits", "Give --channels 3"),
+        (1, (3, 8, 8), "photos", "Give --channels 1"),
+        (1, (3, 8, 8), "cifar10", None),
+        (2, (1, 8, 8), "digits", None),
+        (2, (3, 8, 8), "photos", None),
+    ],
+)
+def test_other_channels_are_named_where_the_network_takes_them(
+    takes: int, image: tuple[int, ...], name: str, hint: str | None
+) -> None:
+    net = pursuitify(ChainNet(takes, 2, width=2).eval(), 1)
+    images = Images(torch.rand(2, *image), torch.tensor([0, 1]))
+    data = Data(name, images, images, images, image, ("a", "b"), (0.5,), (0.2,), None)
+    with pytest.raises(InputError, match=rf"needs \(batch, {takes}, size, size\)") as error:
+        options.check_outputs(net, "nets.py:make", data)
+    assert str(error.value).endswith(hint or "size, size)")
