@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 
 # The tensors of the demo and the tests are too small to gain from threads, and threads that
 # share their cores with other work lose badly; benchmarks use what the machine has.
-demo test test-slow coverage docs docs-links: export OMP_NUM_THREADS ?= 1
+demo test test-slow coverage docs docs-check docs-links: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow coverage lint format docs docs-links bench clean distclean
+.PHONY: help demo test test-slow coverage lint format docs docs-check docs-links bench clean distclean
 
 help: ## List the targets.
 	@grep -E '^[.a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,17 +45,20 @@ format: $(STAMP) ## Format, and fix what can be fixed.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-SPHINX = $(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees
+SPHINX = $(BIN)/python -m sphinx -W --keep-going -q -c docs
 
 $(VENV)/.docs-installed: $(STAMP)
 	$(BIN)/python -m pip install -e '.[docs]'
 	touch $@
 
 docs: $(VENV)/.docs-installed ## Build the documentation site in build/site; gallery and notebooks are run.
-	$(SPHINX) -b html . build/site
+	$(SPHINX) -d build/doctrees -b html . build/site
+
+docs-check: $(VENV)/.docs-installed ## Build every page, where a warning is an error; gallery and notebooks are not run.
+	$(SPHINX) -d build/check/doctrees -D plot_gallery=0 -D nb_execution_mode=off -b html . build/check/site
 
 docs-links: $(VENV)/.docs-installed ## Check the links of the documentation to other sites; needs a network.
-	$(SPHINX) -b linkcheck . build/links
+	$(SPHINX) -d build/doctrees -b linkcheck . build/links
 
 # Not coverage.py and coverage_libraries.py, which write pages of docs: they are run by hand.
 # render.py comes last, since it writes docs/performance.md from what the others measured.

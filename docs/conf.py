@@ -54,6 +54,7 @@ exclude_patterns = [
     "**/*.py",
     ".venv",
     "build/site",
+    "build/check",
 ]
 
 html_theme = "furo"

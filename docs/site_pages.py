@@ -22,8 +22,9 @@ GALLERY = "gallery/README.rst"
 #: What docstrings and signatures name and this site does not document: objects of other libraries
 #: (their short names where only type checkers import them), and the inside of the package.
 ELSEWHERE = (
-    r"(torch|collections|pathlib|os|rich|nx|nn|_pytest)\..*",
-    r"Accelerator|Axes|Figure|Origin|PathLike|Rows|Tensor",
+    r"(torch|numpy|collections|pathlib|os|rich|nx|nn|_pytest)\..*",
+    r"Accelerator|Axes|Figure|LinearOperator|Origin|PathLike|Rows|Tensor",
+    r"ConfigOptions|Layout|LeafModule|NetworkOptions",
     r"pursuitify\.(analysis\.gram|checkpoints|compiler|dictionary|operators|solvers|utils)\b.*",
     r"pursuitify\.(network|robust)\.\w+(\.\w+)?",
     r"_\w+",
@@ -33,6 +34,7 @@ _HEAD = """---
 file_format: mystnb
 kernelspec:
   name: python3
+  language: python
 ---
 """
 

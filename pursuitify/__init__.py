@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from pursuitify.analysis import coherence
-from pursuitify.checkpoints.save_load import load, save
+from pursuitify.checkpoints.save_load import load, save, save_pretrained
 from pursuitify.conversion.calibration import calibrate
 from pursuitify.conversion.convert import pursuitify
 from pursuitify.conversion.explain import explain
@@ -46,6 +46,7 @@ __all__ = [
     "pursuitify",
     "relu_twin",
     "save",
+    "save_pretrained",
 ]
 __version__ = VERSION
 

@@ -7,9 +7,11 @@ matplotlib is imported by the functions, never by importing pursuitify. The styl
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 import networkx as nx
 import numpy as np
@@ -94,6 +96,37 @@ def style() -> Iterator[None]:
         yield
 
 
+@functools.cache
+def _class_of_figures() -> type[Figure]:
+    """Return the class of this library's figures, made once matplotlib is wanted."""
+    from matplotlib.figure import Figure
+
+    class Picture(Figure):
+        """A figure that a notebook shows as a picture although pyplot does not know it."""
+
+        def _repr_png_(self) -> bytes:
+            written = io.BytesIO()
+            self.savefig(written, format="png", dpi=100, bbox_inches="tight")
+            return written.getvalue()
+
+        def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+            # Pickle finds a class by its name in a module, and this one has none.
+            return (new_figure, (), *super().__reduce_ex__(protocol)[2:])
+
+    return Picture
+
+
+def new_figure(width: float = NARROW, height: float = 3.8, **options: Any) -> Figure:
+    """Return a new figure; pyplot does not know it, and a notebook shows it once, as a picture.
+
+    Args:
+        width: Its width, in inches.
+        height: Its height.
+        **options: Further options of matplotlib's.
+    """
+    return _class_of_figures()(figsize=(width, height), **options)
+
+
 def panel(
     ax: Axes | None, width: float = NARROW, height: float = 3.8, **options: Any
 ) -> tuple[Figure, Axes]:
@@ -105,10 +138,8 @@ def panel(
         height: Its height.
         **options: Further options of a new figure.
     """
-    from matplotlib.figure import Figure
-
     if ax is None:
-        figure = Figure(figsize=(width, height), **options)
+        figure = new_figure(width, height, **options)
         return figure, figure.subplots()
     owner = ax.get_figure(root=True)
     if owner is None:
@@ -257,10 +288,8 @@ def plot_objective(
     if not sweeps:
         raise OptionError("the trace holds no sweeps")
     with style():
-        from matplotlib.figure import Figure
-
         if ax is None:
-            figure = Figure(figsize=(WIDE, 3.6))
+            figure = new_figure(WIDE, 3.6)
             left, right = figure.subplots(1, 2)
             _draw_residuals(right, latents, [s["residual"] for s in sweeps])
             right.set_title("Residual norm by latent")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,17 +155,28 @@ def test_outside_attacks_missing(
     assert "pursuitify[robust]" in capsys.readouterr().out
 
 
-def test_hub(example: object, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    hub = example("hub")
-    assert hub.main(["--output", str(tmp_path / "repo"), "--images", "300"]) == 0
+@pytest.mark.parametrize("push", [[], ["--push", "me/digits"]], ids=["alone", "pushed"])
+def test_hub(
+    push: list[str],
+    example: object,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The Hub is a folder here: what is uploaded is what is downloaded."""
+    store = tmp_path / "store"
+    api = SimpleNamespace(
+        create_repo=lambda repo, exist_ok: None,
+        upload_folder=lambda repo_id, folder_path: shutil.copytree(folder_path, store / repo_id),
+    )
+    hub = SimpleNamespace(HfApi=lambda: api, snapshot_download=lambda repo: str(store / repo))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    output = ["--output", str(tmp_path / "repo"), "--images", "300"]
+    assert example("hub").main([*output, *push]) == 0
     assert "the same as saved: True" in capsys.readouterr().out
     files = sorted(p.name for p in (tmp_path / "repo").iterdir())
     assert files == ["README.md", "config.json", "model.safetensors"]
-    config = json.loads((tmp_path / "repo" / "config.json").read_text())
-    config["builder"] = "os.system"
-    (tmp_path / "repo" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"os\.system.*not one of"):
-        hub.from_pretrained(tmp_path / "repo")
+    assert (store / "me" / "digits").is_dir() == bool(push)
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ from pursuitify import (
     pursuitify,
     robust,
     save,
+    save_pretrained,
     training,
 )
 from pursuitify import data as data_sets
@@ -197,10 +198,10 @@ def saved(path: Path) -> Path:
     return path
 
 
-def remembered(**options: Any) -> Any:
+def remembered(write: Callable[..., None], **options: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net"
-        save(network(), path, **options)
+        write(network(), path, **options)
         return read_origin(path)
 
 
@@ -984,7 +985,15 @@ SEEN: dict[str, Any] = {
     },
     "coherence": COHERENCE,
     "calibrate": CALIBRATE,
-    "save": {"origin": (remembered, partial(remembered, origin=Origin("mine.py:make")))},
+    **{
+        write.__name__: {
+            "origin": (
+                partial(remembered, write),
+                partial(remembered, write, origin=Origin("mine.py:make")),
+            )
+        }
+        for write in (save, save_pretrained)
+    },
     "load": LOAD,
     **{name: attack_entries(name) for name in BRIEF},
     "audit": AUDIT,

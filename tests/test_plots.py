@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 
 pytest.importorskip("matplotlib")
 
-import matplotlib
+import matplotlib.pyplot
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 
@@ -147,3 +149,15 @@ def test_without_matplotlib_the_extra_is_named(
     for draw in (partial(plot_structure, net), partial(plot_objective, trace)):
         with pytest.raises(MissingExtraError, match=r"pursuitify\[plots\]"):
             draw(tmp_path / "a.png")
+
+
+def test_a_notebook_shows_a_figure_once_as_a_picture() -> None:
+    """Its last value has a picture of its own, and pyplot has no figure left to show again."""
+    net = pursuitify(ChainNet(1, 3, width=2).eval())
+    figures: list[Any] = [plot_structure(net), plot_objective(net.diagnose(torch.rand(1, 1, 8, 8)))]
+    figures.append(pickle.loads(pickle.dumps(figures[1])))
+    for figure in figures:
+        assert figure._repr_png_().startswith(b"\x89PNG")
+        assert isinstance(figure, Figure)
+    assert figures[2]._repr_png_() == figures[1]._repr_png_(), "a pickled figure is the same"
+    assert not matplotlib.pyplot.get_fignums()

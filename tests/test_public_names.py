@@ -14,7 +14,16 @@ import pursuitify as package
 
 #: What scripts outside the project import (the public interface).
 PUBLIC = {
-    "pursuitify": ["pursuitify", "explain", "coherence", "calibrate", "save", "load", "relu_twin"],
+    "pursuitify": [
+        "pursuitify",
+        "explain",
+        "coherence",
+        "calibrate",
+        "save",
+        "load",
+        "relu_twin",
+        "save_pretrained",
+    ],
     "pursuitify.rules": ["linear", "activation", "frozen", "LinearMap", "Activation", "dottest"],
     "pursuitify.analysis": ["compare", "minimum_frame_potential"],
     "pursuitify.robust": ["fgsm", "pgd", "apgd", "audit", "certified_radius"],

@@ -14,14 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pursuitify.checkpoints.files import ORIGIN, read_checkpoint
 from pursuitify.errors import CheckpointError, OptionError
 from pursuitify.utils import option_checks
-from pursuitify.utils.atomic_files import read_tensors
-
-#: Key of the origin in the header of a file.
-ORIGIN = "origin"
-#: Key of the header in the file of a network.
-HEADER = "pursuitify"
 
 
 @dataclass(frozen=True)
@@ -156,10 +151,10 @@ def origin_of(
 
 
 def read_origin(path: Path) -> Origin | None:
-    """Return the origin that a checkpoint remembers; None where it remembers none.
+    """Return the origin that a checkpoint, a file or a folder, remembers; None if it has none.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, altered or of another kind.
+        CheckpointError: If it is missing, damaged, altered or of another kind.
     """
-    header, tensors = read_tensors(path, HEADER, "pursuitify.save")
+    header, tensors = read_checkpoint(path)
     return origin_of(header, tensors, path)

@@ -1,4 +1,4 @@
-"""Save and load: one safetensors file with a JSON header; no code, no pickle.
+"""Save and load: one safetensors file with a JSON header, or a folder with it; no code, no pickle.
 
 The file holds the network's tensors and says how it was converted and what identifies it: rows,
 operations, constants (``identity``). Loading converts the given model afresh and refuses the file
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pursuitify.checkpoints.files import HEADER, ORIGIN, WEIGHTS, read_checkpoint, write_config
 from pursuitify.checkpoints.network_identity import (
     PARTS,
     compare_operations,
@@ -26,7 +27,7 @@ from pursuitify.checkpoints.network_identity import (
     identity,
     shown,
 )
-from pursuitify.checkpoints.origin import HEADER, ORIGIN, Origin, origin_of
+from pursuitify.checkpoints.origin import Origin, origin_of
 from pursuitify.compiler.tracing.tracer import LeafModule
 from pursuitify.conversion.convert import PAPER_BETA
 from pursuitify.conversion.convert import pursuitify as convert
@@ -36,7 +37,7 @@ from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.rules import Key, Rule
 from pursuitify.solvers.settings import LATER_OPTIONS, OPTIONS, Settings
 from pursuitify.utils import option_checks
-from pursuitify.utils.atomic_files import read_tensors, write_tensors
+from pursuitify.utils.atomic_files import make_folder, write_tensors
 from pursuitify.version import VERSION
 
 #: Format 1 held the rows, not the operations and constants: read, with a warning.
@@ -62,14 +63,33 @@ def save(
         CheckpointError: If the file cannot be written; what stood at ``path`` is still there.
     """
     _check(net, "save")
-    tensors, header = net.state_dict(), _header(net)
-    header[NORMS] = _norms_record(net.certified_norms())
-    if origin is not None:
-        if not isinstance(origin, Origin):
-            raise OptionError(f"origin is a {type(origin).__name__}, not an Origin")
-        origin.check_tensors(tensors)
-        header[ORIGIN] = origin.to_dict()
-    write_tensors(Path(path), tensors, HEADER, header)
+    write_tensors(Path(path), net.state_dict(), HEADER, _header(net, origin))
+
+
+def save_pretrained(
+    net: PursuitNetwork, folder: str | os.PathLike[str], *, origin: Origin | None = None
+) -> None:
+    """Write a network to a folder as the Hugging Face Hub keeps models.
+
+    ``model.safetensors`` is what :func:`save` writes, and ``config.json`` repeats the options and
+    the origin. ``huggingface_hub.upload_folder`` pushes the folder, ``snapshot_download`` pulls it,
+    and :func:`load` reads it. The origin is public then, paths of data and of the model's file
+    included.
+
+    Args:
+        net: The network.
+        folder: Where to; made if it is not there. Other files in it are left as they are.
+        origin: As for :func:`save`.
+
+    Raises:
+        OptionError: If ``net`` is no pursuit network, or ``origin`` no origin of it.
+        CheckpointError: If a file cannot be written.
+    """
+    _check(net, "save_pretrained")
+    header = _header(net, origin)
+    target = make_folder(folder)
+    write_tensors(target / WEIGHTS, net.state_dict(), HEADER, header)
+    write_config(target, header)
 
 
 def load(
@@ -82,7 +102,7 @@ def load(
     """Convert a model as it was converted when saved, and load the saved tensors.
 
     Args:
-        path: A file written by :func:`save`.
+        path: A file written by :func:`save`, or a folder written by :func:`save_pretrained`.
         model: A model of the architecture that was converted; its weights do not matter. Never
             changed.
         rules: As for ``pursuitify``, where the conversion used any.
@@ -160,8 +180,13 @@ def _check(net: object, function: str) -> None:
         )
 
 
-def _header(net: PursuitNetwork) -> dict[str, Any]:
-    return {
+def _header(net: PursuitNetwork, origin: Origin | None) -> dict[str, Any]:
+    """Return the header of a network's file.
+
+    Raises:
+        OptionError: If the origin is none, or of another network.
+    """
+    header = {
         "format": FORMAT,
         "version": VERSION,
         "options": {
@@ -171,7 +196,14 @@ def _header(net: PursuitNetwork) -> dict[str, Any]:
             "nonnegative_thresholds": net.compiled_program.nonnegative,
         },
         **identity(net),
+        NORMS: _norms_record(net.certified_norms()),
     }
+    if origin is not None:
+        if not isinstance(origin, Origin):
+            raise OptionError(f"origin is a {type(origin).__name__}, not an Origin")
+        origin.check_tensors(net.state_dict())
+        header[ORIGIN] = origin.to_dict()
+    return header
 
 
 def _norms_record(known: CertifiedNorms) -> dict[str, Any]:
@@ -208,7 +240,7 @@ def _norms_of(header: Mapping[str, Any], path: Path) -> CertifiedNorms:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    header, tensors = read_tensors(path, HEADER, "pursuitify.save")
+    header, tensors = read_checkpoint(path)
     version = header.get("format")
     if version not in _READS:
         raise CheckpointError(

@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from pursuitify import coherence as measure
 from pursuitify import explain as dry_run
-from pursuitify import save
+from pursuitify import save, save_pretrained
 from pursuitify.analysis import compare as compare_models
 from pursuitify.checkpoints.save_load import save_source
 from pursuitify.cli import audit_command, calibrate_command, output_commands, training_commands
@@ -125,6 +125,14 @@ def convert(
         Path | None,
         typer.Option(help="Write the source's own weights, for the plain model to load."),
     ] = None,
+    hub: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write the checkpoint as the Hugging Face Hub keeps it: config.json and "
+            "model.safetensors.",
+        ),
+    ] = None,
     seed: SEED = 0,
     as_json: JSON = False,
 ) -> None:
@@ -134,18 +142,23 @@ def convert(
       pursuitify convert resnet18 --output resnet18.safetensors
       pursuitify convert resnet18 --weights my.pth --output net.safetensors
       pursuitify convert run --to-source plain.safetensors
+      pursuitify convert run --hub my-network
     """
-    if output is None and to_source is None:
-        raise OptionError("say what to write: --output for a checkpoint, --to-source for weights")
+    if output is None and to_source is None and hub is None:
+        raise OptionError(
+            "say what to write: --output for a checkpoint, --hub for a folder with it, --to-source "
+            "for weights"
+        )
     subject = subject_of(name, checkpoint)
     model = own_model(subject, classes, seed, weights)
     net = converted(model, subject.checkpoint, layout, iterations, solver=solver)
     facts: dict[str, Any] = {"latents": len(net.graph) - 1, "iterations": net.iterations}
     lines = []
-    if output is not None:
-        save(net, output, origin=subject.named(subject.classes(classes)))
-        facts["output"] = str(output)
-        lines.append(f"wrote {output}: {facts['latents']} latents, {net.iterations} sweeps")
+    for option, write, target in (("output", save, output), ("hub", save_pretrained, hub)):
+        if target is not None:
+            write(net, target, origin=subject.named(subject.classes(classes)))
+            facts[option] = str(target)
+            lines.append(f"wrote {target}: {facts['latents']} latents, {net.iterations} sweeps")
     if to_source is not None:
         # Of a normalised model the plain one is inside.
         save_source(net, to_source, part="" if subject.moments is None else "model")
@@ -154,7 +167,10 @@ def convert(
         if subject.moments is not None:
             mean, std = subject.moments
             facts |= {"mean": mean, "std": std}
-            lines.append(f"it expects images of [0, 1] less {mean}, divided by {std}")
+            lines.append(
+                f"it expects images of [0, 1] less {mean}, divided by {std}: with --weights, give "
+                "--normalise"
+            )
     show(facts, "\n".join(lines), as_json)
 
 

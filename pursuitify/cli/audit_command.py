@@ -86,13 +86,7 @@ def audit(
         skip_bad=skip_bad,
     )
     radius = shared.radius(eps, found.shape, norm)
-    model = shared.model_of(
-        subject,
-        seed=origin.seed,
-        classes=subject.classes_for(found),
-        weights=weights,
-        moments=(found.mean, found.std) if normalise else subject.moments,
-    )
+    model, _ = shared.model_for(subject, found, origin, weights, normalise)
     settings = {"layout": layout, "iterations": iterations, "solver": solver, "memory": memory}
     net = _network(model, subject.checkpoint, settings, device, plain=plain)
     shared.check_outputs(net, subject.name, found)

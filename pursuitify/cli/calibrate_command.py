@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,15 +61,7 @@ def calibrate(
         seed=seed,
         skip_bad=skip_bad,
     )
-    if normalise:
-        origin = replace(origin, mean=found.mean, std=found.std)
-    model = shared.model_of(
-        subject,
-        seed=origin.seed,
-        classes=subject.classes_for(found),
-        weights=weights,
-        moments=(origin.mean, origin.std) if origin.mean else None,
-    )
+    model, origin = shared.model_for(subject, found, origin, weights, normalise)
     held: Any = found.val
     chosen = torch.randperm(len(held), generator=torch.Generator().manual_seed(origin.seed))[:count]
     batches = DataLoader(Subset(held, chosen.tolist()), _BATCH)
@@ -81,6 +72,16 @@ def calibrate(
         report = net.calibration
     else:
         net = shared.converted(model, subject.checkpoint, layout, iterations)
+        kept = net.compiled_program.layout
+        if kept != "encoder":
+            options = " --normalise" if origin.mean else ""
+            typer.echo(
+                f"note: {subject.checkpoint} keeps its layout, {kept}. In the encoder layout a "
+                "trained model keeps more: pursuitify convert "
+                f"{name} --to-source plain.safetensors, then pursuitify calibrate {subject.name} "
+                f"--weights plain.safetensors{options}",
+                err=True,
+            )
         report = keep_outputs(net, batches, progress=not as_json)
     shared.show(report.to_dict(), report, as_json)
     if output is not None:

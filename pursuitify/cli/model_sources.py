@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pursuitify.checkpoints.files import weights_of
 from pursuitify.checkpoints.save_load import compare_shared
 from pursuitify.conversion import model_checks
 from pursuitify.errors import CheckpointError, OptionError
@@ -137,11 +138,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Args:
         model: The model, changed in place.
-        path: A safetensors file, or what ``torch.save`` wrote of a state_dict of plain tensors.
+        path: A safetensors file, a folder with a ``model.safetensors`` (as ``save_pretrained`` of
+            huggingface_hub writes it), or what ``torch.save`` wrote of a state_dict of plain
+            tensors.
 
     Raises:
         CheckpointError: If the file is missing, holds anything else, or does not fit.
     """
+    path = weights_of(path)
     try:
         if path.suffix == ".safetensors":
             weights = load_file(path)
@@ -153,11 +157,24 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise CheckpointError(f"{path} holds no plain tensors that can be read: {error}") from error
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{path} holds a {type(weights).__name__}, not a state_dict")
+    if is_normalised(weights) and not is_normalised(model.state_dict()):
+        raise CheckpointError(
+            f"{path} holds the weights of a model with a normalisation in front (mean, std, "
+            "model.*). Save those of the model inside, net.model.state_dict(), or write them with "
+            "`pursuitify convert RUN --to-source FILE`, and give --normalise beside them"
+        )
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from error
     compare_shared({k: v for k, v in weights.items() if isinstance(v, Tensor)}, model, path)
+
+
+def is_normalised(weights: Mapping[str, Any]) -> bool:
+    """Whether tensors by name are those of ``data.Normalised``: mean, std and a model's own."""
+    own = {name for name in weights if not name.startswith("pursuit.")}
+    inside = {name for name in own if name.startswith("model.")}
+    return bool(inside) and own - inside == {"mean", "std"}
 
 
 def _from_timm(name: str, classes: int | None, published: bool) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +12,15 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from pursuitify import load, pursuitify
-from pursuitify.cli.model_sources import load_model, load_weights, names_like
+from pursuitify.checkpoints.files import read_checkpoint
+from pursuitify.checkpoints.origin import Origin
+from pursuitify.cli.model_sources import is_normalised, load_model, load_weights, names_like
 from pursuitify.cli.subject import Subject
-from pursuitify.data import Data, Normalised
-from pursuitify.errors import OptionError
+from pursuitify.data import NAMES, Data, Normalised
+from pursuitify.errors import CheckpointError, InputError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.solvers.differentiation.modes import MODES
 from pursuitify.solvers.registry import SOLVERS
@@ -56,7 +59,7 @@ SWEEPS = Annotated[
 ]
 FILE = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="A file that `pursuitify convert` or `finetune` wrote."),
+    typer.Option("--checkpoint", help="What `pursuitify convert` or `finetune` wrote."),
 ]
 SEED = Annotated[int, typer.Option(help="Seed of weights and input.")]
 DATA_SEED = Annotated[
@@ -141,6 +144,40 @@ def own_model(
     return model_of(subject, seed=seed, classes=made, weights=weights, moments=subject.moments)
 
 
+def model_for(
+    subject: Subject, data: Data, origin: Origin, weights: Path | None, normalise: bool
+) -> tuple[nn.Module, Origin]:
+    """Return the model of a subject for its data, and the origin with the normalisation around it.
+
+    A line on standard error says so where published weights, which were trained on normalised
+    images, are used without a normalisation.
+
+    Args:
+        subject: The subject.
+        data: The data.
+        origin: The origin of a network for that data.
+        weights: The model's own weights, if any.
+        normalise: Whether to put the data's normalisation in front of the model; one that the
+            checkpoint remembers is there anyway.
+    """
+    if normalise:
+        origin = replace(origin, mean=data.mean, std=data.std)
+    if weights == _PUBLISHED and not origin.mean:
+        typer.echo(
+            f"note: the published weights of {subject.name} were trained on normalised images: "
+            "--normalise puts the data's normalisation in front of the model",
+            err=True,
+        )
+    model = model_of(
+        subject,
+        seed=origin.seed,
+        classes=subject.classes_for(data),
+        weights=weights,
+        moments=(origin.mean, origin.std) if origin.mean else None,
+    )
+    return model, origin
+
+
 def converted(
     model: nn.Module,
     checkpoint: Path | None,
@@ -165,6 +202,8 @@ def converted(
     Raises:
         OptionError: If a layout is asked for beside a checkpoint, which has one, or there is no
             such device.
+        CheckpointError: If the checkpoint is not of this model; says so where it is of a normalised
+            one.
     """
     place = device_of(device)
     settings: dict[str, Any] = {"iterations": iterations, "solver": solver, "memory": memory}
@@ -174,7 +213,15 @@ def converted(
         return pursuitify(model, layout=chosen, **{"iterations": 10, **given}).to(place)
     if layout is not None:
         raise OptionError(f"--layout {layout}: {checkpoint} was converted in a layout of its own")
-    net = load(checkpoint, model).eval()
+    try:
+        net = load(checkpoint, model).eval()
+    except CheckpointError as error:
+        if isinstance(model, Normalised) or not is_normalised(read_checkpoint(checkpoint)[1]):
+            raise
+        raise CheckpointError(
+            f"{checkpoint} is of a model with a normalisation in front, and does not say which: "
+            "give --normalise (calibrate, finetune, evaluate, audit), or name the run that it is of"
+        ) from error
     for name, value in given.items():
         setattr(net, name, value)
     return net.to(place)
@@ -233,8 +280,14 @@ def check_outputs(net: nn.Module, name: str, data: Data) -> None:
 
     Raises:
         OptionError: If there are fewer outputs than classes.
+        InputError: If the network does not take the images; says so where it takes them with
+            another number of channels.
     """
-    found = answers(net, data.test[0][0].unsqueeze(0)).shape[1]
+    image = data.test[0][0].unsqueeze(0)
+    try:
+        found = answers(net, image).shape[1]
+    except InputError as error:
+        raise InputError(f"{error}{_channels_hint(net, image, data.name)}") from error
     wanted = len(data.classes)
     if found < wanted:
         own = ".py:" in name
@@ -249,6 +302,21 @@ def check_outputs(net: nn.Module, name: str, data: Data) -> None:
             "for other labels, or the last outputs are idle",
             err=True,
         )
+
+
+def _channels_hint(net: nn.Module, image: Tensor, name: str) -> str:
+    """Return which --channels the network takes the image with, if that is all there is to it."""
+    if image.shape[1] == 1:
+        channels, other = 3, image.expand(-1, 3, -1, -1)
+    elif image.shape[1] == 3 and name not in NAMES:  # grey is for folders alone
+        channels, other = 1, image.mean(1, keepdim=True)
+    else:
+        return ""
+    try:
+        answers(net, other)
+    except InputError:
+        return ""
+    return f". Give --channels {channels}"
 
 
 def show(data: Any, text: Any, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The subject of a command: a model by name, or the folder or file of a run, which names it."""
+"""The subject of a command: a model by name, or a run or a checkpoint, which names it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from pursuitify.checkpoints.files import WEIGHTS
 from pursuitify.checkpoints.origin import Origin, read_origin
 from pursuitify.data import Data, load_data
 from pursuitify.errors import OptionError
@@ -24,7 +25,7 @@ class Subject:
 
     Attributes:
         name: The model's name, as ``load_model`` takes it.
-        checkpoint: The checkpoint, or None for the model as it is.
+        checkpoint: The checkpoint, a file or a folder, or None for the model as it is.
         origin: What the checkpoint remembers; an empty origin where there is nothing.
     """
 
@@ -159,7 +160,7 @@ def subject_of(name: str, checkpoint: Path | None) -> Subject:
 
     Args:
         name: A model's name, the folder of a run (of which the best weights are taken), or a
-            checkpoint's file.
+            checkpoint: its file, or its folder as ``save_pretrained`` writes it.
         checkpoint: What ``--checkpoint`` says, beside a model's name.
 
     Raises:
@@ -217,7 +218,11 @@ def shape_of(text: str) -> tuple[int, ...]:
 
 
 def _file_of(name: str) -> Path | None:
-    """Return the checkpoint that a name stands for; None where it is a model's name."""
+    """Return the checkpoint that a name stands for; None where it is a model's name.
+
+    Raises:
+        OptionError: If there is no such file, or the folder holds no checkpoint or two.
+    """
     if is_own(name) or name.startswith("timm:"):
         return None
     path = Path(name)
@@ -227,12 +232,15 @@ def _file_of(name: str) -> Path | None:
         return path
     if not path.is_dir() or _is_torchvision(name):
         return None
-    if not (path / BEST).is_file():
+    found = [file for file in (path / BEST, path / WEIGHTS) if file.is_file()]
+    if len(found) == 2:
+        raise OptionError(f"{path} holds {BEST} and {WEIGHTS}: name one of the files")
+    if not found:
         raise OptionError(
-            f"{path} holds no {BEST}, as `pursuitify finetune --output {path}` writes it: it is no "
-            "folder of a run"
+            f"{path} holds neither {BEST}, as `pursuitify finetune --output {path}` writes it, nor "
+            f"{WEIGHTS}, as `pursuitify convert MODEL --hub {path}` does: it is no folder of a run"
         )
-    return path / BEST
+    return path if found == [path / WEIGHTS] else found[0]
 
 
 def _is_torchvision(name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,16 +107,7 @@ def finetune(
         seed=seed,
         skip_bad=skip_bad,
     )
-    if normalise:
-        origin = replace(origin, mean=found.mean, std=found.std)
-    moments = (origin.mean, origin.std) if origin.mean else None
-    model = shared.model_of(
-        subject,
-        seed=origin.seed,
-        classes=subject.classes_for(found),
-        weights=weights,
-        moments=moments,
-    )
+    model, origin = shared.model_for(subject, found, origin, weights, normalise)
     net = shared.converted(model, subject.checkpoint, layout, iterations, solver=solver)
     shared.check_outputs(net, subject.name, found)
     try:
@@ -215,13 +205,7 @@ def evaluate(
         skip_bad=skip_bad,
     )
     ball = 0.0 if eps is None else shared.radius(eps, found.shape)
-    model = shared.model_of(
-        subject,
-        seed=origin.seed,
-        classes=subject.classes_for(found),
-        weights=weights,
-        moments=(found.mean, found.std) if normalise else subject.moments,
-    )
+    model, _ = shared.model_for(subject, found, origin, weights, normalise)
     net: PursuitNetwork = shared.converted(
         model,
         subject.checkpoint,
@@ -243,7 +227,8 @@ def evaluate(
         seed=origin.seed,
     )
     shown = f"PGD-{20 if attack_steps is None else attack_steps}"
-    table = Table(title=f"{rows[0]['samples']} samples of {found.name}, {part} part")
+    title = f"{rows[0]['samples']} samples of {found.name}, {part} part"
+    table = Table(title=title, min_width=len(title))
     for heading in ("sweeps", "accuracy", "loss", *([shown] if ball else [])):
         table.add_column(heading, justify="right")
     for row in rows:

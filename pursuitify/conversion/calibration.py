@@ -183,7 +183,7 @@ class Calibration(Shown):
 
 
 def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title)
+    table = Table(title=title, min_width=min(len(title), 80))
     for heading in headings:
         if heading == "row":
             table.add_column(heading, overflow="fold")

@@ -81,6 +81,7 @@ def load_data(
         if not Path(name).is_dir():
             raise OptionError(
                 f"{str(name)!r} is neither a data set ({', '.join(NAMES)}) nor a folder"
+                f"{option_checks.nearest(key, NAMES) or option_checks.nearest_path(Path(name))}"
             )
         _without_effect(str(name), root=(root, "data"), download=(download, False))
         return image_folder(

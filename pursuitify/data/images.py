@@ -35,6 +35,10 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         self.x = x
         self.y = y
 
+    def __repr__(self) -> str:
+        """Return how many images there are, and of which shape."""
+        return f"Images({len(self)} of {tuple(self.x.shape[1:])})"
+
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.x)

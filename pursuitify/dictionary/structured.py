@@ -45,6 +45,18 @@ class StructuredDictionary:
     readers: Readers
     branches: tuple[Branch, ...]
 
+    def __repr__(self) -> str:
+        """Return a line per row: the latent, its shape, the diagonal, what the row reads."""
+        known = dict(enumerate(self.names)) | {
+            -1 - i: f"input {i}" for i in range(len(self.inputs))
+        }
+        lines = [f"StructuredDictionary of {len(self.rows)} rows, by latent (batch included):"]
+        for row, shape in zip(self.rows, self.shapes, strict=True):
+            form = "identity" if row.diagonal is None else "operator"
+            read = dict.fromkeys(known[path.leaf] for slot in row.slots for path in slot)
+            lines.append(f"  {row.name} {tuple(shape)}: diagonal {form}, reads {', '.join(read)}")
+        return "\n".join(lines)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the latents, in graph order."""

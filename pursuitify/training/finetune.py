@@ -566,10 +566,8 @@ class Result:
         """
         shown = {"accuracy": "Accuracy"}
         with plots.style():
-            from matplotlib.figure import Figure
-
             if ax is None:
-                figure = Figure(figsize=(plots.WIDE, 3.4))
+                figure = plots.new_figure(plots.WIDE, 3.4)
                 shown = {"loss": "Loss", **shown}
                 panels = list(figure.subplots(1, 2))
             else:

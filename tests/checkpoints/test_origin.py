@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pursuitify import CheckpointError, OptionError, PursuitNetwork, load, pursuitify, save
-from pursuitify.checkpoints.origin import ORIGIN, Origin, origin_of, read_origin
+from pursuitify.checkpoints.files import ORIGIN
+from pursuitify.checkpoints.origin import Origin, origin_of, read_origin
 from pursuitify.checkpoints.save_load import save_source
 from pursuitify.data import Normalised
 from pursuitify.models import ChainNet

@@ -124,7 +124,10 @@ def test_a_folder_of_images_and_normalisation(factory, tmp_path):
     assert facts["setting"]["images"] == 16  # the whole test part, and nothing else
     assert facts["setting"]["classes"] == 2
     assert facts["setting"]["iterations"] == 1
-    assert audit(*common).exit_code == 1  # the checkpoint is of the normalised model
+    done = audit(*common)
+    assert done.exit_code == 1
+    assert "with a normalisation in front, and does not say which" in str(done.exception)
+    assert "give --normalise" in str(done.exception)
 
 
 REFUSED = {

@@ -79,6 +79,7 @@ def test_a_checkpoint_keeps_its_layout_and_offsets(folder: Path) -> None:
     options = ["--checkpoint", str(folder / "paper.safetensors"), "--output", str(out)]
     done = runner.invoke(app, ["calibrate", name, *options])
     assert done.exit_code == 0, done.output
+    assert "paper.safetensors keeps its layout, auto." in done.stderr
     again = load(out, model)
     assert again.offsets == "threshold"
     assert again.iterations == 3

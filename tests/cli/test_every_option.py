@@ -271,6 +271,7 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
             "layout": ([residual, *convert[1:]], [residual, *convert[1:], "--layout", "encoder"]),
             "output": ([make], convert),
             "to-source": ([make], [make, "--to-source", "OUT"]),
+            "hub": ([make], [make, "--hub", "OUT"]),
         },
         "diagnose": {
             **after(

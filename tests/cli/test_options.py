@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from pursuitify import OptionError, pursuitify
+from pursuitify import CheckpointError, InputError, OptionError, pursuitify
+from pursuitify.checkpoints.origin import Origin
 from pursuitify.cli import options
-from pursuitify.data import Data, Images
+from pursuitify.cli.subject import Subject
+from pursuitify.data import Data, Images, Normalised
 from pursuitify.models import ChainNet
 
 
@@ -77,3 +80,81 @@ def test_outputs_are_compared_with_labels(wrap: Any, capsys: pytest.CaptureFixtu
     with pytest.raises(OptionError, match=r"4 outputs, and toy has 6 classes.*last 2"):
         options.check_outputs(net, "net", data(6))
     assert getattr(net, "iterations", 3) == 3
+
+
+TWO = Data(
+    "two",
+    *[Images(torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))] * 3,
+    (1, 8, 8),
+    ("a", "b"),
+    (0.4,),
+    (0.3,),
+    None,
+)
+
+
+@pytest.mark.parametrize("weights", ["DEFAULT", "weights.pth"])
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("was", [Origin(), Origin(mean=(0.5,), std=(0.2,))], ids=["new", "run"])
+def test_a_normalisation_in_front(
+    weights: str,
+    normalise: bool,
+    was: Origin,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """It is the data's where it is asked for, else the run's; published weights ask for one."""
+    monkeypatch.setattr(options, "load_model", lambda *args, **kwargs: ChainNet(1, 2, width=2))
+    monkeypatch.chdir(tmp_path)
+    torch.save(ChainNet(1, 2, width=2).state_dict(), "weights.pth")
+    subject = Subject("resnet18", None, was)
+    model, origin = options.model_for(subject, TWO, was, Path(weights), normalise)
+    wanted = (TWO.mean, TWO.std) if normalise else (was.mean, was.std)
+    assert (origin.mean, origin.std) == wanted
+    assert isinstance(model, Normalised) == bool(wanted[0])
+    if wanted[0]:
+        assert model.mean.item() == pytest.approx(wanted[0][0])
+    said = "--normalise puts the data's normalisation in front" in capsys.readouterr().err
+    assert said == (weights == "DEFAULT" and not wanted[0])
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_weights_of_a_normalised_model(inside: bool, tmp_path: Path) -> None:
+    """They say what to save instead, and that is taken."""
+    (tmp_path / "nets.py").write_text(
+        "from pursuitify.models import ChainNet\ndef make():\n    return ChainNet(1, 2, width=2)\n"
+    )
+    net = Normalised(ChainNet(1, 2, width=2), (0.4,), (0.3,))
+    state = net.model.state_dict() if inside else net.state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    subject = Subject(f"{tmp_path / 'nets.py'}:make", None, Origin())
+    arguments = (subject, TWO, Origin(), tmp_path / "weights.pth", True)
+    if inside:
+        model, _ = options.model_for(*arguments)
+        for name, value in net.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value)
+    else:
+        with pytest.raises(CheckpointError, match=r"net\.model\.state_dict\(\), .* --normalise"):
+            options.model_for(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("takes", "image", "name", "hint"),
+    [
+        (3, (1, 8, 8), "digits", "Give --channels 3"),
+        (1, (3, 8, 8), "photos", "Give --channels 1"),
+        (1, (3, 8, 8), "cifar10", None),
+        (2, (1, 8, 8), "digits", None),
+        (2, (3, 8, 8), "photos", None),
+    ],
+)
+def test_other_channels_are_named_where_the_network_takes_them(
+    takes: int, image: tuple[int, ...], name: str, hint: str | None
+) -> None:
+    net = pursuitify(ChainNet(takes, 2, width=2).eval(), 1)
+    images = Images(torch.rand(2, *image), torch.tensor([0, 1]))
+    data = Data(name, images, images, images, image, ("a", "b"), (0.5,), (0.2,), None)
+    with pytest.raises(InputError, match=rf"needs \(batch, {takes}, size, size\)") as error:
+        options.check_outputs(net, "nets.py:make", data)
+    assert str(error.value).endswith(hint or "size, size)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,31 @@ def test_the_whole_way(run: Origin, folder: Path) -> None:
     assert "note: run/best.safetensors was trained on" in named.stderr
 
 
+def test_a_folder_as_the_hub_keeps_it_is_taken_as_a_run_is(run: Origin) -> None:
+    done = invoke("convert", "run", "--hub", "shared/net", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["hub"] == "shared/net"
+    assert subject_of("shared/net", None) == Subject("nets.py:make", Path("shared/net"), run)
+    assert subject_of("nets.py:make", Path("shared/net")).origin == run
+    Path("plain").mkdir(exist_ok=True)
+    to_source = ("convert", "shared/net", "--to-source", "plain/model.safetensors")
+    for arguments in (to_source, ("evaluate", "shared/net", "--sweeps", "0")):
+        done = invoke(*arguments, "--json")
+        assert done.exit_code == 0, done.output
+        assert "shared/net: nets.py:make, trained on" in done.stderr
+    ChainNet(1, 2, width=2).load_state_dict(load_file("plain/model.safetensors"), strict=True)
+    plain = invoke("convert", "nets.py:make", "--weights", "plain", "--output", "again")
+    assert plain.exit_code == 0, "a folder of a plain model's weights"
+    again = load_file("again")
+    for key, value in load_file("plain/model.safetensors").items():
+        assert torch.equal(again[key], value)
+    shutil.copytree("run", "both", dirs_exist_ok=True)
+    shutil.copy("shared/net/model.safetensors", "both")
+    with pytest.raises(OptionError, match=r"best\.safetensors and model\.safetensors: name one"):
+        subject_of("both", None)
+    assert subject_of("both/model.safetensors", None).origin == run
+
+
 def test_the_code_of_a_model_that_has_changed_is_not_run(run: Origin) -> None:
     Path("nets.py").write_text(FACTORY + "open('ran', 'w').close()\n")
     for arguments in (("evaluate", "run"), ("coherence", "run"), ("explain", "run")):
@@ -200,8 +227,8 @@ def test_names_that_stand_for_no_run(run: Origin, tmp_path: Path) -> None:
     save(pursuitify(ChainNet(1, 2, width=2)), "old.safetensors")
     assert subject_of("resnet18", None).name == "resnet18", "a model's name goes before a folder's"
     for name, words in (
-        ("empty", "holds no best.safetensors"),
-        ("resnet18/", "holds no best.safetensors"),
+        ("empty", "holds neither best.safetensors"),
+        ("resnet18/", "holds neither best.safetensors"),
         ("old.safetensors", "MODEL --checkpoint old.safetensors"),
         ("run/bset.safetensors", "did you mean 'run/best.safetensors'"),
     ):

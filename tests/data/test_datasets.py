@@ -219,3 +219,20 @@ def test_normalisation_stays_inside_the_model() -> None:
     net.iterations = 4
     objectives = [sweep.objective for sweep in net.diagnose(x).sweeps]
     assert objectives == sorted(objectives, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("digts", "digits"), ("CIFAR1O", "cifar10"), ("FOLDER/image", "images")]
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(
+    name: str, meant: str, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(OptionError) as error:
+        load_data(name.replace("FOLDER", str(tmp_path)))
+    assert str(error.value).endswith(f"{meant}'?")
+    assert "did you mean" in str(error.value)
+
+
+def test_images_are_printed_as_their_number_and_shape() -> None:
+    assert repr(Images(torch.zeros(5, 3, 8, 6), torch.zeros(5))) == "Images(5 of (3, 8, 6))"

@@ -24,6 +24,7 @@ from pursuitify.operators import (
     Reshape,
 )
 from pursuitify.robust import certified_radius
+from tests.support.nets import BY_NAME
 
 
 class Gate(nn.Module):
@@ -234,3 +235,18 @@ def test_maps_that_move_the_batch(linear: LinearMap, moves: bool) -> None:
     assert linear.moves_batch(4) == moves
     assert Adjoint(Permute((1, 0))).moves_batch(4)
     assert Chain((Permute((0, 1)), linear)).moves_batch(4) == moves
+
+
+def test_it_is_printed_as_a_line_per_row() -> None:
+    case = BY_NAME["conv_residual"]
+    net, x = pursuitify(case.build()), case.input()
+    d = net.dictionary(x)
+    head, *lines = repr(d).splitlines()
+    assert head == f"StructuredDictionary of {len(d.names)} rows, by latent (batch included):"
+    for line, name, latent in zip(lines, d.names, net.latents(x).values(), strict=True):
+        read = [other for other in net.graph.predecessors(name) if other != name]
+        read = [other.replace("input", "input 0") for other in read]
+        form = "identity" if net.graph.nodes[name]["layout"] == "encoder" else "operator"
+        start = f"  {name} {tuple(latent.shape)}: diagonal {form}, reads "
+        assert line.startswith(start)
+        assert set(line.removeprefix(start).split(", ")) == set(read)

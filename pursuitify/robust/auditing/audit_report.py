@@ -147,12 +147,16 @@ class AuditReport(Shown):
         s = self.setting
         low, high = self.interval(subject)
         sweeps = f", T = {s['iterations']}" if subject == "network" and "iterations" in s else ""
-        table = Table(
-            title=f"{subject}{sweeps}: {self.images} inputs, {s['norm']} ball of {s['eps']:.4g}, "
-            f"protocol {s['protocol']}",
-            caption=f"Per-example worst {self.worst(subject):.1%} (95 % interval {low:.1%} to "
-            f"{high:.1%}). New: fooled by nothing above.",
+        title = (
+            f"{subject}{sweeps}: {self.images} inputs, {s['norm']} ball of {s['eps']:.4g}, "
+            f"protocol {s['protocol']}"
         )
+        caption = (
+            f"Per-example worst {self.worst(subject):.1%} (95 % interval {low:.1%} to {high:.1%}). "
+            "New: fooled by nothing above."
+        )
+        # A table of few short rows is no narrower than its title.
+        table = Table(title=title, caption=caption, min_width=min(len(caption), 90))
         table.add_column("attack")
         table.add_column("sees")
         for heading in ("on", "accuracy", "new", "seconds"):
@@ -271,8 +275,8 @@ class AuditReport(Shown):
 
 
 def _radius(eps: float) -> str:
-    """Return an epsilon as it is written: in steps of 1/255 where it is a number of them."""
+    """Return an epsilon as it is written: in steps of 1/255 where two digits do not state it."""
     steps = 255 * eps
-    if 0 < eps < 1 and abs(steps - round(steps)) < 1e-6:
+    if 0 < eps < 1 and abs(steps - round(steps)) < 1e-6 and round(eps, 2) != round(eps, 6):
         return f"{round(steps)}/255"
     return f"{eps:.3g}"

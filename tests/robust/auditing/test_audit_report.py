@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pursuitify.robust import AuditReport
+from pursuitify.robust.auditing import audit_report
 from pursuitify.robust.auditing.red_flags import CurvePoint
 from pursuitify.robust.auditing.results_record import AttackResult
 
@@ -67,3 +68,11 @@ def test_the_picture_shows_every_network_and_no_negative_epsilon(norm: str, fact
     assert list(axes.lines[0].get_ydata()) == [0.9, 0.8, 0.55, 0.0]
     assert list(axes.lines[0].get_xdata()) == [0, 1, 2, 3]
     assert axes.get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("eps", "written"),
+    [(8 / 255, "8/255"), (2 / 255, "2/255"), (0.2, "0.2"), (0.1, "0.1"), (1.0, "1"), (0.0, "0")],
+)
+def test_radii_are_written_in_the_shorter_way(eps: float, written: str) -> None:
+    assert audit_report._radius(eps) == written
