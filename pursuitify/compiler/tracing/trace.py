@@ -311,7 +311,15 @@ def _traced(
         run = functools.partial(
             _run, root, model, leaves, example=example, generators=generators, printed=printed
         )
-        graph, modes, watch = run(choices=choices, answers=answers)
+        try:
+            graph, modes, watch = run(choices=choices, answers=answers)
+        except errors.TraceError:
+            if not reached.is_outdated():
+                raise
+        if reached.is_outdated():  # the forward has imported more code: now it is known
+            choices.restart()
+            vars(answers).update(vars(Answers(fixed=answers.fixed)))
+            return _traced(model, training, leaves, choices, example, answers, printed)
         hidden_state.check_buffers(root, model)
         count = len(graph.nodes)
         names = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
