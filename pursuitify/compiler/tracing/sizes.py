@@ -136,6 +136,9 @@ class Answers:
         text: What tensors have as their text; empty for one that no tensor has.
         written: Whether the text of a tensor was asked for.
         met: Whether a size was looked up where a number stands that is equal to it in the trial.
+        among_numbers: Whether a size that is not known was looked up in a container that holds
+            numbers, or tuples of them.
+        among_unseen: Whether one was looked up in a container that is not seen.
     """
 
     trial: TrialAnswers | None = None
@@ -144,6 +147,8 @@ class Answers:
     met: bool = False
     text: str = ""
     written: bool = False
+    among_numbers: bool = False
+    among_unseen: bool = False
 
 
 #: Sizes to try in every case: all alike, all different, and those of images.

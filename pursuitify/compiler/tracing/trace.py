@@ -320,6 +320,9 @@ def _traced(
             choices.restart()
             vars(answers).update(vars(Answers(fixed=answers.fixed)))
             return _traced(model, training, leaves, choices, example, answers, printed)
+        # What sizes are looked up among is not all tried: it may be computed, or be arithmetic.
+        if answers.among_numbers or answers.among_unseen:
+            return None
         hidden_state.check_buffers(root, model)
         count = len(graph.nodes)
         names = [str(n.target) for n in graph.nodes if n.op == "get_attr"]

@@ -19,7 +19,13 @@ from torch.nn.utils import parametrize
 from pursuitify import errors
 from pursuitify.compiler.tracing import contexts, guards, hidden_state, nodes, size_branches
 from pursuitify.compiler.tracing.contexts import Watch
-from pursuitify.compiler.tracing.proxies import TracedSizes, TracedTensor, Unnamed, receiving_call
+from pursuitify.compiler.tracing.proxies import (
+    TracedSizes,
+    TracedTensor,
+    Unnamed,
+    looked_up_in,
+    receiving_call,
+)
 from pursuitify.compiler.tracing.size_branches import EXAMPLE, Choices, Judge
 from pursuitify.compiler.tracing.sizes import Answers, UnknownError, reads
 from pursuitify.rules import preprocessing, split_ops
@@ -260,6 +266,26 @@ class Tracer(fx.Tracer):
                 self.choices.impossible = self.choices.impossible or text
             self.create_proxy("call_function", guards.assume, (obj, value, text), {})
         return value
+
+    def note_lookup(self, obj: fx.Proxy, frame: FrameType) -> None:
+        """Note what a size is looked up in, before its value is asked for.
+
+        Args:
+            obj: The size.
+            frame: The frame whose code has it hashed.
+        """
+        answers = self.answers
+        if self.is_over or answers.fixed or answers.trial is not None:
+            return
+        if self.type_of(obj) in (torch.dtype, torch.device, torch.layout, str, bool):
+            return  # of which there are few: all are tried
+        container = looked_up_in(frame)
+        kind = next((k for k in _KEYED if issubclass(type(container), k)), None)
+        if kind is not None:
+            keys = [*kind.__iter__(container)]
+            answers.among_numbers = answers.among_numbers or any(map(_is_number, keys))
+        elif container is not None:
+            answers.among_unseen = True
 
     def hash_of(self, obj: fx.Proxy) -> int:
         """Return the hash of a traced value: a size, or the identity of anything else."""
@@ -560,6 +586,17 @@ _OF_SEVERAL = {
     torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack,
     torch.dstack, torch.column_stack,
 }  # fmt: skip
+#: Containers in which values are looked up by their hash.
+_KEYED: tuple[Any, ...] = (dict, set, frozenset)
+
+
+def _is_number(key: Any) -> bool:
+    """Whether a key may be equal to a size, or to several."""
+    if issubclass(type(key), fx.Proxy):
+        return False
+    return isinstance(key, (int, float)) or (isinstance(key, tuple) and any(map(_is_number, key)))
+
+
 #: Nothing stands for a traced value.
 _NOTHING = object()
 _DROPOUTS = (

@@ -510,7 +510,7 @@ _IMPORTING = {
     "eval": "from torch import Tensor\n    return eval('x * 2 if type(x) is Tensor else x')",
     "exec": (
         "held = {{}}\n"
-        "    exec('def f(x):\\n return x * (1 + (type(x).__name__ == \"Tensor\"))', globals(), held)\n"
+        "    exec('f = lambda x: x * (1 + (type(x).__name__ == \"Tensor\"))', globals(), held)\n"
         "    return held['f'](x)"
     ),
 }
