@@ -513,10 +513,11 @@ def _skeleton(model: nn.Module) -> nn.Module:
         raise errors.TraceError(
             f"{type(model).__name__} cannot be copied: {_computed(model)}"
         ) from error
-    except TypeError as error:  # of what Python cannot copy: a lock, an open file, a generator
+    except Exception as error:  # Python copies no lock, and a __deepcopy__ raises what it likes
         raise errors.TraceError(
             f"{type(model).__name__} cannot be copied: {error}. Make what cannot be copied outside "
-            "the model, or give the class that holds it a __deepcopy__"
+            "the model (a scripted function: put the Python function it was made of in its place), "
+            "or give the class that holds it a __deepcopy__"
         ) from error
 
 

@@ -49,6 +49,13 @@ def _tensors_of(module: nn.Module) -> dict[str, Any]:
     return {**vars(module).get("_parameters", {}), **vars(module).get("_buffers", {})}
 
 
+def _writes_out(node: fx.Node) -> bool:
+    """Whether a function that a node calls has a tensor, or several, as its ``out``."""
+    out = node.kwargs.get("out")
+    written = out if isinstance(out, (tuple, list)) else (out,)
+    return any(isinstance(tensor, fx.Node) for tensor in written)
+
+
 def _is_read(value: Any, path: str) -> bool:
     """Whether a value is the proxy of the tensor at a path."""
     return isinstance(value, fx.Proxy) and (value.node.op, value.node.target) == ("get_attr", path)
@@ -149,6 +156,13 @@ class Tracer(fx.Tracer):
                 f"the forward calls {name} itself, which asks for the derivatives of a graph that "
                 "the network does not have: take them outside the forward, of the network's output "
                 "or of what net.infer(x) gives"
+            )
+        if node.op == "call_function" and _writes_out(node):
+            name = getattr(node.target, "__name__", node.target)
+            self.graph.erase_node(node)
+            raise errors.TraceError(
+                f"the forward lets {name} write into a tensor (out=), which the conversion would "
+                "lose: use the value that the function returns"
             )
         self.watch.note(node)
         if torch_internals.is_assertion(node.target):

@@ -74,6 +74,8 @@ class _Type(type, metaclass=_Asked):
 def _length(value: Any, /) -> Any:
     """Return ``len(value)``, of a traced tensor its first size."""
     if {fx.Proxy, Tensor} <= set(type(value).__mro__):
+        if value.node.target == "tolist":  # a list when the model runs
+            return value.tracer.create_proxy("call_function", len, (value,), {})
         return value.size(0)
     return len(value)
 

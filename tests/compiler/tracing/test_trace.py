@@ -213,6 +213,82 @@ def test_a_forward_that_raises_whatever_the_sizes_is_said_to() -> None:
         pursuitify(Net(body))
 
 
+def _into_new(_self: Any, x: Tensor) -> Tensor:
+    made = torch.empty_like(x)
+    torch.mul(x, 2, out=made)
+    return x + made
+
+
+def _into_buffer(self: Any, x: Tensor) -> Tensor:
+    torch.sum(x, (0, 1), out=self.count)
+    return x + self.count
+
+
+def _into_itself(_self: Any, x: Tensor) -> Tensor:
+    torch.clamp(x, min=0.1, out=x)
+    return x
+
+
+def _into_several(_self: Any, x: Tensor) -> Tensor:
+    values, places = torch.empty_like(x[:, 0]), torch.empty_like(x[:, 0], dtype=torch.int64)
+    torch.max(x, 1, out=(values, places))
+    return x + values[:, None]
+
+
+@pytest.mark.parametrize("body", [_into_new, _into_buffer, _into_itself, _into_several])
+def test_what_a_function_writes_into_its_out_is_refused(body: Any) -> None:
+    """It was lost: T = 0 was right, sweeps were not."""
+    with torch.no_grad(), pytest.raises(TraceError, match=r"write into a tensor \(out=\)"):
+        pursuitify(Net(body).eval())
+
+
+class _Uncopied:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("closed"), OwnError("none"), AttributeError("gone")])
+def test_a_model_that_cannot_be_copied_is_refused_whatever_that_raises(error: Exception) -> None:
+    model = Net(raising)
+    model.held = _Uncopied(error)
+    report = explain(model)
+    assert "Net cannot be copied" in report.problems[0].reason
+    assert "__deepcopy__" in report.problems[0].reason
+
+
+def test_a_scripted_function_that_a_model_holds_is_refused() -> None:
+    model = Net(raising)
+    model.held = torch.jit.script(_doubled)
+    with pytest.raises(TraceError, match="put the Python function"):
+        pursuitify(model)
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+#: Questions whose answers tensors of the usual kind have in common, after y = relu(fc(x)).
+ANSWERED = {
+    "layout": lambda _self, x: x if x.layout == torch.strided else x.to_dense(),
+    "no layout": lambda _self, x: x.to_dense() if x.layout != torch.strided else x,
+    "rank of a part": lambda _self, x: x if x[:, :3].dim() == 2 else -x,
+    "rank of a column": lambda _self, x: x if x[:, 0].ndim == 1 else -x,
+    "rank of a part with one more": lambda _self, x: x if x[..., None].dim() == 3 else -x,
+    "list": lambda _self, x: x * len(x.tolist()),
+    "list of a part": lambda _self, x: x * len(x[0].tolist()),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ANSWERED)
+def test_what_usual_tensors_answer_alike_needs_no_example(name: str, training: bool) -> None:
+    x = torch.randn(3, 4, dtype=torch.float64)
+    compare(pursuitify, Net(ANSWERED[name]).double(), x, training=training, tolerance=1e-12)
+
+
 @pytest.mark.parametrize("sweeps", [0, 2])
 def test_the_branch_not_taken_is_an_error(sweeps: int) -> None:
     net = pursuitify(Net(either), iterations=sweeps)
