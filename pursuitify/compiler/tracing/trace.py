@@ -364,7 +364,7 @@ def _traced(
         tried_at = trials(reached.numbers, reached.computed)
         for trial in tried_at if answers.asked and not answers.fixed else ():
             hidden_state.rewind(root, before, held)
-            tried = Answers(trial)
+            tried = Answers(trial, compared=answers.compared)
             try:
                 other, _, _ = run(choices=repeated.again(), answers=tried, seed=1)
                 others = _constants(other, root, model, before)

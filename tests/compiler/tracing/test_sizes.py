@@ -145,6 +145,8 @@ SIZES: dict[str, Body] = {
     "named": named,
     "looked up later": looked_up_later,
     "square": lambda _net, x: 2 * x if len({*x.shape[2:]}) == 1 else x,
+    "equal sets": lambda _net, x: 2 * x if {*x.shape[2:]} == {8} else x,
+    "part of a set": lambda _net, x: 2 * x if {*x.shape[2:]} <= {8, 16} else x,
     "twice": lambda _net, x: 2 * x if Counter(x.shape)[x.size(2)] == 2 else x,
     "hash": lambda _net, x: 2 * x if hash(x.size(2)) == 8 else x,
 }

@@ -277,6 +277,8 @@ ANSWERED = {
     "rank of a part": lambda _self, x: x if x[:, :3].dim() == 2 else -x,
     "rank of a column": lambda _self, x: x if x[:, 0].ndim == 1 else -x,
     "rank of a part with one more": lambda _self, x: x if x[..., None].dim() == 3 else -x,
+    "two shapes": lambda self, x: x + self.fc1(x) if self.fc1(x).shape == x.shape else x,
+    "other sizes": lambda _self, x: x * (3 if x[:, :2].shape[1] != x.shape[1] else 2),
     "list": lambda _self, x: x * len(x.tolist()),
     "list of a part": lambda _self, x: x * len(x[0].tolist()),
 }
@@ -287,6 +289,17 @@ ANSWERED = {
 def test_what_usual_tensors_answer_alike_needs_no_example(name: str, training: bool) -> None:
     x = torch.randn(3, 4, dtype=torch.float64)
     compare(pursuitify, Net(ANSWERED[name]).double(), x, training=training, tolerance=1e-12)
+
+
+def test_inputs_are_taken_to_have_the_sizes_of_a_table_that_is_resized_otherwise() -> None:
+    def body(self: Any, x: Tensor) -> Tensor:
+        table = self.table[:1] if self.table.shape[0] != x.shape[0] else self.table
+        return x + table
+
+    model = Net(body).double()
+    model.register_buffer("table", torch.rand(250, 4, dtype=torch.float64))
+    x = torch.randn(250, 4, dtype=torch.float64)
+    compare(pursuitify, model, x, training=False, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("sweeps", [0, 2])
