@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pursuitify.errors import OptionError, Problem, PursuitifyError, VerificationError
+from pursuitify.errors import (
+    OptionError,
+    Problem,
+    PursuitifyError,
+    RangeError,
+    VerificationError,
+)
 from pursuitify.network import tensor_differences, verification
 from pursuitify.network.pursuit_network import PursuitNetwork
 
@@ -44,6 +50,7 @@ def compare_with_source(net: PursuitNetwork, model: nn.Module, inputs: Sequence[
     Raises:
         OptionError: If the model itself cannot run on the inputs.
         VerificationError: If they differ; lists what, in which mode.
+        RangeError: If the sweeps leave the range of their precision.
     """
     source = copy.deepcopy(model)
     modes = {module: module.training for module in net.modules()}
@@ -126,6 +133,8 @@ def _proven(net: PursuitNetwork, inputs: Sequence[Tensor], mode: str) -> Sequenc
         net.verify(*inputs)
     except VerificationError as error:
         return error.problems
+    except RangeError as error:  # the network is the model, and only its sweeps cannot be computed
+        raise RangeError(f"on example_inputs, in {mode} mode: {error}") from error
     except PursuitifyError as error:
         text = f"in {mode} mode the model runs, and its pursuit does not: {error}"
         return [Problem("-", net.source_name, "", text, "")]

@@ -120,6 +120,7 @@ def pursuitify(
         TraceError: If torch.fx cannot follow the model.
         ConversionError: If operations cannot be converted; lists all of them.
         VerificationError: If the network differs from the model on ``example_inputs``.
+        RangeError: If its sweeps leave the range of their precision on them.
         InputError: If there is no batch in ``calibrate``, one does not fit, or the output holds no
             class scores.
 

@@ -60,7 +60,7 @@ def step_sizes(
         whole = torch.stack([f.all() for f in inside]).all() if readable(inside[0]) else None
     if whole is not None and not bool(whole):
         lost = [
-            f"{name!r} needs {float(exact.detach().flatten()[~fine.flatten()][0]):.3g}"
+            f"{name!r} needs {_said(float(exact.detach().flatten()[~fine.flatten()][0]))}"
             for name, exact, fine in zip(names, exacts, inside, strict=True)
             if not bool(fine.all())
         ]
@@ -71,6 +71,11 @@ def step_sizes(
             "iterations=0"
         )
     return gammas
+
+
+def _said(step: float) -> str:
+    """Return a step in words; one whose constant is infinite is smaller than any number."""
+    return f"{step:.3g}" if step > 0 else "a smaller one than there is"
 
 
 def _steps(beta: Tensor, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

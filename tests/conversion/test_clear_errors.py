@@ -11,6 +11,7 @@ from torch import nn
 
 from pursuitify import InputError, OptionError, PursuitNetwork, coherence, pursuitify
 from pursuitify.conversion.calibration import calibrate
+from pursuitify.errors import RangeError
 from pursuitify.robust import audit
 from pursuitify.training.batches import Share, batches
 
@@ -75,3 +76,25 @@ def test_latents_of_an_objective() -> None:
 def test_batch_sizes(size: Any) -> None:
     with pytest.raises(OptionError, match=r"batch_size=.*whole number >= 1"):
         batches((X, Y), size, Share(), train=False)
+
+
+def large(power: float) -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2)
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        layers[2].weight.mul_(10.0**power)
+    return model
+
+
+@pytest.mark.parametrize("steps", ["adaptive", "certified"])
+def test_steps_out_of_range_are_not_taken_for_a_wrong_conversion(steps: str) -> None:
+    """Weights of 1e19 are in range, whose squares are not; the step of weights of 1e30 is not."""
+    x = torch.rand(2, 4)
+    net = pursuitify(large(19), iterations=2, layout="encoder", steps=steps, example_inputs=x)
+    assert net(x).isfinite().all()
+    reason = r"on example_inputs, in evaluation mode: the steps of 1 latent\(s\) leave the range"
+    with pytest.raises(RangeError, match=reason):
+        pursuitify(large(30), iterations=2, layout="encoder", steps=steps, example_inputs=x)
+    net = pursuitify(large(30).double(), iterations=2, steps=steps, example_inputs=x.double())
+    assert net(x.double()).isfinite().all()

@@ -229,6 +229,8 @@ def _evaluate(value: Any, root: nn.Module) -> Any:
     if value.target is getattr and value.args[1] in {"dtype", "device", "is_cuda"}:
         like = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(()))
         return getattr(like, str(value.args[1]))
+    if value.target is getattr and value.args[1] == "layout":
+        return torch.strided
     if value.target is getattr and value.args[1] in {"type", "index"}:
         return getattr(_evaluate(value.args[0], root), str(value.args[1]))
     if value.target in {"size", operator.getitem} and len(value.args) == 2:
@@ -309,6 +311,10 @@ def rank(node: fx.Node, root: nn.Module) -> int | None:
         return inner if kept else None if count is None else inner - count
     if name in {"unsqueeze", "stack"}:
         return None if inner is None else inner + 1
+    if name == "getitem" and inner is not None and isinstance(node.args[1], tuple):
+        keys = [key for key in node.args[1] if key is not Ellipsis and not isinstance(key, slice)]
+        plain = all(key is None or type(key) is int for key in keys)
+        return inner + sum(1 if key is None else -1 for key in keys) if plain else None
     if name in {"squeeze", "getitem", "select", "unflatten", "unbind"}:
         return None
     return inner

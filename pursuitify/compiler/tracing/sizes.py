@@ -17,8 +17,8 @@ import operator
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
+from types import CodeType, MappingProxyType
 from typing import Any
 
 import torch
@@ -136,6 +136,10 @@ class Answers:
         text: What tensors have as their text; empty for one that no tensor has.
         written: Whether the text of a tensor was asked for.
         met: Whether a size was looked up where a number stands that is equal to it in the trial.
+        among_numbers: Whether a size that is not known was looked up in a container that holds
+            numbers, or tuples of them.
+        among_unseen: Whether one was looked up in a container that is not seen.
+        compared: Where the code, outside trials, compares a size by ``==``: code and offset.
     """
 
     trial: TrialAnswers | None = None
@@ -144,6 +148,9 @@ class Answers:
     met: bool = False
     text: str = ""
     written: bool = False
+    among_numbers: bool = False
+    among_unseen: bool = False
+    compared: set[tuple[CodeType, int]] = field(default_factory=set)
 
 
 #: Sizes to try in every case: all alike, all different, and those of images.
@@ -343,7 +350,7 @@ class World:
             if node not in self._values:
                 try:
                     self._values[node] = self._run(node)
-                except (UnknownError, *_FAILURES):
+                except Exception:  # modules, wrapped functions and assertions raise what they like
                     self._values[node] = UnknownError
 
     def _run(self, node: fx.Node) -> Any:
@@ -426,8 +433,15 @@ def usual(rank: int, channels: int | None, dtype: torch.dtype) -> list[Tensor]:
 
 
 def agreed(node: fx.Node, worlds: Sequence[World]) -> bool | None:
-    """Return the value that an inequality has in every world that knows it; None otherwise."""
-    if node.target not in _INEQUALITIES:
+    """Return the value that a comparison has in every world that knows it; None otherwise.
+
+    It is an inequality, or asks whether sizes of two tensors that come of inputs are equal: usual
+    sizes do not say which number a size is equal to.
+    """
+    tensors = set(_tensors(node))
+    between = len(tensors) > 1 and all(map(nodes.reads_input, tensors))
+    equality = node.target in {operator.eq, operator.ne} and between
+    if node.target not in _INEQUALITIES and not equality:
         return None
     found = set()
     for world in worlds:

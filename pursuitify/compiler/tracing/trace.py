@@ -311,7 +311,18 @@ def _traced(
         run = functools.partial(
             _run, root, model, leaves, example=example, generators=generators, printed=printed
         )
-        graph, modes, watch = run(choices=choices, answers=answers)
+        try:
+            graph, modes, watch = run(choices=choices, answers=answers)
+        except errors.TraceError:
+            if not reached.is_outdated():
+                raise
+        if reached.is_outdated():  # the forward has imported more code: now it is known
+            choices.restart()
+            vars(answers).update(vars(Answers(fixed=answers.fixed)))
+            return _traced(model, training, leaves, choices, example, answers, printed)
+        # What sizes are looked up among is not all tried: it may be computed, or be arithmetic.
+        if answers.among_numbers or answers.among_unseen:
+            return None
         hidden_state.check_buffers(root, model)
         count = len(graph.nodes)
         names = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
@@ -353,7 +364,7 @@ def _traced(
         tried_at = trials(reached.numbers, reached.computed)
         for trial in tried_at if answers.asked and not answers.fixed else ():
             hidden_state.rewind(root, before, held)
-            tried = Answers(trial)
+            tried = Answers(trial, compared=answers.compared)
             try:
                 other, _, _ = run(choices=repeated.again(), answers=tried, seed=1)
                 others = _constants(other, root, model, before)
@@ -502,10 +513,11 @@ def _skeleton(model: nn.Module) -> nn.Module:
         raise errors.TraceError(
             f"{type(model).__name__} cannot be copied: {_computed(model)}"
         ) from error
-    except TypeError as error:  # of what Python cannot copy: a lock, an open file, a generator
+    except Exception as error:  # Python copies no lock, and a __deepcopy__ raises what it likes
         raise errors.TraceError(
             f"{type(model).__name__} cannot be copied: {error}. Make what cannot be copied outside "
-            "the model, or give the class that holds it a __deepcopy__"
+            "the model (a scripted function: put the Python function it was made of in its place), "
+            "or give the class that holds it a __deepcopy__"
         ) from error
 
 
@@ -661,11 +673,23 @@ def _explain(error: Exception, model: nn.Module, tracer: Tracer, example: tuple[
     reason = ((tracer.unseen or str(error)).strip().splitlines() or ["no message"])[0].rstrip(".")
     if function is not None:
         return f"{where}{kind}: {reason}. {contexts.MODULE_OF_ITS_OWN}"
+    if _declined(error):
+        return f"{where}{kind}: {reason}. {_declined_advice(tracer, example)}"
+    return f"{where}{kind}: {reason}. {_advice(error, model, frames)}"
+
+
+def _declined_advice(tracer: Tracer, example: tuple[Any, ...]) -> str:
+    """Return what to do where the model's own code raises an error while it is traced."""
     guessed = [text for text in tracer.choices.taken if text not in tracer.choices.certain]
-    branches = ""
-    if guessed and not example and _declined(error):
-        branches = f". It branches on sizes (`{guessed[-1]}`), which were guessed. {EXAMPLE}"
-    return f"{where}{kind}: {reason}. {_advice(error, model, frames)}{branches}"
+    if guessed and not example:
+        return (
+            "The forward raises this itself. It branches on sizes "
+            f"(`{guessed[-1]}`), which were guessed. {EXAMPLE}"
+        )
+    return (
+        "The forward raises this itself, on the way that it takes while it is traced: see that the "
+        "model runs on its inputs, and that what it needs is there without them"
+    )
 
 
 def _advice(error: Exception, model: nn.Module, frames: traceback.StackSummary) -> str:
@@ -675,6 +699,15 @@ def _advice(error: Exception, model: nn.Module, frames: traceback.StackSummary) 
             "Activation checkpointing decides by the tensors themselves what to keep. It changes "
             "no value: turn it off for the conversion"
         )
+    if any(f.name.startswith("_check") and f.filename == torch.__file__ for f in frames):
+        return (
+            "torch._check and its kin take no traced condition: write assert condition, text, "
+            "which is guarded where the condition is on sizes, or torch._assert(condition, text), "
+            "which is kept for values as well"
+        )
+    own = [f.line or "" for f in frames if not f.filename.startswith((_TORCH, _HERE, "<"))]
+    if isinstance(error, fx.proxy.TraceError) and own and own[-1].startswith("assert "):
+        return "Write torch._assert(condition, text), which is kept"
     named = _CALLED.match(str(error))
     if isinstance(error, TypeError) and named and named[1] in _FACTORIES:
         name = named[1]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from types import FunctionType
+from types import FrameType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,13 @@ from torch.nn.utils import parametrize
 from pursuitify import errors
 from pursuitify.compiler.tracing import contexts, guards, hidden_state, nodes, size_branches
 from pursuitify.compiler.tracing.contexts import Watch
-from pursuitify.compiler.tracing.proxies import TracedSizes, TracedTensor, Unnamed
+from pursuitify.compiler.tracing.proxies import (
+    TracedSizes,
+    TracedTensor,
+    Unnamed,
+    looked_up_in,
+    receiving_call,
+)
 from pursuitify.compiler.tracing.size_branches import EXAMPLE, Choices, Judge
 from pursuitify.compiler.tracing.sizes import Answers, UnknownError, reads
 from pursuitify.rules import preprocessing, split_ops
@@ -40,6 +47,13 @@ _ASKS_AUTOGRAD = {
 def _tensors_of(module: nn.Module) -> dict[str, Any]:
     """Return the tensors that a module holds itself, by name."""
     return {**vars(module).get("_parameters", {}), **vars(module).get("_buffers", {})}
+
+
+def _writes_out(node: fx.Node) -> bool:
+    """Whether a function that a node calls has a tensor, or several, as its ``out``."""
+    out = node.kwargs.get("out")
+    written = out if isinstance(out, (tuple, list)) else (out,)
+    return any(isinstance(tensor, fx.Node) for tensor in written)
 
 
 def _is_read(value: Any, path: str) -> bool:
@@ -93,6 +107,9 @@ class Tracer(fx.Tracer):
         self.unseen = ""
         self.answers = Answers() if answers is None else answers
         self.is_over = False
+        # Texts: the frame of each, and the offsets there of the call that gets it, which was not
+        # seen to be an assertion so far, and of what formats it.
+        self._messages: list[tuple[FrameType, range, int]] = []
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace as if nothing surrounded the conversion, and watch what the forward opens."""
@@ -106,6 +123,9 @@ class Tracer(fx.Tracer):
                     graph = super().trace(root, concrete_args)
             finally:
                 self.is_over = True
+                if self._messages:  # of a call that was no assertion
+                    self.answers.asked = True
+                    self._messages.clear()
             for module, path in self._called.items():  # what is set after the call is for the next
                 self._check_settings(module, path)
             return graph
@@ -137,8 +157,30 @@ class Tracer(fx.Tracer):
                 "the network does not have: take them outside the forward, of the network's output "
                 "or of what net.infer(x) gives"
             )
+        if node.op == "call_function" and _writes_out(node):
+            name = getattr(node.target, "__name__", node.target)
+            self.graph.erase_node(node)
+            raise errors.TraceError(
+                f"the forward lets {name} write into a tensor (out=), which the conversion would "
+                "lose: use the value that the function returns"
+            )
         self.watch.note(node)
+        if torch_internals.is_assertion(node.target):
+            self._forget_message(node.target)
         return node
+
+    def _forget_message(self, assertion: Any) -> None:
+        """Note that texts were the message of an assertion, which is being called."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code is not assertion.__code__:
+            frame = frame.f_back
+        if frame is not None and frame.f_back is not None:
+            caller = frame.f_back
+            self._messages = [
+                (place, call, step)
+                for place, call, step in self._messages
+                if place is not caller or caller.f_lasti not in call
+            ]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether to keep the module as one node."""
@@ -239,14 +281,47 @@ class Tracer(fx.Tracer):
             self.create_proxy("call_function", guards.assume, (obj, value, text), {})
         return value
 
+    def note_lookup(self, obj: fx.Proxy, frame: FrameType) -> None:
+        """Note what a size is looked up in, before its value is asked for.
+
+        Args:
+            obj: The size.
+            frame: The frame whose code has it hashed.
+        """
+        answers = self.answers
+        if self.is_over or answers.fixed or answers.trial is not None:
+            return
+        if self.type_of(obj) in (torch.dtype, torch.device, torch.layout, str, bool):
+            return  # of which there are few: all are tried
+        container = looked_up_in(frame)
+        kind = next((k for k in _KEYED if issubclass(type(container), k)), None)
+        if kind is not None:
+            keys = [*kind.__iter__(container)]
+            answers.among_numbers = answers.among_numbers or any(map(_is_number, keys))
+        elif container is not None:
+            answers.among_unseen = True
+
     def hash_of(self, obj: fx.Proxy) -> int:
         """Return the hash of a traced value: a size, or the identity of anything else."""
         value = self._answer(obj)
         return object.__hash__(obj) if value is _NOTHING else hash(value)
 
-    def text_of(self, obj: fx.Proxy) -> Any:
-        """Return what has the text of a traced value: a size, or an ``Unnamed``."""
-        value = self._answer(obj)
+    def text_of(self, obj: fx.Proxy, frame: FrameType | None = None) -> Any:
+        """Return what has the text of a traced value: a size, or an ``Unnamed``.
+
+        Args:
+            obj: The value.
+            frame: The frame whose f-string it is for. A text that goes to an assertion and nowhere
+                else is a message, on which the forward does not depend.
+        """
+        call = None if frame is None or self.is_over else receiving_call(frame)
+        if frame is not None and call is not None:
+            message = frame, call, frame.f_lasti
+            if message in self._messages:  # of a call before this one, which was no assertion
+                self.answers.asked = True
+            self._messages.append(message)
+        guessing = self.answers.trial is None and not self.answers.fixed
+        value = _NOTHING if guessing and call is not None else self._answer(obj)
         return Unnamed(f"Proxy({obj.node.name})") if value is _NOTHING else value
 
     def text_of_tensor(self, obj: fx.Proxy) -> str:
@@ -525,6 +600,17 @@ _OF_SEVERAL = {
     torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack,
     torch.dstack, torch.column_stack,
 }  # fmt: skip
+#: Containers in which values are looked up by their hash.
+_KEYED: tuple[Any, ...] = (dict, set, frozenset)
+
+
+def _is_number(key: Any) -> bool:
+    """Whether a key may be equal to a size, or to several."""
+    if issubclass(type(key), fx.Proxy):
+        return False
+    return isinstance(key, (int, float)) or (isinstance(key, tuple) and any(map(_is_number, key)))
+
+
 #: Nothing stands for a traced value.
 _NOTHING = object()
 _DROPOUTS = (

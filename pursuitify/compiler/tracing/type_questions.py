@@ -22,6 +22,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import resolve_name
 from types import (
     CodeType,
     FunctionType,
@@ -73,6 +74,8 @@ class _Type(type, metaclass=_Asked):
 def _length(value: Any, /) -> Any:
     """Return ``len(value)``, of a traced tensor its first size."""
     if {fx.Proxy, Tensor} <= set(type(value).__mro__):
+        if value.node.target == "tolist":  # a list when the model runs
+            return value.tracer.create_proxy("call_function", len, (value,), {})
         return value.size(0)
     return len(value)
 
@@ -120,6 +123,7 @@ class Reached:
         numbers: What sizes may be compared with where no operation shows it: numbers and tuples of
             them that are keys of dicts, entries of sets, or in strings, those in dicts first.
         computed: Whether the code makes dicts or sets of what it computes.
+        unloaded: Modules that its code imports itself, and that are not loaded yet.
         identical: Numbers that a size may be compared with by ``is``: those in the code that
             compares so, and those that objects hold. Empty where it compares nothing but constants
             that are no numbers, and types. Of the code of installed libraries, which compares many
@@ -132,7 +136,12 @@ class Reached:
     asking: list[tuple[dict[str, Any], list[CodeType]]] = field(default_factory=list)
     numbers: list[tuple[int, ...]] = field(default_factory=list)
     computed: bool = False
+    unloaded: set[str] = field(default_factory=set)
     identical: list[int] = field(default_factory=list)
+
+    def is_outdated(self) -> bool:
+        """Whether the code has loaded a module since, in which nothing answers for proxies."""
+        return any(name in sys.modules for name in self.unloaded)
 
 
 @contextlib.contextmanager
@@ -195,7 +204,8 @@ def _reached(root: nn.Module) -> Reached:
     """Return what a forward may reach.
 
     Functions are followed through the names in their code: of functions and classes, and of modules
-    that hold them; through what they close over and their defaults; and through whatever objects
+    that hold them; through modules that their code imports itself, and strings that it evaluates;
+    through what they close over and their defaults; and through whatever objects
     of the user's own classes hold, to any depth. Of an object whose class an installed library
     defines, unless it is a module, only what the code names is followed: methods and attributes
     of that name, and methods that an operator calls, and that where its code has to do with torch.
@@ -261,12 +271,63 @@ def _reached(root: nn.Module) -> Reached:
             stack += _named(names, vars(held)) if inside else [held]
         stack += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         stack += [*vars(value).values(), *_named(names, scope)]
+        stack += [FunctionType(code, scope) for code in _evaluated(value.__code__)]
+        for module in _imported(value.__code__, scope):
+            if module in sys.modules:
+                stack += _named(names, vars(sys.modules[module]))
+            else:
+                found.unloaded.add(module)
     found.asking = list(asking.values())
     found.numbers += _numbers(constants)
     if found.identical:
         sizes = [n for n in [*found.identical, *sorted(held_numbers)] if 0 < n < _LARGEST]
         found.identical = [*dict.fromkeys(sizes)][:_KEYS]
     return found
+
+
+def _imported(code: CodeType, scope: dict[str, Any]) -> set[str]:
+    """Return the modules that code, or code inside it, imports where it runs, by absolute names.
+
+    Of ``from a import b``, b may be a module as well. Modules whose code asks about no model are
+    left out.
+    """
+    found: set[str] = set()
+    steps = [*dis.get_instructions(code)]
+    for level, names, step in zip(steps, steps[1:], steps[2:], strict=False):
+        if step.opname != "IMPORT_NAME":
+            continue
+        name = str(step.argval)
+        if level.argval:
+            with contextlib.suppress(ImportError):
+                name = resolve_name("." * level.argval + name, str(scope.get("__package__") or ""))
+        found.add(name)
+        module = sys.modules.get(name)
+        found |= {f"{name}.{n}" for n in names.argval or () if not hasattr(module, n)}
+    if _IMPORTERS & set(code.co_names):
+        found.update(c for c in code.co_consts if isinstance(c, str) and _MODULE.fullmatch(c))
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    found = found.union(*(_imported(part, scope) for part in inner))
+    return {name for name in found if not _is_foreign(name)}
+
+
+#: Names of what returns a module by its name, and what such a name looks like.
+_IMPORTERS = {"import_module", "__import__", "modules"}
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+
+
+def _evaluated(code: CodeType) -> list[CodeType]:
+    """Return the code of strings that stand in code which evaluates or executes some."""
+    found = []
+    for constant in code.co_consts if _EVALUATORS & set(names_in(code)) else ():
+        if isinstance(constant, CodeType):
+            found += _evaluated(constant)
+        elif isinstance(constant, str):
+            with contextlib.suppress(SyntaxError, ValueError):
+                found.append(compile(constant, "<string>", "exec"))
+    return found
+
+
+_EVALUATORS = {"eval", "exec", "compile"}
 
 
 #: The most keys of one dict or set that are looked at for numbers.

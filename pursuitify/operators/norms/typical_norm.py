@@ -32,9 +32,13 @@ def typical_norm(
     # A stride of s puts s residue classes of positions side by side, where taps reach them.
     phases = math.prod([min(size, step) for size, step in zip(taps, stride, strict=True)])
     rows, columns = weight.shape[0] // groups, weight.shape[1] * phases
-    energy = working(weight).reshape(groups, -1).square().sum(1).amax()
+    kernel = working(weight)
+    # Squares of small weights vanish and those of large ones overflow. Powers of two round nothing.
+    peak = kernel.detach().abs().amax()
+    peak = torch.where(peak > 0, peak, torch.ones_like(peak)).log2().floor().exp2()
+    energy = (kernel / peak).reshape(groups, -1).square().sum(1).amax()
     # v is the energy over rows and columns: the taps of a phase add up to one entry.
     value = energy * (math.sqrt(rows) + math.sqrt(columns)) ** 2 / (rows * columns)
     # The root has no derivative at zero.
     positive = torch.where(value > 0, value, torch.ones_like(value))
-    return torch.where(value > 0, positive.sqrt(), torch.zeros_like(value))
+    return peak * torch.where(value > 0, positive.sqrt(), torch.zeros_like(value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import warnings
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +62,48 @@ def asserted(_net: Any, x: Tensor) -> Tensor:
     return 2 * x
 
 
+class Padding(nn.Module):
+    """Functions that remember what they were called with, in the ways that classes hold them."""
+
+    @functools.lru_cache  # noqa: B019
+    def by_method(self, size: int) -> int:
+        return -size % 2
+
+    @staticmethod
+    @functools.lru_cache
+    def by_static(size: int, stride: int = 2) -> int:
+        return -size % stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = (x.size(2),)
+        left, right = self.by_method(x.size(3)), self.by_static(x.size(3), stride=2)
+        return F.pad(x, (left, right, padding(*sizes), padding(*sizes, stride=2)))
+
+
+def cached_by_name(net: Any, x: Tensor) -> Tensor:
+    held, key = net.held, x.size(2)
+    try:
+        return x * held[key]
+    except KeyError:
+        held[key] = x.new_full((1, 1, 1, 1), 2.0)
+        return x * held.get(key)
+
+
+def named(_net: Any, x: Tensor) -> Tensor:
+    table = {n * n + 99: 2.0 for n in range(1, 9)}
+    return x * table.get(x.size(2), 5.0)
+
+
+def looked_up_later(net: Any, x: Tensor) -> Tensor:
+    size = x.size(2)
+    net.held[size] = x
+    return x * large().get(size, 5.0)
+
+
+def large() -> dict[int, float]:
+    return {n * n + 99: 2.0 for n in range(1, 9)}
+
+
 def stored() -> dict[int, float]:
     found = {}
     for n in range(36, 39):
@@ -95,12 +137,25 @@ SIZES: dict[str, Body] = {
     "fromkeys": lambda _net, x: x * dict.fromkeys(range(36, 39), 2.0).get(x.size(2), 5.0),
     "zip": lambda _net, x: x * dict(zip((36, 74 // 2), (2.0, 3.0), strict=True)).get(x.size(2), 5),
     "stored": lambda _net, x: x * stored().get(x.size(2), 5.0),
+    "large": lambda _net, x: x * large().get(x.size(2), 5.0),
+    "large set": lambda _net, x: 2 * x if x.size(2) in {n * n + 99 for n in range(1, 9)} else x,
+    "large range": lambda _net, x: 2 * x if x.size(2) in set(range(97, 103)) else x,
+    "ordered": lambda _net, x: x * OrderedDict((n + 97, 2.0) for n in range(5)).get(x.size(2), 5.0),
+    "more arithmetic": lambda _net, x: x * {30: 2.0}.get(x.size(2) * 2 - 170, 5.0),
+    "named": named,
+    "looked up later": looked_up_later,
     "square": lambda _net, x: 2 * x if len({*x.shape[2:]}) == 1 else x,
+    "equal sets": lambda _net, x: 2 * x if {*x.shape[2:]} == {8} else x,
+    "part of a set": lambda _net, x: 2 * x if {*x.shape[2:]} <= {8, 16} else x,
     "twice": lambda _net, x: 2 * x if Counter(x.shape)[x.size(2)] == 2 else x,
     "hash": lambda _net, x: 2 * x if hash(x.size(2)) == 8 else x,
 }
 #: Those that do so at 37 x 37, which nothing in the code says; at 7 x 14; the others do at 8 x 8.
 FAR = {"computed table", "computed set", "range", "fromkeys", "zip", "stored"}
+#: Those that do so at 100 x 100.
+FARTHER = {
+    "large", "large set", "large range", "ordered", "more arithmetic", "named", "looked up later",
+}  # fmt: skip
 WIDE = {"entry", "pair", "slice", "tuple", "f-string", "repr", "join"}
 #: Bodies that depend on what every model says of its tensors.
 KNOWN: dict[str, Body] = {
@@ -117,6 +172,8 @@ FREE: dict[str, Body] = {
     "cached": cached,
     "cached outside": cached_outside,
     "padded": padded,
+    "padded by methods": lambda net, x: net.padding(x),
+    "cached by name": cached_by_name,
     "warned": warned,
     "asserted": asserted,
     "guarded": lambda _net, x: x * by_size(x.size(1)),
@@ -172,6 +229,7 @@ class Net(nn.Module):
         self.more = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.ReLU()])
         self.body, self.eight = body, 8
         self.held: dict[Any, Tensor] = {}
+        self.padding = Padding()
 
     def times_8(self, x: Tensor) -> Tensor:
         return 8 * x
@@ -193,7 +251,8 @@ def test_what_depends_on_the_hash_or_the_text_of_a_size_needs_an_example(name: s
     model = Net(SIZES[name]).double().eval()
     with pytest.raises(TraceError, match="Pass example_inputs="):
         pursuitify(model)
-    x = image(37, 37) if name in FAR else image(7, 14) if name in WIDE else image(8, 8)
+    size = 100 if name in FARTHER else 37 if name in FAR else 8
+    x = image(7, 14) if name in WIDE else image(size, size)
     net = pursuitify(model, iterations=0, example_inputs=x)
     assert torch.equal(net(x), model(x))
     with pytest.raises(InputError, match="the model branches on"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuitify import InputError, TraceError, explain, pursuitify
+from pursuitify.compiler.tracing import trace as tracing
 from pursuitify.compiler.tracing.trace import trace, trace_modes
 from pursuitify.network.pursuit_network import slots
 from tests.support.agreement import assert_same_state, compare, error, state
@@ -64,6 +66,240 @@ def test_size_checks_are_followed(body: Any) -> None:
     x = torch.randn(3, 4, dtype=torch.float64)
     for training in (False, True):
         compare(pursuitify, model, x, training=training, tolerance=1e-12)
+
+
+class OwnError(Exception):
+    """An error of a kind that no library knows."""
+
+
+def of_size(size: int) -> int:
+    if size != 250:
+        raise OwnError("another number of samples")
+    return size
+
+
+torch.fx.wrap("of_size")
+
+
+def raising_its_own(_self: Any, x: Tensor) -> Tensor:
+    if x.shape[0] != 250:
+        raise OwnError("another number of samples")
+    return x
+
+
+#: Bodies that no usual number of samples fits, with a question that has the model itself run.
+DEMANDING = {
+    "assert": lambda _self, x: (_demands(hasattr(x, "shape"), x.shape[0] == 250), x)[1],
+    "torch._assert": lambda _self, x: (
+        torch._assert(hasattr(x, "shape") and x.shape[0] == 250, f"{x.shape[0]} is not 250"),
+        x,
+    )[1],
+    "raised": lambda self, x: raising_its_own(self, x) if hasattr(x, "shape") else x,
+    "wrapped": lambda _self, x: (of_size(x.shape[0]), getattr(x, "shape"), x)[2],  # noqa: B009
+}
+
+
+def _demands(asked: bool, condition: bool) -> None:
+    assert asked
+    assert condition
+
+
+@pytest.mark.parametrize("example", [False, True])
+@pytest.mark.parametrize("name", DEMANDING)
+def test_what_a_model_raises_on_other_sizes_escapes_no_conversion(name: str, example: bool) -> None:
+    model, x = Net(DEMANDING[name]).double(), torch.randn(250, 4, dtype=torch.float64)
+    given = {"example_inputs": x} if example else {}
+    assert explain(model, **given).ok
+    compare(functools.partial(pursuitify, **given), model, x, training=False, tolerance=1e-12)
+    with pytest.raises((InputError, OwnError)):
+        pursuitify(model, **given)(x[:9])
+
+
+def test_the_text_of_an_assertion_costs_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        traces.append(kwargs)
+        return once(*args, **kwargs)
+
+    def body(plain: bool, _self: Any, x: Tensor) -> Tensor:
+        size, other = x.shape
+        if plain:
+            torch._assert(size > 0, "too few")
+        else:
+            torch._assert(size > 0, f"{size} of {pair[0]:2}: too few, {other:3} {pair[1] - 1}")
+        return x
+
+    pair = (4, 5)
+    once, traces = tracing._run, list[Any]()
+    monkeypatch.setattr(tracing, "_run", run)
+    counts = []
+    for plain in (True, False):
+        traces.clear()
+        assert explain(Net(functools.partial(body, plain))).ok
+        counts.append(len(traces))
+    assert counts[0] == counts[1]
+
+
+def _tells(condition: bool, text: str, kept: list[str]) -> None:
+    torch._assert(condition, text)
+    kept.append(text)
+
+
+def _kept(kept: list[str], _condition: bool, text: str) -> None:
+    kept.append(text)
+
+
+def told(_self: Any, x: Tensor) -> Tensor:
+    kept: list[str] = []
+    _tells(x.shape[0] > 0, f"{x.shape[0]}", kept)
+    return 2 * x if kept[0] == "3" else x
+
+
+def told_in_a_loop(_self: Any, x: Tensor) -> Tensor:
+    kept: list[str] = []
+    for call in (functools.partial(_kept, kept), torch._assert):
+        call(x.shape[0] > 0, f"{x.shape[0]}")
+    return 2 * x if kept[0] == "3" else x
+
+
+def told_first(_self: Any, x: Tensor) -> Tensor:
+    torch._assert({"3": x.shape[0] > 9}.get(f"{x.shape[0]}", True), "three")
+    return 2 * x if f"{x.shape[0]}" in {"3": 0} else x
+
+
+def told_before(_self: Any, x: Tensor) -> Tensor:
+    text = f"{x.shape[0]}"
+    torch._assert(x.shape[0] > 0, text)
+    return 2 * x if text == "3" else x
+
+
+@pytest.mark.parametrize("body", [told, told_in_a_loop, told_first, told_before])
+def test_a_text_that_goes_elsewhere_than_to_an_assertion_needs_an_example(body: Any) -> None:
+    with pytest.raises(TraceError, match="its text"):
+        pursuitify(Net(body))
+
+
+def checked(_self: Any, x: Tensor) -> Tensor:
+    torch._check(x.shape[0] == 3, lambda: "three")
+    return x
+
+
+def asserted_value(_self: Any, x: Tensor) -> Tensor:
+    assert (x >= 0).all(), "negative"
+    return x
+
+
+def asserted_as_said(_self: Any, x: Tensor) -> Tensor:
+    torch._assert((x >= 0).all(), "negative")
+    torch._assert(x.shape[0] == 3, "three")
+    return x
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(checked, "write assert condition"), (asserted_value, r"Write torch\._assert\(condition")],
+)
+def test_an_assertion_that_cannot_be_traced_says_how_to_write_it(body: Any, said: str) -> None:
+    with pytest.raises(TraceError, match=said):
+        pursuitify(Net(body))
+    x = torch.randn(3, 4, dtype=torch.float64)
+    compare(pursuitify, Net(asserted_as_said).double(), x.abs(), training=False, tolerance=1e-12)
+
+
+def test_a_forward_that_raises_whatever_the_sizes_is_said_to() -> None:
+    def body(_self: Any, x: Tensor) -> Tensor:
+        raise OwnError("never")
+
+    with pytest.raises(TraceError, match=r"OwnError: never\. The forward raises this itself"):
+        pursuitify(Net(body))
+
+
+def _into_new(_self: Any, x: Tensor) -> Tensor:
+    made = torch.empty_like(x)
+    torch.mul(x, 2, out=made)
+    return x + made
+
+
+def _into_buffer(self: Any, x: Tensor) -> Tensor:
+    torch.sum(x, (0, 1), out=self.count)
+    return x + self.count
+
+
+def _into_itself(_self: Any, x: Tensor) -> Tensor:
+    torch.clamp(x, min=0.1, out=x)
+    return x
+
+
+def _into_several(_self: Any, x: Tensor) -> Tensor:
+    values, places = torch.empty_like(x[:, 0]), torch.empty_like(x[:, 0], dtype=torch.int64)
+    torch.max(x, 1, out=(values, places))
+    return x + values[:, None]
+
+
+@pytest.mark.parametrize("body", [_into_new, _into_buffer, _into_itself, _into_several])
+def test_what_a_function_writes_into_its_out_is_refused(body: Any) -> None:
+    """It was lost: T = 0 was right, sweeps were not."""
+    with torch.no_grad(), pytest.raises(TraceError, match=r"write into a tensor \(out=\)"):
+        pursuitify(Net(body).eval())
+
+
+class _Uncopied:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("closed"), OwnError("none"), AttributeError("gone")])
+def test_a_model_that_cannot_be_copied_is_refused_whatever_that_raises(error: Exception) -> None:
+    model = Net(raising)
+    model.held = _Uncopied(error)
+    report = explain(model)
+    assert "Net cannot be copied" in report.problems[0].reason
+    assert "__deepcopy__" in report.problems[0].reason
+
+
+def test_a_scripted_function_that_a_model_holds_is_refused() -> None:
+    model = Net(raising)
+    model.held = torch.jit.script(_doubled)
+    with pytest.raises(TraceError, match="put the Python function"):
+        pursuitify(model)
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+#: Questions whose answers tensors of the usual kind have in common, after y = relu(fc(x)).
+ANSWERED = {
+    "layout": lambda _self, x: x if x.layout == torch.strided else x.to_dense(),
+    "no layout": lambda _self, x: x.to_dense() if x.layout != torch.strided else x,
+    "rank of a part": lambda _self, x: x if x[:, :3].dim() == 2 else -x,
+    "rank of a column": lambda _self, x: x if x[:, 0].ndim == 1 else -x,
+    "rank of a part with one more": lambda _self, x: x if x[..., None].dim() == 3 else -x,
+    "two shapes": lambda self, x: x + self.fc1(x) if self.fc1(x).shape == x.shape else x,
+    "other sizes": lambda _self, x: x * (3 if x[:, :2].shape[1] != x.shape[1] else 2),
+    "list": lambda _self, x: x * len(x.tolist()),
+    "list of a part": lambda _self, x: x * len(x[0].tolist()),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ANSWERED)
+def test_what_usual_tensors_answer_alike_needs_no_example(name: str, training: bool) -> None:
+    x = torch.randn(3, 4, dtype=torch.float64)
+    compare(pursuitify, Net(ANSWERED[name]).double(), x, training=training, tolerance=1e-12)
+
+
+def test_inputs_are_taken_to_have_the_sizes_of_a_table_that_is_resized_otherwise() -> None:
+    def body(self: Any, x: Tensor) -> Tensor:
+        table = self.table[:1] if self.table.shape[0] != x.shape[0] else self.table
+        return x + table
+
+    model = Net(body).double()
+    model.register_buffer("table", torch.rand(250, 4, dtype=torch.float64))
+    x = torch.randn(250, 4, dtype=torch.float64)
+    compare(pursuitify, model, x, training=False, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("sweeps", [0, 2])

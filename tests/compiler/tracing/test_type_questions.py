@@ -5,12 +5,14 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import functools
+import importlib
 import math
 import numbers
 import sys
 import types
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -486,3 +488,77 @@ def test_int_keeps_its_meaning_where_it_is_more_than_called() -> None:
     assert type_questions._only_called("int", [_called.__code__]) is (sys.version_info >= (3, 11))
     assert not type_questions._only_called("int", [_called.__code__, _asked.__code__])
     assert not type_questions._only_called("float", [_called.__code__])
+
+
+_IMPORTED = """
+from torch import Tensor
+
+def times(x):
+    return x * 2 if type(x) is Tensor else x
+"""
+#: Bodies that reach code which only the forward imports, by the name that it has here.
+_IMPORTING = {
+    "from": "from {} import times\n    return times(x)",
+    "other name": "from {} import times as twice\n    return twice(x)",
+    "import": "import {} as code\n    return code.times(x)",
+    "inside": (
+        "def inner():\n        from {} import times\n        return times(x)\n    return inner()"
+    ),
+    "import_module": "return importlib.import_module('{}').times(x)",
+    "__import__": "return __import__('{}').times(x)",
+    "modules": "__import__('{0}')\n    return sys.modules['{0}'].times(x)",
+    "eval": "from torch import Tensor\n    return eval('x * 2 if type(x) is Tensor else x')",
+    "exec": (
+        "held = {{}}\n"
+        "    exec('f = lambda x: x * (1 + (type(x).__name__ == \"Tensor\"))', globals(), held)\n"
+        "    return held['f'](x)"
+    ),
+}
+
+
+class _Bodied(nn.Module):
+    """What a function makes of an input, and two layers."""
+
+    def __init__(self, run: Any) -> None:
+        super().__init__()
+        self.run = run
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def forward(self, x: Any) -> Tensor:
+        return self.body(self.run(x))
+
+
+def _importing(name: str, body: str, folder: Path, loaded: bool) -> _Bodied:
+    (folder / f"{name}.py").write_text(_IMPORTED)
+    scope: dict[str, Any] = {"importlib": importlib, "sys": sys, "__name__": "a_script"}
+    exec("def run(x):\n    " + body.format(name), scope)
+    if loaded:
+        importlib.import_module(name)
+    return _Bodied(scope["run"])
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("way", _IMPORTING)
+def test_a_question_in_code_that_the_forward_imports_is_answered(
+    way: str, loaded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"imported_by_{way.replace(' ', '_')}_{loaded}"
+    monkeypatch.syspath_prepend(tmp_path)
+    model = _importing(name, _IMPORTING[way], tmp_path, loaded)
+    net, x = pursuitify(model.double(), iterations=0), torch.randn(3, 4, dtype=torch.float64)
+    assert error(net(x), model(x)) == 0
+
+
+@pytest.mark.parametrize("way", ["from .code import times", "from . import code"])
+def test_a_question_in_code_of_the_same_package_is_answered(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"package_{len(way)}"
+    (tmp_path / name).mkdir()
+    call = "times(x)" if "times" in way else "code.times(x)"
+    (tmp_path / name / "code.py").write_text(_IMPORTED)
+    (tmp_path / name / "net.py").write_text(f"def run(x):\n    {way}\n    return {call}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = _Bodied(importlib.import_module(f"{name}.net").run).double()
+    net, x = pursuitify(model, iterations=0), torch.randn(3, 4, dtype=torch.float64)
+    assert error(net(x), model(x)) == 0

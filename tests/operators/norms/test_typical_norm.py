@@ -77,3 +77,11 @@ def test_filters_that_are_alike_have_a_larger_norm() -> None:
     """What the docstring says: it is no bound."""
     weight = torch.ones(64, 64)
     assert float(typical_norm(weight, (), (), 1)) == pytest.approx(16.0)  # the norm is 64
+
+
+@pytest.mark.parametrize("power", [-140, -100, -70, 60, 64, 100, 120])
+def test_it_scales_with_weights_whose_squares_leave_the_range(power: int) -> None:
+    weight, form = kernel((64, 32, 3, 3)).float(), ((1, 1), (1, 1), 1)
+    found = typical_norm(weight * 2.0**power, *form)
+    expected = float(typical_norm(weight, *form)) * 2.0**power
+    assert float(found) == pytest.approx(expected, rel=1e-3, abs=0)
