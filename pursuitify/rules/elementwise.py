@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pursuitify.errors import InputError
 from pursuitify.operators import Chain, Detached, Expand, Identity, LinearMap, Place, Reshape, Scale
-from pursuitify.rules import split_ops
+from pursuitify.rules import hints, split_ops
 from pursuitify.rules.registry import Affine, Registry
 from pursuitify.rules.split_ops import CASTS
 
@@ -74,12 +74,44 @@ def reversed_sub(_op: Op, input: Value, other: Value, alpha: float = 1) -> Affin
     return _sum(input, other, -alpha, 1)
 
 
-@registry.register(torch.lerp, "lerp", kind="join", operands=("input", "end"))
-def lerp(op: Op, input: Tensor, end: Tensor, weight: Value) -> Affine:
-    """A mean of two values by weights that are constant or frozen."""
-    value = op(input, end)
+@registry.register(
+    torch.lerp, "lerp", "lerp_", kind="join", operands=("input", "end", "weight"), weighting=2,
+    linear_in=(0, 1), otherwise="its weight alone depends on the input, and neither end does",
+)  # fmt: skip
+def lerp(_op: Op, input: Tensor, end: Tensor, weight: Value) -> Affine:
+    """A mean of two values by weights that are constant, or a frozen gate."""
+    value = torch.lerp(input, end, weight)
     maps = (scaling(input, 1 - weight, value, True), scaling(end, weight, value, True))
-    return Affine(value, maps)
+    return Affine(value, (*maps, Identity()))
+
+
+def _three(function: Callable[..., Tensor], *keys: Any, quotient: bool = False) -> None:
+    """Add the rule of a sum of a value and the product, or the quotient, of two others."""
+    only: dict[str, Any] = {"linear_in": (0, 1), "otherwise": hints.DIVIDES} if quotient else {}
+
+    @registry.register(
+        *keys, kind="product", operands=("input", "tensor1", "tensor2"), factors=(1, 2),
+        channelwise=True, elementwise=True, homogeneous=False, **only,
+    )  # fmt: skip
+    def added(
+        _op: Op,
+        input: Tensor,
+        tensor1: Tensor,
+        tensor2: Tensor,
+        value: float = 1,
+        _affine: int = 1,
+        _per_sample: bool = False,
+    ) -> Affine:
+        """A sum with a product, of two factors one is a constant or a frozen gate."""
+        total = function(input, tensor1, tensor2, value=value)
+        moving, other = (tensor1, tensor2) if _affine == 1 else (tensor2, tensor1)
+        factor = value / other if quotient else value * other
+        scaled = scaling(moving, factor, total, _per_sample)
+        return Affine(total, (_term(input, total, 1), scaled, scaled))
+
+
+_three(torch.addcmul, torch.addcmul, "addcmul", "addcmul_")
+_three(torch.addcdiv, torch.addcdiv, "addcdiv", "addcdiv_", quotient=True)
 
 
 _WRITTEN_OUT = (
@@ -213,7 +245,7 @@ def mul(_op: Op, input: Value, other: Value, _affine: int = 0, _per_sample: bool
 @registry.register(
     operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_",
     kind="product", operands=("input", "other"), channelwise=True, elementwise=True,
-    linear_in=(0,), otherwise="it divides by a value of the network",
+    linear_in=(0,), otherwise=hints.DIVIDES,
     check=lambda rounding_mode=None, **_: None if rounding_mode is None else "it rounds",
 )  # fmt: skip
 def div(

@@ -225,29 +225,33 @@ def _operands(
             return Site(node, Value.OTHER, rule, call, reason=rule.chosen_by_size)
     values = [value_of(o) for o in call.operands]
     affine = [i for i, v in enumerate(values) if v in AFFINE_LIKE]
-    if rule.kind == "product" and len(affine) == 2:
-        gate = _gate(call)
-        gate = _smooth_gate(call, sites) if gate is None else gate
-        gate = _given_factor(call, affine, sites) if gate is None else gate
-        if gate is None:
+    factors = _factors(rule, len(values))
+    weighs = bool(affine) and affine != [rule.weighting]
+    other = [
+        i for i, v in enumerate(values) if v is Value.OTHER and not (weighs and i == rule.weighting)
+    ]
+    affine = [i for i in affine if not (weighs and i == rule.weighting)]
+    if rule.kind == "product":
+        pair = [i for i in affine if i in factors]
+        if len(pair) == 2:
+            gate = _gate(call, factors)
+            gate = _smooth_gate(call, factors, sites) if gate is None else gate
+            gate = _given_factor(call, pair, sites) if gate is None else gate
+            if gate is None:
+                return Site(node, Value.OTHER, rule, call, reason=advice.TWO_VALUES)
+            affine.remove(gate)
+        elif other and (len(pair) != 1 or not set(other) <= set(factors)):
+            gate = _gate(call, factors) if _all_nodes(call, factors) else None
             return Site(
-                node,
-                Value.OTHER,
-                rule,
-                call,
-                reason=advice.TWO_VALUES,
+                node, Value.OTHER, rule, call, gate=None if gate is None else call.operands[gate]
             )
-        affine.remove(gate)
-    elif Value.OTHER in values and not (rule.kind == "product" and len(affine) == 1):
-        gate = _gate(call) if rule.kind == "product" and _all_nodes(call) else None
-        return Site(
-            node, Value.OTHER, rule, call, gate=None if gate is None else call.operands[gate]
-        )
+    elif other:
+        return Site(node, Value.OTHER, rule, call)
     if not affine:
         return Site(node, Value.FROZEN, rule, call)
-    while rule.bilinear and len(affine) > 1:
-        fixed = _given_factor(call, affine, sites)
-        fixed = _branch(call, affine, sites) if fixed is None else fixed
+    while rule.bilinear and len(pair := [i for i in affine if i in factors]) > 1:
+        fixed = _given_factor(call, pair, sites)
+        fixed = _branch(call, pair, sites) if fixed is None else fixed
         if fixed is None:
             return Site(node, Value.OTHER, rule, call, reason=advice.TWO_FACTORS)
         affine.remove(fixed)
@@ -260,21 +264,28 @@ def _operands(
     return Site(node, value, rule, call, operands)
 
 
-def _all_nodes(call: Call) -> bool:
-    return all(isinstance(o, fx.Node) for o in call.operands)
+def _factors(rule: Rule, count: int) -> tuple[int, ...]:
+    """Return the positions of the operands that a rule multiplies with each other."""
+    if rule.kind != "product" and not rule.bilinear:
+        return ()
+    return tuple(range(count)) if rule.factors is None else rule.factors
 
 
-def _gate(call: Call) -> int | None:
+def _all_nodes(call: Call, positions: Iterable[int]) -> bool:
+    return all(isinstance(call.operands[i], fx.Node) for i in positions)
+
+
+def _gate(call: Call, factors: Sequence[int]) -> int | None:
     """Return the position of the factor that is computed from the other one, None if neither is."""
-    first, second = call.operands
+    first, second = (call.operands[i] for i in factors)
     assert isinstance(first, fx.Node)
     assert isinstance(second, fx.Node)
     if first in nodes.before([second]):
-        return 1
-    return 0 if second in nodes.before([first]) else None
+        return factors[1]
+    return factors[0] if second in nodes.before([first]) else None
 
 
-def _smooth_gate(call: Call, sites: Sites) -> int | None:
+def _smooth_gate(call: Call, factors: Sequence[int], sites: Sites) -> int | None:
     """Return the position of the only factor that a smooth activation leads to, None if not one."""
 
     def affine(node: fx.Node) -> list[fx.Node]:
@@ -285,7 +296,7 @@ def _smooth_gate(call: Call, sites: Sites) -> int | None:
         return rule is not None and rule.smooth
 
     found = [
-        i for i, o in enumerate(call.operands) if any(map(smooth, nodes.upstream([o], affine)))
+        i for i in factors if any(map(smooth, nodes.upstream([call.operands[i]], affine)))
     ]
     return found[0] if len(found) == 1 else None
 
@@ -342,17 +353,25 @@ def _rearranged(node: fx.Node, sites: Sites) -> fx.Node:
     return node
 
 
+def scaling_positions(site: Site) -> tuple[int, ...]:
+    """Return the positions of the operands that scale the others: constants and frozen gates."""
+    if site.rule is None or not site.operands:
+        return ()
+    if site.rule.weighting is not None:
+        return (site.rule.weighting,)
+    factors = _factors(site.rule, len(site.operands))
+    if not factors:
+        return ()
+    moving = next((i for i in factors if site.operands[i] is not None), factors[0])
+    return tuple(i for i in factors if i != moving)
+
+
 def gate_operands(site: Site) -> set[fx.Node]:
     """Return the operands that a product reads as frozen gates."""
-    if site.rule is None or site.call is None:
+    if site.call is None:
         return set()
-    if site.rule.kind != "product" and not site.rule.bilinear:
-        return set()
-    return {
-        o
-        for o, affine in zip(site.call.operands, site.operands, strict=False)
-        if affine is None and isinstance(o, fx.Node)
-    }
+    operands = (site.call.operands[i] for i in scaling_positions(site))
+    return {o for o in operands if isinstance(o, fx.Node)}
 
 
 def leading_to(latents: Iterable[fx.Node], sites: Sites) -> set[fx.Node]:
