@@ -114,15 +114,9 @@ _three(torch.addcmul, torch.addcmul, "addcmul", "addcmul_")
 _three(torch.addcdiv, torch.addcdiv, "addcdiv", "addcdiv_", quotient=True)
 
 
-_WRITTEN_OUT = (
-    "it chooses by the size of a value that it returns, which is an activation: use F.relu(x), "
-    "F.leaky_relu(x, slope), x.clamp(...) or torch.maximum(x, y)"
-)
-
-
 @registry.register(
     split_ops.where, kind="join", operands=("input", "other"), channelwise=True,
-    chosen_by_size=_WRITTEN_OUT,
+    chosen_by_size=hints.WRITTEN_OUT,
 )  # fmt: skip
 def where(op: Op, input: Value, other: Value, condition: Tensor) -> Affine:
     """One of two values at each place, as a mask that is constant or frozen says."""
@@ -145,7 +139,7 @@ def _fill_check(value: Any = 0, **_: Any) -> str | None:
 
 @registry.register(
     torch.masked_fill, "masked_fill", "masked_fill_", kind="linear", fresh=True, channelwise=True,
-    check=_fill_check, chosen_by_size=_WRITTEN_OUT,
+    check=_fill_check, chosen_by_size=hints.WRITTEN_OUT,
     homogeneous=lambda value, **_: isinstance(value, (int, float)) and value == 0,
 )  # fmt: skip
 def masked_fill(_op: Op, input: Tensor, mask: Tensor, value: Value) -> Affine:
@@ -232,6 +226,7 @@ def scaling(input: Tensor, factor: Value, value: Tensor, per_sample: bool) -> Li
 @registry.register(
     operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", kind="product",
     operands=("input", "other"), channelwise=True, elementwise=True,
+    chosen_by_size=hints.WRITTEN_OUT,
 )  # fmt: skip
 def mul(_op: Op, input: Value, other: Value, _affine: int = 0, _per_sample: bool = False) -> Affine:
     """Product with a constant or a frozen gate: a diagonal scale."""

@@ -85,8 +85,9 @@ class Rule:
             where it depends on the input as they do, it is the frozen gate. None where none is.
         all_moving: Why it cannot be converted where an operand is a constant or frozen; empty
             where it can.
-        chosen_by_size: Why it cannot be converted where a parameter compares one of its operands;
-            empty where it can.
+        chosen_by_size: Why it cannot be converted where a mask compares one of the operands that
+            it is applied to; empty where it can.
+        compares: Whether its value is such a mask.
         homogeneous: Whether scaling all its operands by s > 0 scales its value by s, constants and
             offsets aside. Or a function of the call's parameters that says so.
         absorbs_scale: Whether a module's own ``weight`` and ``bias`` can take up a factor on its
@@ -120,6 +121,7 @@ class Rule:
     weighting: int | None = None
     all_moving: str = ""
     chosen_by_size: str = ""
+    compares: bool = False
     homogeneous: bool | Callable[..., bool] = False
     absorbs_scale: bool = False
     channel_gains: Callable[[nn.Module], Tensor] | None = None

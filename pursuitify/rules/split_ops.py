@@ -46,6 +46,11 @@ def where(input: Tensor, other: Tensor, condition: Tensor) -> Tensor:
     return torch.where(condition, input, other)
 
 
+def positive_part(input: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``input * (input > 0).to(dtype)``: ReLU, in the wider of the two dtypes."""
+    return torch.relu(input).to(torch.promote_types(input.dtype, dtype))
+
+
 def index_add(
     input: Tensor, source: Tensor, dim: int, index: Tensor, *, alpha: float = 1
 ) -> Tensor:

@@ -41,7 +41,7 @@ def binder(rule: Rule, site: Site, still: bool = False) -> Callable[..., Any]:
     extra: dict[str, Any] = {}
     scaling = scaling_positions(site)
     if rule.kind == "product" or rule.bilinear:
-        factors = [i for i in rule.factors or range(len(site.operands))]
+        factors = rule.factors or range(len(site.operands))
         extra["_affine"] = next((i for i in factors if i not in scaling), 0)
         reads = nodes.reads_values if rule.bilinear else nodes.reads_input
         extra["_per_sample"] = any(map(reads, gate_operands(site)))
