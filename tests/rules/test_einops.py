@@ -15,6 +15,7 @@ from tests.support.ops import Around, Lambda
 einops = pytest.importorskip("einops")
 layers = pytest.importorskip("einops.layers.torch")
 
+EYE = torch.eye(4, 5, dtype=torch.float64)
 #: An operation of einops on (batch, 4, height, width), and the number of channels it gives.
 CALLS: dict[str, tuple[Any, int]] = {
     "rearrange": (lambda x: einops.rearrange(x, "b (g c) h w -> b (c g) w h", g=2), 4),
@@ -22,7 +23,7 @@ CALLS: dict[str, tuple[Any, int]] = {
     "repeat": (lambda x: einops.repeat(x, "b c h w -> b (c 2) (h r) w", r=2), 8),
     "reduce-mean": (lambda x: x - einops.reduce(x, "b c ... -> b c 1 1", "mean"), 4),
     "reduce-max": (lambda x: einops.reduce(x, "b c (h 2) (w q) -> b c h w", "max", q=2), 4),
-    "einsum": (lambda x: einops.einsum(x, torch.eye(4, 5), "b c h w, c d -> b d h w"), 5),
+    "einsum": (lambda x: einops.einsum(x, EYE, "b c h w, c d -> b d h w"), 5),
     "pack": (lambda x: einops.pack([x, 2 * x], "b * h w")[0], 8),
 }
 

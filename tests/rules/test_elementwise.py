@@ -247,6 +247,7 @@ WRITTEN: dict[str, tuple[Any, Any]] = {
     "product-float": (lambda x: (x > 0.0).float() * x, _relu),
     "product-type_as": (lambda x: torch.mul(x, (x > 0).type_as(x)), _relu),
     "product-to": (lambda x: x * torch.gt(x, 0).to(x.dtype), _relu),
+    "product-to-double": (lambda x: x * (x > 0).to(torch.float64), _relu),
     "product-not": (lambda x: x * ~(x <= 0), _relu),
     "product-detached": (lambda x: x * (x.detach() > 0), _relu),
     "where": (lambda x: torch.where(x > 0, x, 0), _relu),

@@ -146,8 +146,8 @@ SUMS: dict[str, tuple[Any, Any]] = {
         lambda m, w: m.b.t() + 2 * w @ m.w.t(),
     ),
     "addmm-of-constants": (
-        lambda m, x: torch.addmm(x, m.w[:1], m.w, beta=-1.0),
-        lambda m, w: m.w[:1] @ m.w - w,
+        lambda m, x: torch.addmm(x.t(), m.w, m.b.expand(-1, x.size(0)), beta=-1.0).t(),
+        lambda m, w: (m.w @ m.b).t() - w,
     ),
     "addmv": (
         lambda m, x: x * 1.0 + torch.addmv(m.b[:1, 0], x, m.w[0], beta=0.5)[:, None],

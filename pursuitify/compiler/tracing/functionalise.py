@@ -324,17 +324,20 @@ def _is_zero_number(value: Any) -> bool:
 
 def _uncast(mask: Any, x: Any) -> tuple[Any, torch.dtype | None]:
     """Return a mask before its cast, and the dtype that the cast names, if it is not that of x."""
-    if not isinstance(mask, fx.Node) or mask.op != "call_method" or len(mask.args) != 1:
+    if not isinstance(mask, fx.Node) or mask.op != "call_method":
         return mask, None
-    if mask.target in _CASTS and not mask.kwargs:
+    if mask.target in _CASTS and len(mask.args) == 1 and not mask.kwargs:
         return mask.args[0], _CASTS[str(mask.target)]
-    if mask.target != "to" or not mask.kwargs.keys() <= {"dtype", "device"}:
+    given = {**dict(zip(("dtype",), mask.args[1:], strict=False)), **mask.kwargs}
+    if mask.target != "to" or len(mask.args) > 2 or not given.keys() <= {"dtype", "device"}:
         return mask, None
-    for name, value in mask.kwargs.items():
+    wanted = given.get("dtype")
+    dtype = wanted if isinstance(wanted, torch.dtype) and wanted.is_floating_point else None
+    for name, value in given.items():
         own = isinstance(value, fx.Node) and value.target is getattr and value.args == (x, name)
-        if not own:
+        if not own and (name == "device" or dtype is None):
             return mask, None
-    return mask.args[0], None
+    return mask.args[0], dtype
 
 
 def _above(mask: Any, x: Any, constants: Mapping[str, Tensor]) -> bool | None:
