@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pursuitify.compiler.graph.build_rows import build
-from pursuitify.compiler.graph.classify import Site, Sites, Value, classify
+from pursuitify.compiler.graph.classify import Site, Sites, Value, classify, gate_operands
 from pursuitify.compiler.graph.completeness import account
 from pursuitify.compiler.graph.dependency_graph import to_networkx
 from pursuitify.compiler.graph.refusals import unknown_values
@@ -202,7 +202,7 @@ def _entries(
             role, note = "diagonal operator", f"B of row {diagonal[node.name].index}"
             note += _frozen_note(sites[node], root, ", ")
         elif node in gated:
-            role, note = "frozen gate", "a diagonal scale, fixed at the feed-forward pass"
+            role, note = "frozen gate", _gate_note(sites[node])
         elif role == "row":
             role, note = "edge", _frozen_note(sites[node], root)
         elif role == "input" and node.op != "placeholder":
@@ -214,6 +214,12 @@ def _entries(
         return Entry(node.name, describe(node, root), module_path(node), role, note)
 
     return tuple(entry(node) for node in graph.nodes)
+
+
+def _gate_note(site: Site) -> str:
+    """Return which factor of a product is its frozen gate."""
+    frozen = ", ".join(sorted(n.name for n in gate_operands(site)))
+    return f"a diagonal scale by {frozen}, fixed at the feed-forward pass"
 
 
 def _frozen_note(site: Site, root: nn.Module, before: str = "") -> str:

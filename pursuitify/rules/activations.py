@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pursuitify.errors import InputError
 from pursuitify.operators.activations import (
     ELU,
     Activation,
@@ -22,6 +23,7 @@ from pursuitify.operators.activations import (
     SoftThreshold,
     Tanh,
 )
+from pursuitify.rules import split_ops
 from pursuitify.rules.registry import Registry
 
 #: An activation is given by its parameters alone.
@@ -35,6 +37,18 @@ Op = Callable[..., Tensor]
 )  # fmt: skip
 def relu(_op: Op, input: Tensor, inplace: bool = False) -> Activation:
     """max(z, 0)."""
+    return ReLU()
+
+
+@registry.register(split_ops.positive_part, kind="activation", homogeneous=True)
+def positive_part(_op: Op, input: Tensor, dtype: torch.dtype) -> Activation:
+    """max(z, 0), by a mask that is cast to a dtype."""
+    wide = torch.promote_types(input.dtype, dtype)
+    if wide is not input.dtype:
+        raise InputError(
+            f"the network multiplies {input.dtype} by a mask of {dtype}, which makes it {wide}; "
+            "pursuit needs one floating-point dtype throughout: cast the mask to x.dtype"
+        )
     return ReLU()
 
 

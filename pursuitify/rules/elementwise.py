@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pursuitify.errors import InputError
 from pursuitify.operators import Chain, Detached, Expand, Identity, LinearMap, Place, Reshape, Scale
-from pursuitify.rules import split_ops
+from pursuitify.rules import hints, split_ops
 from pursuitify.rules.registry import Affine, Registry
 from pursuitify.rules.split_ops import CASTS
 
@@ -74,23 +74,49 @@ def reversed_sub(_op: Op, input: Value, other: Value, alpha: float = 1) -> Affin
     return _sum(input, other, -alpha, 1)
 
 
-@registry.register(torch.lerp, "lerp", kind="join", operands=("input", "end"))
-def lerp(op: Op, input: Tensor, end: Tensor, weight: Value) -> Affine:
-    """A mean of two values by weights that are constant or frozen."""
-    value = op(input, end)
+@registry.register(
+    torch.lerp, "lerp", "lerp_", kind="join", operands=("input", "end", "weight"), weighting=2,
+    linear_in=(0, 1), otherwise="its weight alone depends on the input, and neither end does",
+)  # fmt: skip
+def lerp(_op: Op, input: Tensor, end: Tensor, weight: Value) -> Affine:
+    """A mean of two values by weights that are constant, or a frozen gate."""
+    value = torch.lerp(input, end, weight)
     maps = (scaling(input, 1 - weight, value, True), scaling(end, weight, value, True))
-    return Affine(value, maps)
+    return Affine(value, (*maps, Identity()))
 
 
-_WRITTEN_OUT = (
-    "it chooses by the size of a value that it returns, which is an activation: use F.relu(x), "
-    "F.leaky_relu(x, slope), x.clamp(...) or torch.maximum(x, y)"
-)
+def _three(function: Callable[..., Tensor], *keys: Any, quotient: bool = False) -> None:
+    """Add the rule of a sum of a value and the product, or the quotient, of two others."""
+    only: dict[str, Any] = {"linear_in": (0, 1), "otherwise": hints.DIVIDES} if quotient else {}
+
+    @registry.register(
+        *keys, kind="product", operands=("input", "tensor1", "tensor2"), factors=(1, 2),
+        channelwise=True, elementwise=True, homogeneous=False, **only,
+    )  # fmt: skip
+    def added(
+        _op: Op,
+        input: Tensor,
+        tensor1: Tensor,
+        tensor2: Tensor,
+        value: float = 1,
+        _affine: int = 1,
+        _per_sample: bool = False,
+    ) -> Affine:
+        """A sum with a product, of two factors one is a constant or a frozen gate."""
+        total = function(input, tensor1, tensor2, value=value)
+        moving, other = (tensor1, tensor2) if _affine == 1 else (tensor2, tensor1)
+        factor = value / other if quotient else value * other
+        scaled = scaling(moving, factor, total, _per_sample)
+        return Affine(total, (_term(input, total, 1), scaled, scaled))
+
+
+_three(torch.addcmul, torch.addcmul, "addcmul", "addcmul_")
+_three(torch.addcdiv, torch.addcdiv, "addcdiv", "addcdiv_", quotient=True)
 
 
 @registry.register(
     split_ops.where, kind="join", operands=("input", "other"), channelwise=True,
-    chosen_by_size=_WRITTEN_OUT,
+    chosen_by_size=hints.WRITTEN_OUT,
 )  # fmt: skip
 def where(op: Op, input: Value, other: Value, condition: Tensor) -> Affine:
     """One of two values at each place, as a mask that is constant or frozen says."""
@@ -113,7 +139,7 @@ def _fill_check(value: Any = 0, **_: Any) -> str | None:
 
 @registry.register(
     torch.masked_fill, "masked_fill", "masked_fill_", kind="linear", fresh=True, channelwise=True,
-    check=_fill_check, chosen_by_size=_WRITTEN_OUT,
+    check=_fill_check, chosen_by_size=hints.WRITTEN_OUT,
     homogeneous=lambda value, **_: isinstance(value, (int, float)) and value == 0,
 )  # fmt: skip
 def masked_fill(_op: Op, input: Tensor, mask: Tensor, value: Value) -> Affine:
@@ -200,6 +226,7 @@ def scaling(input: Tensor, factor: Value, value: Tensor, per_sample: bool) -> Li
 @registry.register(
     operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", kind="product",
     operands=("input", "other"), channelwise=True, elementwise=True,
+    chosen_by_size=hints.WRITTEN_OUT,
 )  # fmt: skip
 def mul(_op: Op, input: Value, other: Value, _affine: int = 0, _per_sample: bool = False) -> Affine:
     """Product with a constant or a frozen gate: a diagonal scale."""
@@ -213,7 +240,7 @@ def mul(_op: Op, input: Value, other: Value, _affine: int = 0, _per_sample: bool
 @registry.register(
     operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_",
     kind="product", operands=("input", "other"), channelwise=True, elementwise=True,
-    linear_in=(0,), otherwise="it divides by a value of the network",
+    linear_in=(0,), otherwise=hints.DIVIDES,
     check=lambda rounding_mode=None, **_: None if rounding_mode is None else "it rounds",
 )  # fmt: skip
 def div(

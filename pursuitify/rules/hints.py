@@ -68,14 +68,23 @@ TWO_VALUES = (
     "other, so neither is a gate"
 )
 TWO_FACTORS = "it multiplies two tensors that both depend on the input, which is not linear"
+WRITTEN_OUT = "it chooses by the size of a value that it returns, which is an activation"
+WITH_A_CONSTANT = "it compares a value of the network with a constant, which is an activation"
 LOOKS_UP = "it looks up values that the network computes from its activations"
 DIVIDES = "it divides by a value of the network"
+_WRITTEN = (
+    "Use F.relu(x), F.leaky_relu(x, slope), x.clamp(low, high), F.softshrink(x, threshold) or "
+    "torch.maximum(x, y) of two values. x * (x > 0), torch.where(x > 0, x, 0) and "
+    "torch.maximum(x, torch.zeros_like(x)) are known to be ReLU; what jumps is not the proximal "
+    "operator of a convex penalty"
+)
 _HOOKED = "it has forward hooks"
 _BY_REASON = {
     TWO_VALUES: "If one of them is a side branch, give the module or function that computes it the "
     "rule frozen(), which fixes its value at the feed-forward pass: "
     "rules={module_type_or_function: pursuitify.rules.frozen()}",
     TWO_FACTORS: _ATTENTION,
+    **dict.fromkeys((WRITTEN_OUT, WITH_A_CONSTANT), _WRITTEN),
     DIVIDES: "Give the function that computes the divisor the rule frozen(), which fixes its value "
     "at the feed-forward pass: rules={function: pursuitify.rules.frozen()}",
 }

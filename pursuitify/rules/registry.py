@@ -79,10 +79,15 @@ class Rule:
         bilinear: Whether it is linear in each operand alone: one of them may be a value of the
             network, and ``bind`` gets its position as ``_affine``; the others are constants, which
             are computed from the input where ``_per_sample`` says so.
+        factors: Positions of the operands that a ``product`` or a bilinear rule multiplies with
+            each other, where it adds further operands to their product; None for all of them.
+        weighting: Position of an operand that the call itself names as the weight of the others:
+            where it depends on the input as they do, it is the frozen gate. None where none is.
         all_moving: Why it cannot be converted where an operand is a constant or frozen; empty
             where it can.
-        chosen_by_size: Why it cannot be converted where a parameter compares one of its operands;
-            empty where it can.
+        chosen_by_size: Why it cannot be converted where a mask compares one of the operands that
+            it is applied to; empty where it can.
+        compares: Whether its value is such a mask.
         homogeneous: Whether scaling all its operands by s > 0 scales its value by s, constants and
             offsets aside. Or a function of the call's parameters that says so.
         absorbs_scale: Whether a module's own ``weight`` and ``bias`` can take up a factor on its
@@ -112,8 +117,11 @@ class Rule:
     linear_in: tuple[int, ...] | None = None
     otherwise: str = "it is not linear in every operand that depends on the input"
     bilinear: bool = False
+    factors: tuple[int, ...] | None = None
+    weighting: int | None = None
     all_moving: str = ""
     chosen_by_size: str = ""
+    compares: bool = False
     homogeneous: bool | Callable[..., bool] = False
     absorbs_scale: bool = False
     channel_gains: Callable[[nn.Module], Tensor] | None = None

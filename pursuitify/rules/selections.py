@@ -31,7 +31,7 @@ from pursuitify.operators import (
     Unpool,
     Windows,
 )
-from pursuitify.rules import split_ops
+from pursuitify.rules import hints, split_ops
 from pursuitify.rules.elementwise import scaling
 from pursuitify.rules.registry import Affine, Registry
 
@@ -117,8 +117,7 @@ _extreme(torch.argmin, torch.amin, "amin")
 @registry.register(
     torch.maximum, torch.max, "maximum", "max", torch.minimum, torch.min, "minimum", "min",
     torch.fmax, torch.fmin, kind="join", operands=("input", "other"), channelwise=True,
-    all_moving="it compares a value of the network with a constant, which is an activation: use "
-    "F.relu(x), x.clamp(min=...) or nn.Hardtanh",
+    all_moving=hints.WITH_A_CONSTANT,
 )  # fmt: skip
 def maximum(op: Op, input: Tensor, other: Tensor) -> Affine:
     """The greater, or the lesser, of two entries; of equal ones, the first."""
@@ -142,7 +141,7 @@ def frozen_indices(op: Op, input: Tensor, **_arguments: Any) -> Tensor:
     operator.invert, operator.and_, operator.or_, operator.xor,
     torch.logical_not, torch.logical_and, torch.logical_or,
     "logical_not", "logical_and", "logical_or",
-    kind="frozen", fresh=True,
+    kind="frozen", fresh=True, compares=True,
 )  # fmt: skip
 def compared(op: Op, input: Tensor, *_rest: Any, **_named: Any) -> Tensor:
     """Places and masks by the size of entries: they are fixed at the feed-forward pass."""

@@ -46,6 +46,11 @@ def where(input: Tensor, other: Tensor, condition: Tensor) -> Tensor:
     return torch.where(condition, input, other)
 
 
+def positive_part(input: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``input * (input > 0).to(dtype)``: ReLU, in the wider of the two dtypes."""
+    return torch.relu(input).to(torch.promote_types(input.dtype, dtype))
+
+
 def index_add(
     input: Tensor, source: Tensor, dim: int, index: Tensor, *, alpha: float = 1
 ) -> Tensor:
@@ -134,6 +139,8 @@ SPLITTERS: dict[str, Callable[..., Tensor]] = {
 }
 #: The dimension that a splitter cuts, where its name says it.
 _CUT = {"vsplit": 0, "hsplit": 1, "dsplit": 2}
+#: What methods call the sizes of the pieces of ``torch.split``.
+_SIZES = dict.fromkeys(("split_size", "split_sizes"), "split_size_or_sections")
 _METHODS: dict[Any, str] = {name: name for name in SPLITTERS}
 _FUNCTIONS: dict[Any, str] = {
     **{getattr(torch, name): name for name in SPLITTERS},
@@ -169,7 +176,8 @@ def piece_of(node: fx.Node, index: int) -> tuple[Callable[..., Tensor], Any, dic
     """Return the function, the arguments and the keywords of one piece of what a node returns."""
     name = _splitter_name(node)
     dim = {"dim": _CUT[name]} if name in _CUT else {}
-    return SPLITTERS[name], (node.args[0], index, *node.args[1:]), {**node.kwargs, **dim}
+    named = {_SIZES.get(key, key): value for key, value in node.kwargs.items()}
+    return SPLITTERS[name], (node.args[0], index, *node.args[1:]), {**named, **dim}
 
 
 #: Functions and methods that return chosen entries along a dimension, and their indices: the

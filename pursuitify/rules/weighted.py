@@ -459,17 +459,89 @@ def kronecker(
     return Affine(value, (Chain((first, whole, last)),) * 2)
 
 
-@registry.register(torch.addmm, "addmm", kind="weighted", operands=("input", "mat1"))
+#: What is common to the rules of beta * input + alpha * (product of two factors).
+_PLUS: dict[str, Any] = {"kind": "weighted", "bilinear": True, "factors": (1, 2)}
+
+
+def _plus(
+    value: Tensor,
+    tensors: Sequence[Tensor],
+    labels: Sequence[Labels],
+    factors: tuple[float, float],
+    affine: int,
+    per_sample: bool,
+) -> Affine:
+    """Return a sum and a product of which one factor is constant.
+
+    Args:
+        value: The sum.
+        tensors: What is added, and the two factors of the product.
+        labels: Labels of both, and of the product.
+        factors: What the first tensor is multiplied by, and what the product is.
+        affine: Position among ``tensors`` of the factor that is no constant.
+        per_sample: Whether the other factor is computed from the input.
+    """
+    input, *pair = tensors
+    beta, alpha = factors
+    # A bias stays one row, for an offset need only broadcast; a value of the network has its own.
+    full = input.dim() == value.dim() and input.shape[0] == value.shape[0]
+    added: list[LinearMap] = []
+    if input.shape != value.shape:
+        batch = value.shape[0] if full else 1
+        added.append(Expand(tuple(input.shape), (batch, *value.shape[1:])))
+    added.append(Scale(beta))
+    constant = 2 - affine
+    pair[constant] = pair[constant] if alpha == 1 else alpha * pair[constant]
+    product, _ = _both(value, pair, labels[:2], labels[2], affine - 1, per_sample)
+    return Affine(value, (Chain(tuple(added)), product, product))
+
+
+@registry.register(torch.addmm, "addmm", operands=("input", "mat1", "mat2"), **_PLUS)
 def addmm(
-    op: Op, input: Tensor, mat1: Tensor, mat2: Tensor, beta: float = 1, alpha: float = 1
+    op: Op,
+    input: Tensor,
+    mat1: Tensor,
+    mat2: Tensor,
+    beta: float = 1,
+    alpha: float = 1,
+    _affine: int = 1,
+    _per_sample: bool = False,
 ) -> Affine:
     """Beta * input + alpha * mat1 @ mat2: a dense layer with its matrix transposed, and a sum."""
-    value = op(input, mat1)
-    weight = mat2.mT if alpha == 1 else alpha * mat2.mT
-    batch = value.shape[0] if input.dim() == 2 and input.shape[0] == value.shape[0] else 1
-    # A bias stays one row, for an offset need only broadcast; a value of the network has its own.
-    added = Chain((Expand(tuple(input.shape), (batch, *value.shape[1:])), Scale(beta)))
-    return Affine(value, (added, Dense(weight, 2)))
+    tensors, labels = (input, mat1, mat2), ([0, 1], [1, 2], [0, 2])
+    return _plus(op(*tensors), tensors, labels, (beta, alpha), _affine, _per_sample)
+
+
+@registry.register(torch.addmv, "addmv", operands=("input", "mat", "vec"), **_PLUS)
+def addmv(
+    op: Op,
+    input: Tensor,
+    mat: Tensor,
+    vec: Tensor,
+    beta: float = 1,
+    alpha: float = 1,
+    _affine: int = 1,
+    _per_sample: bool = False,
+) -> Affine:
+    """Beta * input + alpha * mat @ vec."""
+    tensors, labels = (input, mat, vec), ([0, 1], [1], [0])
+    return _plus(op(*tensors), tensors, labels, (beta, alpha), _affine, _per_sample)
+
+
+@registry.register(torch.baddbmm, "baddbmm", operands=("input", "batch1", "batch2"), **_PLUS)
+def baddbmm(
+    op: Op,
+    input: Tensor,
+    batch1: Tensor,
+    batch2: Tensor,
+    beta: float = 1,
+    alpha: float = 1,
+    _affine: int = 1,
+    _per_sample: bool = False,
+) -> Affine:
+    """Beta * input + alpha * batch1 @ batch2, matrix by matrix."""
+    tensors, labels = (input, batch1, batch2), ([0, 1, 2], [0, 2, 3], [0, 1, 3])
+    return _plus(op(*tensors), tensors, labels, (beta, alpha), _affine, _per_sample)
 
 
 def _statistics(

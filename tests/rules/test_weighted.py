@@ -135,8 +135,61 @@ class Product(nn.Module):
 
 
 def test_a_matrix_that_depends_on_the_input_is_refused() -> None:
-    with pytest.raises(ConversionError, match="depends on the input"):
+    with pytest.raises(ConversionError, match="two tensors that both depend on the input"):
         pursuitify(Product())
+
+
+#: Sums with a product by a constant on either side, of a latent (batch, 4), and what they are.
+SUMS: dict[str, tuple[Any, Any]] = {
+    "addmm-left": (
+        lambda m, x: torch.addmm(m.b, m.w, x.t(), alpha=2.0).t(),
+        lambda m, w: m.b.t() + 2 * w @ m.w.t(),
+    ),
+    "addmm-of-constants": (
+        lambda m, x: torch.addmm(x.t(), m.w, m.b.expand(-1, x.size(0)), beta=-1.0).t(),
+        lambda m, w: (m.w @ m.b).t() - w,
+    ),
+    "addmv": (
+        lambda m, x: x * 1.0 + torch.addmv(m.b[:1, 0], x, m.w[0], beta=0.5)[:, None],
+        lambda m, w: w + (0.5 * m.b[0, 0] + w @ m.w[0])[:, None],
+    ),
+    "baddbmm-right": (
+        lambda m, x: torch.baddbmm(x[:, None], x[:, None], m.w[None].expand(x.size(0), 4, 4))[:, 0],
+        lambda m, w: w + w @ m.w,
+    ),
+    "baddbmm-left": (
+        lambda m, x: m.b[None].baddbmm(m.w[None].expand(x.size(0), 4, 4), x[:, :, None]).flatten(1),
+        lambda m, w: m.b[:, 0] + w @ m.w.t(),
+    ),
+}  # fmt: skip
+
+
+class Sum(nn.Module):
+    """A sum with a product behind an activation."""
+
+    def __init__(self, operation: Any) -> None:
+        super().__init__()
+        self.operation = operation
+        self.a, self.w = nn.Linear(5, 4), nn.Parameter(torch.randn(4, 4) / 2)
+        self.register_buffer("b", torch.randn(4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.operation(self, F.relu(self.a(x))))
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_a_sum_with_a_product_from_either_side(name: str) -> None:
+    operation, by_hand = SUMS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Sum(operation).double().eval(), torch.randn(3, 5, dtype=torch.float64)
+    net = converted_exactly(model, x)
+    one, two = net.latents(x)
+    if net.graph.nodes[two]["layout"] == "decoder":
+        rows = [row(one, "x", diag=model.a), row(two, one, diag=lambda w: by_hand(model, w))]
+    else:
+        rows = [row(one, "x", diag=model.a), row(two, one, lambda w: by_hand(model, w))]
+    assert_matches_oracle(net, rows, x[:1])
 
 
 #: The product of latents (batch, 3, 4, 4) and constants; the same by NumPy's einsum, and of which.

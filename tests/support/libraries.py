@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from pursuitify import PursuitifyError, explain, pursuitify
+from pursuitify.compiler.tracing.size_branches import EXAMPLE
 from pursuitify.conversion.report import Report
 from pursuitify.errors import InputError
 from tests.support.agreement import error
@@ -444,6 +445,14 @@ def examine(network: Network, prove: bool = True) -> Result:
         report = explain(model.eval())
         if not report.ok and outside:
             return result("other family", ", ".join(name for name, _ in outside.most_common(3)))
+        options: dict[str, Any] = {}
+        if not report.ok and EXAMPLE in str(report.problems):
+            model = build(network)
+            with torch.no_grad():
+                x = runs(model, shapes(network, model))
+            if x is not None:
+                options = {"example_inputs": x}
+                report = explain(model.eval(), **options)
         if not report.ok:
             return result("refused", _refusal(report))
         if not prove:
@@ -460,7 +469,7 @@ def examine(network: Network, prove: bool = True) -> Result:
                 return result("does not run")
             kept = {key: value.clone() for key, value in model.state_dict().items()}
             try:
-                return result(*_proven(model, x))
+                return result(*_proven(model, x, **options))
             except InputError:  # its branches on sizes were guessed: the example decides them
                 model.load_state_dict(kept)
                 return result(*_proven(model.eval(), x, example_inputs=x))

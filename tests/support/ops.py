@@ -107,6 +107,17 @@ class Squeeze(nn.Module):
         return x * self.gate(self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
 
 
+class Star(nn.Module):
+    """The product of StarNet: an activation times a linear value, both of one latent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(CHANNELS, CHANNELS, 1), nn.Conv2d(CHANNELS, CHANNELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(self.a(x)) * self.b(x)
+
+
 class LinearSqueeze(nn.Module):
     """Squeeze-excite as most repositories write it: view, Linear, Sequential, view, expand_as."""
 
@@ -442,6 +453,15 @@ OPS: dict[str, Callable[[], nn.Module]] = {
     "hard_squeeze_excite": lambda: Around(Squeeze(F.hardsigmoid)),
     "linear_squeeze_excite": lambda: Around(LinearSqueeze()),
     "linear_gate": lambda: Around(Squeeze(lambda x: x)),
+    "star": lambda: Around(Star()),
+    "written_relu": lambda: Around(mod(conv(), Lambda(lambda x: x * (x > 0)))),
+    "written_leaky": lambda: Around(mod(conv(), Lambda(lambda x: torch.where(x > 0, x, 0.1 * x)))),
+    "added_product": lambda: Before(
+        lambda x: torch.addcmul(x.flip(1), x, torch.sigmoid(x.mean(1, keepdim=True)), value=0.5)
+    ),
+    "interpolated": lambda: Around(
+        lambda x: torch.lerp(x, x.flip(1), torch.sigmoid(x.mean((2, 3), keepdim=True)))
+    ),
     "silu_gate": lambda: Around(lambda x: x * torch.sigmoid(1.7 * x)),
     "tanh_gate": lambda: Before(lambda x: torch.tanh(x) * x),
     "softmax_gate": lambda: Around(lambda x: x * F.softmax(x.mean((2, 3), keepdim=True), 1)),

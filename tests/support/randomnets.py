@@ -58,6 +58,12 @@ def _choose(x: Tensor, how: str, dim: int) -> Tensor:
         return torch.where(x.mean(dim, keepdim=True) > 0.1, x, 0.5 * x)
     if how == "fill":
         return x.masked_fill(x.mean(dim, keepdim=True) < 0.1, 0.25)
+    if how == "written":
+        return torch.where(x > 0, x, 0.5 * x) if dim == 1 else x * (x > 0)
+    if how == "lerp":
+        return torch.lerp(x, x.flip(dim), torch.sigmoid(x.mean(dim, keepdim=True)))
+    if how == "addcmul":
+        return torch.addcmul(x.flip(dim), x, torch.sigmoid(x), value=0.5)
     return x + x.max(dim, keepdim=True)[0]
 
 
@@ -83,6 +89,8 @@ class GeneralNet(nn.Module):
         if step.op == "gate":
             squeezed = a.mean((2, 3), keepdim=True)
             return a * torch.sigmoid(self.parts[step.key](squeezed))
+        if step.op == "star":
+            return F.relu6(self.parts[step.key](a)) * a.flip(2)
         if step.op == "selfgate":
             return a * F.hardsigmoid(a)
         if step.op == "relu":
@@ -129,7 +137,7 @@ BENT = (
 MOVES = (
     "conv", "norm", "relu", "relu6", "leaky", "add", "cat", "split", "shuffle", "maxpool",
     "avgpool", "pad", "slice", "affine", "flip", "gate", "selfgate", "up", "transposed", "drop",
-    "tied", "choose", "unpool", "move", "mix",
+    "tied", "choose", "unpool", "move", "mix", "star",
 )  # fmt: skip
 
 
@@ -229,6 +237,8 @@ class _Builder:
             self.push(op, (i,), more=(draw(st.sampled_from([-1.0, 0.5, 2.0])), 0.1))
         elif op == "gate":
             self.push(op, (i,), nn.Sequential(nn.Conv2d(c, 2, 1), nn.ReLU(), nn.Conv2d(2, c, 1)))
+        elif op == "star":
+            self.push(op, (i,), nn.Conv2d(c, c, 1))
         elif op == "up" and small < 9:
             mode = draw(st.sampled_from(["nearest", "bilinear"]))
             self.push(op, (i,), nn.Upsample(scale_factor=2, mode=mode))
@@ -246,6 +256,9 @@ class _Builder:
                         "gather",
                         "where",
                         "fill",
+                        "written",
+                        "lerp",
+                        "addcmul",
                     ]
                 )
             )

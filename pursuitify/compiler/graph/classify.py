@@ -14,7 +14,7 @@ from enum import Enum
 from torch import fx, nn
 
 from pursuitify.compiler.tracing import nodes
-from pursuitify.rules import Call, Registry, Rule, match, static_parameters
+from pursuitify.rules import Call, Registry, Rule, match, split_ops, static_parameters
 from pursuitify.rules import hints as advice
 from pursuitify.utils import patched_methods
 
@@ -103,7 +103,7 @@ def classify(
         if node in given:
             sites[node] = _stand_in(node, sites)
         elif node.op != "output":
-            sites[node] = _classify(node, root, registry, sites, weighted)
+            sites[node] = _classify(node, root, registry, sites, weighted, leading)
             rule = sites[node].rule
             if rule is not None and rule.kind == "frozen" and node not in leading:
                 sites[node] = replace(sites[node], value=Value.OTHER)
@@ -151,6 +151,7 @@ def _classify(
     registry: Registry,
     sites: Sites,
     weighted: Collection[fx.Node],
+    leading: Collection[fx.Node],
 ) -> Site:
     if node.op == "placeholder":
         return Site(node, Value.CONSTANT if node.args else Value.INPUT)
@@ -182,7 +183,7 @@ def _classify(
         return Site(node, Value.OTHER, rule, call, reason=refusal)
     if rule.kind == "signal":
         return _signal(node, rule, call, sites)
-    return _operands(node, rule, call, sites)
+    return _operands(node, rule, call, sites, leading)
 
 
 def _signal(node: fx.Node, rule: Rule, call: Call, sites: Sites) -> Site:
@@ -203,6 +204,7 @@ def _operands(
     rule: Rule,
     call: Call,
     sites: Sites,
+    leading: Collection[fx.Node],
 ) -> Site:
     def value_of(argument: object) -> Value:
         return sites[argument].value if isinstance(argument, fx.Node) else Value.CONSTANT
@@ -220,37 +222,44 @@ def _operands(
                 call,
                 reason=f"its parameter {parameter} depends on the input",
             )
-        compares = set(parameter.all_input_nodes) & {o for o in call.operands if o in sites}
-        if rule.chosen_by_size and any(value_of(o) in moving for o in compares):
-            return Site(node, Value.OTHER, rule, call, reason=rule.chosen_by_size)
     values = [value_of(o) for o in call.operands]
     affine = [i for i, v in enumerate(values) if v in AFFINE_LIKE]
-    if rule.kind == "product" and len(affine) == 2:
-        gate = _gate(call)
-        gate = _smooth_gate(call, sites) if gate is None else gate
-        gate = _given_factor(call, affine, sites) if gate is None else gate
-        if gate is None:
+    factors = _factors(rule, len(values))
+    weighs = bool(affine) and affine != [rule.weighting]
+    other = [
+        i for i, v in enumerate(values) if v is Value.OTHER and not (weighs and i == rule.weighting)
+    ]
+    affine = [i for i in affine if not (weighs and i == rule.weighting)]
+    if rule.kind == "product":
+        pair = [i for i in affine if i in factors]
+        if len(pair) == 2:
+            gate = _gate(call, factors)
+            gate = _smooth_gate(call, factors, sites) if gate is None else gate
+            gate = _given_factor(call, pair, sites) if gate is None else gate
+            if gate is None and node in leading:  # the head needs no freezing
+                gate = _without_activations(call, pair, sites)
+            if gate is None:
+                return Site(node, Value.OTHER, rule, call, reason=advice.TWO_VALUES)
+            affine.remove(gate)
+        elif other and (len(pair) != 1 or not set(other) <= set(factors)):
+            gate = _gate(call, factors) if _all_nodes(call, factors) else None
             return Site(
-                node,
-                Value.OTHER,
-                rule,
-                call,
-                reason=advice.TWO_VALUES,
+                node, Value.OTHER, rule, call, gate=None if gate is None else call.operands[gate]
             )
-        affine.remove(gate)
-    elif Value.OTHER in values and not (rule.kind == "product" and len(affine) == 1):
-        gate = _gate(call) if rule.kind == "product" and _all_nodes(call) else None
-        return Site(
-            node, Value.OTHER, rule, call, gate=None if gate is None else call.operands[gate]
-        )
+    elif other:
+        return Site(node, Value.OTHER, rule, call)
     if not affine:
         return Site(node, Value.FROZEN, rule, call)
-    while rule.bilinear and len(affine) > 1:
-        fixed = _given_factor(call, affine, sites)
-        fixed = _branch(call, affine, sites) if fixed is None else fixed
+    while rule.bilinear and len(pair := [i for i in affine if i in factors]) > 1:
+        fixed = _given_factor(call, pair, sites)
+        fixed = _branch(call, pair, sites) if fixed is None else fixed
         if fixed is None:
             return Site(node, Value.OTHER, rule, call, reason=advice.TWO_FACTORS)
         affine.remove(fixed)
+    read = {call.operands[i] for i in affine if value_of(call.operands[i]) is not Value.INPUT}
+    masks = [*parameters, *(o for o in call.operands if isinstance(o, fx.Node) and o not in read)]
+    if rule.chosen_by_size and any(read & _compared(mask, sites) for mask in masks):
+        return Site(node, Value.OTHER, rule, call, reason=rule.chosen_by_size)
     if rule.linear_in is not None and not set(affine) <= set(rule.linear_in):
         return Site(node, Value.OTHER, rule, call, reason=rule.otherwise)
     if rule.all_moving and len(affine) < len(values):
@@ -260,34 +269,71 @@ def _operands(
     return Site(node, value, rule, call, operands)
 
 
-def _all_nodes(call: Call) -> bool:
-    return all(isinstance(o, fx.Node) for o in call.operands)
+def _compared(mask: fx.Node, sites: Sites) -> set[fx.Node]:
+    """Return the values that a mask compares, whatever it is cast to; none where it is no mask."""
+    while split_ops.is_cast(mask) and isinstance(mask.args[0], fx.Node):
+        mask = mask.args[0]
+    rule = sites[mask].rule
+    return set(mask.all_input_nodes) if rule is not None and rule.compares else set()
 
 
-def _gate(call: Call) -> int | None:
+def _factors(rule: Rule, count: int) -> tuple[int, ...]:
+    """Return the positions of the operands that a rule multiplies with each other."""
+    if rule.kind != "product" and not rule.bilinear:
+        return ()
+    return tuple(range(count)) if rule.factors is None else rule.factors
+
+
+def _all_nodes(call: Call, positions: Iterable[int]) -> bool:
+    return all(isinstance(call.operands[i], fx.Node) for i in positions)
+
+
+def _gate(call: Call, factors: Sequence[int]) -> int | None:
     """Return the position of the factor that is computed from the other one, None if neither is."""
-    first, second = call.operands
+    first, second = (call.operands[i] for i in factors)
     assert isinstance(first, fx.Node)
     assert isinstance(second, fx.Node)
     if first in nodes.before([second]):
-        return 1
-    return 0 if second in nodes.before([first]) else None
+        return factors[1]
+    return factors[0] if second in nodes.before([first]) else None
 
 
-def _smooth_gate(call: Call, sites: Sites) -> int | None:
+def _smooth_gate(call: Call, factors: Sequence[int], sites: Sites) -> int | None:
     """Return the position of the only factor that a smooth activation leads to, None if not one."""
-
-    def affine(node: fx.Node) -> list[fx.Node]:
-        return [operand for operand in sites[node].operands if operand is not None]
 
     def smooth(node: fx.Node) -> bool:
         rule = sites[node].rule
         return rule is not None and rule.smooth
 
     found = [
-        i for i, o in enumerate(call.operands) if any(map(smooth, nodes.upstream([o], affine)))
+        i
+        for i in factors
+        if any(map(smooth, nodes.upstream([call.operands[i]], _affine_operands(sites))))
     ]
     return found[0] if len(found) == 1 else None
+
+
+def _without_activations(call: Call, pair: Sequence[int], sites: Sites) -> int | None:
+    """Return the position of the only factor whose freezing costs no activation, None if not one.
+
+    Every activation that leads to it leads to the other factor as well.
+    """
+    latents = [
+        {
+            n
+            for n in nodes.upstream([call.operands[i]], _affine_operands(sites))
+            if sites[n].value is Value.LATENT
+        }
+        for i in pair
+    ]
+    if (latents[0] <= latents[1]) == (latents[1] <= latents[0]):
+        return None
+    return pair[0] if latents[0] <= latents[1] else pair[1]
+
+
+def _affine_operands(sites: Sites) -> nodes.Operands:
+    """Return the function that gives the operands in which a node is affine."""
+    return lambda node: [operand for operand in sites[node].operands if operand is not None]
 
 
 def _given_factor(call: Call, affine: Sequence[int], sites: Sites) -> int | None:
@@ -342,26 +388,30 @@ def _rearranged(node: fx.Node, sites: Sites) -> fx.Node:
     return node
 
 
+def scaling_positions(site: Site) -> tuple[int, ...]:
+    """Return the positions of the operands that scale the others: constants and frozen gates."""
+    if site.rule is None or not site.operands:
+        return ()
+    if site.rule.weighting is not None:
+        return (site.rule.weighting,)
+    factors = _factors(site.rule, len(site.operands))
+    if not factors:
+        return ()
+    moving = next((i for i in factors if site.operands[i] is not None), factors[0])
+    return tuple(i for i in factors if i != moving)
+
+
 def gate_operands(site: Site) -> set[fx.Node]:
     """Return the operands that a product reads as frozen gates."""
-    if site.rule is None or site.call is None:
+    if site.call is None:
         return set()
-    if site.rule.kind != "product" and not site.rule.bilinear:
-        return set()
-    return {
-        o
-        for o, affine in zip(site.call.operands, site.operands, strict=False)
-        if affine is None and isinstance(o, fx.Node)
-    }
+    operands = (site.call.operands[i] for i in scaling_positions(site))
+    return {o for o in operands if isinstance(o, fx.Node)}
 
 
 def leading_to(latents: Iterable[fx.Node], sites: Sites) -> set[fx.Node]:
     """Return the nodes from which values that no gate or constant breaks reach some of latents."""
-
-    def affine(node: fx.Node) -> list[fx.Node]:
-        return [operand for operand in sites[node].operands if operand is not None]
-
-    return nodes.before(latents, affine)
+    return nodes.before(latents, _affine_operands(sites))
 
 
 def _stand_in(node: fx.Node, sites: Sites) -> Site:

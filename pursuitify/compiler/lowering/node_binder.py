@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pursuitify.compiler.graph.classify import Site, gate_operands
+from pursuitify.compiler.graph.classify import Site, gate_operands, scaling_positions
 from pursuitify.compiler.graph.rows import Row
 from pursuitify.compiler.lowering import layout_freedom
 from pursuitify.compiler.lowering.offsets import offset_of
@@ -39,9 +39,10 @@ def binder(rule: Rule, site: Site, still: bool = False) -> Callable[..., Any]:
     constant = [i for i, o in enumerate(site.operands) if o is None]
     sequence = site.call is not None and site.call.sequence
     extra: dict[str, Any] = {}
-    factors = rule.kind == "product" or rule.bilinear
-    if factors:
-        extra["_affine"] = next((i for i, o in enumerate(site.operands) if o is not None), 0)
+    scaling = scaling_positions(site)
+    if rule.kind == "product" or rule.bilinear:
+        factors = rule.factors or range(len(site.operands))
+        extra["_affine"] = next((i for i in factors if i not in scaling), 0)
         reads = nodes.reads_values if rule.bilinear else nodes.reads_input
         extra["_per_sample"] = any(map(reads, gate_operands(site)))
     single = tuple(site.operands) == () or constant == []
@@ -50,8 +51,8 @@ def binder(rule: Rule, site: Site, still: bool = False) -> Callable[..., Any]:
         if not isinstance(result, Affine):
             return result, None
         offset = result.offset
-        for i in () if single or factors else constant:
-            if isinstance(operands[i], Tensor):
+        for i in () if single else constant:
+            if i not in scaling and isinstance(operands[i], Tensor):
                 term = result.maps[i].apply(operands[i])
                 offset = term if offset is None else offset + term
         value = result.value

@@ -276,8 +276,15 @@ class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tens
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> NoReturn:
-        """Refuse what reached C++ without torch.fx seeing it: it would work on no values."""
+    ) -> int:
+        """Refuse what reached C++ without torch.fx seeing it: it would work on no values.
+
+        How many dimensions a value has is what torch's own argument parser asks, to see whether it
+        may stand for a number, as the second of ``torch.where(mask, x, 0.0)``: it may not. torch.fx
+        sees the call itself then.
+        """
+        if func is torch.ops.aten.dim.default:
+            return 1
         traced = [a for a in args if isinstance(a, fx.Proxy)]
         what = f"the traced value '{traced[0].node.name}'" if traced else "a traced value"
         reason = (
@@ -285,8 +292,6 @@ class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tens
             f"numbers or sizes ({func}): torch.tensor(x) or Variable(x), a scripted function, "
             "torch.func or a C++ extension. Leave it out, or put it into a module of its own"
         )
-        if func is torch.ops.aten.dim.default:
-            reason += "; torch.where(mask, x, 0.0) is x.masked_fill(~mask, 0.0)"
         for value in traced:
             value.tracer.unseen = reason  # type: ignore[attr-defined]
         raise TraceError(reason)

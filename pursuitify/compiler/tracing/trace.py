@@ -41,7 +41,12 @@ from pursuitify.compiler.tracing import (
 )
 from pursuitify.compiler.tracing.comparisons import Rerun, align, same_graph, same_on
 from pursuitify.compiler.tracing.contexts import Watch
-from pursuitify.compiler.tracing.functionalise import functionalise, spell_out, split_pieces
+from pursuitify.compiler.tracing.functionalise import (
+    functionalise,
+    spell_out,
+    split_pieces,
+    written_activations,
+)
 from pursuitify.compiler.tracing.nodes import (
     describe,
     is_shape,
@@ -381,6 +386,7 @@ def _traced(
     split_pieces(graph, root)
     spell_out(graph)
     functionalise(graph, root)
+    written_activations(graph, constants)
     contexts.keep(graph, root)
     keep_returns(graph, watch.calls)
     graph.lint()

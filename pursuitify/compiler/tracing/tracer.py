@@ -576,6 +576,12 @@ class Tracer(fx.Tracer):
             return len(cut) + (splitter is split_ops.tensor_split_piece)
         if splitter in (split_ops.chunk_piece, split_ops.tensor_split_piece):
             return cut if isinstance(cut, int) else None
+        if isinstance(cut, fx.Node) and nodes.is_shape(cut):
+            try:
+                self._ask(self._judge.known, cut)
+            except UnknownError:
+                return None
+            cut = int(self.number_of(TracedSizes(cut, self)))
         if not (isinstance(dim, int) and isinstance(cut, (int, type(None)))):
             return None
         size = fx.Proxy(node.all_input_nodes[0], self).size(dim)

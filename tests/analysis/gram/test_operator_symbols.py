@@ -23,7 +23,8 @@ from tests.support.ops import OPS, Around
 REFUSED = {
     "permute", "permute_linear", "transpose", "sum", "pixel_shuffle", "pixel_unshuffle",
     "silu_gate", "tanh_gate", "spatial_gate", "scse", "dropout", "layer_norm",
-    "local_response_norm", "max_of_channels", "greater_of_two", "unpool", "left_product",
+    "local_response_norm", "max_of_channels", "greater_of_two", "unpool", "left_product", "star",
+    "added_product",
 }  # fmt: skip
 
 

@@ -74,6 +74,47 @@ def test_products_of_two_branches_are_refused() -> None:
     assert "neither is a gate" in problem.reason
 
 
+class Star(nn.Module):
+    """A product of an activation and a linear value of the same latent, as in StarNet."""
+
+    def __init__(self, activation: Any = F.relu6) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.stem, self.activation = nn.Linear(4, 4), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return F.relu(self.c(self.activation(self.a(x)) * self.b(x)))
+
+
+def test_of_two_factors_the_one_without_an_activation_is_the_gate() -> None:
+    model = Star()
+    values = values_of(model)
+    assert {n: values[n] for n in ("relu6", "a", "b")} == {
+        "relu6": Value.LATENT, "a": Value.AFFINE, "b": Value.FROZEN,
+    }  # fmt: skip
+    report = explain(model)
+    assert (report.latents, report.gates) == (3, 1)
+    assert "a diagonal scale by b, fixed at the feed-forward pass" in {
+        e.note for e in report.entries
+    }
+    (problem,) = explain(Star(activation=lambda x: x)).problems
+    assert "neither is a gate" in problem.reason
+
+
+def test_the_head_freezes_no_factor() -> None:
+    class Bilinear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.a(x))
+            return F.relu(self.b(x)) * self.c(x)
+
+    assert values_of(Bilinear())["mul"] is Value.OTHER
+
+
 def test_dividing_by_a_value_is_refused() -> None:
     (problem,) = explain(Around(lambda x: 1.0 / (x + 1))).problems
     assert "divides" in problem.reason

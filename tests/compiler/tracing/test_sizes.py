@@ -206,12 +206,14 @@ NUMBERS: dict[str, Body] = {
     "unbound": lambda _net, x: torch.stack([i * t for i, t in enumerate(x.unbind(2))], 2),
     "stacked": lambda _net, x: torch.stack(x.unbind(2), 3).transpose(2, 3),
     "pieces": lambda _net, x: torch.cat([2 * p for p in x.split(3, dim=2)][::-1], 2),
+    "halves of rows": lambda _net, x: torch.cat([*x.split(x.shape[2] // 2, dim=2)], 2),
 }
 #: Bodies that need the number of channels, which a convolution before says, or none.
 CHANNELS: dict[str, Body] = {
     "channels": lambda _net, x: torch.stack([x[:, i] * i for i in range(x.size(1))], 1),
     "slice of layers": lambda net, x: nn.Sequential(*net.more[: x.shape[1] - 3])(x),
     "split": lambda _net, x: torch.cat(x.split(2, 1)[::-1], 1),
+    "halves": lambda _net, x: torch.cat(x.split(split_size=x.shape[1] // 2, dim=1)[::-1], 1),
     "unbound channels": lambda _net, x: torch.stack(x.unbind(1), 1),
     "numpy's number": lambda _net, x: x * np.float32(0.5) * np.int64(3),
     "power": lambda _net, x: x.flatten(2).view(-1, 4, int((x.size(2) ** 2) ** 0.5), x.size(3)),
