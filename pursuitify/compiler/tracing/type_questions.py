@@ -101,6 +101,11 @@ _MEANINGS: dict[str, Any] = {"type": _Type, "len": _length}
 _IF_CALLED: dict[str, Any] = {"int": _number(int), "float": _number(float)}
 
 
+#: Taking bytecode apart is most of the work, and both modes and every later conversion ask for the
+#: same code again: what was read off it is kept. None of these functions may change its answer.
+_remembered = functools.lru_cache(maxsize=1 << 13)
+
+
 @dataclass
 class Reached:
     """This record lists what the forward of a model may reach.
@@ -160,16 +165,20 @@ def _only_called(name: str, codes: list[CodeType]) -> bool:
 
     Bytecode says so from Python 3.11 on; before that the answer is no.
     """
-    uses = [step for code in codes for step in _steps(code) if step.argval == name]
-    return sys.version_info >= (3, 11) and bool(uses) and all((s.arg or 0) & 1 for s in uses)
+    uses = [called for code in codes for read, called in _global_reads(code) if read == name]
+    return sys.version_info >= (3, 11) and bool(uses) and all(uses)
 
 
-def _steps(code: CodeType) -> Iterator[dis.Instruction]:
-    """Yield the instructions that read a global, those of the functions within among them."""
-    yield from (step for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _steps(inner)
+@_remembered
+def _global_reads(code: CodeType) -> tuple[tuple[str, bool], ...]:
+    """Return the globals that code reads, and whether a call follows, with code inside it."""
+    own = [
+        (str(step.argval), bool((step.arg or 0) & 1))
+        for step in dis.get_instructions(code)
+        if step.opname == "LOAD_GLOBAL"
+    ]
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return (*own, *(read for part in inner for read in _global_reads(part)))
 
 
 def _codes_of(scope: dict[str, Any]) -> Iterator[CodeType]:
@@ -264,7 +273,8 @@ def _reached(root: nn.Module) -> Reached:
 _KEYS = 64
 
 
-def _constants(code: CodeType) -> list[Any]:
+@_remembered
+def _constants(code: CodeType) -> tuple[Any, ...]:
     """Return what a size may be looked up among: constants of code, and of code inside it."""
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
     found = [c for part in inner for c in _constants(part)]
@@ -272,7 +282,7 @@ def _constants(code: CodeType) -> list[Any]:
     found += [entry for held in sets for entry in held]
     found += [c for c in code.co_consts[1:] if isinstance(c, str)]  # the first may be what it says
     makes = any(step.opname in _MAKES for step in dis.get_instructions(code))
-    return [*found, *(c for c in code.co_consts if makes and isinstance(c, (int, tuple)))]
+    return (*found, *(c for c in code.co_consts if makes and isinstance(c, (int, tuple))))
 
 
 #: Steps that make a dict or a set.
@@ -284,6 +294,7 @@ _COMPUTES = {"MAP_ADD", "SET_ADD", "STORE_SUBSCR", "DICT_UPDATE", "SET_UPDATE"}
 _MAKERS = {"dict", "set", "frozenset", "fromkeys"}
 
 
+@_remembered
 def _computes_keys(code: CodeType) -> bool:
     """Whether code, or code inside it, makes a dict or a set of other than constants."""
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
@@ -299,7 +310,8 @@ def _computes_keys(code: CodeType) -> bool:
 _LARGEST = 1 << 13
 
 
-def _identical(code: CodeType, of_library: bool) -> list[int]:
+@_remembered
+def _identical(code: CodeType, of_library: bool) -> tuple[int, ...]:
     """Return numbers in code that compares something by ``is`` that may be a size.
 
     That is what is no constant other than a number, and no type or dtype by its name. One where
@@ -321,7 +333,7 @@ def _identical(code: CodeType, of_library: bool) -> list[int]:
         kind = named and not value.isupper()
         if not constant and not (last.opname in {"LOAD_ATTR", "LOAD_GLOBAL"} and kind):
             found += [n for n in code.co_consts if type(n) is int] or [1]
-    return found
+    return tuple(found)
 
 
 def _numbers(values: list[Any]) -> list[tuple[int, ...]]:
@@ -336,6 +348,7 @@ def _numbers(values: list[Any]) -> list[tuple[int, ...]]:
     return found
 
 
+@_remembered
 def _compares(code: CodeType) -> bool:
     """Whether code, or code inside it, compares identities, of other than None."""
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]

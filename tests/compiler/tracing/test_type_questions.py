@@ -442,8 +442,8 @@ def test_a_size_that_a_library_compares_with_a_number_by_is_is_seen(
     monkeypatch.setattr(
         type_questions, "is_installed", lambda module: module == "installed_library"
     )
-    assert type_questions._identical(library.literal.__code__, True) == [8]
-    assert type_questions._identical(library.objects.__code__, True) == []
+    assert type_questions._identical(library.literal.__code__, True) == (8,)
+    assert type_questions._identical(library.objects.__code__, True) == ()
     assert 5 in type_questions._identical(library.objects.__code__, False)
 
     class Net(nn.Module):
