@@ -10,6 +10,7 @@ PyTorch", though its name is private).
 from __future__ import annotations
 
 import dis
+import itertools
 import math
 import operator
 import sys
@@ -144,6 +145,42 @@ def _step(frame: FrameType) -> str:
     """Return the name of the instruction at which a frame of Python code is."""
     steps = dis.get_instructions(frame.f_code)
     return next((step.opname for step in steps if step.offset == frame.f_lasti), "")
+
+
+#: Instructions between the formatting of a text and the call that is given it: each with how many
+#: values it takes from the stack, which must not be the text; a string may be built of it.
+_TAKES = {
+    "LOAD_CONST": 0, "LOAD_FAST": 0, "LOAD_FAST_BORROW": 0, "LOAD_DEREF": 0, "LOAD_GLOBAL": 0,
+    "LOAD_ATTR": 1, "BINARY_SUBSCR": 2, "BINARY_OP": 2, "FORMAT_VALUE": 1, "FORMAT_SIMPLE": 1,
+}  # fmt: skip
+_NO_STEPS = {"CACHE", "PRECALL", "EXTENDED_ARG"}
+
+
+def receiving_call(frame: FrameType) -> range | None:
+    """Return which call gets the text that an f-string is made of, and nothing else gets it.
+
+    Args:
+        frame: The frame that formats a value just now.
+
+    Returns:
+        The offsets of the call in the frame's code, of which ``frame.f_lasti`` is one while it
+        runs. None where something else may read the text, where the value of the call is read, or
+        where that is not seen.
+    """
+    steps = [s for s in dis.get_instructions(frame.f_code) if s.opname not in _NO_STEPS]
+    start = next((i for i, s in enumerate(steps) if s.offset == frame.f_lasti), len(steps))
+    above = 0  # how many values stand on the stack above the text
+    for step, following in itertools.pairwise(steps[start + 1 :]):
+        if step.opname == "BUILD_STRING":
+            above = max(0, above + 1 - (step.arg or 0))
+        elif step.opname in {"CALL", "CALL_FUNCTION"}:
+            given = (step.arg or 0) > above and following.opname == "POP_TOP"
+            return range(step.offset, following.offset) if given else None
+        elif step.opname in _TAKES and _TAKES[step.opname] <= above:
+            above += dis.stack_effect(step.opcode, step.arg)
+        else:
+            return None
+    return None
 
 
 class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tensor differ in signatures
@@ -299,7 +336,7 @@ class _Answering(fx.Proxy):
         return str(self.tracer.text_of(self))
 
     def __format__(self, specification: str) -> str:
-        value = self.tracer.text_of(self)
+        value = self.tracer.text_of(self, sys._getframe(1))
         return format(value, "" if isinstance(value, Unnamed) else specification)
 
 

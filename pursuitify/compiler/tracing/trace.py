@@ -661,11 +661,23 @@ def _explain(error: Exception, model: nn.Module, tracer: Tracer, example: tuple[
     reason = ((tracer.unseen or str(error)).strip().splitlines() or ["no message"])[0].rstrip(".")
     if function is not None:
         return f"{where}{kind}: {reason}. {contexts.MODULE_OF_ITS_OWN}"
+    if _declined(error):
+        return f"{where}{kind}: {reason}. {_declined_advice(tracer, example)}"
+    return f"{where}{kind}: {reason}. {_advice(error, model, frames)}"
+
+
+def _declined_advice(tracer: Tracer, example: tuple[Any, ...]) -> str:
+    """Return what to do where the model's own code raises an error while it is traced."""
     guessed = [text for text in tracer.choices.taken if text not in tracer.choices.certain]
-    branches = ""
-    if guessed and not example and _declined(error):
-        branches = f". It branches on sizes (`{guessed[-1]}`), which were guessed. {EXAMPLE}"
-    return f"{where}{kind}: {reason}. {_advice(error, model, frames)}{branches}"
+    if guessed and not example:
+        return (
+            "The forward raises this itself. It branches on sizes "
+            f"(`{guessed[-1]}`), which were guessed. {EXAMPLE}"
+        )
+    return (
+        "The forward raises this itself, on the way that it takes while it is traced: see that the "
+        "model runs on its inputs, and that what it needs is there without them"
+    )
 
 
 def _advice(error: Exception, model: nn.Module, frames: traceback.StackSummary) -> str:
@@ -675,6 +687,15 @@ def _advice(error: Exception, model: nn.Module, frames: traceback.StackSummary) 
             "Activation checkpointing decides by the tensors themselves what to keep. It changes "
             "no value: turn it off for the conversion"
         )
+    if any(f.name.startswith("_check") and f.filename == torch.__file__ for f in frames):
+        return (
+            "torch._check and its kin take no traced condition: write assert condition, text, "
+            "which is guarded where the condition is on sizes, or torch._assert(condition, text), "
+            "which is kept for values as well"
+        )
+    own = [f.line or "" for f in frames if not f.filename.startswith((_TORCH, _HERE, "<"))]
+    if isinstance(error, fx.proxy.TraceError) and own and own[-1].startswith("assert "):
+        return "Write torch._assert(condition, text), which is kept"
     named = _CALLED.match(str(error))
     if isinstance(error, TypeError) and named and named[1] in _FACTORIES:
         name = named[1]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from types import FunctionType
+from types import FrameType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.nn.utils import parametrize
 from pursuitify import errors
 from pursuitify.compiler.tracing import contexts, guards, hidden_state, nodes, size_branches
 from pursuitify.compiler.tracing.contexts import Watch
-from pursuitify.compiler.tracing.proxies import TracedSizes, TracedTensor, Unnamed
+from pursuitify.compiler.tracing.proxies import TracedSizes, TracedTensor, Unnamed, receiving_call
 from pursuitify.compiler.tracing.size_branches import EXAMPLE, Choices, Judge
 from pursuitify.compiler.tracing.sizes import Answers, UnknownError, reads
 from pursuitify.rules import preprocessing, split_ops
@@ -93,6 +94,9 @@ class Tracer(fx.Tracer):
         self.unseen = ""
         self.answers = Answers() if answers is None else answers
         self.is_over = False
+        # Texts: the frame of each, and the offsets there of the call that gets it, which was not
+        # seen to be an assertion so far, and of what formats it.
+        self._messages: list[tuple[FrameType, range, int]] = []
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace as if nothing surrounded the conversion, and watch what the forward opens."""
@@ -106,6 +110,9 @@ class Tracer(fx.Tracer):
                     graph = super().trace(root, concrete_args)
             finally:
                 self.is_over = True
+                if self._messages:  # of a call that was no assertion
+                    self.answers.asked = True
+                    self._messages.clear()
             for module, path in self._called.items():  # what is set after the call is for the next
                 self._check_settings(module, path)
             return graph
@@ -138,7 +145,22 @@ class Tracer(fx.Tracer):
                 "or of what net.infer(x) gives"
             )
         self.watch.note(node)
+        if torch_internals.is_assertion(node.target):
+            self._forget_message(node.target)
         return node
+
+    def _forget_message(self, assertion: Any) -> None:
+        """Note that texts were the message of an assertion, which is being called."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code is not assertion.__code__:
+            frame = frame.f_back
+        if frame is not None and frame.f_back is not None:
+            caller = frame.f_back
+            self._messages = [
+                (place, call, step)
+                for place, call, step in self._messages
+                if place is not caller or caller.f_lasti not in call
+            ]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether to keep the module as one node."""
@@ -244,9 +266,22 @@ class Tracer(fx.Tracer):
         value = self._answer(obj)
         return object.__hash__(obj) if value is _NOTHING else hash(value)
 
-    def text_of(self, obj: fx.Proxy) -> Any:
-        """Return what has the text of a traced value: a size, or an ``Unnamed``."""
-        value = self._answer(obj)
+    def text_of(self, obj: fx.Proxy, frame: FrameType | None = None) -> Any:
+        """Return what has the text of a traced value: a size, or an ``Unnamed``.
+
+        Args:
+            obj: The value.
+            frame: The frame whose f-string it is for. A text that goes to an assertion and nowhere
+                else is a message, on which the forward does not depend.
+        """
+        call = None if frame is None or self.is_over else receiving_call(frame)
+        if frame is not None and call is not None:
+            message = frame, call, frame.f_lasti
+            if message in self._messages:  # of a call before this one, which was no assertion
+                self.answers.asked = True
+            self._messages.append(message)
+        guessing = self.answers.trial is None and not self.answers.fixed
+        value = _NOTHING if guessing and call is not None else self._answer(obj)
         return Unnamed(f"Proxy({obj.node.name})") if value is _NOTHING else value
 
     def text_of_tensor(self, obj: fx.Proxy) -> str:

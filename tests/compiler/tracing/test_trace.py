@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuitify import InputError, TraceError, explain, pursuitify
+from pursuitify.compiler.tracing import trace as tracing
 from pursuitify.compiler.tracing.trace import trace, trace_modes
 from pursuitify.network.pursuit_network import slots
 from tests.support.agreement import assert_same_state, compare, error, state
@@ -64,6 +66,151 @@ def test_size_checks_are_followed(body: Any) -> None:
     x = torch.randn(3, 4, dtype=torch.float64)
     for training in (False, True):
         compare(pursuitify, model, x, training=training, tolerance=1e-12)
+
+
+class OwnError(Exception):
+    """An error of a kind that no library knows."""
+
+
+def of_size(size: int) -> int:
+    if size != 250:
+        raise OwnError("another number of samples")
+    return size
+
+
+torch.fx.wrap("of_size")
+
+
+def raising_its_own(_self: Any, x: Tensor) -> Tensor:
+    if x.shape[0] != 250:
+        raise OwnError("another number of samples")
+    return x
+
+
+#: Bodies that no usual number of samples fits, with a question that has the model itself run.
+DEMANDING = {
+    "assert": lambda _self, x: (_demands(hasattr(x, "shape"), x.shape[0] == 250), x)[1],
+    "torch._assert": lambda _self, x: (
+        torch._assert(hasattr(x, "shape") and x.shape[0] == 250, f"{x.shape[0]} is not 250"),
+        x,
+    )[1],
+    "raised": lambda self, x: raising_its_own(self, x) if hasattr(x, "shape") else x,
+    "wrapped": lambda _self, x: (of_size(x.shape[0]), getattr(x, "shape"), x)[2],  # noqa: B009
+}
+
+
+def _demands(asked: bool, condition: bool) -> None:
+    assert asked
+    assert condition
+
+
+@pytest.mark.parametrize("example", [False, True])
+@pytest.mark.parametrize("name", DEMANDING)
+def test_what_a_model_raises_on_other_sizes_escapes_no_conversion(name: str, example: bool) -> None:
+    model, x = Net(DEMANDING[name]).double(), torch.randn(250, 4, dtype=torch.float64)
+    given = {"example_inputs": x} if example else {}
+    assert explain(model, **given).ok
+    compare(functools.partial(pursuitify, **given), model, x, training=False, tolerance=1e-12)
+    with pytest.raises((InputError, OwnError)):
+        pursuitify(model, **given)(x[:9])
+
+
+def test_the_text_of_an_assertion_costs_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        traces.append(kwargs)
+        return once(*args, **kwargs)
+
+    def body(plain: bool, _self: Any, x: Tensor) -> Tensor:
+        size, other = x.shape
+        if plain:
+            torch._assert(size > 0, "too few")
+        else:
+            torch._assert(size > 0, f"{size} of {pair[0]:2}: too few, {other:3} {pair[1] - 1}")
+        return x
+
+    pair = (4, 5)
+    once, traces = tracing._run, list[Any]()
+    monkeypatch.setattr(tracing, "_run", run)
+    counts = []
+    for plain in (True, False):
+        traces.clear()
+        assert explain(Net(functools.partial(body, plain))).ok
+        counts.append(len(traces))
+    assert counts[0] == counts[1]
+
+
+def _tells(condition: bool, text: str, kept: list[str]) -> None:
+    torch._assert(condition, text)
+    kept.append(text)
+
+
+def _kept(kept: list[str], _condition: bool, text: str) -> None:
+    kept.append(text)
+
+
+def told(_self: Any, x: Tensor) -> Tensor:
+    kept: list[str] = []
+    _tells(x.shape[0] > 0, f"{x.shape[0]}", kept)
+    return 2 * x if kept[0] == "3" else x
+
+
+def told_in_a_loop(_self: Any, x: Tensor) -> Tensor:
+    kept: list[str] = []
+    for call in (functools.partial(_kept, kept), torch._assert):
+        call(x.shape[0] > 0, f"{x.shape[0]}")
+    return 2 * x if kept[0] == "3" else x
+
+
+def told_first(_self: Any, x: Tensor) -> Tensor:
+    torch._assert({"3": x.shape[0] > 9}.get(f"{x.shape[0]}", True), "three")
+    return 2 * x if f"{x.shape[0]}" in {"3": 0} else x
+
+
+def told_before(_self: Any, x: Tensor) -> Tensor:
+    text = f"{x.shape[0]}"
+    torch._assert(x.shape[0] > 0, text)
+    return 2 * x if text == "3" else x
+
+
+@pytest.mark.parametrize("body", [told, told_in_a_loop, told_first, told_before])
+def test_a_text_that_goes_elsewhere_than_to_an_assertion_needs_an_example(body: Any) -> None:
+    with pytest.raises(TraceError, match="its text"):
+        pursuitify(Net(body))
+
+
+def checked(_self: Any, x: Tensor) -> Tensor:
+    torch._check(x.shape[0] == 3, lambda: "three")
+    return x
+
+
+def asserted_value(_self: Any, x: Tensor) -> Tensor:
+    assert (x >= 0).all(), "negative"
+    return x
+
+
+def asserted_as_said(_self: Any, x: Tensor) -> Tensor:
+    torch._assert((x >= 0).all(), "negative")
+    torch._assert(x.shape[0] == 3, "three")
+    return x
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(checked, "write assert condition"), (asserted_value, r"Write torch\._assert\(condition")],
+)
+def test_an_assertion_that_cannot_be_traced_says_how_to_write_it(body: Any, said: str) -> None:
+    with pytest.raises(TraceError, match=said):
+        pursuitify(Net(body))
+    x = torch.randn(3, 4, dtype=torch.float64)
+    compare(pursuitify, Net(asserted_as_said).double(), x.abs(), training=False, tolerance=1e-12)
+
+
+def test_a_forward_that_raises_whatever_the_sizes_is_said_to() -> None:
+    def body(_self: Any, x: Tensor) -> Tensor:
+        raise OwnError("never")
+
+    with pytest.raises(TraceError, match=r"OwnError: never\. The forward raises this itself"):
+        pursuitify(Net(body))
 
 
 @pytest.mark.parametrize("sweeps", [0, 2])
