@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         known = {result.network: result.outcome for result in read(options.results)}
         passes = [(chosen(library, options.each), not options.relu)]
-        if options.relu:
+        if options.relu and options.each is None:
             passes.append((chosen(library, 1), True))
         for listed, others in passes:
             left = [n for n in listed if n not in known or (others and known[n] == COUNTED)]

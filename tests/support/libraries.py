@@ -51,6 +51,12 @@ _FOREIGN = frozenset({
 })  # fmt: skip
 
 
+#: Operations that put a network outside the ReLU family where they are refused.
+_FOREIGN_OPERATIONS = frozenset({
+    "gelu", "silu", "mish", "hardswish", "softmax", "Softmax", "scaled_dot_product_attention",
+})  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """One network of a library.
@@ -73,7 +79,8 @@ class Result:
     Attributes:
         network: The network.
         outcome: ``converted``, ``explained`` (it would convert), ``refused``, ``other family``
-            (refused, with modules outside the ReLU family), ``other family, not explained``,
+            (refused, with modules or operations outside the ReLU family, softmax among them),
+            ``other family, not explained``,
             ``not built``, ``too large`` or ``does not run`` (explained alone), or a fault:
             ``died``, ``untyped``, ``too long``, ``verify`` (a row does not hold), ``wrong``
             (T = 0 is not the source) or ``late`` (refused when called).
@@ -453,6 +460,8 @@ def examine(network: Network, prove: bool = True, others: bool = True) -> Result
         return result(COUNTED, ", ".join(name for name, _ in outside.most_common(3)))
     try:
         report = explain(model.eval())
+        if not report.ok and not outside:
+            outside = Counter(p.op for p in report.problems if p.op in _FOREIGN_OPERATIONS)
         if not report.ok and outside:
             return result("other family", ", ".join(name for name, _ in outside.most_common(3)))
         if not report.ok:
