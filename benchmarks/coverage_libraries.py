@@ -1,6 +1,7 @@
 """The coverage table of other libraries: what a conversion makes of the networks they construct.
 
 python benchmarks/coverage_libraries.py --results runs.jsonl     # all; hours; goes on where it was
+python benchmarks/coverage_libraries.py --results runs.jsonl --relu  # the ReLU family: two hours
 python benchmarks/coverage_libraries.py --results runs.jsonl --each 2 --library monai
 python benchmarks/coverage_libraries.py --results runs.jsonl --page  # writes the page from them
 
@@ -24,7 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.support.libraries import FAULTS, LIBRARIES, Network, Result, networks, sweep  # noqa: E402
+from tests.support.libraries import COUNTED, FAULTS, LIBRARIES, Network, Result, networks, sweep  # noqa: E402
 
 PAGE = ROOT / "docs" / "coverage-other-libraries.md"
 #: What a network of the ReLU family can become.
@@ -113,6 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--library", choices=LIBRARIES, nargs="*", default=LIBRARIES)
     parser.add_argument("--each", type=int, help="the first networks of every family only")
     parser.add_argument("--explain", action="store_true", help="explain, convert nothing")
+    parser.add_argument(
+        "--relu",
+        action="store_true",
+        help="count networks with GELU and the like, explain the first of each family alone",
+    )
     parser.add_argument("--page", action="store_true", help="write the page, examine nothing")
     options = parser.parse_args(arguments)
     if options.page:
@@ -122,12 +128,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if importlib.util.find_spec(library) is None:
             print(f"{library} is not installed")
             continue
-        known = {result.network for result in read(options.results)}
-        left = [n for n in chosen(library, options.each) if n not in known]
-        with options.results.open("a") as file:
-            for result in sweep(left, prove=not options.explain):
-                print(json.dumps(dataclasses.asdict(result)), file=file, flush=True)
-                print(f"{library} {result.network.name}: {result.outcome} {result.detail}")
+        known = {result.network: result.outcome for result in read(options.results)}
+        passes = [(chosen(library, options.each), not options.relu)]
+        if options.relu and options.each is None:
+            passes.append((chosen(library, 1), True))
+        for listed, others in passes:
+            left = [n for n in listed if n not in known or (others and known[n] == COUNTED)]
+            with options.results.open("a") as file:
+                for result in sweep(left, prove=not options.explain, others=others):
+                    known[result.network] = result.outcome
+                    print(json.dumps(dataclasses.asdict(result)), file=file, flush=True)
+                    print(f"{library} {result.network.name}: {result.outcome} {result.detail}")
     return 0
 
 

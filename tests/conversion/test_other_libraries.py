@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pursuitify import pursuitify
 from tests.support import libraries
-from tests.support.libraries import FAULTS, LIBRARIES, Network, Result, examine, sweep
+from tests.support.libraries import COUNTED, FAULTS, LIBRARIES, Network, Result, examine, sweep
 
 HERE = "tests.conversion.test_other_libraries"
 
@@ -109,6 +109,14 @@ def test_faults_of_a_conversion_are_found(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_explanation_alone_converts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries, "pursuitify", None)
     assert examine(_here("plain"), prove=False).outcome == "explained"
+
+
+def test_networks_outside_the_relu_family_can_be_counted_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(libraries, "explain", None)
+    found = examine(_here("smooth"), others=False)
+    assert (found.outcome, found.detail) == (COUNTED, "GELU")
 
 
 @pytest.mark.slow

@@ -39,17 +39,22 @@ TOLERANCE = 1e-5
 #: Sizes of the image, smallest first: the first at which the source itself runs in both modes.
 SIZES = (32, 64, 128, 224, 256, 299, 480)
 _MARK = "@examined "
+#: Options of the child process.
+_EXPLAIN, _RELU = "--explain", "--relu"
 #: Types of modules that put a network outside the ReLU family, by name: libraries have their own.
 _FOREIGN = frozenset({
     "GELU", "GELUTanh", "GELU_", "QuickGELU", "QuickGELUCausal", "SiLU", "Swish",
     "MemoryEfficientSwish", "HSwish", "Hardswish", "HardSwish", "HardSwishMe", "HardSwishJit",
-    "HardMish", "HardMishJit", "SwishMe", "SwishJit", "Mish", "ELU", "CELU", "SELU", "Tanh",
-    "Softplus", "StarReLU", "SquaredReLU", "LayerNorm", "LayerNorm2d", "LayerNormFp32",
-    "LayerNorm2dFp32", "GroupNorm", "GroupNorm1", "InstanceNorm1d", "InstanceNorm2d",
-    "InstanceNorm3d", "RMSNorm", "RmsNorm", "RmsNorm2d", "SimpleNorm", "SimpleNorm2d",
-    "LocalResponseNorm", "MultiheadAttention", "EvoNorm2dB0", "EvoNorm2dB1", "EvoNorm2dB2",
+    "HardMish", "HardMishJit", "SwishMe", "SwishJit", "Mish", "SELU", "StarReLU", "SquaredReLU",
+    "MultiheadAttention", "EvoNorm2dB0", "EvoNorm2dB1", "EvoNorm2dB2",
     "EvoNorm2dS0", "EvoNorm2dS0a", "EvoNorm2dS1", "EvoNorm2dS1a", "EvoNorm2dS2", "EvoNorm2dS2a",
     "FilterResponseNormAct2d", "FilterResponseNormTlu2d", "AttentionPool2d", "DropBlock3x3",
+})  # fmt: skip
+
+
+#: Operations that put a network outside the ReLU family where they are refused.
+_FOREIGN_OPERATIONS = frozenset({
+    "gelu", "silu", "mish", "hardswish", "softmax", "Softmax", "scaled_dot_product_attention",
 })  # fmt: skip
 
 
@@ -74,7 +79,9 @@ class Result:
 
     Attributes:
         network: The network.
-        outcome: ``converted``, ``explained`` (it would convert), ``refused``, ``other family``,
+        outcome: ``converted``, ``explained`` (it would convert), ``refused``, ``other family``
+            (refused, with modules or operations outside the ReLU family, softmax among them),
+            ``other family, not explained``,
             ``not built``, ``too large`` or ``does not run`` (explained alone), or a fault:
             ``died``, ``untyped``, ``too long``, ``verify`` (a row does not hold), ``wrong``
             (T = 0 is not the source) or ``late`` (refused when called).
@@ -90,6 +97,8 @@ class Result:
     seconds: float = 0.0
 
 
+#: The outcome of a network outside the ReLU family that was counted alone.
+COUNTED = "other family, not explained"
 FAULTS = frozenset({"died", "untyped", "too long", "verify", "wrong", "late"})
 
 
@@ -428,8 +437,15 @@ def _reason(failure: PursuitifyError) -> str:
     return "; ".join(f"{op}: {why} x{n}"[:200] for (op, why), n in counts.most_common(4))
 
 
-def examine(network: Network, prove: bool = True) -> Result:
-    """Construct one network and explain it; convert it and prove it in both modes."""
+def examine(network: Network, prove: bool = True, others: bool = True) -> Result:
+    """Construct one network and explain it; convert it and prove it in both modes.
+
+    Args:
+        network: The network.
+        prove: Whether to convert what can be converted, and to run it.
+        others: Whether to explain networks with modules outside the ReLU family; they are
+            counted alone where this is false.
+    """
     small = _meta(network)
     try:
         model = small if small is not None else build(network)
@@ -441,8 +457,12 @@ def examine(network: Network, prove: bool = True) -> Result:
     def result(outcome: str, detail: str = "") -> Result:
         return Result(network, outcome, detail, count)
 
+    if outside and not others:
+        return result(COUNTED, ", ".join(name for name, _ in outside.most_common(3)))
     try:
         report = explain(model.eval())
+        if not report.ok and not outside:
+            outside = Counter(p.op for p in report.problems if p.op in _FOREIGN_OPERATIONS)
         if not report.ok and outside:
             return result("other family", ", ".join(name for name, _ in outside.most_common(3)))
         options: dict[str, Any] = {}
@@ -512,7 +532,7 @@ def _proven(model: nn.Module, x: torch.Tensor, **options: Any) -> tuple[str, str
     return "converted", ", ".join(f"with {name}" for name in options)
 
 
-def _child(prove: bool) -> None:
+def _child(prove: bool, others: bool) -> None:
     """Examine the networks named on stdin, one JSON line each."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -520,7 +540,7 @@ def _child(prove: bool) -> None:
         network = Network(**json.loads(line))
         with contextlib.redirect_stdout(sys.stderr):
             began = os.times()
-            found = examine(network, prove)
+            found = examine(network, prove, others)
             ended = os.times()
         found = dataclasses.replace(found, seconds=round(ended.user - began.user, 2))
         print(_MARK + json.dumps(dataclasses.asdict(found)), flush=True)
@@ -529,9 +549,10 @@ def _child(prove: bool) -> None:
 class _Child:
     """One child process and its answers."""
 
-    def __init__(self, prove: bool) -> None:
+    def __init__(self, prove: bool, others: bool) -> None:
+        flags = [flag for flag, on in ((_EXPLAIN, not prove), (_RELU, not others)) if on]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.libraries", *([] if prove else ["--explain"])],
+            [sys.executable, "-m", "tests.support.libraries", *flags],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -570,15 +591,20 @@ class _Child:
         self.process.wait()
 
 
-def sweep(listed: Sequence[Network], prove: bool = True, per_child: int = 100) -> Iterator[Result]:
-    """Examine networks in child processes, a new one after a death and every ``per_child``."""
+def sweep(
+    listed: Sequence[Network], prove: bool = True, others: bool = True, per_child: int = 100
+) -> Iterator[Result]:
+    """Examine networks in child processes, a new one after a death and every ``per_child``.
+
+    ``prove`` and ``others`` are those of ``examine``.
+    """
     child, asked = None, 0
     try:
         for network in listed:
             if child is None or asked >= per_child:
                 if child is not None:
                     child.close()
-                child, asked = _Child(prove), 0
+                child, asked = _Child(prove, others), 0
             found = child.ask(network, LONGEST)
             asked += 1
             yield found
@@ -591,4 +617,4 @@ def sweep(listed: Sequence[Network], prove: bool = True, per_child: int = 100) -
 
 
 if __name__ == "__main__":
-    _child(prove="--explain" not in sys.argv)
+    _child(prove=_EXPLAIN not in sys.argv, others=_RELU not in sys.argv)
