@@ -34,7 +34,7 @@ from pursuitify.compiler.tracing.type_questions import held_functions
 from pursuitify.errors import ConversionError, Problem
 from pursuitify.rules import Rule, default
 from pursuitify.rules.registry import Call, static_parameters
-from pursuitify.utils.patched_methods import names_in
+from pursuitify.utils.patched_methods import function_behind, names_in
 
 _HOOKS = {
     "forward hooks": "_forward_hooks",
@@ -212,8 +212,8 @@ def _read_of_root(model: nn.Module) -> Iterator[str]:
         if kind is nn.Module:
             break
         for member in vars(kind).values():
-            function = getattr(member, "fget", getattr(member, "__func__", member))
-            if isinstance(function, types.FunctionType) and function.__name__ != "__init__":
+            function = function_behind(member)
+            if function is not None and function.__name__ != "__init__":
                 code.append(function)
     mentioned: set[str] = set()
     for function in code:

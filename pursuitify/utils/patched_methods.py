@@ -34,14 +34,22 @@ def _method(kind: type, name: str) -> FunctionType | None:
     """Return the function behind a method of a type, or None if there is no such."""
     for base in kind.__mro__:
         if name in vars(base):
-            return _function(vars(base)[name])
+            held = vars(base)[name]
+            return None if issubclass(type(held), property) else function_behind(held)
     return None
 
 
-def _function(attribute: Any) -> FunctionType | None:
-    if isinstance(attribute, (staticmethod, classmethod)):
+def function_behind(attribute: Any) -> FunctionType | None:
+    """Return the function of a method or a property, or a function itself; None of all else.
+
+    Only types are asked: an object may raise any error where it is asked for an attribute.
+    """
+    kind = type(attribute)
+    if issubclass(kind, (staticmethod, classmethod, MethodType)):
         attribute = attribute.__func__
-    return attribute if isinstance(attribute, FunctionType) else None
+    elif issubclass(kind, property):
+        attribute = attribute.fget
+    return attribute if type(attribute) is FunctionType else None
 
 
 def names_in(code: CodeType) -> Iterator[str]:

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pursuitify.utils.fingerprint import is_installed
-from pursuitify.utils.patched_methods import names_in
+from pursuitify.utils.patched_methods import function_behind, names_in
 
 _LOCK = threading.RLock()
 #: Kinds of generators of random numbers that a model may hold.
@@ -195,8 +195,8 @@ def _codes_of(scope: dict[str, Any]) -> Iterator[CodeType]:
     for value in list(scope.values()):
         own = vars(value).values() if type(value) is type else (value,)
         for held in own:
-            function = getattr(held, "__func__", getattr(held, "fget", held))
-            if type(function) is FunctionType and function.__globals__ is scope:
+            function = function_behind(held)
+            if function is not None and function.__globals__ is scope:
                 yield function.__code__
 
 
@@ -301,8 +301,8 @@ def _imported(code: CodeType, scope: dict[str, Any]) -> set[str]:
             with contextlib.suppress(ImportError):
                 name = resolve_name("." * level.argval + name, str(scope.get("__package__") or ""))
         found.add(name)
-        module = sys.modules.get(name)
-        found |= {f"{name}.{n}" for n in names.argval or () if not hasattr(module, n)}
+        held = vars(sys.modules[name]) if name in sys.modules else {}  # asked, it may import more
+        found |= {f"{name}.{n}" for n in names.argval or () if n not in held}
     if _IMPORTERS & set(code.co_names):
         found.update(c for c in code.co_consts if isinstance(c, str) and _MODULE.fullmatch(c))
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]

@@ -464,6 +464,35 @@ def test_a_size_that_a_library_compares_with_a_number_by_is_is_seen(
         type_questions._is_library.cache_clear()
 
 
+class _Lazy:
+    """What stands for a module that is not installed: asked for anything, it raises."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"not installed, and asked for {name}")
+
+
+_missing = _Lazy()
+
+
+class _Beside(nn.Module):
+    missing = _missing
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(_helper(x)) if isinstance(x, Tensor) else _missing.run(x))
+
+
+def test_objects_that_raise_where_they_are_asked_are_not_asked() -> None:
+    model, x = _Beside().eval(), torch.randn(1, 2, 3, 3)
+    net = pursuitify(model, iterations=0)
+    assert error(net(x), model(x)) == 0
+    net.iterations = 1
+    net.eval()(x)
+
+
 @pytest.mark.parametrize("name", ["grad", "grad_fn"])
 def test_what_may_be_none_is_not_guessed(name: str) -> None:
     class Net(nn.Sequential):
