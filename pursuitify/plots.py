@@ -106,7 +106,7 @@ def _class_of_figures() -> type[Figure]:
 
         def _repr_png_(self) -> bytes:
             written = io.BytesIO()
-            self.savefig(written, format="png", dpi=100, bbox_inches="tight")
+            self.canvas.print_figure(written, format="png", dpi=100, bbox_inches="tight")
             return written.getvalue()
 
         def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:

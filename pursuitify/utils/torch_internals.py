@@ -140,6 +140,11 @@ def is_assertion(target: object) -> bool:
     return found is not None and target is found
 
 
+def asks_dimensions(operation: object) -> bool:
+    """Return whether an operation below autograd is that of ``x.dim()``."""
+    return operation is torch.ops.aten.dim.default
+
+
 def version_of(value: Tensor) -> int:
     """Return how often a tensor was written into, past what its subclass makes of the question.
 

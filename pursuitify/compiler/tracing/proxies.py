@@ -28,6 +28,7 @@ from torch.utils import checkpoint
 
 from pursuitify.compiler.tracing import nodes
 from pursuitify.errors import TraceError
+from pursuitify.utils import torch_internals
 
 #: Attributes of a tensor that are tensors.
 _TENSORS = {"T", "mT", "H", "mH", "real", "imag", "data"}
@@ -283,7 +284,7 @@ class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tens
         may stand for a number, as the second of ``torch.where(mask, x, 0.0)``: it may not. torch.fx
         sees the call itself then.
         """
-        if func is torch.ops.aten.dim.default:
+        if torch_internals.asks_dimensions(func):
             return 1
         traced = [a for a in args if isinstance(a, fx.Proxy)]
         what = f"the traced value '{traced[0].node.name}'" if traced else "a traced value"

@@ -90,6 +90,10 @@ CALLS: dict[str, Callable[[int], list[tuple[Any, ...]]]] = {
     "matrix_vector": lambda _: [(torch.ones(1),)],
     "inner": lambda _: [(SQUARE,), (torch.ones(1, 1),)],
     "kronecker": lambda _: [(torch.ones(1),)],
+    "added": lambda _: [(0 * X, X + 1), (X, X + 1)],
+    "addmv": lambda _: [(SQUARE, torch.ones(1)), (0 * SQUARE, torch.ones(1))],
+    "baddbmm": lambda _: [(torch.zeros(1, 4, 2), torch.ones(1, 2, 1))],
+    "positive_part": lambda _: [(torch.float32,)],
 }
 MODULES: dict[str, Callable[[int], list[tuple[Any, ...]]]] = {
     **CALLS,
@@ -159,7 +163,7 @@ def test_a_fresh_result_has_memory_of_its_own(key: Any, rule: Rule) -> None:
         for x in (torch.rand(1, 4, *[1] * dims), torch.rand(1, 4, *[2] * dims)):
             if name in MATRICES:
                 x = x.flatten(1)[:, :1]
-            if name in {"outer", "ger"}:
+            if name in {"outer", "ger", "addmv"}:
                 x = x.flatten()[:1]
             if isinstance(key, type) and name[-2:] in {"1d", "2d", "3d"} and name[-2] != str(dims):
                 continue
