@@ -1,4 +1,4 @@
-"""Where a checkpoint stands: one file, or a folder as the Hugging Face Hub keeps models.
+"""A checkpoint is one file, or a folder as the Hugging Face Hub keeps models.
 
 The folder holds that same file, named ``model.safetensors``, and ``config.json``, which repeats the
 part of its header that people and the Hub read. ``huggingface_hub`` uploads and downloads it as it

@@ -1,9 +1,10 @@
-"""Save and load: one safetensors file with a JSON header, or a folder with it; no code, no pickle.
+"""A network is saved to one safetensors file with a JSON header; there is no code and no pickle.
 
 The file holds the network's tensors and says how it was converted and what identifies it: rows,
 operations, constants (``identity``). Loading converts the given model afresh and refuses the file
 of another network, so a checkpoint can never end up in the wrong rows, or under other strides or
-slopes. Nothing in the file is ever executed.
+slopes. Nothing in the file is ever executed. ``save_pretrained`` writes the same file into a
+folder, beside a ``config.json``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,14 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from pursuitify import errors
-from pursuitify.compiler.tracing import contexts, guards, hidden_state, nodes, size_branches
+from pursuitify.compiler.tracing import (
+    contexts,
+    guards,
+    hidden_state,
+    nodes,
+    size_branches,
+    type_questions,
+)
 from pursuitify.compiler.tracing.contexts import Watch
 from pursuitify.compiler.tracing.proxies import (
     TracedSizes,
@@ -294,7 +301,7 @@ class Tracer(fx.Tracer):
         if self.type_of(obj) in (torch.dtype, torch.device, torch.layout, str, bool):
             return  # of which there are few: all are tried
         container = looked_up_in(frame)
-        kind = next((k for k in _KEYED if issubclass(type(container), k)), None)
+        kind = next((k for k in type_questions.KEYED if issubclass(type(container), k)), None)
         if kind is not None:
             keys = [*kind.__iter__(container)]
             answers.among_numbers = answers.among_numbers or any(map(_is_number, keys))
@@ -606,8 +613,6 @@ _OF_SEVERAL = {
     torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack,
     torch.dstack, torch.column_stack,
 }  # fmt: skip
-#: Containers in which values are looked up by their hash.
-_KEYED: tuple[Any, ...] = (dict, set, frozenset)
 
 
 def _is_number(key: Any) -> bool:

@@ -236,7 +236,7 @@ def _reached(root: nn.Module) -> Reached:
         seen[id(value)] = value
         if issubclass(type(value), (dict, set, frozenset)):
             found.numbers += _numbers(
-                [*next(k for k in _KEYED if issubclass(type(value), k)).__iter__(value)]
+                [*next(k for k in KEYED if issubclass(type(value), k)).__iter__(value)]
             )
         for name, held in _named_parts(value):
             if name in known or name.startswith("__"):
@@ -519,7 +519,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 #: Containers whose subclasses are read past what these make of reading.
 _CONTAINERS: tuple[Any, ...] = (list, tuple, set, frozenset, deque)
 #: Those in which values are looked up by their hash.
-_KEYED: tuple[Any, ...] = (dict, set, frozenset)
+KEYED: tuple[Any, ...] = (dict, set, frozenset)
 #: Callables of the standard library that hold others.
 _HOLDERS = (
     MethodType, functools.partial, functools.partialmethod, functools.cached_property,
