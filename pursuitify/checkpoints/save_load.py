@@ -30,13 +30,13 @@ from pursuitify.checkpoints.network_identity import (
 )
 from pursuitify.checkpoints.origin import Origin, origin_of
 from pursuitify.compiler.tracing.tracer import LeafModule
-from pursuitify.conversion.convert import PAPER_BETA
 from pursuitify.conversion.convert import pursuitify as convert
 from pursuitify.dictionary.norm_bounds import CertifiedNorms
 from pursuitify.errors import CheckpointError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.rules import Key, Rule
 from pursuitify.solvers.settings import LATER_OPTIONS, OPTIONS, Settings
+from pursuitify.solvers.step_sizes import PAPER_BETA
 from pursuitify.utils import option_checks
 from pursuitify.utils.atomic_files import make_folder, write_tensors
 from pursuitify.version import VERSION

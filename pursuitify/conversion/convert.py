@@ -27,6 +27,7 @@ from pursuitify.errors import ConversionError, OptionError
 from pursuitify.network.pursuit_network import RESERVED, PursuitNetwork
 from pursuitify.rules import Key, Registry, Rule, leaves_of
 from pursuitify.solvers.settings import FIRST, OFF, OPTIONS, THRESHOLD, NetworkOptions, Settings
+from pursuitify.solvers.step_sizes import PAPER_BETA, SAFE_BETA
 from pursuitify.utils import option_checks, training_modes
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ _CONVERSION = (
     "example_inputs",
     "verify",
 )
-SAFE_BETA = (0.501, 1.0)
-PAPER_BETA = (1e-3, 1.0)
 
 
 def pursuitify(

@@ -12,6 +12,10 @@ from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import RangeError
 from pursuitify.utils import func_transforms
 
+#: The range of beta_j in which descent of the objective is proven, and the paper's.
+SAFE_BETA = (0.501, 1.0)
+PAPER_BETA = (1e-3, 1.0)
+
 
 def synchronous_step_sizes(dictionary: StructuredDictionary, norms: Norms) -> list[Tensor]:
     """Return g = 1 / L once per latent, L >= ||B||^2; the trained beta_j are not used.
@@ -160,9 +164,10 @@ class PursuitParameters(nn.Module):
 
     Attributes:
         beta: Relative inverse step sizes, start at 1.
-        alpha: Extrapolation weights, start at 0. While they are trained, every sweep keeps the
-            changes of the one before, which took 4 to 31 % more memory on resnet18, vgg11_bn and
-            densenet121 (batch 2, 64 px, T = 4).
+        alpha: Extrapolation weights, start at 0. They are trained with the paper's range of beta
+            (``paper=True``), else only if a user sets ``requires_grad``: while they are trained,
+            every sweep keeps the changes of the one before, which took 4 to 31 % more memory on
+            resnet18, vgg11_bn and densenet121 (batch 2, 64 px, T = 4).
         log_gains: Logarithms of the atom gains c_j by the latent's place in ``beta``, as text; None
             where no row has gains. A derivative is asked for only if a user sets
             ``requires_grad``.
@@ -174,7 +179,8 @@ class PursuitParameters(nn.Module):
         super().__init__()
         self.beta_range = beta_range
         self.beta = nn.Parameter(torch.ones(count, dtype=dtype))
-        self.alpha = nn.Parameter(torch.zeros(count, dtype=dtype))
+        trained = beta_range == PAPER_BETA
+        self.alpha = nn.Parameter(torch.zeros(count, dtype=dtype), requires_grad=trained)
         self.log_gains = None
 
     def defaults(self) -> dict[str, Tensor]:

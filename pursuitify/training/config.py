@@ -58,7 +58,8 @@ class Config:
             left out.
         optimizer: ``adamw`` or ``sgd`` (with Nesterov momentum 0.9).
         lr: Largest learning rate; a linear warm-up, then a cosine.
-        pursuit_lr: The same for ``pursuit.beta`` and ``pursuit.alpha``; ``lr`` by default.
+        pursuit_lr: The same for ``pursuit.*``: beta, and alpha and atom gains where they are
+            trained; ``lr`` by default.
         warmup: Fraction of warm-up.
         final_lr: Learning rate at the end, as a fraction of the largest.
         weight_decay: On kernels and matrices; never on ``pursuit.*``, norms and biases.

@@ -339,6 +339,7 @@ def test_dictionary_refuses_latents_that_do_not_fit() -> None:
 
 def check_derivatives(net: PursuitNetwork, x: Tensor) -> None:
     x = x.clone().requires_grad_()
+    net.pursuit.alpha.requires_grad_()
     torch.manual_seed(0)
     net(x).square().sum().backward()
     assert x.grad is not None
@@ -1093,3 +1094,21 @@ def test_a_constant_of_another_precision_goes_with_the_network() -> None:
     assert torch.allclose(net.double()(x.double()), expected.double(), rtol=1e-5, atol=1e-6)
     net.iterations = 0
     assert torch.equal(net(x.double()), model.double()(x.double()))
+
+
+@pytest.mark.parametrize("paper", [False, True])
+def test_extrapolation_is_trained_where_it_is_asked_for(paper: bool) -> None:
+    """The paper trains alpha; else it is frozen, through copies and files of weights too."""
+    case = BY_NAME["conv_residual"]
+    net, x = pursuitify(case.build(1), iterations=3, paper=paper), case.input(batch=2)
+    again = copy.deepcopy(net)
+    again.load_state_dict(net.state_dict())
+    for one in (net, again):
+        assert one.pursuit.alpha.requires_grad is paper
+        one(x).square().sum().backward()
+        assert (one.pursuit.alpha.grad is not None) is paper
+        assert bool(one.pursuit.beta.grad.any())
+        one.zero_grad()
+        one.pursuit.alpha.requires_grad_()
+        one(x).square().sum().backward()
+        assert bool(one.pursuit.alpha.grad.any())

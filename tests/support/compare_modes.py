@@ -15,10 +15,14 @@ Derivatives = dict[str, Tensor | None]
 
 
 def differentiate(
-    net: PursuitNetwork, x: Tensor, **settings: Any
+    net: PursuitNetwork, x: Tensor, extrapolation: bool = True, **settings: Any
 ) -> tuple[list[Tensor], Derivatives]:
-    """Return outputs and derivatives of a fixed loss; the network is left as it was."""
+    """Return outputs and derivatives of a fixed loss; the network is left as it was.
+
+    The extrapolation weights, which a conversion freezes, are differentiated too if asked for.
+    """
     net = copy.deepcopy(net)
+    net.pursuit.alpha.requires_grad_(extrapolation)
     for name, value in settings.items():
         setattr(net, name, value)
     x = x.detach().clone().requires_grad_()

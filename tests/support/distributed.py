@@ -42,7 +42,7 @@ def outcome(name: str) -> dict[str, Any]:
 
 
 #: How a network is wrapped by hand, with its number of sweeps.
-WRAPPED = [("ddp", 3), ("fsdp", 1), ("fsdp", 3)]
+WRAPPED = [("ddp", 1), ("ddp", 3), ("fsdp", 1), ("fsdp", 3)]
 
 
 def wrapped(way: str, sweeps: int, rank: int, world: int) -> dict[str, Any]:

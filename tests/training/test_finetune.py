@@ -103,6 +103,7 @@ def test_without_sweeps_it_is_training_the_source_step_for_step(
 
 def test_what_sweeps_change_is_learnt(tmp_path: Path) -> None:
     net = network()
+    net.pursuit.alpha.requires_grad_()
     x, y = rows(96)
     before = evaluate(net, (x, y))
     result = finetune(net, (x, y), rows(48, 1), epochs=6, lr=2e-2, output=tmp_path, **QUIET)

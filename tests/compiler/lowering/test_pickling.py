@@ -77,6 +77,7 @@ def test_settings_and_derivatives_come_along() -> None:
     options = {"balance": True, "nonnegative_thresholds": True, "memory": "implicit"}
     net = pursuitify(ResidualNet(width=2), 4, "global", **options)  # type: ignore[arg-type]
     x = torch.rand(2, 3, 8, 8)
+    net.pursuit.alpha.requires_grad_()
     net(x).sum().backward()
     again = pickled(net)
     assert again.settings() == net.settings()

@@ -25,9 +25,17 @@ modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"]
 levels = pytest.mark.parametrize("levels", [1, 2])
 
 
-def check(net: PursuitNetwork, x: Tensor, levels: int, tolerance: float = 1e-12) -> None:
-    expected, theirs = differentiate(net, x, memory="store")
-    outputs, mine = differentiate(net, x, memory="recompute", recompute_levels=levels)
+def check(
+    net: PursuitNetwork,
+    x: Tensor,
+    levels: int,
+    tolerance: float = 1e-12,
+    extrapolation: bool = True,
+) -> None:
+    expected, theirs = differentiate(net, x, extrapolation, memory="store")
+    outputs, mine = differentiate(
+        net, x, extrapolation, memory="recompute", recompute_levels=levels
+    )
     assert_same_outputs(outputs, expected, tolerance)
     assert_same(mine, theirs, tolerance)
 
@@ -53,8 +61,7 @@ def test_derivatives_are_those_of_plain_unrolling(case: Case, training: bool, le
 def test_every_number_of_sweeps(count: int, alpha: float | None, levels: int) -> None:
     case = BY_NAME["conv_residual"]
     net = extrapolate(pursuitify(case.build(1), iterations=count), alpha or 0.0)
-    net.pursuit.alpha.requires_grad_(alpha is not None)
-    check(net, case.input(batch=2), levels)
+    check(net, case.input(batch=2), levels, extrapolation=alpha is not None)
 
 
 @levels
@@ -216,6 +223,7 @@ def test_a_hidden_tensor_is_refused() -> None:
 def test_backward_twice_over_one_graph() -> None:
     case = BY_NAME["conv_residual"]
     net, x = pursuitify(case.build(1), iterations=3, memory="recompute"), case.input(batch=2)
+    net.pursuit.alpha.requires_grad_()
     out = net(x).sum()
     first, second = (
         torch.autograd.grad(out, list(net.parameters()), retain_graph=True) for _ in range(2)
@@ -248,6 +256,7 @@ def test_mixed_precision(levels: int) -> None:
     """Residuals are taken back in the precision they were made in: half of it is lost again."""
     case = BY_NAME["conv_residual"]
     net, x = pursuitify(case.build(1).float(), iterations=5), case.input(batch=4).float()
+    net.pursuit.alpha.requires_grad_()
     found: list[dict[str, Any]] = []
     for memory in ("store", "recompute"):
         net.memory, net.recompute_levels = memory, levels
