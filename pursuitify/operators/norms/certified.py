@@ -53,7 +53,9 @@ from pursuitify.utils.func_transforms import active
 
 _CHUNK_BYTES = 32 * 2**20
 _TIGHT = 1e-3
-_LANCZOS_STEPS = 10
+#: Lanczos steps that find at which frequencies an eigenvalue is large, and how large it is there.
+_FIRST_STEPS = 5
+_LANCZOS_STEPS = 14
 _INVERSE_STEPS = 12
 _SMALL = 8
 
@@ -83,19 +85,21 @@ def lanczos(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         Rayleigh quotients (batch,), each a lower bound, and unit vectors (batch, n, 1).
     """
     tiny = torch.finfo(start.real.dtype).tiny
-    vectors: list[Tensor] = []
-    images: list[Tensor] = []
+    count = min(steps, gram.shape[-1])
+    rows = start.new_zeros(len(start), count, start.shape[1])  # the basis, and its conjugate
+    turned, images = torch.zeros_like(rows), torch.zeros_like(rows)
     vector = start
-    for _ in range(min(steps, gram.shape[-1])):
-        vector = vector / vector.norm(dim=1, keepdim=True).clamp_min(tiny)
-        vectors.append(vector)
-        images.append(gram @ vector)
-        basis = torch.cat(vectors, 2)
-        turned = torch.conj_physical(basis).mT
-        vector = images[-1] - basis @ (turned @ images[-1])
-        vector = vector - basis @ (turned @ vector)
-    basis, image = torch.cat(vectors, 2), torch.cat(images, 2)
-    projected = torch.conj_physical(basis).mT @ image
+    for i in range(count):
+        vector = vector / torch.linalg.vector_norm(vector, dim=1, keepdim=True).clamp_min(tiny)
+        image = gram @ vector
+        rows[:, i], images[:, i] = vector[..., 0], image[..., 0]
+        turned[:, i] = torch.conj_physical(vector)[..., 0]
+        if i + 1 < count:
+            known, dual = rows[:, : i + 1].mT, turned[:, : i + 1]
+            vector = image - known @ (dual @ image)
+            vector = vector - known @ (dual @ vector)
+    basis, image = rows.mT, images.mT
+    projected = turned @ image
     projected = (projected + torch.conj_physical(projected).mT) / 2
     weights = torch.linalg.eigh(projected)[1][..., -1:]
     vector, image = basis @ weights, image @ weights
@@ -123,8 +127,8 @@ class _NormSearch:
 
     def certify(self, gram: Tensor, start: Tensor, where: Tensor, margin: float) -> None:
         """Raise the level until it is certified for every matrix of the batch."""
-        values, vectors = lanczos(gram, start, _LANCZOS_STEPS)
-        top = values.topk(min(4, len(values))).indices
+        values, vectors = lanczos(gram, start, _FIRST_STEPS)
+        top = values.topk(min(4, -(-len(values) // 4))).indices
         self.offer(*lanczos(gram[top], vectors[top], _LANCZOS_STEPS), gram[top], where[top])
         growth = _TIGHT
         self.level = max(self.level, self.value * (1 + growth))
@@ -171,6 +175,7 @@ def largest_sample(
     groups: int,
     grid: list[int],
     window: list[int],
+    derived: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Bound the largest eigenvalue of the Gram symbol over a frequency grid.
 
@@ -185,6 +190,7 @@ def largest_sample(
         groups: Number of groups.
         grid: Sample points per dim.
         window: First tap and number of taps per spatial dim, one after the other, or empty.
+        derived: Whether the vector is to be as exact as a derivative needs it.
 
     Returns:
         The square root of the certified level (0-dim), and where it was met: group (0-dim, int64),
@@ -192,15 +198,17 @@ def largest_sample(
         the reduced kernel (see ``polyphase``).
     """
     key = (*stride, *dilation, groups, *grid, *window, kernel_contents([weight]))
-    found = _KNOWN.get(key)
+    found = _KNOWN.get((derived, key))
+    if found is None and not derived:
+        found = _KNOWN.get((True, key))
     if found is None:
         kernel = polyphase(working(weight), stride, dilation, groups, _pairs(window))
         with exact_products():
-            found = _largest_sample(kernel.contiguous(), grid)
+            found = _largest_sample(kernel.contiguous(), grid, derived)
         with _LOCK:
             if len(_KNOWN) >= _KEPT:
                 _KNOWN.pop(next(iter(_KNOWN)))
-            _KNOWN[key] = found
+            _KNOWN[derived, key] = found
     level, group, theta, pair = (value.clone() for value in found)
     return level, group, theta, pair
 
@@ -216,7 +224,9 @@ _KEPT = 2048
 _LOCK = threading.Lock()
 
 
-def _largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _largest_sample(
+    kernel: Tensor, grid: list[int], derived: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     groups, _, columns = kernel.shape[:3]
     peak = float(kernel.abs().amax())
     group = torch.zeros((), dtype=torch.int64, device=kernel.device)
@@ -240,7 +250,7 @@ def _largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Te
         else:
             start = _start(columns, gram)[None, :, None].expand(len(gram), -1, -1)
             search.certify(gram, start, where, margin)
-    if columns > _SMALL:
+    if derived and columns > _SMALL:
         search.refine()
     group, theta = search.where // len(angles), angles[search.where % len(angles)].clone()
     vector = search.vector[:, 0]
@@ -277,6 +287,7 @@ def _(
     groups: int,
     grid: list[int],
     window: list[int],
+    derived: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kernel = polyphase(working(weight), stride, dilation, groups, _pairs(window))
     return (
@@ -312,6 +323,7 @@ def conv_norm_bound(
         Half-precision weights give float32, where rounding cannot push it below the norm.
     """
     grid, factor, window = frequencies(weight, stride, dilation, slack, reaches)
+    derived = (weight.requires_grad and torch.is_grad_enabled()) or active()
     level, group, theta, pair = largest_sample(
         weight.detach(),
         list(stride),
@@ -319,9 +331,10 @@ def conv_norm_bound(
         groups,
         list(grid),
         [*itertools.chain.from_iterable(window)],
+        derived,
     )
     bound: Tensor = level * factor
-    if not (weight.requires_grad and torch.is_grad_enabled()) and not active():
+    if not derived:
         return bound
     kernel = polyphase(working(weight), stride, dilation, groups, window)
     real, imag = symbol_at(kernel.index_select(0, group.reshape(1))[0], theta)
