@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.errors import InputError
 from pursuitify.operators import (
     FilterBank,
     LinearMap,
@@ -176,7 +177,17 @@ class Norms:
         One transfer for all kernels, so that an accelerator is waited for once. As long as the
         version counters of what its kernels are made of stand still, it is not waited for at all:
         the sums are compared there, and ``lost`` says so where they differ.
+
+        Raises:
+            InputError: If bounds for the image at hand would be frozen by torch.jit.trace.
         """
+        if self.on_image and not self.typical and torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+            raise InputError(
+                'norm_bounds="image" cannot be traced by torch.jit.trace: the traced code would '
+                "keep the steps of this image size and use them for any other, where they may be "
+                "too long. Set net.norm_bounds = 'any size' before tracing, or use "
+                "pursuitify.export, whose programs refuse other sizes"
+            )
         certify = self._certifier
         fresh = _typical if self.typical else certify
         self.lost = None

@@ -51,8 +51,9 @@ class Reach(NamedTuple):
         Output o reads input i by the tap a with dilation * a = x, where x = i - stride * o + low
         runs over an interval. Taps outside of it read padding alone. On a torus of N positions x
         and x + N are one: no wrong tap is met if N is larger than the distance of every x from
-        every tap. N is a multiple of the stride; and of the dilation's own factors, because a
-        dilated convolution falls into separate ones on the residue classes of positions.
+        every tap. (Outputs or inputs that become one there meet no tap: their rows or columns are
+        zero.) N is a multiple of the stride; and of the dilation's own factors, because a dilated
+        convolution falls into separate ones on the residue classes of positions.
 
         Args:
             size: Size of the image.
