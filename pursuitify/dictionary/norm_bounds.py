@@ -74,6 +74,8 @@ def block_norms(dictionary: StructuredDictionary, norms: Norms) -> tuple[Tensor,
 
 #: Power steps per training step, from a warm state.
 _WARM_STEPS = 2
+#: Image sizes for which the state of a power iteration is kept, per kernel.
+_TORI = 8
 
 
 #: Bound of a map; the name of its place in the dictionary comes first.
@@ -249,7 +251,11 @@ class Norms:
             return linear.norm_bound()
         weight, *form, reaches = bank
         if reaches is not None:  # a vector on one torus says nothing on another
-            key = f"{key}@{frequencies(*bank[:3], reaches=reaches).label}"
+            place, key = key, f"{key}@{frequencies(*bank[:3], reaches=reaches).label}"
+            if key not in self._states:
+                others = [other for other in self._states if other.startswith(f"{place}@")]
+                for other in others[: len(others) - _TORI + 1]:
+                    del self._states[other]
         value, state = conv_norm_estimate(
             weight, *form, self._states.get(key), _WARM_STEPS, reaches=reaches
         )

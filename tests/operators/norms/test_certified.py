@@ -243,7 +243,7 @@ def norm_of(conv: Conv) -> float:
     return float(torch.linalg.matrix_norm(matrix_of(conv.apply, shape), 2))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_bounds_on_an_image_hold(seed: int) -> None:
     """Certified and estimated ones; and they exceed those for any size only where taps are cut."""
     cut = on_torus = 0
