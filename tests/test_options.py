@@ -241,6 +241,7 @@ PURSUITIFY: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: network(verify="off").self_check,
     ),
     "steps": (output, partial(output, steps="adaptive")),
+    "norm_bounds": (output, partial(output, norm_bounds="image")),
     "step_scale": (output, partial(output, step_scale=0.3)),
     "threshold_scale": (output, partial(output, threshold_scale=2.0)),
     "offsets": (

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from pursuitify.dictionary.structured import StructuredDictionary
+from pursuitify.errors import InputError
 from pursuitify.operators import (
+    FilterBank,
     LinearMap,
     conv_norm_bound,
     conv_norm_estimate,
@@ -19,6 +21,7 @@ from pursuitify.operators import (
     typical_norm,
 )
 from pursuitify.operators.norms.fingerprint import Versions, kernel_forms, kernel_sums
+from pursuitify.operators.norms.symbol import frequencies
 from pursuitify.utils import func_transforms
 
 
@@ -71,6 +74,8 @@ def block_norms(dictionary: StructuredDictionary, norms: Norms) -> tuple[Tensor,
 
 #: Power steps per training step, from a warm state.
 _WARM_STEPS = 2
+#: Image sizes for which the state of a power iteration is kept, per kernel.
+_TORI = 8
 
 
 #: Bound of a map; the name of its place in the dictionary comes first.
@@ -104,6 +109,9 @@ class Norms:
     power iteration with a stated margin (``power_iteration.ESTIMATE_MARGIN``) stands in; its state
     is kept from step to step.
 
+    Where ``on_image`` is set bounds and estimates are those for images of the size at hand, smaller
+    and, for small images, far cheaper; otherwise they hold for images of every size.
+
     Where ``typical`` is set no bound is found in either mode: a weighted map counts with the norm
     that random weights of its energy have (``operators.typical_norm``), the others with their
     bounds. That is a scale, for steps that need no more (mathematics.md, section 5).
@@ -116,6 +124,7 @@ class Norms:
         self._on_device: _OnDevice | None = None
         self.training = False
         self.typical = False
+        self.on_image = False
         #: On accelerators: the tensors that kernels are made of.
         self.made_of: Sequence[Tensor] = ()
         #: On accelerators: NaN if kernels changed and no version counted it, else 0; or None.
@@ -150,12 +159,19 @@ class Norms:
     def certified(self) -> CertifiedNorms:
         """Return the certified bounds that are known, of kernels on the CPU; empty for none."""
         contents, found = self._kept
-        bounds = found.get(_certify)
+        bounds = found.get(self._certifier)
         return CertifiedNorms(_digest(contents), dict(bounds)) if bounds else self._restored
 
     def restore_certified(self, known: CertifiedNorms) -> None:
         """Take bounds that ``certified`` returned; they count for kernels of the same contents."""
         self._restored = known
+
+    @property
+    def _certifier(self) -> NormOf:
+        return _certify_on_image if self.on_image else _certify
+
+    def _bank(self, linear: LinearMap) -> FilterBank | None:
+        return linear.bank_on_image() if self.on_image else linear.filter_bank()
 
     def recall(self, dictionary: StructuredDictionary) -> NormOf:
         """Return the bounds for a dictionary; those found before only if its kernels are the same.
@@ -163,8 +179,19 @@ class Norms:
         One transfer for all kernels, so that an accelerator is waited for once. As long as the
         version counters of what its kernels are made of stand still, it is not waited for at all:
         the sums are compared there, and ``lost`` says so where they differ.
+
+        Raises:
+            InputError: If bounds for the image at hand would be frozen by torch.jit.trace.
         """
-        fresh = _typical if self.typical else _certify
+        if self.on_image and not self.typical and torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+            raise InputError(
+                'norm_bounds="image" cannot be traced by torch.jit.trace: the traced code would '
+                "keep the steps of this image size and use them for any other, where they may be "
+                "too long. Set net.norm_bounds = 'any size' before tracing, or use "
+                "pursuitify.export, whose programs refuse other sizes"
+            )
+        certify = self._certifier
+        fresh = _typical if self.typical else certify
         self.lost = None
         if func_transforms.active():  # nothing of such a call may be kept for the next one
             func_transforms.refuse_tracing()
@@ -173,7 +200,7 @@ class Norms:
             return fresh if self.typical else self._estimate
         if torch.compiler.is_compiling() or dictionary.inputs[0].is_meta:
             return fresh
-        banks = [bank for m in dictionary.maps() if (bank := m.filter_bank()) is not None]
+        banks = [bank for m in dictionary.maps() if (bank := self._bank(m)) is not None]
         forms = repr([bank[1:] for bank in banks]).encode()
         if torch.is_grad_enabled():
             # What is trained may be written by fused optimizers, which no version counts.
@@ -186,7 +213,7 @@ class Norms:
             # Replaced as a whole, not cleared: another thread may be reading the one before.
             restored = self._restored
             known = restored.bounds if restored.contents == _digest(contents) else {}
-            self._kept = kept = contents, {_typical: {}, _certify: dict(known)}
+            self._kept = kept = contents, {_typical: {}, certify: dict(known)}
         return functools.partial(_remembered, kept[1][fresh], fresh)
 
     def _recall_on_device(self, fresh: NormOf, weights: Sequence[Tensor], forms: bytes) -> NormOf:
@@ -198,7 +225,7 @@ class Norms:
                 self.lost = torch.where(torch.stack(same).all(), 0.0, torch.nan)
         else:
             kept = self._on_device = _OnDevice(
-                forms, sums, Versions.of(self.made_of), {_typical: {}, _certify: {}}, {}
+                forms, sums, Versions.of(self.made_of), {_typical: {}, self._certifier: {}}, {}
             )
         return functools.partial(_remembered, kept.found[fresh], fresh)
 
@@ -219,10 +246,19 @@ class Norms:
         return kept.vectors[key]
 
     def _estimate(self, key: str, linear: LinearMap) -> Tensor | float:
-        bank = linear.filter_bank()
+        bank = self._bank(linear)
         if bank is None:
             return linear.norm_bound()
-        value, state = conv_norm_estimate(*bank, self._states.get(key), _WARM_STEPS)
+        weight, *form, reaches = bank
+        if reaches is not None:  # a vector on one torus says nothing on another
+            place, key = key, f"{key}@{frequencies(*bank[:3], reaches=reaches).label}"
+            if key not in self._states:
+                others = [other for other in self._states if other.startswith(f"{place}@")]
+                for other in others[: len(others) - _TORI + 1]:
+                    del self._states[other]
+        value, state = conv_norm_estimate(
+            weight, *form, self._states.get(key), _WARM_STEPS, reaches=reaches
+        )
         self._states[key] = state.detach()
         return value
 
@@ -266,12 +302,17 @@ def _remembered(
 def _typical(key: str, linear: LinearMap) -> Tensor | float:
     """Return the norm of random weights of the same energy; of a map without weights its bound."""
     bank = linear.filter_bank()
-    return linear.norm_bound() if bank is None else typical_norm(*bank)
+    return linear.norm_bound() if bank is None else typical_norm(*bank[:4])
 
 
 def _certify(key: str, linear: LinearMap) -> Tensor | float:
     bank = linear.filter_bank()
-    return linear.norm_bound() if bank is None else conv_norm_bound(*bank)
+    return linear.norm_bound() if bank is None else conv_norm_bound(*bank[:4])
+
+
+def _certify_on_image(key: str, linear: LinearMap) -> Tensor | float:
+    bank = linear.bank_on_image()
+    return linear.norm_bound() if bank is None else conv_norm_bound(*bank[:4], reaches=bank.reaches)
 
 
 def lipschitz(

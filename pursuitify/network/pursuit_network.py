@@ -698,6 +698,7 @@ class PursuitNetwork(Settings):
 
     def _gammas(self, bound: StructuredDictionary) -> list[Tensor]:
         self._norms.training, self._norms.typical = self.training, self.adapts_steps
+        self._norms.on_image = self.bounds_on_image
         if bound.inputs[0].device.type not in ("cpu", "meta"):
             self._norms.made_of = [*self.parameters(), *self.buffers()]
         betas = self._of_mode(self.pursuit.betas())

@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from pursuitify.operators.norms.symbol import Reach
 from pursuitify.operators.symbols import Symbols
 from pursuitify.utils.func_transforms import compiling
 
@@ -42,12 +43,15 @@ class FilterBank(NamedTuple):
         stride: Stride per spatial dim.
         dilation: Dilation per spatial dim.
         groups: Number of groups.
+        reaches: What the image at hand uses of the kernel, per spatial dim; None where norm bounds
+            are to hold for images of every size.
     """
 
     weight: Tensor
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    reaches: tuple[Reach, ...] | None = None
 
 
 class LinearMap(ABC):
@@ -126,6 +130,10 @@ class LinearMap(ABC):
     def filter_bank(self) -> FilterBank | None:
         """Return the weights where the map is one convolution or matrix; None where it is none."""
         return None
+
+    def bank_on_image(self) -> FilterBank | None:
+        """Return ``filter_bank()`` with what the image at hand uses of it, where that is known."""
+        return self.filter_bank()
 
     def rescaled(self, factor: Tensor) -> LinearMap | None:
         """Return the map with its output times ``factor`` folded into its weights, or None.
@@ -377,6 +385,10 @@ class Adjoint(LinearMap):
     def filter_bank(self) -> FilterBank | None:
         """Return the inner map's: the norm is the same."""
         return self.inner.filter_bank()
+
+    def bank_on_image(self) -> FilterBank | None:
+        """Return the inner map's likewise."""
+        return self.inner.bank_on_image()
 
     def rescaled(self, factor: Tensor) -> LinearMap | None:
         """Return the adjoint of the inner map with its input rescaled, or None."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from pursuitify.operators.base import Adjoint, FilterBank, LinearMap, along, piece
 from pursuitify.operators.conv_phases import phase_adjoint
 from pursuitify.operators.norms.certified import conv_norm_bound
+from pursuitify.operators.norms.symbol import Reach
 from pursuitify.operators.reshape import Place
 from pursuitify.operators.symbols import Symbols
 
@@ -189,6 +190,22 @@ class Conv(LinearMap):
     def filter_bank(self) -> FilterBank:
         """Return the weights."""
         return FilterBank(self.weight, self.stride, self.dilation, self.groups)
+
+    def bank_on_image(self) -> FilterBank:
+        """Return the weights, and what images of ``size`` use of them."""
+        # Sizes are tensors under torch.jit.trace, and symbols where a compiler keeps them open.
+        reaches = tuple(
+            Reach.of(int(n), int(k), s, padding, d)
+            for n, k, s, padding, d in zip(
+                self.size,
+                self.weight.shape[2:],
+                self.stride,
+                self.padding,
+                self.dilation,
+                strict=True,
+            )
+        )
+        return self.filter_bank()._replace(reaches=reaches)
 
     def rescaled(self, factor: Tensor) -> Conv | None:
         """Return the map with a factor per output channel in its kernel."""

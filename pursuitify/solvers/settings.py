@@ -21,11 +21,14 @@ from pursuitify.utils import option_checks
 CERTIFIED, ADAPTIVE = "certified", "adaptive"
 #: The values of ``offsets``: where the offset of an encoder row stands.
 THRESHOLD, SIGNAL = "threshold", "signal"
+#: The values of ``norm_bounds``: for images of which sizes the norms of convolutions are bounded.
+ANY_SIZE, IMAGE = "any size", "image"
 #: Option -> the value it has unless it is set.
 OPTIONS: dict[str, Any] = {
     "iterations": 10,
     "solver": GlobalPursuit.name,
     "steps": CERTIFIED,
+    "norm_bounds": ANY_SIZE,
     "step_scale": 1.0,
     "threshold_scale": 1.0,
     "offsets": SIGNAL,
@@ -44,6 +47,7 @@ class NetworkOptions(TypedDict, total=False):
     """
 
     steps: str
+    norm_bounds: str
     step_scale: float
     threshold_scale: float
     offsets: str
@@ -55,10 +59,17 @@ class NetworkOptions(TypedDict, total=False):
 
 
 #: Options that files of earlier versions do not hold -> what their networks did.
-LATER_OPTIONS: dict[str, Any] = {"steps": CERTIFIED, "offsets": THRESHOLD}
+LATER_OPTIONS: dict[str, Any] = {
+    "steps": CERTIFIED,
+    "norm_bounds": ANY_SIZE,
+    "offsets": THRESHOLD,
+}
 
 #: The values of ``steps``, and whether steps adapt there.
 STEPS = {CERTIFIED: False, ADAPTIVE: True}
+
+#: The values of ``norm_bounds``, and whether they are for the image at hand.
+NORM_BOUNDS = {ANY_SIZE: False, IMAGE: True}
 
 #: The values of ``offsets``, and whether they stand in the signal there.
 OFFSETS = {THRESHOLD: False, SIGNAL: True}
@@ -73,6 +84,7 @@ class Settings(nn.Module):
     _self_check = FIRST
     _solver = GlobalPursuit.name
     _steps = CERTIFIED
+    _norm_bounds = ANY_SIZE
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -117,6 +129,27 @@ class Settings(nn.Module):
         option_checks.one_of("steps", value, tuple(STEPS))
         _refuse_adapting(SOLVERS[self._solver], value)
         self._steps = value
+
+    @property
+    def norm_bounds(self) -> str:
+        """For which images the norms of convolutions are bounded, ``any size`` or ``image``.
+
+        ``any size``: images of every size, at a cost that the kernel alone decides. ``image``:
+        those of the size at hand. These bounds are smaller, so that steps are longer, and cost far
+        less where images are small; where they would cost more, the ones for any size are taken.
+        Steps then depend on the image size, and are searched again at each new one. Certified and
+        estimated norms alike; adaptive steps need none (mathematics.md, section 5).
+        """
+        return self._norm_bounds
+
+    @norm_bounds.setter
+    def norm_bounds(self, value: str) -> None:
+        self._norm_bounds = option_checks.one_of("norm_bounds", value, tuple(NORM_BOUNDS))
+
+    @property
+    def bounds_on_image(self) -> bool:
+        """Whether norms are bounded for images of the size at hand."""
+        return NORM_BOUNDS[self._norm_bounds]
 
     @property
     def step_scale(self) -> float:

@@ -121,6 +121,7 @@ def rewritten(saved: Path, change: Any) -> Path:
         (lambda h, t: h["options"].update(solver={}), "altered: solver"),
         (lambda h, t: h["options"].update(steps=None), "altered: steps=None"),
         (lambda h, t: h["options"].update(steps="adaptive", solver="layered"), "altered: steps"),
+        (lambda h, t: h["options"].update(norm_bounds="large"), "altered: norm_bounds='large'"),
         (lambda h, t: h["options"].update(step_scale=10**400), "is altered"),
         (lambda h, t: h["options"].update(layout=["auto"]), "altered: layout"),
         (lambda h, t: h["options"].update(paper="yes"), "altered: paper"),
@@ -152,6 +153,14 @@ def test_files_that_know_no_rule_of_steps_have_certified_ones(saved: Path) -> No
     assert load(path, ChainNet(width=2)).steps == "certified"
 
 
+def test_files_that_know_no_sizes_of_images_have_bounds_for_any(tmp_path: Path) -> None:
+    net = pursuitify(ChainNet(width=2), 3, norm_bounds="image")
+    save(net, tmp_path / "net")
+    assert load(tmp_path / "net", ChainNet(width=2)).norm_bounds == "image"
+    path = rewritten(tmp_path / "net", lambda header, _: header["options"].pop("norm_bounds"))
+    assert load(path, ChainNet(width=2)).norm_bounds == "any size"
+
+
 def test_files_that_know_no_place_of_offsets_have_thresholds(tmp_path: Path) -> None:
     net, x = pursuitify(ResidualNet(width=2), 3, offsets="threshold"), torch.rand(1, 3, 8, 8)
     net.eval()
@@ -168,9 +177,9 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     bound = conv_norm_bound
 
-    def counted(*kernel: Any) -> Any:
+    def counted(*kernel: Any, **image: Any) -> Any:
         found.append(1)
-        return bound(*kernel)
+        return bound(*kernel, **image)
 
     monkeypatch.setattr(norm_bounds, "conv_norm_bound", counted)
     return found
@@ -199,6 +208,28 @@ def test_a_loaded_network_knows_its_norms(tmp_path: Path, searches: list[int]) -
     save(again, tmp_path / "uncalled")
     assert called(searches, load(tmp_path / "uncalled", model), x)[1] == 0
     assert called(searches, pickle.loads(pickle.dumps(again)), x)[1] == 0
+
+
+def test_a_loaded_network_knows_its_norms_on_images_of_one_size(
+    tmp_path: Path, searches: list[int]
+) -> None:
+    model, x, other = ResidualNet(width=2).eval(), torch.rand(2, 3, 8, 8), torch.rand(2, 3, 5, 6)
+    net = pursuitify(model, iterations=3, norm_bounds="image")
+    expected = {size: called(searches, net, y)[0] for size, y in ((5, other), (8, x))}
+    save(net, tmp_path / "net")
+    again = load(tmp_path / "net", model)
+    output, count = called(searches, again, x)
+    assert torch.equal(output, expected[8])
+    assert count == 0
+    output, count = called(searches, again, other)
+    assert torch.equal(output, expected[5])
+    assert count > 0
+    again = load(tmp_path / "net", model)
+    again.norm_bounds = "any size"
+    plain = pursuitify(model, iterations=3)
+    output, count = called(searches, again, x)
+    assert count > 0
+    assert torch.equal(output, called(searches, plain, x)[0])
 
 
 @pytest.mark.parametrize("change", ["weights", "statistics", "precision", "version"])

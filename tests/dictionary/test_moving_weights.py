@@ -215,3 +215,94 @@ def test_extrapolation_written_behind_the_compiler_is_no_number() -> None:
         assert compiled(X).isnan().all()
         expected = net(X)  # looks again
         torch.testing.assert_close(compiled(X), expected, rtol=1e-4, atol=1e-5)
+
+
+def padded() -> nn.Module:
+    """Return a network for images of any size, with strides, dilation and a transposed layer."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, padding=2, dilation=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 4, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(4, 2, 5, padding=2, groups=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2, 3),
+    )
+
+
+SIZES = ((6, 6), (3, 8), (1, 1), (13, 2), (6, 6), (40, 5), (3, 8), (6, 6))
+
+
+@pytest.mark.parametrize("solver", ["global", "synchronous"])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_objective_never_rises_while_images_change_their_size(
+    training: bool, solver: str
+) -> None:
+    """Bounds are for the image at hand: those of one size must not be used for another."""
+    draw, model = random.Random(0), padded()
+    net = pursuitify(model, iterations=6, norm_bounds="image", solver=solver)
+    net.double().train(training)
+    weights = [p for p in net.parameters() if p.dim() > 1]
+    torch.manual_seed(0)
+    for size in SIZES * 2:
+        trace = net.diagnose(torch.rand(2, 3, *size, dtype=torch.float64))
+        values = [float(record.objective) for record in trace.sweeps]
+        for before, after in itertools.pairwise(values):
+            assert after <= before + 1e-9 * (1 + abs(before)), (size, values)
+        with torch.no_grad():
+            for weight in draw.sample(weights, 1):
+                weight.copy_(moved(weight, draw))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_steps_are_those_of_the_image_at_hand(training: bool) -> None:
+    """Whatever sizes came before; never shorter than those for any size where no tap is cut."""
+    net = pursuitify(padded(), iterations=2, norm_bounds="image").train(training)
+    for size in SIZES:
+        x = torch.rand(2, 3, *size)
+        fresh = pursuitify(padded(), iterations=2, norm_bounds="image").train(training)
+        anysize = pursuitify(padded(), iterations=2).train(training)
+        with torch.no_grad():
+            steps, wide = fresh.step_sizes(x), anysize.step_sizes(x)
+            for name, step in net.step_sizes(x).items():
+                assert float(step) == pytest.approx(float(steps[name]), rel=0.02), (size, name)
+                if min(size) > 5:
+                    assert float(step) >= 0.99 * float(wide[name])
+                if size == (6, 6):
+                    assert float(step) <= 3 * float(wide[name])
+        net(x)
+
+
+def test_the_states_that_are_kept_do_not_grow_with_the_sizes_met() -> None:
+    """A vector is kept per torus, a few per kernel; large images share the frequencies."""
+    net = pursuitify(padded(), iterations=1, norm_bounds="image", verify="off").train()
+    counts = []
+    for n in (*range(4, 30), *range(64, 76)):
+        net(torch.rand(1, 3, n, n))
+        counts.append(len(net.norm_state()))
+    assert max(counts) == counts[-1] <= 8 * 4
+    again = pursuitify(padded(), iterations=1, norm_bounds="image").train()
+    again.restore_norm_state(net.norm_state())
+    assert again.norm_state().keys() == net.norm_state().keys()
+
+
+def test_traced_code_keeps_no_steps_of_one_image_size() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+    )
+    net = pursuitify(model, iterations=2, norm_bounds="image", verify="off").eval()
+    x, larger = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 17, 17)
+    with pytest.raises(InputError, match=r"cannot be traced by torch\.jit\.trace"):
+        torch.jit.trace(net, x, check_trace=False)
+    net.norm_bounds = "any size"
+    with torch.no_grad():
+        traced = torch.jit.trace(net, x, check_trace=False)
+        torch.testing.assert_close(traced(larger), net(larger))
+    net.steps, net.norm_bounds = "adaptive", "image"  # adaptive steps need no bound
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(net, x, check_trace=False)(x), net(x))

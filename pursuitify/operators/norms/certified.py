@@ -2,18 +2,21 @@
 
 How a bound is made (see ``symbol.py`` for the reductions and the sampling theorem):
 
-1. the lag matrices of the Gram symbol, on the smaller channel side, by a few real matmuls;
-2. the Hermitian symbol G(theta) on a small grid of frequencies, half of it by symmetry;
+1. a grid of frequencies: few samples for images of any size, or all those of a torus that holds the
+   image at hand, half of them by symmetry;
+2. the Hermitian Gram symbol G(theta) there, on the smaller channel side: from lag matrices, which
+   are a few real matmuls, or one by one where frequencies are few;
 3. a Lanczos estimate of the largest eigenvalue, then a *certificate*: ``mu I - G(theta)`` has a
    Cholesky factor at every sample, hence mu is above every eigenvalue. A frequency that refuses
    raises the estimate and is tested again;
-4. the sampling theorem turns the largest sample into the supremum over all frequencies.
+4. the sampling theorem turns the largest sample into the supremum over all frequencies; on a torus
+   there are no others.
 
 Why not Gram iteration (Delattre et al.), which is certified too: each squaring costs a matrix
 product at every frequency of a grid as large as the image, and the bound closes on the norm only
 as rank ** (1 / 2 ** t). A Cholesky factor costs a sixth of such a product, one is enough, the
-result is within a stated slack of the norm whatever the spectrum is, and the grid depends on the
-taps alone: the cost is independent of the image size.
+result is within a stated slack of the norm whatever the spectrum is, and the grid is never larger
+than one that depends on the taps alone: the cost does not grow with the image.
 
 Rounding: the certificate is computed in the weight's own precision (at least float32) on a kernel
 scaled to unit maximum, and mu carries a relative margin of ``8 n eps``, n the Gram's dimension,
@@ -24,20 +27,25 @@ The derivative treats the maximiser (theta*, u) as fixed, which is exact where i
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pursuitify.operators.norms.fingerprint import kernel_contents
 from pursuitify.operators.norms.symbol import (
+    Reach,
+    few,
+    frequencies,
+    gram_matrices,
     half_grid,
     hermitian_parts,
     lag_matrices,
     polyphase,
-    sampling,
     symbol_at,
 )
 from pursuitify.utils.autocast import exact_products
@@ -45,7 +53,9 @@ from pursuitify.utils.func_transforms import active
 
 _CHUNK_BYTES = 32 * 2**20
 _TIGHT = 1e-3
-_LANCZOS_STEPS = 10
+#: Lanczos steps that find at which frequencies an eigenvalue is large, and how large it is there.
+_FIRST_STEPS = 5
+_LANCZOS_STEPS = 14
 _INVERSE_STEPS = 12
 _SMALL = 8
 
@@ -75,19 +85,21 @@ def lanczos(gram: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         Rayleigh quotients (batch,), each a lower bound, and unit vectors (batch, n, 1).
     """
     tiny = torch.finfo(start.real.dtype).tiny
-    vectors: list[Tensor] = []
-    images: list[Tensor] = []
+    count = min(steps, gram.shape[-1])
+    rows = start.new_zeros(len(start), count, start.shape[1])  # the basis, and its conjugate
+    turned, images = torch.zeros_like(rows), torch.zeros_like(rows)
     vector = start
-    for _ in range(min(steps, gram.shape[-1])):
-        vector = vector / vector.norm(dim=1, keepdim=True).clamp_min(tiny)
-        vectors.append(vector)
-        images.append(gram @ vector)
-        basis = torch.cat(vectors, 2)
-        turned = torch.conj_physical(basis).mT
-        vector = images[-1] - basis @ (turned @ images[-1])
-        vector = vector - basis @ (turned @ vector)
-    basis, image = torch.cat(vectors, 2), torch.cat(images, 2)
-    projected = torch.conj_physical(basis).mT @ image
+    for i in range(count):
+        vector = vector / torch.linalg.vector_norm(vector, dim=1, keepdim=True).clamp_min(tiny)
+        image = gram @ vector
+        rows[:, i], images[:, i] = vector[..., 0], image[..., 0]
+        turned[:, i] = torch.conj_physical(vector)[..., 0]
+        if i + 1 < count:
+            known, dual = rows[:, : i + 1].mT, turned[:, : i + 1]
+            vector = image - known @ (dual @ image)
+            vector = vector - known @ (dual @ vector)
+    basis, image = rows.mT, images.mT
+    projected = turned @ image
     projected = (projected + torch.conj_physical(projected).mT) / 2
     weights = torch.linalg.eigh(projected)[1][..., -1:]
     vector, image = basis @ weights, image @ weights
@@ -115,8 +127,8 @@ class _NormSearch:
 
     def certify(self, gram: Tensor, start: Tensor, where: Tensor, margin: float) -> None:
         """Raise the level until it is certified for every matrix of the batch."""
-        values, vectors = lanczos(gram, start, _LANCZOS_STEPS)
-        top = values.topk(min(4, len(values))).indices
+        values, vectors = lanczos(gram, start, _FIRST_STEPS)
+        top = values.topk(min(4, -(-len(values) // 4))).indices
         self.offer(*lanczos(gram[top], vectors[top], _LANCZOS_STEPS), gram[top], where[top])
         growth = _TIGHT
         self.level = max(self.level, self.value * (1 + growth))
@@ -157,7 +169,13 @@ class _NormSearch:
 
 @torch.library.custom_op("pursuitify::largest_sample", mutates_args=())
 def largest_sample(
-    weight: Tensor, stride: list[int], dilation: list[int], groups: int, grid: list[int]
+    weight: Tensor,
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+    grid: list[int],
+    window: list[int],
+    derived: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Bound the largest eigenvalue of the Gram symbol over a frequency grid.
 
@@ -171,24 +189,32 @@ def largest_sample(
         dilation: Dilation per spatial dim.
         groups: Number of groups.
         grid: Sample points per dim.
+        window: First tap and number of taps per spatial dim, one after the other, or empty.
+        derived: Whether the vector is to be as exact as a derivative needs it.
 
     Returns:
         The square root of the certified level (0-dim), and where it was met: group (0-dim, int64),
         angles (dims,) and vector (2, columns), real and imaginary part, ``columns`` being those of
         the reduced kernel (see ``polyphase``).
     """
-    key = (*stride, *dilation, groups, *grid, kernel_contents([weight]))
-    found = _KNOWN.get(key)
+    key = (*stride, *dilation, groups, *grid, *window, kernel_contents([weight]))
+    found = _KNOWN.get((derived, key))
+    if found is None and not derived:
+        found = _KNOWN.get((True, key))
     if found is None:
-        kernel = polyphase(working(weight), stride, dilation, groups)
+        kernel = polyphase(working(weight), stride, dilation, groups, _pairs(window))
         with exact_products():
-            found = _largest_sample(kernel.contiguous(), grid)
+            found = _largest_sample(kernel.contiguous(), grid, derived)
         with _LOCK:
             if len(_KNOWN) >= _KEPT:
                 _KNOWN.pop(next(iter(_KNOWN)))
-            _KNOWN[key] = found
+            _KNOWN[derived, key] = found
     level, group, theta, pair = (value.clone() for value in found)
     return level, group, theta, pair
+
+
+def _pairs(window: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(window[::2], window[1::2], strict=True))
 
 
 #: Kernels met lately, by contents and reduction: what ``largest_sample`` returned for them.
@@ -198,28 +224,25 @@ _KEPT = 2048
 _LOCK = threading.Lock()
 
 
-def _largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _largest_sample(
+    kernel: Tensor, grid: list[int], derived: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     groups, _, columns = kernel.shape[:3]
     peak = float(kernel.abs().amax())
     group = torch.zeros((), dtype=torch.int64, device=kernel.device)
     theta, pair = kernel.new_zeros(len(grid)), kernel.new_zeros(2, columns)
     if not math.isfinite(peak) or peak == 0:
         return kernel.new_tensor(0.0 if peak == 0 else math.nan), group, theta, pair
-    index, lags = lag_matrices(kernel / peak)
-    angles = half_grid(grid, kernel)
-    symmetric, skew = hermitian_parts(lags)
-    plain = len(angles) == 1
+    kernel = kernel / peak
+    angles, real = half_grid(grid, kernel)
     margin = 8 * columns * torch.finfo(kernel.dtype).eps
     search = _NormSearch(kernel)
-    item = groups * columns**2 * kernel.element_size() * (1 if plain else 2)
-    size = max(1, _CHUNK_BYTES // item)
-    for first in range(0, len(angles), size):
-        phase = angles[first : first + size] @ index.T
-        gram = phase.cos() @ symmetric
-        if not plain:
-            gram = torch.complex(gram, phase.sin() @ skew)
-        gram = gram.reshape(-1, columns, columns)
-        frequency = torch.arange(first, first + len(phase), device=kernel.device)
+    grams = _grams(kernel, len(angles), real)
+    size = max(1, _CHUNK_BYTES // (groups * columns**2 * kernel.element_size() * 2))
+    firsts = [*range(0, real, size), *range(real, len(angles), size)]
+    for first, last in zip(firsts, [*firsts[1:], len(angles)], strict=True):
+        gram = grams(angles[first:last], first < real).reshape(-1, columns, columns)
+        frequency = torch.arange(first, last, device=kernel.device)
         group = torch.arange(groups, device=kernel.device)[:, None]
         where = (group * len(angles) + frequency).flatten()
         if columns <= _SMALL:
@@ -227,7 +250,7 @@ def _largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Te
         else:
             start = _start(columns, gram)[None, :, None].expand(len(gram), -1, -1)
             search.certify(gram, start, where, margin)
-    if columns > _SMALL:
+    if derived and columns > _SMALL:
         search.refine()
     group, theta = search.where // len(angles), angles[search.where % len(angles)].clone()
     vector = search.vector[:, 0]
@@ -235,11 +258,38 @@ def _largest_sample(kernel: Tensor, grid: list[int]) -> tuple[Tensor, Tensor, Te
     return kernel.new_tensor(math.sqrt(search.level) * peak), group, theta, pair
 
 
+def _grams(kernel: Tensor, count: int, real: int) -> Callable[[Tensor, bool], Tensor]:
+    """Return a function of frequencies that returns the Gram symbol there, the cheaper way.
+
+    Args:
+        kernel: Reduced kernel.
+        count: At how many frequencies it will be asked for.
+        real: At how many of them the symbol is real.
+    """
+    if few(kernel, count, real):
+        return functools.partial(gram_matrices, kernel)
+    index, lags = lag_matrices(kernel)
+    symmetric, skew = hermitian_parts(lags)
+
+    def combined(angles: Tensor, is_real: bool) -> Tensor:
+        phase = angles @ index.T
+        gram = phase.cos() @ symmetric
+        return gram if is_real else torch.complex(gram, phase.sin() @ skew)
+
+    return combined
+
+
 @largest_sample.register_fake
 def _(
-    weight: Tensor, stride: list[int], dilation: list[int], groups: int, grid: list[int]
+    weight: Tensor,
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+    grid: list[int],
+    window: list[int],
+    derived: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kernel = polyphase(working(weight), stride, dilation, groups)
+    kernel = polyphase(working(weight), stride, dilation, groups, _pairs(window))
     return (
         kernel.new_empty(()),
         kernel.new_empty((), dtype=torch.int64),
@@ -254,8 +304,9 @@ def conv_norm_bound(
     dilation: Sequence[int],
     groups: int = 1,
     slack: float = 0.06,
+    reaches: Sequence[Reach] | None = None,
 ) -> Tensor:
-    """Return a certified upper bound of the norm of a convolution, on any image size.
+    """Return a certified upper bound of the norm of a convolution.
 
     Args:
         weight: Kernel (c_out, c_in / groups, *k).
@@ -264,19 +315,28 @@ def conv_norm_bound(
         groups: Number of groups.
         slack: Largest relative overshoot spent on sampling the frequencies; the grid, and the
             cost, grow as it shrinks.
+        reaches: What the image at hand uses of the kernel, per spatial dim; the bound holds for
+            images of its size. None for a bound that holds for images of every size.
 
     Returns:
         A 0-dim tensor, differentiable in ``weight``: 0 for a zero kernel, NaN for a non-finite one.
         Half-precision weights give float32, where rounding cannot push it below the norm.
     """
-    kernel = polyphase(working(weight), stride, dilation, groups)
-    grid, factor = sampling(tuple(kernel.shape[3:]), slack)
+    grid, factor, window = frequencies(weight, stride, dilation, slack, reaches)
+    derived = (weight.requires_grad and torch.is_grad_enabled()) or active()
     level, group, theta, pair = largest_sample(
-        weight.detach(), list(stride), list(dilation), groups, list(grid)
+        weight.detach(),
+        list(stride),
+        list(dilation),
+        groups,
+        list(grid),
+        [*itertools.chain.from_iterable(window)],
+        derived,
     )
     bound: Tensor = level * factor
-    if not (weight.requires_grad and torch.is_grad_enabled()) and not active():
+    if not derived:
         return bound
+    kernel = polyphase(working(weight), stride, dilation, groups, window)
     real, imag = symbol_at(kernel.index_select(0, group.reshape(1))[0], theta)
     tiny = torch.finfo(kernel.dtype).tiny
     scale = bound.clamp_min(tiny)

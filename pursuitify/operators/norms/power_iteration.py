@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pursuitify.operators.norms.certified import working
-from pursuitify.operators.norms.symbol import polyphase, sampling
+from pursuitify.operators.norms.symbol import Reach, frequencies, polyphase
 
 ESTIMATE_MARGIN = 1.05
 COLD_STEPS = 30
@@ -69,6 +69,7 @@ def conv_norm_estimate(
     state: Tensor | None = None,
     steps: int = 1,
     slack: float = 0.06,
+    reaches: Sequence[Reach] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Estimate the norm of a convolution, with a margin, by warm-started power iteration.
 
@@ -80,18 +81,20 @@ def conv_norm_estimate(
         state: What the last call returned, or None for a cold start of ``COLD_STEPS`` steps.
         steps: Power steps from a warm state.
         slack: Largest relative overshoot spent on sampling the frequencies.
+        reaches: What the image at hand uses of the kernel, as ``conv_norm_bound`` takes it.
 
     Returns:
         The estimate (0-dim, differentiable in ``weight``) and the state for the next call, a vector
-        of opaque numbers. The state of a kernel of another size is no state.
+        of opaque numbers. The state of a kernel of another size is no state. With ``reaches`` a
+        state is for images of the same ones.
     """
-    raw = polyphase(working(weight), stride, dilation, groups)
+    grid, factor, window = frequencies(weight, stride, dilation, slack, reaches)
+    raw = polyphase(working(weight), stride, dilation, groups, window)
     # Squares of small weights vanish and those of large ones overflow: all runs on a scaled kernel.
     peak = raw.detach().abs().amax()
     peak = torch.where(peak > 0, peak, torch.ones_like(peak))
     kernel = raw / peak
     taps = tuple(kernel.shape[3:])
-    grid, factor = sampling(taps, slack)
     fixed = kernel.detach()
     shape = (kernel.shape[0], kernel.shape[2], *grid) if taps else (1, kernel.shape[2], 1)
     flipped = fixed.transpose(1, 2)

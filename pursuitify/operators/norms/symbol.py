@@ -1,7 +1,12 @@
-"""The matrix symbol of a convolution: reduction to stride one, lag matrices, sampling grids.
+"""The matrix symbol of a convolution: reduction to stride one, lag matrices, frequency grids.
 
 A convolution with zero padding on a finite image is a compression of the bi-infinite one, whose
-norm is ``sup_theta ||f(theta)||``, f the matrix symbol. Three exact reductions come first:
+norm is ``sup_theta ||f(theta)||``, f the matrix symbol: a bound for images of any size. On an image
+of a known size it is a compression of the circular one on a torus, too, as soon as the torus is so
+large that nothing wraps around (``Reach``); there ``theta`` takes finitely many values, which are
+few where the image is small, and the largest of them needs no sampling theorem.
+
+Three exact reductions come first:
 
 * *Dilation.* Only ``stride / gcd(stride, dilation)`` matters. With g the gcd, the kernel reads
   every g-th input only; what is left of stride and dilation is coprime, so the dilated taps visit
@@ -16,14 +21,63 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+class Reach(NamedTuple):
+    """What a convolution uses of its kernel on an image of a known size, along one dim.
+
+    Attributes:
+        first: The first tap that meets the image.
+        taps: Number of taps, from there, that meet it.
+        frequencies: Number of equispaced frequencies theta = 2 pi j / frequencies of the reduced
+            kernel (see ``polyphase``) on a torus that the convolution is a compression of.
+    """
+
+    first: int
+    taps: int
+    frequencies: int
+
+    @classmethod
+    def of(
+        cls, size: int, taps: int, stride: int, padding: tuple[int, int], dilation: int
+    ) -> Reach:
+        """Return that of a convolution (mathematics.md, section 5).
+
+        Output o reads input i by the tap a with dilation * a = x, where x = i - stride * o + low
+        runs over an interval. Taps outside of it read padding alone. On a torus of N positions x
+        and x + N are one: no wrong tap is met if N is larger than the distance of every x from
+        every tap. (Outputs or inputs that become one there meet no tap: their rows or columns are
+        zero.) N is a multiple of the stride; and of the dilation's own factors, because a dilated
+        convolution falls into separate ones on the residue classes of positions.
+
+        Args:
+            size: Size of the image.
+            taps: Taps of the kernel.
+            stride: The stride.
+            padding: Zeros at the low and the high end; negative ones crop.
+            dilation: The dilation.
+        """
+        low, high = padding
+        outputs = max(1, (size + low + high - dilation * (taps - 1) - 1) // stride + 1)
+        least, most = low - stride * (outputs - 1), size - 1 + low  # of x
+        first = min(max(0, -(-least // dilation)), taps - 1)
+        last = max(first, min(most // dilation, taps - 1))
+        positions = 1 + max(dilation * last - least, most - dilation * first, 0)
+        step = dilation // math.gcd(stride, dilation)
+        return cls(first, last - first + 1, -(-positions // (stride * step)))
+
+
 def polyphase(
-    weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int
+    weight: Tensor,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    window: Sequence[tuple[int, int]] = (),
 ) -> Tensor:
     """Return the stride-one, dilation-one kernel of the same norm.
 
@@ -32,10 +86,15 @@ def polyphase(
         stride: Stride per spatial dim.
         dilation: Dilation per spatial dim.
         groups: Number of groups.
+        window: First tap and number of taps per spatial dim; the others count as zero. Empty for
+            all taps.
 
     Returns:
         Tensor (groups, rows, columns, *taps) with rows >= columns: the smaller channel side last.
     """
+    for i, (first, taps) in enumerate(window):
+        if taps < weight.shape[2 + i]:
+            weight = weight.narrow(2 + i, first, taps)
     kernel = weight.reshape(groups, -1, *weight.shape[1:])
     for i, (step, spread) in enumerate(zip(stride, dilation, strict=True)):
         phases = step // math.gcd(step, spread)
@@ -83,21 +142,87 @@ def sampling(taps: tuple[int, ...], slack: float) -> tuple[tuple[int, ...], floa
     return tuple(grid), math.sqrt((1 + 1 / cosines(grid)) / 2)
 
 
+class Frequencies(NamedTuple):
+    """Where the symbol of a reduced kernel is looked at, and what follows from its largest value.
+
+    Attributes:
+        grid: Number of equispaced frequencies per dim.
+        factor: Factor, at least 1, from the norm at the largest of them to a bound.
+        window: First tap and number of taps that are used per dim; empty for all.
+    """
+
+    grid: tuple[int, ...]
+    factor: float
+    window: tuple[tuple[int, int], ...]
+
+    @property
+    def label(self) -> str:
+        """The grid and the window, as text: equal where a vector on the torus means the same."""
+        return ",".join(
+            f"{n}:{first}+{taps}" for n, (first, taps) in zip(self.grid, self.window, strict=True)
+        )
+
+
+def frequencies(
+    weight: Tensor,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    slack: float = 0.06,
+    reaches: Sequence[Reach] | None = None,
+) -> Frequencies:
+    """Choose the frequencies at which the symbol is looked at: as few as a bound needs.
+
+    Along a dim where the image has few frequencies these are taken, all of them; along the others
+    the symbol is sampled. Both may be mixed: at fixed frequencies of the first kind it is a
+    trigonometric polynomial along the others.
+
+    Args:
+        weight: Kernel (c_out, c_in / groups, *k).
+        stride: Stride per spatial dim.
+        dilation: Dilation per spatial dim.
+        slack: Largest relative overshoot spent on sampling.
+        reaches: What the image at hand uses of the kernel; None for a bound that holds for images
+            of every size.
+    """
+
+    def reduced(taps: Sequence[int]) -> list[int]:
+        phases = [s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True)]
+        return [-(-t // p) for t, p in zip(taps, phases, strict=True)]
+
+    if reaches is None:
+        return Frequencies(*sampling(tuple(reduced(weight.shape[2:])), slack), ())
+    window = tuple((r.first, r.taps) for r in reaches)
+    taps = reduced([r.taps for r in reaches])
+    grid, factor = sampling(tuple(taps), slack)
+    held: set[int] = set()
+    while few := {i for i, r in enumerate(reaches) if r.frequencies <= grid[i]} - held:
+        held |= few  # fewer dims are left to sample, which need fewer samples each
+        grid, factor = sampling(tuple(1 if i in held else t for i, t in enumerate(taps)), slack)
+        grid = tuple(r.frequencies if i in held else grid[i] for i, r in enumerate(reaches))
+    return Frequencies(grid, factor, window)
+
+
 @functools.lru_cache(maxsize=256)
-def _half_grid(grid: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
-    """Return one angle vector of each pair +-theta of the grid."""
-    half = []
+def _half_grid(grid: tuple[int, ...]) -> tuple[tuple[tuple[float, ...], ...], int]:
+    """Return one angle vector of each pair +-theta of the grid, and how many are their own pair."""
+    real, half = [], []
     for point in itertools.product(*(range(n) for n in grid)):
         mirror = tuple(-p % n for p, n in zip(point, grid, strict=True))
         if point <= mirror:
-            half.append(tuple(2 * math.pi * p / n for p, n in zip(point, grid, strict=True)))
-    return tuple(half)
+            theta = tuple(2 * math.pi * p / n for p, n in zip(point, grid, strict=True))
+            (real if point == mirror else half).append(theta)
+    return (*real, *half), len(real)
 
 
-def half_grid(grid: Sequence[int], like: Tensor) -> Tensor:
-    """Return half the grid's angles (frequencies, dims); the rest are complex conjugates."""
-    half = _half_grid(tuple(grid))
-    return torch.tensor(half, dtype=like.dtype, device=like.device).reshape(len(half), len(grid))
+def half_grid(grid: Sequence[int], like: Tensor) -> tuple[Tensor, int]:
+    """Return half the grid's angles (frequencies, dims); the rest are complex conjugates.
+
+    Returns:
+        The angles, and how many of them come first where the symbol is real.
+    """
+    half, real = _half_grid(tuple(grid))
+    angles = torch.tensor(half, dtype=like.dtype, device=like.device)
+    return angles.reshape(len(half), len(grid)), real
 
 
 def _product(left: Tensor, right: Tensor, blocks: int) -> Tensor:
@@ -150,6 +275,45 @@ def hermitian_parts(lags: Tensor) -> tuple[Tensor, Tensor]:
     """
     symmetric = torch.cat([lags[:, :1], lags[:, 1:] + lags[:, 1:].mT], 1)
     return symmetric.flatten(2), (lags - lags.mT).flatten(2)
+
+
+def few(kernel: Tensor, count: int, real: int) -> bool:
+    """Return whether Gram matrices one by one cost less than all lag matrices.
+
+    A complex Gram matrix takes three real products, a real one takes one, and the lag matrices take
+    one per pair of taps.
+
+    Args:
+        kernel: Reduced kernel.
+        count: Number of frequencies.
+        real: At how many of them the symbol is real.
+    """
+    taps = math.prod(kernel.shape[3:])
+    return real + 3 * (count - real) < taps * (taps + 1) / 2
+
+
+def gram_matrices(kernel: Tensor, angles: Tensor, real: bool) -> Tensor:
+    """Return the Gram matrices f* f of the symbol at some frequencies, without lag matrices.
+
+    Args:
+        kernel: Reduced kernel (groups, rows, columns, *taps).
+        angles: Frequencies (count, dims).
+        real: Whether the symbol is real there; so are the Gram matrices then.
+
+    Returns:
+        Matrices (groups, count, columns, columns).
+    """
+    groups, rows, columns, *taps = kernel.shape
+    positions = torch.cartesian_prod(*[torch.arange(t) for t in taps]).reshape(-1, len(taps))
+    phase = angles @ positions.to(angles).mT
+    flat = kernel.permute(0, *range(3, kernel.dim()), 1, 2).reshape(groups, -1, rows * columns)
+    shape = (groups, len(angles), rows, columns)
+    cosine = (phase.cos() @ flat).reshape(shape)
+    if real:
+        return cosine.mT @ cosine
+    sine = (phase.sin() @ flat).reshape(shape)
+    mixed = cosine.mT @ sine
+    return torch.complex(cosine.mT @ cosine + sine.mT @ sine, mixed - mixed.mT)
 
 
 def symbol_at(kernel: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:

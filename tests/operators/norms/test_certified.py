@@ -1,20 +1,33 @@
 """Norm bounds: certified, tight, differentiable; and the training estimate."""
 
 import math
+import random
 
 import pytest
 import torch
 from torch import Tensor
 
 from pursuitify.operators import (
+    Conv,
     conv_norm_bound,
     conv_norm_estimate,
     dense_norm_bound,
     dense_norm_estimate,
 )
 from pursuitify.operators.norms import certified, power_iteration
-from pursuitify.operators.norms.symbol import polyphase, sampling, symbol_at
-from pursuitify.testing import randn
+from pursuitify.operators.norms.symbol import (
+    Reach,
+    few,
+    frequencies,
+    gram_matrices,
+    half_grid,
+    hermitian_parts,
+    lag_matrices,
+    polyphase,
+    sampling,
+    symbol_at,
+)
+from pursuitify.testing import matrix_of, randn
 
 KERNELS = {
     "tall": ((20, 12, 3, 3), 1, 1, 1),
@@ -200,3 +213,136 @@ def test_an_estimate_without_values_takes_few_steps(monkeypatch):
     assert calls.count("cpu") == 2 * power_iteration.COLD_STEPS + 1
     assert calls.count("meta") == 5
     assert (empty.shape, other.shape) == (value.shape, state.shape)
+
+
+def drawn(draw: random.Random, count: int) -> list[Conv]:
+    """Random convolutions on small images, of one to three dims, with all that torch lets vary."""
+    found: list[Conv] = []
+    while len(found) < count:
+        dims, groups = draw.choice((1, 1, 2, 2, 3)), draw.choice((1, 1, 2, 3))
+        taps = [draw.randint(1, 5 if dims < 3 else 3) for _ in range(dims)]
+        size = tuple(draw.randint(1, (12, 6, 4)[dims - 1]) for _ in range(dims))
+        stride, dilation = (tuple(draw.randint(1, 4) for _ in range(dims)) for _ in range(2))
+        padding = tuple((draw.randint(-1, 4), draw.randint(-1, 4)) for _ in range(dims))
+        sides = list(zip(size, padding, dilation, taps, strict=True))
+        if any(
+            n + lo + hi <= d * (k - 1) or n + min(lo, 0) + min(hi, 0) < 1
+            for n, (lo, hi), d, k in sides
+        ):
+            continue
+        shape = (groups * draw.randint(1, 4), draw.randint(1, 4), *taps)
+        weight = randn(*shape, seed=len(found))
+        weight = draw.choice((weight, weight.abs()))  # with a norm at frequency zero, too
+        found.append(Conv(weight, stride, padding, dilation, groups, size))
+    return found
+
+
+def norm_of(conv: Conv) -> float:
+    """The norm of the dense matrix."""
+    shape = (1, conv.groups * conv.weight.shape[1], *conv.size)
+    return float(torch.linalg.matrix_norm(matrix_of(conv.apply, shape), 2))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_bounds_on_an_image_hold(seed: int) -> None:
+    """Certified and estimated ones; and they exceed those for any size only where taps are cut."""
+    cut = on_torus = 0
+    for conv in drawn(random.Random(seed), 80):
+        bank, norm = conv.bank_on_image(), norm_of(conv)
+        form, reaches = bank[:4], bank.reaches
+        bound = float(conv_norm_bound(*form, reaches=reaches))
+        assert bound >= norm * (1 - 1e-12), conv
+        chosen = frequencies(*bank[:3], reaches=reaches)
+        whole = all(t == k for (_, t), k in zip(chosen.window, bank.weight.shape[2:], strict=True))
+        if whole:
+            assert bound <= float(conv_norm_bound(*form)) * 1.003 + 1e-12, conv
+        cut, on_torus = cut + (not whole), on_torus + (chosen.factor == 1)
+        _, state = conv_norm_estimate(*form, reaches=reaches)
+        estimate, _ = conv_norm_estimate(*form, state, 20, reaches=reaches)
+        assert float(estimate) >= norm * (1 - 1e-9), conv
+    assert cut > 10
+    assert on_torus > 60
+
+
+def test_a_torus_holds_the_image() -> None:
+    """Along a dim the matrix of the convolution is a corner of a circulant one, entry by entry."""
+    for conv in drawn(random.Random(9), 400):
+        for i, taps in enumerate(conv.weight.shape[2:]):
+            n, s, (low, high), d = conv.size[i], conv.stride[i], conv.padding[i], conv.dilation[i]
+            reach = Reach.of(n, taps, s, (low, high), d)
+            positions = reach.frequencies * s * d // math.gcd(s, d)
+            outputs = (n + low + high - d * (taps - 1) - 1) // s + 1
+            used: set[tuple[int, int]] = set()
+            for o in range(outputs):
+                for j in range(n):
+                    x = j - s * o + low
+                    read = {a for a in range(taps) if d * a == x}
+                    window = range(reach.first, reach.first + reach.taps)
+                    assert {a for a in window if (d * a - x) % positions == 0} == read
+                    used |= {(0, o), (1, j)} if read else set()
+            # Rows and columns that are not zero have places of their own.
+            places = {(k, at * (s, 1)[k] % positions) for k, at in used}
+            assert len(places) == len(used)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bounds_on_an_image_are_tight_on_the_torus(seed: int) -> None:
+    """A circular convolution attains the bound to the certificate's own slack."""
+    weight, n = randn(9, 10, 3, 3, seed=seed), 5
+    conv = Conv(weight, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, (n, n))
+    bank = conv.bank_on_image()
+    assert frequencies(*bank[:3], reaches=bank.reaches).grid == (n + 1, n + 1)
+    spectrum = torch.fft.fft2(weight, s=(n + 1, n + 1)).permute(2, 3, 0, 1)
+    norm = float(torch.linalg.matrix_norm(spectrum, 2).max())
+    bound = float(conv_norm_bound(*bank[:4], reaches=bank.reaches))
+    assert norm * (1 - 1e-12) <= bound <= norm * 1.0025
+
+
+def test_large_images_take_the_bound_for_any_size() -> None:
+    weight = randn(9, 8, 3, 3)
+    whole = conv_norm_bound(weight, (1, 1), (1, 1))
+    for size, same in (((60, 60), True), ((60, 5), False), ((5, 60), False), ((12, 12), False)):
+        conv = Conv(weight, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, size)
+        bank = conv.bank_on_image()
+        chosen = frequencies(*bank[:3], reaches=bank.reaches)
+        assert all(n <= most for n, most in zip(chosen.grid, (14, 14), strict=True))
+        bound = conv_norm_bound(*bank[:4], reaches=bank.reaches)
+        assert torch.equal(bound, whole) is same
+
+
+def test_both_ways_to_gram_matrices_agree() -> None:
+    for shape, grid in (
+        ((2, 7, 5, 3, 2), (3, 4)),
+        ((1, 6, 4, 5), (6,)),
+        ((1, 5, 3, 2, 2, 2), (2, 3, 1)),
+    ):
+        kernel = randn(*shape)
+        angles, real = half_grid(grid, kernel)
+        index, lags = lag_matrices(kernel)
+        symmetric, skew = hermitian_parts(lags)
+        phase = angles @ index.T
+        gram = torch.complex(phase.cos() @ symmetric, phase.sin() @ skew)
+        gram = gram.reshape(shape[0], len(angles), shape[2], shape[2])
+        torch.testing.assert_close(gram_matrices(kernel, angles[:real], True), gram[:, :real].real)
+        torch.testing.assert_close(gram_matrices(kernel, angles[real:], False), gram[:, real:])
+        torch.testing.assert_close(gram[:, :real].imag, torch.zeros_like(gram[:, :real].imag))
+    assert few(kernel, 4, 1) is True
+    assert few(kernel, 14, 2) is False
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 30])
+def test_derivative_on_an_image_is_that_of_its_largest_frequency(size: int) -> None:
+    weight = randn(12, 14, 3, 3, seed=4).requires_grad_()
+    conv = Conv(weight, (1, 1), ((1, 1), (1, 1)), (1, 1), 1, (size, size))
+    bank = conv.bank_on_image()
+    bound = conv_norm_bound(*bank[:4], reaches=bank.reaches)
+    (ours,) = torch.autograd.grad(bound, weight)
+    chosen = frequencies(*bank[:3], reaches=bank.reaches)
+    (first, taps), (n, _) = chosen.window[0], chosen.grid
+    part = weight[..., first : first + taps, first : first + taps]
+    spectrum = torch.fft.fft2(part, s=(n, n)).permute(2, 3, 0, 1)
+    (true,) = torch.autograd.grad(torch.linalg.matrix_norm(spectrum, 2).max(), weight)
+    torch.testing.assert_close(ours / ours.norm(), true / true.norm(), atol=1e-4, rtol=1e-3)
+    with torch.no_grad():  # the same bound, to the last bit, found without what derivatives need
+        certified._KNOWN.clear()
+        assert torch.equal(conv_norm_bound(*bank[:4], reaches=bank.reaches), bound)
