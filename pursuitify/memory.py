@@ -176,6 +176,43 @@ def estimate_step(
     return MemoryEstimate(weights, _size(own), kept, peak, resident, batch)
 
 
+def pass_bytes(net: nn.Module, x: Tensor) -> int:
+    """Return the bytes of all that a plain pass makes, views and what is freed at once included.
+
+    A pursuit network's is its pass at T = 0. It takes a small part of the time of
+    ``estimate_step``.
+
+    Args:
+        net: The network; it is not changed.
+        x: A batch on the meta device.
+
+    Raises:
+        EstimateError: If the network cannot run without values.
+    """
+    twin, total = meta_twin(net).eval(), 0
+    if isinstance(twin, PursuitNetwork):
+        twin.iterations = 0
+
+    def saw(value: Tensor) -> None:
+        nonlocal total
+        total += value.numel() * value.element_size()
+
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), watch_results(saw):
+            warnings.simplefilter("ignore")
+            twin(x)
+    except (RuntimeError, NotImplementedError, ImportError) as error:
+        raise _uncounted(twin, error) from error
+    return total
+
+
+def _uncounted(twin: nn.Module, error: Exception) -> EstimateError:
+    return EstimateError(
+        f"the memory of {type(twin).__name__} cannot be counted, because it does not run on "
+        f"the meta device, where tensors have no values: {error}"
+    )
+
+
 def _continued(
     twin: PursuitNetwork, step: Callable[[nn.Module], Tensor], training: bool
 ) -> tuple[int, int]:
@@ -246,10 +283,7 @@ def _counted(
             if training:
                 loss.backward()  # type: ignore[no-untyped-call]
     except (RuntimeError, NotImplementedError, ImportError) as error:
-        raise EstimateError(
-            f"the memory of {type(twin).__name__} cannot be counted, because it does not run on "
-            f"the meta device, where tensors have no values: {error}"
-        ) from error
+        raise _uncounted(twin, error) from error
     finally:
         twin.zero_grad(set_to_none=True)
     return kept, found.peak

@@ -655,6 +655,7 @@ ANALYSIS: dict[str, dict[str, Any]] = {
         ),
         "layout": (compared, partial(compared, layout="encoder")),
         "budget": (compared, partial(compared, budget=0.0)),
+        "steps": (compared, partial(compared, steps=1)),
         "seeds": (compared, partial(compared, seeds=2)),
         "progress": tuple(
             partial(lambda p: shown(partial(compared, progress=p)) != "", p) for p in (False, True)

@@ -64,7 +64,7 @@ def save(
         CheckpointError: If the file cannot be written; what stood at ``path`` is still there.
     """
     _check(net, "save")
-    write_tensors(Path(path), net.state_dict(), HEADER, _header(net, origin))
+    write_tensors(Path(path), net.state_dict(), HEADER, header_of(net, origin))
 
 
 def save_pretrained(
@@ -87,7 +87,7 @@ def save_pretrained(
         CheckpointError: If a file cannot be written.
     """
     _check(net, "save_pretrained")
-    header = _header(net, origin)
+    header = header_of(net, origin)
     target = make_folder(folder)
     write_tensors(target / WEIGHTS, net.state_dict(), HEADER, header)
     write_config(target, header)
@@ -181,8 +181,8 @@ def _check(net: object, function: str) -> None:
         )
 
 
-def _header(net: PursuitNetwork, origin: Origin | None) -> dict[str, Any]:
-    """Return the header of a network's file.
+def header_of(net: PursuitNetwork, origin: Origin | None) -> dict[str, Any]:
+    """Return the header of a network's file, which ``save`` writes beside its state_dict.
 
     Raises:
         OptionError: If the origin is none, or of another network.

@@ -30,6 +30,7 @@ from pursuitify.cli.options import (
     JSON,
     LAYOUT,
     NAME,
+    RULE,
     SEED,
     SHAPE,
     SIDE,
@@ -80,22 +81,28 @@ def explain(
         str | None, typer.Option(help="Shape of one input: names the branches taken for it.")
     ] = None,
     size: SIDE = None,
+    weights: WEIGHTS = None,
+    classes: CLASSES = None,
     as_json: JSON = False,
 ) -> None:
     """Say what every node of a model becomes, or why it cannot be converted.
 
-    Example: pursuitify explain regnet_y_400mf --shape 3,224,224
+    What it says depends on no weights. Those that are given are loaded, to see that they fit.
+
+    Examples:
+      pursuitify explain regnet_y_400mf --shape 3,224,224
+      pursuitify explain resnet18 --weights my.pth --classes 10
     """
     subject = subject_of(name, None)
     given = shape is not None or size is not None or bool(subject.origin.shape)
     chosen: Any = "auto" if layout is None else layout  # checked by explain() itself
     report = dry_run(
-        own_model(subject, None, None),
+        own_model(subject, classes, None, weights),
         chosen,
         input_shape=subject.shape(shape, size) if given else None,
     )
     problems = [vars(p) for p in report.problems]
-    facts = {
+    facts: dict[str, Any] = {
         "model": report.model,
         "ok": report.ok,
         "problems": problems,
@@ -107,7 +114,11 @@ def explain(
         "gates": report.gates,
         "nodes": [vars(entry) for entry in report.entries],
     }
+    if weights is not None:
+        facts["weights"] = str(weights)
     show(facts, report, as_json)
+    if weights is not None and not as_json:
+        sys.stdout.write(f"weights: {weights} fits this model\n")
     if not report.ok:
         raise typer.Exit(1)
 
@@ -118,6 +129,7 @@ def convert(
     layout: LAYOUT = None,
     iterations: SWEEPS = None,
     solver: SOLVER = None,
+    steps: RULE = None,
     classes: CLASSES = None,
     weights: WEIGHTS = None,
     checkpoint: FILE = None,
@@ -151,7 +163,7 @@ def convert(
         )
     subject = subject_of(name, checkpoint)
     model = own_model(subject, classes, seed, weights)
-    net = converted(model, subject.checkpoint, layout, iterations, solver=solver)
+    net = converted(model, subject.checkpoint, layout, iterations, solver=solver, steps=steps)
     facts: dict[str, Any] = {"latents": len(net.graph) - 1, "iterations": net.iterations}
     lines = []
     for option, write, target in (("output", save, output), ("hub", save_pretrained, hub)):
@@ -181,6 +193,7 @@ def diagnose(
     iterations: SWEEPS = None,
     layout: LAYOUT = None,
     solver: SOLVER = None,
+    steps: RULE = None,
     device: DEVICE = None,
     checkpoint: FILE = None,
     weights: WEIGHTS = None,
@@ -195,7 +208,9 @@ def diagnose(
     """
     subject = subject_of(name, checkpoint)
     model = own_model(subject, classes, seed, weights)
-    net = converted(model, subject.checkpoint, layout, iterations, solver=solver, device=device)
+    net = converted(
+        model, subject.checkpoint, layout, iterations, solver=solver, steps=steps, device=device
+    )
     x = torch.rand(batch, *subject.shape(shape, size))
     trace = net.diagnose(x.to(device_of(device)))
     show(trace.to_dict(), str(trace), as_json)
@@ -238,7 +253,14 @@ def compare(
     shape: SHAPE = None,
     size: SIDE = None,
     layout: LAYOUT = None,
-    budget: Annotated[float, typer.Option(help="Seconds to search per model.")] = 10.0,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of the search per model; by default as many as take about 10 s."),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Seconds to search per model: the numbers then depend on the machine."),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Starts of the search.")] = 3,
     plot: Annotated[Path | None, typer.Option(help="Write a picture, e.g. bounds.png.")] = None,
     latex: Annotated[bool, typer.Option("--latex", help="Print a LaTeX table.")] = False,
@@ -246,7 +268,11 @@ def compare(
 ) -> None:
     """Bound the least frame potential of several models by one method, before training.
 
-    Example: pursuitify compare resnet18 densenet121 vgg16 --budget 15
+    The models' weights are not read.
+
+    Examples:
+      pursuitify compare resnet18 densenet121 mobilenet_v2
+      pursuitify compare resnet18 resnet34 --steps 20 --plot bounds.png
     """
     if latex and as_json:
         raise OptionError("--latex and --json: give one of them")
@@ -266,6 +292,7 @@ def compare(
         {name: own_model(subject, None, None) for name, subject in subjects.items()},
         shapes.pop(),
         layout=chosen,
+        steps=steps,
         budget=budget,
         seeds=seeds,
         progress=not as_json,

@@ -37,6 +37,7 @@ def audit(
     iterations: shared.SWEEPS = None,
     layout: shared.LAYOUT = None,
     solver: shared.SOLVER = None,
+    steps: shared.RULE = None,
     memory: shared.MEMORY = None,
     device: shared.DEVICE = None,
     normalise: shared.NORMALISE = False,
@@ -87,7 +88,13 @@ def audit(
     )
     radius = shared.radius(eps, found.shape, norm)
     model, _ = shared.model_for(subject, found, origin, weights, normalise)
-    settings = {"layout": layout, "iterations": iterations, "solver": solver, "memory": memory}
+    settings = {
+        "layout": layout,
+        "iterations": iterations,
+        "solver": solver,
+        "steps": steps,
+        "memory": memory,
+    }
     net = _network(model, subject.checkpoint, settings, device, plain=plain)
     shared.check_outputs(net, subject.name, found)
     x, y = (part.to(shared.device_of(device)) for part in _drawn(found.test, count, origin.seed))

@@ -31,6 +31,8 @@ def calibrate(
         str | None,
         typer.Option(help="auto, encoder (the default) or decoder; a checkpoint has its own."),
     ] = None,
+    solver: shared.SOLVER = None,
+    steps: shared.RULE = None,
     normalise: shared.NORMALISE = False,
     root: shared.ROOT = None,
     download: shared.DOWNLOAD = False,
@@ -68,18 +70,24 @@ def calibrate(
     if subject.checkpoint is None:
         form: Any = layout  # the text is checked by pursuitify() itself
         sweeps = 10 if iterations is None else iterations
-        net = pursuitify(model, sweeps, layout=form, calibrate=batches, progress=not as_json)
+        options: Any = {"solver": solver, "steps": steps}
+        given = {option: value for option, value in options.items() if value is not None}
+        net = pursuitify(
+            model, sweeps, layout=form, calibrate=batches, progress=not as_json, **given
+        )
         report = net.calibration
     else:
-        net = shared.converted(model, subject.checkpoint, layout, iterations)
+        net = shared.converted(
+            model, subject.checkpoint, layout, iterations, solver=solver, steps=steps
+        )
         kept = net.compiled_program.layout
         if kept != "encoder":
-            options = " --normalise" if origin.mean else ""
+            normalised = " --normalise" if origin.mean else ""
             typer.echo(
                 f"note: {subject.checkpoint} keeps its layout, {kept}. In the encoder layout a "
                 "trained model keeps more: pursuitify convert "
                 f"{name} --to-source plain.safetensors, then pursuitify calibrate {subject.name} "
-                f"--weights plain.safetensors{options}",
+                f"--weights plain.safetensors{normalised}",
                 err=True,
             )
         report = keep_outputs(net, batches, progress=not as_json)

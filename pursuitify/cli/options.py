@@ -24,6 +24,7 @@ from pursuitify.errors import CheckpointError, InputError, OptionError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.solvers.differentiation.modes import MODES
 from pursuitify.solvers.registry import SOLVERS
+from pursuitify.solvers.settings import STEPS
 from pursuitify.training.run_identity import answers
 from pursuitify.utils import option_checks
 from pursuitify.utils.atomic_files import as_json as as_json_text
@@ -48,6 +49,12 @@ LAYOUT = Annotated[
 ]
 SOLVER = Annotated[
     str | None, typer.Option(help=f"{', '.join(SOLVERS)}; the checkpoint's own, else global.")
+]
+RULE = Annotated[
+    str | None,
+    typer.Option(
+        "--steps", help=f"Rule of the step sizes: {', '.join(STEPS)}; the checkpoint's own."
+    ),
 ]
 MEMORY = Annotated[
     str | None, typer.Option(help=f"For derivatives: {', '.join(MODES)}; the checkpoint's own.")
@@ -185,6 +192,7 @@ def converted(
     iterations: int | None,
     *,
     solver: str | None = None,
+    steps: str | None = None,
     memory: str | None = None,
     device: str | None = None,
 ) -> PursuitNetwork:
@@ -196,6 +204,7 @@ def converted(
         layout: The layout, for a fresh network.
         iterations: The number of sweeps; None for the checkpoint's, or 10.
         solver: The solver; None for the checkpoint's, or the global one.
+        steps: The rule of the step sizes; None for the checkpoint's, or certified ones.
         memory: What is kept for derivatives; None for the checkpoint's, or everything.
         device: Where to; None for the CPU.
 
@@ -206,7 +215,12 @@ def converted(
             one.
     """
     place = device_of(device)
-    settings: dict[str, Any] = {"iterations": iterations, "solver": solver, "memory": memory}
+    settings: dict[str, Any] = {
+        "iterations": iterations,
+        "solver": solver,
+        "steps": steps,
+        "memory": memory,
+    }
     given = {name: value for name, value in settings.items() if value is not None}
     if checkpoint is None:
         chosen: Any = layout  # the command line's text is checked by pursuitify() itself

@@ -30,7 +30,9 @@ def plot(
     iterations: shared.SWEEPS = None,
     layout: shared.LAYOUT = None,
     solver: shared.SOLVER = None,
+    steps: shared.RULE = None,
     checkpoint: shared.FILE = None,
+    weights: shared.WEIGHTS = None,
     classes: shared.CLASSES = None,
     seed: shared.SEED = 0,
     as_json: shared.JSON = False,
@@ -43,17 +45,24 @@ def plot(
       pursuitify plot resnet18 --output structure.png
       pursuitify plot run --what objective --output objective.pdf
     """
-    inputs = {"--shape": shape, "--size": size, "--iterations": iterations, "--solver": solver}
+    inputs = {
+        "--shape": shape,
+        "--size": size,
+        "--iterations": iterations,
+        "--solver": solver,
+        "--steps": steps,
+        "--weights": weights,
+    }
     given = [option for option, value in inputs.items() if value is not None]
     if what not in ("structure", "objective"):
         raise OptionError(f"--what {what!r} is neither structure nor objective")
     if what == "structure" and given:
         raise OptionError(
             f"{', '.join(given)} would have no effect: the structure of the dictionary depends on "
-            "no input and no sweep. Leave it out, or give --what objective"
+            "no input, no sweep and no weights. Leave it out, or give --what objective"
         )
     subject = subject_of(name, checkpoint)
-    net = _network(subject, classes, seed, iterations, layout, solver)
+    net = _network(subject, classes, seed, iterations, layout, solver, steps, weights)
     if what == "structure":
         plot_structure(net, output)
     else:
@@ -69,6 +78,7 @@ def export(
     iterations: shared.SWEEPS = None,
     layout: shared.LAYOUT = None,
     solver: shared.SOLVER = None,
+    steps: shared.RULE = None,
     checkpoint: shared.FILE = None,
     classes: shared.CLASSES = None,
     weights: shared.WEIGHTS = None,
@@ -86,7 +96,7 @@ def export(
     if output.suffix not in (".onnx", ".pt2"):
         raise OptionError(f"{output} names no format: its suffix must be .onnx or .pt2")
     subject = subject_of(name, checkpoint)
-    net = _network(subject, classes, seed, iterations, layout, solver, weights)
+    net = _network(subject, classes, seed, iterations, layout, solver, steps, weights)
     example = torch.rand(2, *subject.shape(shape, size))
     facts = {"output": str(output), "iterations": net.iterations}
     text = f"wrote {output}: {net.iterations} sweeps"
@@ -107,7 +117,10 @@ def _network(
     iterations: int | None,
     layout: str | None,
     solver: str | None,
-    weights: Path | None = None,
+    steps: str | None,
+    weights: Path | None,
 ) -> PursuitNetwork:
     model = shared.own_model(subject, classes, seed, weights)
-    return shared.converted(model, subject.checkpoint, layout, iterations, solver=solver)
+    return shared.converted(
+        model, subject.checkpoint, layout, iterations, solver=solver, steps=steps
+    )

@@ -31,6 +31,7 @@ def finetune(
     iterations: shared.SWEEPS = None,
     layout: shared.LAYOUT = None,
     solver: shared.SOLVER = None,
+    steps: shared.RULE = None,
     epochs: Annotated[
         int | None, typer.Option(help=f"Passes over the training data; {_OWN.epochs} by default.")
     ] = None,
@@ -108,7 +109,9 @@ def finetune(
         skip_bad=skip_bad,
     )
     model, origin = shared.model_for(subject, found, origin, weights, normalise)
-    net = shared.converted(model, subject.checkpoint, layout, iterations, solver=solver)
+    net = shared.converted(
+        model, subject.checkpoint, layout, iterations, solver=solver, steps=steps
+    )
     shared.check_outputs(net, subject.name, found)
     try:
         result = train(
@@ -165,6 +168,7 @@ def evaluate(
     iterations: shared.SWEEPS = None,
     layout: shared.LAYOUT = None,
     solver: shared.SOLVER = None,
+    steps: shared.RULE = None,
     memory: shared.MEMORY = None,
     device: shared.DEVICE = None,
     normalise: shared.NORMALISE = False,
@@ -212,6 +216,7 @@ def evaluate(
         layout,
         iterations,
         solver=solver,
+        steps=steps,
         memory=memory,
         device=device,
     )

@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from pursuitify.data.image_files import fitted, read_picture
 from pursuitify.data.images import SHARE, Data, augmentation, split
@@ -32,6 +33,10 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 )
 _SHOWN = 10
+#: Bytes of decoded images that a part of a folder may take in memory; more are decoded every time.
+_KEPT_AT_MOST = 2**28
+#: When a file was last modified, its size, and its number on the disk.
+_Stamp = tuple[int, int, int]
 
 
 def image_folder(
@@ -122,6 +127,9 @@ def image_folder(
 class Folder(Dataset[tuple[Tensor, int]]):
     """Image files with their classes; read when they are asked for.
 
+    Where all of them decoded take 256 MiB or less, each is decoded once, and again only if its file
+    has changed since. Worker processes of a loader keep nothing.
+
     Attributes:
         root: The folder.
         classes: Names of the classes.
@@ -147,11 +155,26 @@ class Folder(Dataset[tuple[Tensor, int]]):
             DataError: If the file cannot be read; the message has its name.
         """
         name, label = self.files[index]
+        stamp = _stamp(self.root / name) if self._keeps() else None
+        if stamp is None:
+            return self._decoded(name), label
+        kept = _KEPT.setdefault(self, {})
+        known = kept.get(name)
+        if known is None or known[0] != stamp:
+            known = kept[name] = (stamp, self._decoded(name))
+        return known[1].clone(), label
+
+    def _decoded(self, name: str) -> Tensor:
         image = read_picture(self.root / name, self.channels)
         try:
-            return fitted(image, self.size), label
+            return fitted(image, self.size)
         except DataError as error:
             raise DataError(f"{self.root / name} cannot be used: {error}") from error
+
+    def _keeps(self) -> bool:
+        """Whether decoded images are kept: if all of them are small, and not in a worker."""
+        bytes_of_all = 4 * len(self.files) * self.channels * self.size**2
+        return bytes_of_all <= _KEPT_AT_MOST and get_worker_info() is None
 
     @property
     def labels(self) -> Tensor:
@@ -190,6 +213,20 @@ class Folder(Dataset[tuple[Tensor, int]]):
             except DataError as error:
                 bad.append(str(error))
         return self.part(good), bad
+
+
+#: By folder, and by name of the file: its stamp when it was decoded, and the image. It is no
+#: attribute of the folder, so that it is neither pickled nor taken for what tells folders apart.
+_KEPT: WeakKeyDictionary[Folder, dict[str, tuple[_Stamp, Tensor]]] = WeakKeyDictionary()
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """Return what changes when a file is written again; None where it cannot be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _some(lines: list[str]) -> list[str]:

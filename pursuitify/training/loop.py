@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pursuitify.data.forms import Batch, tensors
 from pursuitify.data.samples import IGNORED, check_labels, labelled
-from pursuitify.errors import RangeError, TrainingError
+from pursuitify.errors import CheckpointError, RangeError, TrainingError
 from pursuitify.memory import StepPlan
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.training import progress_log, run_identity, seeding
@@ -138,10 +138,20 @@ def train(run: TrainingRun) -> bool:
     shown = config.progress and run.accelerator.is_main_process
     bar = progress_log.Bar(shown, "fine-tuning", run.schedule.steps, progress.step)
     with bar, Guard(run.output.folder is not None) as guard:
-        while progress.epoch < config.epochs and not _out_of_patience(run):
-            _epoch(run, bar, guard)
-            _finish_epoch(run)
+        try:
+            while _goes_on(run):
+                _epoch(run, bar, guard)
+                _finish_epoch(run)
+        except Exception:
+            # What the epochs before this one left is of use, also where training cannot go on.
+            with contextlib.suppress(CheckpointError):
+                _write(run)
+            raise
     return progress.epoch < config.epochs
+
+
+def _goes_on(run: TrainingRun) -> bool:
+    return run.progress.epoch < run.state.config.epochs and not _out_of_patience(run)
 
 
 def _out_of_patience(run: TrainingRun) -> bool:
@@ -380,8 +390,16 @@ def _save(run: TrainingRun) -> None:
     progress.read = run.train.digest(max(progress.batch, 1))
     if run.accelerator.is_main_process:
         generators = {"train": run.train.states(progress.epoch), "val": run.val.states(-1)}
-        run.state.save(run.output.state, progress, generators)
+        with run.output.writing():
+            _write(run)
+            run.state.save(run.output.state, progress, generators, done=not _goes_on(run))
     run.accelerator.wait_for_everyone()
+
+
+def _write(run: TrainingRun) -> None:
+    """Write the weights that are held, and the log."""
+    if run.accelerator.is_main_process:
+        run.output.write(progress_log.table(run.progress.history))
 
 
 def added(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -404,7 +422,7 @@ def _validate(run: TrainingRun) -> Score:
 
 
 def _finish_epoch(run: TrainingRun) -> None:
-    """Validate, compare with the best, save, log."""
+    """Validate, compare with the best, save if that is due, log."""
     progress, config = run.progress, run.state.config
     progress.sums = _gathered(run)
     totals = added(progress.sums)
@@ -433,15 +451,19 @@ def _finish_epoch(run: TrainingRun) -> None:
     progress.history.append(entry)
     progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, []
     run.own_sums.clear()
+    due = not _goes_on(run) or _agreed(run.accelerator, run.output.is_due())
     if run.accelerator.is_main_process:
-        run.output.keep(run.kept, better)
-        run.output.write_log(progress_log.table(progress.history))
+        run.output.keep(run.kept, better, copy=not due)
     try:
         # What comes next is part of what tells this data from another when the run is resumed.
-        if progress.epoch < config.epochs and not _out_of_patience(run):
+        if _goes_on(run):
             run.train.peek(progress.epoch)
+    except BaseException:
+        due = True
+        raise
     finally:
-        _save(run)
+        if due:
+            _save(run)
     run.accelerator.log(
         {k: v for k, v in entry.items() if k not in ("epoch", "step")}, step=progress.step
     )

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
+from pursuitify.checkpoints.files import HEADER
 from pursuitify.checkpoints.origin import Origin
-from pursuitify.checkpoints.save_load import compare_tensors, save
+from pursuitify.checkpoints.save_load import compare_tensors, header_of
 from pursuitify.errors import CheckpointError
 from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.utils.atomic_files import (
     clear_leftovers,
     make_folder,
     read_tensors,
+    write_copy,
     write_tensors,
     write_text,
 )
 
-_KEYS = {True: "pursuitify", False: "pursuitify.weights"}
+_KEYS = {True: HEADER, False: "pursuitify.weights"}
+#: Seconds that are left between one writing after an epoch and the next, and how many times as long
+#: as the writing took: short epochs are not spent on files.
+PAUSE, TIMES = 30.0, 20.0
+#: A file's tensors and its header.
+_Content = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 @dataclass
@@ -35,6 +46,9 @@ class Output:
     folder: Path | None
     origin: Origin | None = None
     _best: dict[str, Tensor] = field(default_factory=dict)
+    _held: dict[Path, _Content] = field(default_factory=dict)
+    _written: float = field(default_factory=time.monotonic)
+    _took: float = 0.0
 
     @classmethod
     def at(
@@ -80,17 +94,51 @@ class Output:
         """File of the history."""
         return self._path("log.csv")
 
-    def keep(self, net: nn.Module, best: bool) -> None:
-        """Keep the weights as they are after an epoch."""
+    def is_due(self) -> bool:
+        """Whether enough time has gone by since the last writing, or since the run began."""
+        return time.monotonic() - self._written >= max(PAUSE, TIMES * self._took)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Take the time of what is written in this block."""
+        began = time.monotonic()
+        yield
+        self._written = time.monotonic()
+        self._took = self._written - began
+
+    def keep(self, net: nn.Module, best: bool, copy: bool) -> None:
+        """Keep the weights as they are after an epoch, in memory; ``write`` writes them.
+
+        Args:
+            net: The network.
+            best: Whether they are the best so far.
+            copy: Whether the network is trained on before they are written.
+        """
         if self.folder is None:
             if best:
                 self._best = {k: v.detach().clone() for k, v in net.state_dict().items()}
             return
+        header = header_of(net, self.origin) if isinstance(net, PursuitNetwork) else {}
+        tensors = net.state_dict()
+        if copy:
+            tensors = {name: v.detach().to("cpu", copy=True) for name, v in tensors.items()}
         for path in (self.best, self.last) if best else (self.last,):
-            if isinstance(net, PursuitNetwork):
-                save(net, path, origin=self.origin)
+            self._held[path] = (tensors, header)
+
+    def write(self, log: str) -> None:
+        """Write the weights that are held, and the history."""
+        if self.folder is None:
+            return
+        best, last = self._held.get(self.best), self._held.get(self.last)
+        for path, content in self._held.items():
+            if path == self.last and best is last:
+                write_copy(path, self.best)
             else:
-                write_tensors(path, net.state_dict(), _KEYS[False], {})
+                tensors, header = content
+                write_tensors(path, tensors, _KEYS["graph" in header], header)
+        if self._held:
+            write_text(self.log, log)
+        self._held.clear()
 
     def give_back(self, net: nn.Module) -> None:
         """Load the best weights into a network."""
@@ -101,11 +149,6 @@ class Output:
         _, tensors = read_tensors(self.best, key, "this run")
         compare_tensors(tensors, net.state_dict(), self.best)
         net.load_state_dict(tensors)
-
-    def write_log(self, text: str) -> None:
-        """Write the history."""
-        if self.folder is not None:
-            write_text(self.log, text)
 
     def _path(self, name: str) -> Path:
         assert self.folder is not None

@@ -89,20 +89,23 @@ class TrainingState:
     probe: Tensor | None = None
     sources: run_identity.Sources = field(default_factory=dict)
 
-    def save(self, path: Path, progress: Progress, generators: Generators) -> None:
+    def save(
+        self, path: Path, progress: Progress, generators: Generators, done: bool = False
+    ) -> None:
         """Write the state; the file before it stays until the new one is complete.
 
         Args:
             path: The file.
             progress: How far the run is.
             generators: The states of the generators that ``train`` and ``val`` draw from.
+            done: Whether no step follows, so that the optimizer's state is of no more use.
 
         Raises:
             CheckpointError: If it cannot be written.
         """
         parts: dict[str, dict[str, Tensor]] = {
             "net": self.net.state_dict(),
-            "optimizer": state_tensors(self.net, self.optimizer),
+            "optimizer": {} if done else state_tensors(self.net, self.optimizer),
             "ema": {} if self.ema is None else self.ema.state_dict(),
             "norms": self.net.norm_state() if isinstance(self.net, PursuitNetwork) else {},
         }
@@ -123,7 +126,8 @@ class TrainingState:
 
     def _answers(self) -> dict[str, Any]:
         assert self.probe is not None
-        return run_identity.answer_facts(run_identity.answers(self.net, self.probe))
+        # Two samples are enough, and a network that squeezes its batch takes no single one.
+        return run_identity.answer_facts(run_identity.answers(self.net, self.probe[:2]))
 
     def restore(self, path: Path, check: Callable[[Progress, Generators], Any]) -> Progress:
         """Read a state back into network, optimizer and average.

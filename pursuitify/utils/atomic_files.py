@@ -34,7 +34,7 @@ def write_tensors(target: Path, tensors: Mapping[str, Tensor], key: str, header:
 
     Args:
         target: Where to; an existing file is replaced only once the new one is complete.
-        tensors: The tensors; copied, so that they may share memory.
+        tensors: The tensors; they may share memory.
         key: Name of the header in the file.
         header: A text, or anything JSON can hold.
 
@@ -49,9 +49,28 @@ def write_tensors(target: Path, tensors: Mapping[str, Tensor], key: str, header:
             "no sparse tensors: register it with persistent=False "
             "(register_buffer(name, tensor, persistent=False)), so that the model makes it anew"
         )
-    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    own: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, value in tensors.items():
+        plain = value.detach().cpu().contiguous()
+        storage = plain.untyped_storage()
+        place = storage.data_ptr()
+        # The format wants every tensor in memory of its own, and nothing else in that memory.
+        if place in taken or storage.nbytes() != plain.numel() * plain.element_size():
+            plain = plain.clone()
+        taken.add(place)
+        own[name] = plain
     metadata = {key: header if isinstance(header, str) else json.dumps(header)}
     _replace(target, lambda path: save_file(own, path, metadata=metadata))
+
+
+def write_copy(target: Path, source: Path) -> None:
+    """Write a copy of a file, whole or not at all.
+
+    Raises:
+        CheckpointError: If the file cannot be written; what stood at ``target`` is still there.
+    """
+    _replace(target, lambda path: shutil.copyfile(source, path))
 
 
 def write_text(target: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,20 @@ def seed_all(seed: int) -> None:
     Args:
         seed: Any whole number that torch takes; NumPy is seeded by its lowest 32 bits.
     """
-    torch.manual_seed(seed)
+    if _has_accelerator():
+        torch.manual_seed(seed)
+    else:
+        # torch.manual_seed notes the whole call stack for devices that are not there: 70 to 900 us
+        # for every sample that is read, where this takes one.
+        torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+@functools.cache
+def _has_accelerator() -> bool:
+    """Whether there is a device whose generators have to be seeded, too."""
+    return torch.cuda.is_available() or torch.accelerator.is_available()
 
 
 @contextmanager

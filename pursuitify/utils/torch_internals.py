@@ -117,6 +117,27 @@ def watch_results(saw: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
     return watch_operations(run)
 
 
+def count_multiplications(counted: Callable[[int], object]) -> AbstractContextManager[Any]:
+    """Return a context in which a function is told the work of every product and convolution.
+
+    The numbers follow from shapes alone, so that they are the same on every machine: twice the
+    multiplications, as torch's own flop counter has them. See ``watch_operations``.
+
+    Args:
+        counted: Called with the number of floating-point operations of each.
+    """
+    from torch.utils.flop_counter import flop_registry
+
+    def run(operation: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        result = operation(*args, **kwargs)
+        formula = flop_registry.get(getattr(operation, "overloadpacket", None))
+        if formula is not None:
+            counted(int(formula(*args, **kwargs, out_val=result)))
+        return result
+
+    return watch_operations(run)
+
+
 def forward_hooks(module: nn.Module) -> list[Callable[[nn.Module, Any, Any], Any]]:
     """Return the forward hooks of a module in their order, each as ``hook(module, args, output)``.
 

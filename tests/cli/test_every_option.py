@@ -156,8 +156,8 @@ def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
         return [row | ({"attacked": 0.1} if kwargs["eps"] else {})]
 
     def bounds(*args: Any, **kwargs: Any) -> Comparison:
-        row = ArchitectureBounds("net", 1, 0, 1, 2, 4.0, 0.1, 0.2, 1, True, 0.5)
-        return Comparison((row,), (3, 6, 6), "auto", 1.0)
+        row = ArchitectureBounds("net", 1, 0, 1, 2, 4.0, 0.1, 0.2, 1, 1, True, 0.5)
+        return Comparison((row,), (3, 6, 6), "auto", None, 1.0)
 
     real = evaluation.against_sweeps
     monkeypatch.setattr("pursuitify.cli.app.compare_models", noted("compare", bounds))
@@ -255,6 +255,8 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
             layout=["--layout", "encoder"],
             shape=["--shape", "1,6,6"],
             size=["--size", "-1"],
+            weights=["--weights", place.file("residual.pth")],
+            classes=["--classes", "5"],
             json=["--json"],
         ),
         "convert": {
@@ -266,6 +268,7 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
                 seed=["--seed", "3"],
                 classes=["--classes", "5"],
                 solver=["--solver", "layered"],
+                steps=["--steps", "adaptive"],
                 json=["--json"],
             ),
             "layout": ([residual, *convert[1:]], [residual, *convert[1:], "--layout", "encoder"]),
@@ -278,6 +281,7 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
                 diagnosed,
                 shape=["--shape", "3,8,8"],
                 solver=["--solver", "layered"],
+                steps=["--steps", "adaptive"],
                 device=["--device", "nowhere"],
                 size=["--size", "6"],
                 iterations=["--iterations", "3"],
@@ -313,6 +317,8 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
                 count=["--count", "1"],
                 iterations=["--iterations", "3"],
                 layout=["--layout", "auto"],
+                solver=["--solver", "layered"],
+                steps=["--steps", "adaptive"],
                 json=["--json"],
             ),
             "weights": ([make, *images], [make, *images, "--weights", weights]),
@@ -325,8 +331,10 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
                 shape=["--shape", "3,8,8"],
                 iterations=["--iterations", "3"],
                 solver=["--solver", "layered"],
+                steps=["--steps", "adaptive"],
                 layout=["--layout", "encoder"],
                 checkpoint=["--checkpoint", net],
+                weights=["--weights", weights],
                 classes=["--classes", "5"],
                 seed=["--seed", "3"],
                 json=["--json"],
@@ -340,6 +348,7 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
                 shape=["--shape", "3,8,8"],
                 iterations=["--iterations", "3"],
                 solver=["--solver", "layered"],
+                steps=["--steps", "adaptive"],
                 layout=["--layout", "encoder"],
                 checkpoint=["--checkpoint", net],
                 classes=["--classes", "5"],
@@ -355,6 +364,7 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
             shape=["--shape", "3,9,9"],
             size=["--size", "6"],
             layout=["--layout", "encoder"],
+            steps=["--steps", "2"],
             budget=["--budget", "1"],
             seeds=["--seeds", "2"],
             plot=["--plot", "OUT/bounds.png"],
@@ -373,6 +383,7 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
                 iterations=["--iterations", "2"],
                 batch_size=["--batch-size", "2"],
                 solver=["--solver", "layered"],
+                steps=["--steps", "adaptive"],
                 memory=["--memory", "recompute"],
                 device=["--device", "nowhere"],
                 output=["--output", "OUT"],
@@ -404,6 +415,7 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
                 objective=["--objective", "pgd"],
                 set=["--set", "ema=0.5"],
                 solver=["--solver", "layered"],
+                steps=["--steps", "adaptive"],
                 memory=["--memory", "recompute"],
                 no_augment=["--no-augment"],
                 augment=["--no-augment"],
@@ -421,6 +433,7 @@ def entries(place: Place) -> dict[str, dict[str, Two]]:
             **after(
                 plain,
                 solver=["--solver", "layered"],
+                steps=["--steps", "adaptive"],
                 device=["--device", "nowhere"],
                 checkpoint=["--checkpoint", net],
                 weights=["--weights", weights],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pickle
 import struct
 import zlib
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from pursuitify import OptionError
-from pursuitify.data import load_data
+from pursuitify.data import image_folder, load_data
 from pursuitify.data.image_files import fitted, read_picture
 from pursuitify.data.image_folder import Folder
 from pursuitify.errors import DataError
@@ -435,3 +436,60 @@ def test_no_program_is_started_for_a_file(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DataError, match=r"x\.png cannot be read: cannot identify"):
         read_picture(path, 3)
     assert not ran.exists()
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are decoded from here on."""
+    names: list[str] = []
+    inner = image_folder.read_picture
+
+    def read(path: Path, channels: int) -> Tensor:
+        names.append(path.name)
+        return inner(path, channels)
+
+    monkeypatch.setattr(image_folder, "read_picture", read)
+    return names
+
+
+def small(root: Path) -> Folder:
+    for name in ("one", "two"):
+        put(root / "a" / f"{name}.png")
+    return Folder(root, ("a",), (("a/one.png", 0), ("a/two.png", 0)), 8, 3)
+
+
+def test_small_images_are_decoded_once(tmp_path: Path, decoded: list[str]) -> None:
+    folder = small(tmp_path)
+    first = folder[0][0]
+    kept = first.clone()
+    first.zero_()  # what is returned belongs to the caller
+    assert torch.equal(folder[0][0], kept)
+    folder[1], folder[1]
+    assert decoded == ["one.png", "two.png"]
+    again = pickle.loads(pickle.dumps(folder))
+    assert torch.equal(again[0][0], kept)
+    assert decoded[2:] == ["one.png"]
+
+
+def test_a_file_that_changed_is_decoded_again(tmp_path: Path, decoded: list[str]) -> None:
+    folder = small(tmp_path)
+    before = folder[0][0]
+    put(tmp_path / "a" / "one.png", 255 - BYTES)
+    assert not torch.equal(folder[0][0], before)
+    assert decoded == ["one.png", "one.png"]
+    (tmp_path / "a" / "one.png").unlink()
+    with pytest.raises(DataError, match=r"one\.png"):
+        folder[0]
+
+
+def test_many_images_and_those_of_workers_are_not_kept(
+    tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = small(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "get_worker_info", object)
+        folder[0], folder[0]
+    assert decoded == ["one.png", "one.png"]
+    monkeypatch.setattr(image_folder, "_KEPT_AT_MOST", 2 * 4 * 3 * 8 * 8 - 1)
+    folder[1], folder[1]
+    assert decoded[2:] == ["two.png", "two.png"]

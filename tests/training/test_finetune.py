@@ -20,6 +20,7 @@ pytest.importorskip("accelerate")
 from pursuitify import OptionError, estimate_memory, load, pursuitify
 from pursuitify.errors import CheckpointError, MemoryLimitError, MissingExtraError, TrainingError
 from pursuitify.memory import MemoryWarning
+from pursuitify.models import ChainNet, ResidualNet
 from pursuitify.training import (
     Config,
     Result,
@@ -507,6 +508,40 @@ def test_what_the_user_sets_is_obeyed(how: str, monkeypatch: pytest.MonkeyPatch)
     with warnings.catch_warnings():
         warnings.simplefilter("error", MemoryWarning)
         finetune(net, rows(), rows(), epochs=1, **options.get(how, {}), **QUIET)
+
+
+class OneProcess:
+    num_processes = 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"objective": "pgd"}, {"objective": "trades", "reconstruction": 1.0}, {"first_sweeps": 2}],
+    ids=str,
+)
+@pytest.mark.parametrize(("kind", "sweeps"), [(ChainNet, 0), (ResidualNet, 2)])
+def test_the_rough_count_is_the_larger_one(kind: Any, more: dict[str, Any], sweeps: int) -> None:
+    net = pursuitify(kind(3, 10), iterations=sweeps)
+    needs = finetune_module._StepNeeds(net, Config(**more), OneProcess(), torch.empty(4, 3, 8, 8))
+    assert needs.at_most({}, 4) <= needs.roughly(4)
+
+
+def test_a_small_step_is_counted_roughly_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    inner = finetune_module._StepNeeds.at_most
+
+    def at_most(self: Any, options: Any, rows: int) -> int:
+        counted.append(rows)
+        return inner(self, options, rows)
+
+    monkeypatch.setattr(finetune_module._StepNeeds, "at_most", at_most)
+    net = network(iterations=2)
+    probe = rows()[0][:8]
+    rough = finetune_module._StepNeeds(net, Config(), OneProcess(), probe).roughly(8)
+    for size, calls in ((rough, []), (rough - 1, [8])):
+        free(monkeypatch, math.ceil(size / 0.9))
+        finetune(net, rows(), rows(), epochs=1, **QUIET)
+        assert counted == calls
 
 
 class ReadsValues(nn.Module):

@@ -23,8 +23,17 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("accelerate")
 
 from pursuitify import CheckpointError, load, pursuitify
+from pursuitify.errors import TrainingError
 from pursuitify.models import ChainNet
-from pursuitify.training import Interrupted, Result, adversarial_inputs, finetune, loop
+from pursuitify.training import (
+    Interrupted,
+    Result,
+    adversarial_inputs,
+    finetune,
+    loop,
+    run_folder,
+)
+from pursuitify.training import state as state_module
 from pursuitify.utils.atomic_files import read_tensors, write_tensors
 from tests.support import resumable
 from tests.support.damaged_files import DAMAGE, damaged
@@ -66,13 +75,26 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple
     return made
 
 
+def write_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "PAUSE", 0.0)
+    monkeypatch.setattr(run_folder, "TIMES", 0.0)
+
+
 @pytest.mark.parametrize(
-    ("where", "optimizer"), [("step", "adamw"), ("step", "sgd"), ("write", "adamw")]
+    ("where", "optimizer", "often"),
+    [("step", "adamw", False), ("step", "sgd", True), ("write", "adamw", True)],
 )
 def test_killed_and_resumed_is_never_stopped(
-    where: str, optimizer: str, whole_run: Any, tmp_path: Path
+    where: str,
+    optimizer: str,
+    often: bool,
+    whole_run: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, whole = whole_run(optimizer)
+    if often:
+        write_every_epoch(monkeypatch)
     assert whole.history[-1]["step"] == STEPS
     at = random.randrange(1, STEPS if where == "step" else WRITES)
     print(f"killed at {where} {at}")
@@ -85,6 +107,55 @@ def test_killed_and_resumed_is_never_stopped(
     resumed = run(tmp_path / "killed", optimizer)
     assert resumed.history == whole.history
     same(folder, tmp_path / "killed")
+
+
+def test_files_written_once_are_those_written_every_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def states(folder: Path) -> int:
+        written = 0
+        with monkeypatch.context() as patch:
+            inner = state_module.write_tensors
+
+            def write(path: Path, *rest: Any) -> None:
+                nonlocal written
+                written += 1
+                inner(path, *rest)
+
+            patch.setattr(state_module, "write_tensors", write)
+            result = run(folder, "adamw", save_every=None)
+        assert result.best["epoch"] == 2
+        return written
+
+    # The best weights are then not the last ones, which are copied.
+    monkeypatch.setattr(loop, "_rank", lambda entry: -abs(entry["epoch"] - 2))
+    assert states(tmp_path / "once") == 1
+    write_every_epoch(monkeypatch)
+    assert states(tmp_path / "often") == 4
+    same(tmp_path / "once", tmp_path / "often")
+
+
+def test_what_epochs_left_is_written_where_training_cannot_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner, calls = loop._note, 0
+
+    def note(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 15:  # in the third epoch
+            raise TrainingError("these are not finite")
+        inner(*args)
+
+    monkeypatch.setattr(loop, "_note", note)
+    with pytest.raises(TrainingError):
+        run(tmp_path, "adamw", save_every=None)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "best.safetensors",
+        "last.safetensors",
+        "log.csv",
+    }
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
 
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,13 @@ import torch
 
 from pursuitify import CheckpointError
 from pursuitify.robust.auditing.results_record import write
-from pursuitify.utils.atomic_files import clear_leftovers, whole, write_tensors, write_text
+from pursuitify.utils.atomic_files import (
+    clear_leftovers,
+    whole,
+    write_copy,
+    write_tensors,
+    write_text,
+)
 
 
 def write_whole(path: Path) -> None:
@@ -25,6 +31,7 @@ Write = Callable[[Path], Any]
 WRITERS: dict[str, Write] = {
     "tensors": lambda path: write_tensors(path, {"a": torch.ones(2)}, "key", {}),
     "text": lambda path: write_text(path, "new"),
+    "copy": lambda path: write_copy(path, Path(__file__)),
     "another library's": write_whole,
     "json": lambda path: write(path, {"a": 1}),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 #: Heads of the table's columns; rows are those in decoder and in encoder layout.
-_TITLES = ("network", "rows", "edges", "weights", "lower", "upper", "gap", "starts")
+_TITLES = ("network", "rows", "edges", "weights", "lower", "upper", "gap", "starts", "steps")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class ArchitectureBounds:
         lower: Proven lower bound: no weights without zero columns have a smaller frame potential.
         upper: The least frame potential that the search met: some weights have it.
         starts: How many starts of the search were looked at.
-        stopped: Whether the budget ended the search before it had converged.
+        steps: How often the search evaluated the frame potential, the starts included.
+        stopped: Whether steps or budget ended the search before it had converged.
         seconds: How long it took.
     """
 
@@ -56,6 +58,7 @@ class ArchitectureBounds:
     lower: float
     upper: float
     starts: int
+    steps: int
     stopped: bool
     seconds: float
 
@@ -73,13 +76,25 @@ class Comparison(Shown):
         rows: One per architecture, in the order given.
         input_shape: Shape of one input.
         layout: The layout asked for.
-        budget: Seconds that the search was given per architecture.
+        steps: Steps that the search was given per architecture; None where they follow from the
+            architecture's size.
+        budget: Seconds that it was given; None for no limit.
     """
 
     rows: tuple[ArchitectureBounds, ...]
     input_shape: tuple[int, ...]
     layout: str
-    budget: float
+    steps: int | None
+    budget: float | None
+
+    @property
+    def limits(self) -> str:
+        """The limits of the search, in words."""
+        if self.steps is None:
+            steps = [] if self.budget is not None else ["steps by the architecture's size"]
+        else:
+            steps = ["1 step" if self.steps == 1 else f"{self.steps} steps"]
+        return " and ".join([*steps, *([] if self.budget is None else [f"{self.budget:g} s"])])
 
     @property
     def rules(self) -> str:
@@ -87,8 +102,8 @@ class Comparison(Shown):
         return (
             f"Least deep frame potential (RMS) for inputs {self.input_shape}, layout "
             f"{self.layout}, interior boundary. Lower: Welch-type bound, holds for all weights "
-            "without zero columns. Upper: the best weights met in "
-            f"{self.budget:g} s per network (stopped: the search had not converged), tight frames "
+            "without zero columns. Upper: the best weights met in a search of "
+            f"{self.limits} (stopped: it had not converged), tight frames "
             f"first. Scale: {min_frame_potential.SCALE_RULE}. N: {N_RULE}."
         )
 
@@ -113,6 +128,7 @@ class Comparison(Shown):
         return {
             "input_shape": list(self.input_shape),
             "layout": self.layout,
+            "steps": self.steps,
             "budget": self.budget,
             "rules": self.rules,
             "networks": [{**asdict(row), "gap": row.gap} for row in self.rows],
@@ -121,7 +137,7 @@ class Comparison(Shown):
     def to_latex(self) -> str:
         """Return the table as a LaTeX ``tabular`` (booktabs)."""
         lines = [
-            "\\begin{tabular}{lrrrrrrr}",
+            "\\begin{tabular}{lrrrrrrrr}",
             "\\toprule",
             " & ".join(_TITLES) + r" \\",
             "\\midrule",
@@ -139,7 +155,7 @@ class Comparison(Shown):
             ax: Axes to draw into; None for a figure of its own.
         """
         bounds = {row.name: (row.lower, row.upper) for row in self.rows}
-        note = f"inputs {self.input_shape}, layout {self.layout}, {self.budget:g} s per network"
+        note = f"inputs {self.input_shape}, layout {self.layout}; {self.limits}"
         value = "least deep frame potential"
         return plots.plot_intervals(bounds, path, value=value, note=note, ax=ax)
 
@@ -149,7 +165,8 @@ def compare(
     input_shape: Sequence[int] = (3, 224, 224),
     *,
     layout: Layout = "auto",
-    budget: float = 10.0,
+    steps: int | None = None,
+    budget: float | None = None,
     seeds: int = 3,
     progress: bool | Callable[[str], None] = False,
 ) -> Comparison:
@@ -157,8 +174,9 @@ def compare(
 
     The models' weights are not read, and the models are not changed. The minimum over all weights
     lies between the two bounds that are returned of each. The search for the upper one begins at
-    nearly tight frames, so that the first second gives most of it; what more a longer budget gives
-    depends on the machine. Chains are searched as all others are, although they have a closed form
+    nearly tight frames, so that the first steps give most of it. Its length is counted in steps,
+    so that every machine gives the same numbers to rounding; seconds (``budget``) do not. Chains
+    are searched as all others are, although they have a closed form
     (``minimum_frame_potential``), so that all the numbers can be compared.
 
     Args:
@@ -166,8 +184,13 @@ def compare(
         input_shape: Shape of one input, without the batch.
         layout: Layout of the rows, ``auto``, ``encoder`` or ``decoder``, of what is not a
             ``PursuitNetwork`` yet.
-        budget: Seconds to search per architecture; one evaluation is made whatever they are.
-        seeds: Number of starts; those that the budget leaves no time for are left out.
+        steps: Evaluations of the frame potential per architecture: the starts first, then steps of
+            the descent. None gives as many as 7e11 floating-point operations allow, counted from
+            shapes: about ten CPU seconds, and one evaluation at least, however long it takes.
+            With a budget, None sets no number.
+        budget: Seconds to search per architecture, by the clock: upper bounds then depend on the
+            machine and on what else it does. One evaluation is made whatever they are.
+        seeds: Number of starts; those that steps or budget do not reach are left out.
         progress: Whether to show a progress bar, or a function that is called with the name of each
             architecture when it begins.
 
@@ -182,7 +205,10 @@ def compare(
     if not isinstance(models, Mapping) or not models:
         raise OptionError('models must name at least one model: {"resnet18": resnet18(), ...}')
     shape = sizes(input_shape)
-    budget = option_checks.number("budget", budget, least=0.0)
+    if budget is not None:
+        budget = option_checks.number("budget", budget, least=0.0)
+    if steps is not None:
+        steps = option_checks.positive("steps", steps)
     option_checks.positive("seeds", seeds)
     networks = _converted(models, layout)
     rows = []
@@ -191,11 +217,11 @@ def compare(
             if callable(progress):
                 progress(name)
             try:
-                rows.append(_bounds(name, net, shape, budget, seeds))
+                rows.append(_bounds(name, net, shape, steps, budget, seeds))
             except InputError as error:
                 raise InputError(f"{name!r}: {error}") from error
             advance()
-    return Comparison(tuple(rows), shape, layout, budget)
+    return Comparison(tuple(rows), shape, layout, steps, budget)
 
 
 def _converted(models: Mapping[str, nn.Module], layout: Layout) -> dict[str, PursuitNetwork]:
@@ -215,11 +241,19 @@ def _converted(models: Mapping[str, nn.Module], layout: Layout) -> dict[str, Pur
 
 
 def _bounds(
-    name: str, net: PursuitNetwork, shape: tuple[int, ...], budget: float, seeds: int
+    name: str,
+    net: PursuitNetwork,
+    shape: tuple[int, ...],
+    steps: int | None,
+    budget: float | None,
+    seeds: int,
 ) -> ArchitectureBounds:
     began = time.monotonic()
+    limit = min_frame_potential.Limit(
+        math.inf if budget is None else began + budget, math.inf if steps is None else steps
+    )
     search = min_frame_potential.PotentialSearch(net, shape)
-    found = search.within(budget - (time.monotonic() - began), seeds)
+    found = search.within(limit, seeds, counts_work=steps is None and budget is None)
     decoder, encoder = search.layouts
     return ArchitectureBounds(
         name=name,
@@ -231,6 +265,7 @@ def _bounds(
         lower=search.lower_bound(),
         upper=found.value,
         starts=found.starts,
+        steps=found.steps,
         stopped=found.stopped,
         seconds=time.monotonic() - began,
     )
@@ -245,7 +280,8 @@ def _cells(row: ArchitectureBounds) -> tuple[str, ...]:
         f"{row.lower:.5f}",
         f"{row.upper:.5f}",
         f"{row.gap:.5f}",
-        f"{row.starts}{', stopped' if row.stopped else ''}",
+        str(row.starts),
+        f"{row.steps}{', stopped' if row.stopped else ''}",
     )
 
 

@@ -28,6 +28,7 @@ from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.operators import Reshape, Select
 from pursuitify.utils import option_checks
 from pursuitify.utils.terminal import Shown, bar
+from pursuitify.utils.torch_internals import count_multiplications
 
 SCALE_RULE = (
     "columns of the global B have unit norm, identity parts included; the weights are free, each "
@@ -36,6 +37,9 @@ SCALE_RULE = (
 
 #: Iterations after which a search that is limited by time alone ends all the same.
 _MANY = 1000
+#: Floating-point operations that a search is given where nobody says how many steps: some 10 CPU
+#: seconds. What the measure of a pair of latents costs beside its products is counted as so many.
+_WORK, _PER_PAIR = 7e11, 1e8
 _SPAN = 5.0  # the logarithm of a tensor's scale stays within this of zero
 
 
@@ -139,7 +143,7 @@ def minimum_frame_potential(
             f"layout={layout!r} would have no effect: a PursuitNetwork has its own. Give the model "
             "that it was made of"
         )
-    until = time.monotonic() + (math.inf if budget is None else budget)
+    limit = Limit(time.monotonic() + (math.inf if budget is None else budget))
     search = PotentialSearch(converted(model_or_net, layout or "auto"), tuple(input_shape))
     closed = search.closed_form()
     if method == "closed" and closed is None:
@@ -153,8 +157,8 @@ def minimum_frame_potential(
     else:
         with bar(progress, "minimum frame potential", seeds * steps) as advance:
             for seed in range(seeds):
-                if not found or time.monotonic() < until:
-                    found.append(search.run(seed, steps, advance, until))
+                if not found or not limit.reached:
+                    found.append(search.run(seed, steps, advance, limit))
         value = min(one.value for one in found)
     return MinimumFramePotential(
         value,
@@ -182,15 +186,37 @@ class Found:
     Attributes:
         value: The least frame potential met.
         starts: How many starts were looked at.
-        stopped: Whether time was up before the search had converged.
+        stopped: Whether its limit ended the search before it had converged.
+        steps: How often the frame potential was evaluated.
     """
 
     value: float
     starts: int
     stopped: bool
+    steps: int
 
 
-class _TimeIsUp(Exception):  # noqa: N818 -- its name: it is no error
+@dataclass
+class Limit:
+    """The limit of a search: whichever comes first ends it.
+
+    Attributes:
+        until: The time of ``time.monotonic``.
+        steps: The number of evaluations of the frame potential.
+        taken: How many were made.
+    """
+
+    until: float = math.inf
+    steps: float = math.inf
+    taken: int = 0
+
+    @property
+    def reached(self) -> bool:
+        """Whether the search is to end."""
+        return self.taken >= self.steps or time.monotonic() >= self.until
+
+
+class _LimitReached(Exception):  # noqa: N818 -- its name: it is no error
     """Leaves L-BFGS from inside its closure, which nothing else ends before its last iteration."""
 
 
@@ -257,29 +283,41 @@ class PotentialSearch:
         )
         return math.sqrt(excess / self.count) if self.count else 0.0
 
-    def within(self, seconds: float, seeds: int) -> Found:
-        """Search for some seconds: all starts are looked at first, then left by descent.
+    def within(self, limit: Limit, seeds: int, counts_work: bool = False) -> Found:
+        """Search up to a limit: all starts are looked at first, then left by descent.
 
         Args:
-            seconds: When to stop; the first start is looked at in any case.
+            limit: When to stop; the first start is looked at in any case.
             seeds: Number of starts.
+            counts_work: Whether ``limit.steps`` is set from the work of the first evaluation.
         """
-        until = time.monotonic() + seconds
-        values = [self._at(0)]
+        work = 0
+
+        def counted(operations: int) -> None:
+            nonlocal work
+            work += operations
+
+        with count_multiplications(counted) if counts_work else contextlib.nullcontext():
+            values = [self._at(0, limit)]
+        if counts_work:
+            pairs = sum(1 for _ in self.positions.related())
+            limit.steps = steps_for(work + _PER_PAIR * pairs, seeds)
         for seed in range(1, seeds):
-            if time.monotonic() >= until:
+            if limit.reached:
                 break
-            values.append(self._at(seed))
+            values.append(self._at(seed, limit))
         stopped, best = len(values) < seeds, min(values)
         for seed in sorted(range(len(values)), key=values.__getitem__):
-            if time.monotonic() >= until:
-                return Found(best, len(values), True)
-            found = self.run(seed, _MANY, lambda: None, until)
+            if limit.reached:
+                stopped = True
+                break
+            found = self.run(seed, _MANY, lambda: None, limit)
             best, stopped = min(best, found.value), stopped or found.stopped
-        return Found(best, len(values), stopped)
+        return Found(best, len(values), stopped, limit.taken)
 
-    def _at(self, seed: int) -> float:
+    def _at(self, seed: int, limit: Limit) -> float:
         """Return the frame potential of a start."""
+        limit.taken += 1
         with torch.no_grad():
             return math.sqrt(float(self.squares(self._start(seed))) / self.count)
 
@@ -292,9 +330,10 @@ class PotentialSearch:
         }
 
     def run(
-        self, seed: int, steps: int, advance: Callable[[], None], until: float = math.inf
+        self, seed: int, steps: int, advance: Callable[[], None], limit: Limit | None = None
     ) -> Found:
-        """Minimise from one start, to the time ``until`` of ``time.monotonic`` at most."""
+        """Minimise from one start, up to a limit if there is one."""
+        limit = limit or Limit()
         like = self.first.inputs[0]
         tensors = {n: t.requires_grad_() for n, t in self._start(seed).items()}
         scales = {n: like.new_ones(()).requires_grad_() for n in tensors}
@@ -312,8 +351,9 @@ class PotentialSearch:
             optimiser.zero_grad()
             weights = {n: _SPAN * torch.tanh(scales[n] / _SPAN) for n in tensors}
             weights = {n: weights[n].exp() * t for n, t in tensors.items()}
-            if values and time.monotonic() >= until:
-                raise _TimeIsUp
+            if values and limit.reached:
+                raise _LimitReached
+            limit.taken += 1
             value = self.squares(weights)
             values.append(float(value.detach()))
             loss = value / max(values[0], 1e-12)
@@ -322,16 +362,28 @@ class PotentialSearch:
             return loss.detach()
 
         stopped = True
-        with contextlib.suppress(_TimeIsUp):
+        with contextlib.suppress(_LimitReached):
             optimiser.step(closure)  # type: ignore[no-untyped-call]
             stopped = False
-        return Found(math.sqrt(min(values) / self.count) if self.count else 0.0, 1, stopped)
+        value = math.sqrt(min(values) / self.count) if self.count else 0.0
+        return Found(value, 1, stopped, len(values))
 
     def squares(self, weights: dict[str, Tensor]) -> Tensor:
         """Return the sum of squared off-diagonal entries for given weights."""
         dictionary = torch.func.functional_call(self.bound, {**self.neutral, **weights}, ())
         gram = Gram(blocks_of(dictionary, border=False), self.positions)
         return squares(gram)
+
+
+def steps_for(work: float, seeds: int) -> int:
+    """Return how many evaluations a search is given; one at least.
+
+    Args:
+        work: The floating-point operations of one evaluation; one with derivatives takes twice.
+        seeds: Number of starts, which are evaluated first, without derivatives.
+    """
+    units = int(_WORK / max(work, 1.0))
+    return max(1, min(units, seeds) + max(units - seeds, 0) // 2)
 
 
 def squares(gram: Gram) -> Tensor:

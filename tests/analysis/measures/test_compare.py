@@ -15,6 +15,7 @@ from torch import nn
 
 from pursuitify import ConversionError, InputError, OptionError, coherence, pursuitify
 from pursuitify.analysis import compare, minimum_frame_potential
+from pursuitify.analysis.measures import min_frame_potential
 from pursuitify.analysis.measures.compare import Comparison
 from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
 
@@ -26,8 +27,9 @@ MODELS = {
 }
 
 
-def small(budget: float = 0.0, **options: object) -> Comparison:
-    return compare({k: make() for k, make in MODELS.items()}, SHAPE, budget=budget, **options)
+def small(**options: object) -> Comparison:
+    given = {"steps": 1} | options
+    return compare({k: make() for k, make in MODELS.items()}, SHAPE, **given)
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +56,43 @@ def test_no_weights_are_below_the_lower_bound(
     assert coherence(pursuitify(model), SHAPE).frame_potential >= row.lower - 1e-12
 
 
-def test_the_upper_bound_is_what_the_search_finds(
-    looked: Comparison, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ticks = itertools.count()
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))  # a second per look at it
-    longer = small(30.0, seeds=2)
+def test_the_upper_bound_is_what_the_search_finds(looked: Comparison) -> None:
+    longer = small(steps=8, seeds=2)
     for one, more in zip(looked.rows, longer.rows, strict=True):
-        assert (one.starts, one.stopped) == (1, True)  # no time at all: one evaluation
-        assert (more.starts, more.stopped) == (2, True)
+        assert (one.starts, one.steps, one.stopped) == (1, 1, True)
+        assert (more.starts, more.steps, more.stopped) == (2, 8, True)
         assert more.lower == one.lower
         assert more.lower <= more.upper < one.upper
         assert math.isclose(more.gap, more.upper - more.lower)
     # A chain is searched as the others are, although it has a closed form.
     chain = minimum_frame_potential(MODELS["chain"](), SHAPE, method="optimise", seeds=1, steps=3)
     assert longer.rows[0].upper <= chain.value
+
+
+def test_steps_give_the_same_numbers_whatever_the_clock_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(MODELS, "dense")
+    monkeypatch.delitem(MODELS, "residual")
+    found = small(steps=6, seeds=2)
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: 1e4 * next(ticks))  # a very slow machine
+    again = small(steps=6, seeds=2)
+    assert [row.upper for row in again.rows] == [row.upper for row in found.rows]
+    assert "6 steps" in str(found)
+    timed = small(steps=None, budget=1.0)
+    assert {(row.starts, row.steps) for row in timed.rows} == {(1, 1)}
+    assert "1 s" in timed.rules
+
+
+def test_steps_follow_from_the_size_of_the_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(min_frame_potential, "_WORK", 8e9)
+    found = small(steps=None, seeds=2)
+    assert found.limits == "steps by the architecture's size"
+    steps = {row.name: row.steps for row in found.rows}
+    assert steps["chain"] > steps["residual"] > steps["dense"] > 1
+    for work, seeds, expected in ((1e9, 2, 5), (1e10, 3, 1), (3e9, 3, 2), (2e9, 1, 2)):
+        assert min_frame_potential.steps_for(work, seeds) == expected
 
 
 def test_a_search_that_converges_says_so() -> None:
@@ -81,7 +105,7 @@ def test_models_stay_as_they_are_and_networks_keep_their_layout() -> None:
     model = MODELS["residual"]().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     net = pursuitify(MODELS["chain"](), layout="encoder")
-    found = compare({"model": model, "net": net}, SHAPE, budget=0.0)
+    found = compare({"model": model, "net": net}, SHAPE, steps=1)
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert found.rows[1].encoder_rows > 0
@@ -105,7 +129,7 @@ def test_it_is_shown_in_every_form(looked: Comparison, tmp_path: Path) -> None:
 
 
 def test_names_are_no_latex() -> None:
-    found = compare({"a_b & 50%": MODELS["chain"]()}, SHAPE, budget=0.0)
+    found = compare({"a_b & 50%": MODELS["chain"]()}, SHAPE, steps=1)
     assert r"a\_b \& 50\% &" in found.to_latex()
 
 
@@ -118,13 +142,14 @@ def test_what_cannot_be_compared_is_said_at_once() -> None:
     assert len(raised.value.problems) == 2
     with pytest.raises(OptionError, match="at least one model"):
         compare({}, SHAPE)
-    with pytest.raises(OptionError, match="budget=-1"):
-        small(-1)
+    for name, value in (("budget", -1), ("steps", 0)):
+        with pytest.raises(OptionError, match=f"{name}={value}"):
+            small(**{name: value})
     rows = nn.Sequential(nn.Linear(4, 3), nn.ReLU())  # of an image
     with pytest.raises(InputError, match=r"'rows'.*no interior form"):
-        compare({"rows": rows}, (2, 4), budget=0.0)
+        compare({"rows": rows}, (2, 4), steps=1)
     with pytest.raises(InputError, match="'chain'"):
-        compare({"chain": MODELS["chain"]()}, (5, 6, 6), budget=0.0)
+        compare({"chain": MODELS["chain"]()}, (5, 6, 6), steps=1)
 
 
 def test_a_budget_ends_the_search_of_one() -> None:
