@@ -201,7 +201,9 @@ class Norms:
         if torch.compiler.is_compiling() or dictionary.inputs[0].is_meta:
             return fresh
         banks = [bank for m in dictionary.maps() if (bank := self._bank(m)) is not None]
-        forms = repr([bank[1:] for bank in banks]).encode()
+        forms = repr([bank[1:4] for bank in banks]).encode()
+        if self.on_image:  # said also where no kernel has a size, so that bounds are kept apart
+            forms += repr(["image", *(bank.reaches for bank in banks)]).encode()
         if torch.is_grad_enabled():
             # What is trained may be written by fused optimizers, which no version counts.
             self.look_again()

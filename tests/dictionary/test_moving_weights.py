@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -306,3 +307,28 @@ def test_traced_code_keeps_no_steps_of_one_image_size() -> None:
     net.steps, net.norm_bounds = "adaptive", "image"  # adaptive steps need no bound
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.trace(net, x, check_trace=False)(x), net(x))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)),
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)),
+    ],
+    ids=["no convolution", "convolution"],
+)
+def test_bounds_may_be_switched_between_calls(model: Callable[[], nn.Module]) -> None:
+    net = pursuitify(model().eval(), iterations=3)
+    x = (
+        torch.rand(2, 4)
+        if isinstance(net.get_submodule("0"), nn.Linear)
+        else torch.rand(2, 2, 4, 4)
+    )
+    with torch.no_grad():
+        found = {}
+        for bounds in ("any size", "image", "any size", "image"):
+            net.norm_bounds = bounds
+            again = found.setdefault(bounds, net(x))
+            assert torch.equal(net(x), again)
+        fresh = pursuitify(net.source, iterations=3, norm_bounds="image")
+        assert torch.equal(fresh(x), found["image"])
