@@ -20,7 +20,7 @@ from pursuitify.utils import option_checks
 #: The values of ``steps``: proven bounds, or a line search.
 CERTIFIED, ADAPTIVE = "certified", "adaptive"
 #: The values of ``offsets``: where the offset of an encoder row stands.
-THRESHOLD, SIGNAL = "threshold", "signal"
+THRESHOLD, SIGNAL, STATIONARY = "threshold", "signal", "stationary"
 #: Option -> the value it has unless it is set.
 OPTIONS: dict[str, Any] = {
     "iterations": 10,
@@ -60,8 +60,8 @@ LATER_OPTIONS: dict[str, Any] = {"steps": CERTIFIED, "offsets": THRESHOLD}
 #: The values of ``steps``, and whether steps adapt there.
 STEPS = {CERTIFIED: False, ADAPTIVE: True}
 
-#: The values of ``offsets``, and whether they stand in the signal there.
-OFFSETS = {THRESHOLD: False, SIGNAL: True}
+#: The values of ``offsets``, and whether offsets of encoder rows stand in the signal there.
+OFFSETS = {THRESHOLD: False, SIGNAL: True, STATIONARY: True}
 
 #: The values of ``self_check``: when a network proves itself.
 FIRST, OFF = "first", "off"
@@ -151,7 +151,11 @@ class Settings(nn.Module):
 
         ``threshold``: lam_j = -b_j, as the paper has it. ``signal``: y_j = b_j and lam_j = 0, so
         that at the feed-forward latents an active unit has no residual, and sweeps change less of
-        what a trained network computes. T = 0 and B are the same; decoder rows keep lam_j = -b_j.
+        what a trained network computes. ``stationary``: lam_j is what an encoder row's residual
+        would be at the feed-forward latents of the input at hand, lam_j = w_j - u_j - b_j there,
+        frozen as a gate is, and y_j = b_j + lam_j. Then no entry of an encoder row has a residual
+        there, clipped units included, and only decoder rows ask latents to move; no certified
+        radius holds. T = 0 and B are the same for all; decoder rows keep lam_j = -b_j.
         """
         return self._offsets
 
@@ -163,6 +167,11 @@ class Settings(nn.Module):
     def offsets_in_signal(self) -> bool:
         """Whether the offsets of encoder rows stand in the signal."""
         return OFFSETS[self._offsets]
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether encoder rows take thresholds from the feed-forward pass, to keep its latents."""
+        return self._offsets == STATIONARY
 
     @property
     def memory(self) -> str:
