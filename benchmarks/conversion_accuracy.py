@@ -75,6 +75,7 @@ MEANS = {
     "encoder layout, offsets in the signal": Means({**ENCODER, **SIGNAL}),
     "offsets in the signal, gains": Means(SIGNAL, gains=True),
     "encoder layout, offsets in the signal, gains": Means({**ENCODER, **SIGNAL}, gains=True),
+    "stationary": Means(STATIONARY),
     "encoder layout, stationary": Means({**ENCODER, **STATIONARY}),
     "encoder layout, stationary, gains": Means({**ENCODER, **STATIONARY}, gains=True),
     "balance": Means({**PAPER, "balance": True}),
