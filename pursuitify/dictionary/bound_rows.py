@@ -152,6 +152,7 @@ def bind_row(
     offset_in_signal: bool = False,
     gains: Tensor | None = None,
     start: Tensor | None = None,
+    share: float = 0.0,
 ) -> BoundRow:
     """Bind one row to the operations and values of a feed-forward pass.
 
@@ -166,9 +167,9 @@ def bind_row(
             decoder row always, its negative is the threshold (mathematics.md, section 1).
         gains: The atom gains of a decoder row, broadcast against a latent without its batch: its
             diagonal operator, its threshold and its penalty are multiplied by them. None for none.
-        start: The latent of the feed-forward pass, where an encoder row takes its threshold from
-            it: lam_j = w_j - u_j - b_j, which is added to the signal as well, so that the row's
-            residual is zero at the start (mathematics.md, section 1). None for no such threshold.
+        start: The latent of the feed-forward pass; needed where ``share`` is above 0.
+        share: How much of w_j - u_j - b_j there an encoder row takes as its threshold, and adds to
+            the signal: with 1 its residual is zero at the start (mathematics.md, section 1).
 
     Raises:
         InputError: If the gains do not broadcast against the latent.
@@ -194,9 +195,10 @@ def bind_row(
     elif outer is not None:
         threshold = (-outer).clamp_min(0) if nonnegative and activation.sparse else -outer
     linear = u if inner is None else u - inner
-    if start is not None and row.encoder and not isinstance(activation, Linear):
-        # The negative of a slope of f_j at the start, where the row's terms are least therefore.
-        gap = start - linear
+    if share > 0 and row.encoder and not isinstance(activation, Linear):
+        assert start is not None, "a share of what is not given"
+        # start - linear is minus a slope of f_j at the start: all of it makes the row least there.
+        gap = start - linear if share == 1 else share * (start - linear)
         offset = gap if offset is None else gap + offset
         threshold, linear = gap, linear + gap
     if threshold_scale != 1 and threshold is not None and activation.sparse:

@@ -527,7 +527,7 @@ class PursuitNetwork(Settings):
                 bound.inputs,
                 offsets_in_signal=self.offsets_in_signal,
                 gains=self._row_gains(self._program),
-                stationary=self.keeps_start,
+                share=self.start_share,
             )
         thresholds = [row.threshold for row in plain.rows]
         rest = first, bound, used, thresholds
@@ -681,7 +681,7 @@ class PursuitNetwork(Settings):
         signals = program.signals(first)
         leaves = arguments.floating([*values, *signals], first.latents[0].dtype)
         options = self.threshold_scale, self.offsets_in_signal, self._row_gains(program)
-        bound = structured.bind(program, first, leaves, *options, self.keeps_start)
+        bound = structured.bind(program, first, leaves, *options, self.start_share)
         return first, bound
 
     def _row_gains(self, program: Program) -> list[Tensor | None] | None:

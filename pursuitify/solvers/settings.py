@@ -29,6 +29,7 @@ OPTIONS: dict[str, Any] = {
     "step_scale": 1.0,
     "threshold_scale": 1.0,
     "offsets": SIGNAL,
+    "stationary_share": 1.0,
     "memory": StoreMode.name,
     "recompute_levels": 1,
     "implicit_last": None,
@@ -47,6 +48,7 @@ class NetworkOptions(TypedDict, total=False):
     step_scale: float
     threshold_scale: float
     offsets: str
+    stationary_share: float
     memory: str
     recompute_levels: int
     implicit_last: int | None
@@ -55,7 +57,11 @@ class NetworkOptions(TypedDict, total=False):
 
 
 #: Options that files of earlier versions do not hold -> what their networks did.
-LATER_OPTIONS: dict[str, Any] = {"steps": CERTIFIED, "offsets": THRESHOLD}
+LATER_OPTIONS: dict[str, Any] = {
+    "steps": CERTIFIED,
+    "offsets": THRESHOLD,
+    "stationary_share": 1.0,
+}
 
 #: The values of ``steps``, and whether steps adapt there.
 STEPS = {CERTIFIED: False, ADAPTIVE: True}
@@ -169,9 +175,23 @@ class Settings(nn.Module):
         return OFFSETS[self._offsets]
 
     @property
-    def keeps_start(self) -> bool:
-        """Whether encoder rows take thresholds from the feed-forward pass, to keep its latents."""
-        return self._offsets == STATIONARY
+    def stationary_share(self) -> float:
+        """Share, from 0 to 1, of the thresholds of ``offsets="stationary"``; else of no effect.
+
+        With 1 encoder rows are least at the feed-forward latents, and with 0 they are those of
+        ``offsets="signal"``. Between them clipped units keep 1 less the share of their residuals,
+        and the latents move farther the smaller it is.
+        """
+        return self._stationary_share
+
+    @stationary_share.setter
+    def stationary_share(self, value: float) -> None:
+        self._stationary_share = option_checks.factor("stationary_share", value, 1.0)
+
+    @property
+    def start_share(self) -> float:
+        """The share of residuals of the feed-forward pass in thresholds of encoder rows."""
+        return self._stationary_share if self._offsets == STATIONARY else 0.0
 
     @property
     def memory(self) -> str:

@@ -41,8 +41,9 @@ cases = pytest.mark.parametrize("case", CASES, ids=[str(c) for c in CASES])
 @cases
 def test_everything_is_that_of_the_oracle(case: Case, layout: Any, offsets: str) -> None:
     model, x = case.build(), case.input()
-    net = pursuitify(model, layout=layout, offsets=offsets)
-    oracle = Oracle(case.rows(model, layout, x), x, offsets=offsets)
+    share = (1.0, 0.4)[CASES.index(case) % 2]
+    net = pursuitify(model, layout=layout, offsets=offsets, stationary_share=share)
+    oracle = Oracle(case.rows(model, layout, x), x, offsets=offsets, share=share)
     matrix, signal, thresholds = (t.detach().numpy() for t in net.dictionary(x).materialize())
     assert_close(thresholds, oracle.lam)
     assert_close(matrix.T @ matrix, oracle.B.T @ oracle.B)
@@ -235,10 +236,12 @@ def test_files_settings_and_refusals(tmp_path: Path) -> None:
     net.offsets = "threshold"
     assert torch.equal(paper(x), net(x))
     assert coherence(again, (1, 8, 8)).blocks == coherence(paper, (1, 8, 8)).blocks
-    net.offsets = "stationary"
+    net.offsets, net.stationary_share = "stationary", 0.0
+    assert torch.equal(net(x), again(x)), "no share of it is the signal"
+    net.stationary_share = 0.7
     save(net, tmp_path / "stationary")
     kept = load(tmp_path / "stationary", model)
-    assert kept.offsets == "stationary"
+    assert (kept.offsets, kept.stationary_share) == ("stationary", 0.7)
     assert torch.equal(kept(x), net(x))
     assert not torch.allclose(kept(x), again(x))
     assert coherence(kept, (1, 8, 8)).blocks == coherence(paper, (1, 8, 8)).blocks

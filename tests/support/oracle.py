@@ -183,6 +183,7 @@ class Oracle:
         x: Tensor,
         offsets: str = "signal",
         gains: Mapping[str, Any] | None = None,
+        share: float = 1.0,
     ) -> None:
         """Probe the rows at the input ``x`` of shape (1, ...), float64.
 
@@ -194,6 +195,7 @@ class Oracle:
                 feed-forward pass, y_j = b_j + lam_j).
             gains: c_j of decoder rows by latent, broadcast against its shape: B_j = W^T diag(c_j),
                 c_j lam_j, and the penalty c_j f_j.
+            share: Factor on the thresholds of ``stationary``.
         """
         self.gains: dict[str, Array] = {}
         gains = gains or {}
@@ -266,7 +268,7 @@ class Oracle:
         if offsets == "stationary":
             for r in rows:
                 if r.diag is None:
-                    left = self.residual(self.w0)[self.lines[r.name]]
+                    left = share * self.residual(self.w0)[self.lines[r.name]]
                     self.y[self.lines[r.name]] += left
                     self.lam[self.columns[r.name]] += left
 
