@@ -77,6 +77,7 @@ MEANS = {
     "encoder layout, offsets in the signal, gains": Means({**ENCODER, **SIGNAL}, gains=True),
     "stationary": Means(STATIONARY),
     "encoder layout, stationary": Means({**ENCODER, **STATIONARY}),
+    "encoder layout, half stationary": Means({**ENCODER, **STATIONARY, "stationary_share": 0.5}),
     "encoder layout, stationary, gains": Means({**ENCODER, **STATIONARY}, gains=True),
     "balance": Means({**PAPER, "balance": True}),
     "step scale": Means(PAPER, thresholds=(1.0,)),
