@@ -3,8 +3,9 @@
 python benchmarks/conversion_accuracy.py --json out.json
 
 Trains the reference networks (chain, residual, dense) on scikit-learn's digits and on Fashion-MNIST
-(where Debian's dataset-fashion-mnist is installed; averaged to 14 x 14), or networks of torchvision
-on Fashion-MNIST at 32 x 32 in three channels; converts them without any fine-tuning, and measures
+(where Debian's dataset-fashion-mnist is installed; averaged to 14 x 14), a small network with
+max-pooling and dense layers on Fashion-MNIST as it is, or networks of torchvision on Fashion-MNIST
+at 32 x 32 in three channels; converts them without any fine-tuning, and measures
 test accuracy at every T. Gains and scales are calibrated on images held out of training, without
 their labels. Nothing is timed.
 """
@@ -38,7 +39,11 @@ from pursuitify.models import ChainNet, DenselyConnectedNet, ResidualNet
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 REFERENCE = {"chain": ChainNet, "residual": ResidualNet, "dense": DenselyConnectedNet}
-TORCHVISION = ("resnet18", "vgg11_bn", "mobilenet_v2", "densenet121")
+TORCHVISION = ("resnet18", "vgg11_bn", "mobilenet_v2", "densenet121", "small densenet")
+#: Two convolutions with BatchNorm and max-pooling, two dense layers.
+POOLED = "max-pooling"
+#: Largest learning rates of networks that do not train at 0.01.
+RATES = {"vgg11_bn": 1e-3, POOLED: 3e-3}
 CONSOLE = Console()
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
 #: Images that are kept out of training, for calibration.
@@ -62,6 +67,7 @@ class Means:
 
 
 ENCODER, SIGNAL, PAPER = {"layout": "encoder"}, {"offsets": "signal"}, {"offsets": "threshold"}
+STATIONARY = {"offsets": "stationary"}
 MEANS = {
     "thresholds": Means(PAPER),
     "offsets in the signal": Means(SIGNAL),
@@ -69,6 +75,10 @@ MEANS = {
     "encoder layout, offsets in the signal": Means({**ENCODER, **SIGNAL}),
     "offsets in the signal, gains": Means(SIGNAL, gains=True),
     "encoder layout, offsets in the signal, gains": Means({**ENCODER, **SIGNAL}, gains=True),
+    "stationary": Means(STATIONARY),
+    "encoder layout, stationary": Means({**ENCODER, **STATIONARY}),
+    "encoder layout, half stationary": Means({**ENCODER, **STATIONARY, "stationary_share": 0.5}),
+    "encoder layout, stationary, gains": Means({**ENCODER, **STATIONARY}, gains=True),
     "balance": Means({**PAPER, "balance": True}),
     "step scale": Means(PAPER, thresholds=(1.0,)),
     "step and threshold scale": Means(PAPER, thresholds=(0.5, 1.0, 2.0)),
@@ -117,27 +127,49 @@ def large_fashion(count: int) -> Data:
     return enlarged(x), y, enlarged(x_test[:500]), y_test[:500]
 
 
-DATA = {"digits": digits, "fashion": fashion, "fashion at 32 px": large_fashion}
+DATA = {
+    "digits": digits,
+    "fashion": fashion,
+    "fashion at 28 px": lambda count: fashion(count, 1),
+    "fashion at 32 px": large_fashion,
+}
 
 
 def network(data: str, name: str, width: int) -> nn.Module:
     if name in REFERENCE:
         return REFERENCE[name](1, 10, width=width)
+    if name == POOLED:
+        return pooled()
     from torchvision import models
 
+    if name == "small densenet":
+        return models.DenseNet(12, (4, 4, 4), 24, num_classes=10)
     return models.get_model(name, num_classes=10)
+
+
+def pooled() -> nn.Module:
+    """Return a network of two convolutions with max-pooling and two dense layers, for 28 x 28."""
+
+    def block(before: int, after: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(before, after, 3, padding=1)
+        return [convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+
+    dense = [nn.Flatten(), nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10)]
+    return nn.Sequential(*block(1, 16), *block(16, 32), *dense)
 
 
 def fits(data: str, name: str) -> bool:
     """Whether a network is measured on this data."""
-    return (name in TORCHVISION) == (data == "fashion at 32 px")
+    if name in REFERENCE:
+        return data in ("digits", "fashion")
+    return data == ("fashion at 28 px" if name == POOLED else "fashion at 32 px")
 
 
-def fit(net: nn.Module, x: Tensor, y: Tensor, epochs: int, seed: int) -> None:
+def fit(net: nn.Module, x: Tensor, y: Tensor, epochs: int, seed: int, rate: float = 1e-2) -> None:
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(net.parameters(), 1e-2)
+    optimiser = torch.optim.AdamW(net.parameters(), rate)
     batches = -(-len(x) // 128)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=epochs * batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=epochs * batches)
     net.train()
     for _ in range(epochs):
         for part in torch.randperm(len(x), generator=generator).split(128):
@@ -167,7 +199,8 @@ def trained(
     x, y, sample = x[HELD:], y[HELD:], x[:HELD]
     torch.manual_seed(seed)
     source = network(data, build, arguments.width)
-    fit(source, x, y, 4 * arguments.epochs if data == "digits" else arguments.epochs, seed)
+    epochs = 4 * arguments.epochs if data == "digits" else arguments.epochs
+    fit(source, x, y, epochs, seed, RATES.get(build, 1e-2))
     return source, sample, x_test, y_test
 
 
@@ -261,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", default=["digits", "fashion"], choices=DATA)
     parser.add_argument(
-        "--nets", nargs="+", default=list(REFERENCE), choices=[*REFERENCE, *TORCHVISION]
+        "--nets", nargs="+", default=list(REFERENCE), choices=[*REFERENCE, POOLED, *TORCHVISION]
     )
     parser.add_argument("--means", nargs="+", default=list(MEANS), choices=list(MEANS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

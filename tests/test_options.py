@@ -248,6 +248,10 @@ PURSUITIFY: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         partial(output, layout="encoder"),
         partial(output, layout="encoder", offsets="threshold"),
     ),
+    "stationary_share": (
+        partial(output, layout="encoder", offsets="stationary"),
+        partial(output, layout="encoder", offsets="stationary", stationary_share=0.4),
+    ),
     "memory": (slope, implicit),
     "recompute_levels": (
         partial(kept, memory="recompute"),

@@ -45,8 +45,8 @@ def calibrate(
     """Convert a trained model so that it keeps what it knows, and say what is kept at each T.
 
     Fits atom gains on images of the validation part, labels unused, with offsets in the signal, and
-    lowers the step scale only where outputs would change otherwise. A checkpoint keeps its own
-    layout and offsets.
+    lowers the step scale only where outputs would change otherwise; there offsets="stationary" is
+    tried as well, and taken if latents move farther. A checkpoint keeps its own layout and offsets.
 
     Examples:
       pursuitify calibrate nets.py:make --weights my.pth --data digits --output net.safetensors

@@ -27,6 +27,7 @@ from pursuitify.dictionary.atom_gains import RowFit, Sample
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.errors import InputError, OptionError, RangeError
 from pursuitify.network.pursuit_network import PursuitNetwork
+from pursuitify.solvers.settings import SIGNAL, STATIONARY
 from pursuitify.utils import option_checks
 from pursuitify.utils.terminal import Shown, as_text, bar
 
@@ -93,6 +94,7 @@ class Calibration(Shown):
         gains: How well every decoder row explains what it reads, before and after; empty if no
             gains were fitted.
         kept: What is kept at T = 1, 2, 5, 10, 20, 50, ... up to the network's own, ascending.
+        offsets: The network's ``offsets``; ``pursuitify(model, calibrate=batches)`` may choose.
     """
 
     iterations: int
@@ -105,6 +107,7 @@ class Calibration(Shown):
     applied: bool
     gains: tuple[RowFit, ...] = ()
     kept: tuple[Kept, ...] = ()
+    offsets: str = SIGNAL
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers."""
@@ -153,6 +156,8 @@ class Calibration(Shown):
         headings = ("step", "threshold", "agreement", "divergence", "objective", "")
         found = [_table(title, headings, trials)]
         title = f"kept at step scale {self.chosen.step_scale:g}"
+        if self.offsets == STATIONARY:
+            title += f", offsets {STATIONARY!r}"
         kept = [
             (f"{k.sweeps}", f"{k.agreement:.1%}", f"{k.divergence:.3g}", f"{k.moved:.2f}")
             for k in self.kept
@@ -288,11 +293,12 @@ def calibrate(
         apply,
         fits,
         kept,
+        net.offsets,
     )
 
 
 def keep_outputs(
-    net: PursuitNetwork, batches: Iterable[Any], progress: bool = False
+    net: PursuitNetwork, batches: Iterable[Any], progress: bool = False, stationary: bool = False
 ) -> Calibration:
     """Give a network the atom gains of some batches, and smaller steps only where it needs them.
 
@@ -300,6 +306,8 @@ def keep_outputs(
         net: The network, in evaluation mode; changed.
         batches: As ``calibrate`` takes them.
         progress: Whether to show a progress bar.
+        stationary: Where full steps with gains would change outputs, calibrate the steps with
+            ``offsets="stationary"`` and no gains as well, and keep what moves the latents farther.
 
     Returns:
         The calibration that was applied. Raises what ``calibrate`` does.
@@ -309,7 +317,17 @@ def keep_outputs(
     found = calibrate(net, batches, gains=True, step_scales=(1.0,), apply=True, progress=progress)
     if found.chosen.step_scale == 1:
         return found
-    return replace(calibrate(net, batches, apply=True, progress=progress), gains=found.gains)
+    found = replace(calibrate(net, batches, apply=True, progress=progress), gains=found.gains)
+    if not stationary or not found.kept:
+        return found
+    gains, step, offsets = net.pursuit.log_gains, net.step_scale, net.offsets
+    net.atom_gains, net.offsets = {}, STATIONARY
+    other = calibrate(net, batches, apply=True, progress=progress)
+    if other.kept[-1].moved > found.kept[-1].moved:
+        return other
+    net.offsets, net.step_scale = offsets, step
+    net.restore_gains(gains)
+    return found
 
 
 def _fit_gains(net: PursuitNetwork, inputs: Sequence[Any]) -> tuple[RowFit, ...]:

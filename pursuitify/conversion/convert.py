@@ -84,9 +84,10 @@ def pursuitify(
         calibrate: Unlabelled batches on which a trained network is made to keep what it knows, as
             ``pursuitify.calibrate`` takes them. The default layout becomes ``encoder``, atom gains
             are fitted, and ``step_scale`` is lowered only where the outputs would not agree with
-            the source's otherwise (on 99 % of the predictions).
-            The report is the network's ``calibration``: what is kept at each T, and how far the
-            latents move. The model has to be in evaluation mode.
+            the source's otherwise (on 99 % of the predictions). There ``offsets="stationary"``
+            without gains is tried as well, unless ``offsets`` is given, and taken if the latents
+            move farther. The report is the network's ``calibration``: what is kept at each T, and
+            how far the latents move. The model has to be in evaluation mode.
         progress: Whether to show how far ``calibrate`` is; for it alone.
         copy: Deep-copy the weights; with False the network shares the model's modules.
         balance: Rescale latents of the copied weights, as far as ReLU's positive homogeneity
@@ -181,7 +182,8 @@ def pursuitify(
     if example:
         compare_with_source(net, model, example)
     if calibrate is not None:
-        net.calibration = keep_outputs(net, calibrate, progress)
+        free = "offsets" not in settings and not paper
+        net.calibration = keep_outputs(net, calibrate, progress, stationary=free)
     return net
 
 

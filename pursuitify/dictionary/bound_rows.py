@@ -16,7 +16,7 @@ from pursuitify.compiler.lowering.offsets import offset_of
 from pursuitify.compiler.lowering.program import Bound
 from pursuitify.errors import InputError
 from pursuitify.operators import Chain, Conv, LinearMap, Place, Scale, compose
-from pursuitify.operators.activations import Activation
+from pursuitify.operators.activations import Activation, Linear
 
 Parts = tuple[Tensor, ...]
 
@@ -61,7 +61,8 @@ class BoundRow:
         threshold: lam_j, broadcasts against the latent; None for zero. Gains are in it, and in the
             penalty of ``activation``.
         offset: What stands in the signal y_j beside the network's inputs: the affine offset of an
-            encoder row with ``offsets="signal"``. Broadcasts against the latent; None for zero.
+            encoder row with ``offsets="signal"``, and its threshold as well with ``"stationary"``.
+            Broadcasts against the latent; None for zero.
         u: u_j + offset at the feed-forward pass, in slots: B_j w_j - u is the residual there.
         gains: The atom gains c_j of a decoder row, broadcast against the latent; None for none.
     """
@@ -150,6 +151,8 @@ def bind_row(
     threshold_scale: float = 1.0,
     offset_in_signal: bool = False,
     gains: Tensor | None = None,
+    start: Tensor | None = None,
+    share: float = 0.0,
 ) -> BoundRow:
     """Bind one row to the operations and values of a feed-forward pass.
 
@@ -164,6 +167,9 @@ def bind_row(
             decoder row always, its negative is the threshold (mathematics.md, section 1).
         gains: The atom gains of a decoder row, broadcast against a latent without its batch: its
             diagonal operator, its threshold and its penalty are multiplied by them. None for none.
+        start: The latent of the feed-forward pass; needed where ``share`` is above 0.
+        share: How much of w_j - u_j - b_j there an encoder row takes as its threshold, and adds to
+            the signal: with 1 its residual is zero at the start (mathematics.md, section 1).
 
     Raises:
         InputError: If the gains do not broadcast against the latent.
@@ -189,6 +195,12 @@ def bind_row(
     elif outer is not None:
         threshold = (-outer).clamp_min(0) if nonnegative and activation.sparse else -outer
     linear = u if inner is None else u - inner
+    if share > 0 and row.encoder and not isinstance(activation, Linear):
+        assert start is not None, "a share of what is not given"
+        # start - linear is minus a slope of f_j at the start: all of it makes the row least there.
+        gap = start - linear if share == 1 else share * (start - linear)
+        offset = gap if offset is None else gap + offset
+        threshold, linear = gap, linear + gap
     if threshold_scale != 1 and threshold is not None and activation.sparse:
         # A negative threshold is no penalty but a bias: scaling it would make w run away.
         threshold = torch.where(threshold > 0, threshold_scale * threshold, threshold)

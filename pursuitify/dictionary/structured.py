@@ -388,6 +388,7 @@ def bind(
     threshold_scale: float = 1.0,
     offsets_in_signal: bool = False,
     gains: Sequence[Tensor | None] | None = None,
+    share: float = 0.0,
 ) -> StructuredDictionary:
     """Bind a program's rows to the operations and values of one feed-forward pass.
 
@@ -398,6 +399,8 @@ def bind(
         threshold_scale: Factor on positive thresholds of sparse latents.
         offsets_in_signal: Whether offsets of encoder rows stand in the signal.
         gains: Per row its atom gains, None where it has none; None for none at all.
+        share: The share of their residuals at the pass that encoder rows take as thresholds. Their
+            offsets have to stand in the signal where it is above 0.
 
     Raises:
         InputError: If gains do not broadcast against their latent.
@@ -405,9 +408,9 @@ def bind(
     options = program.nonnegative, threshold_scale, offsets_in_signal
     gains = [None] * len(program.rows) if gains is None else gains
     rows = tuple(
-        bind_row(row, first.bound, u, activation, *options, c)
-        for row, u, activation, c in zip(
-            program.rows, first.u, first.activations, gains, strict=True
+        bind_row(row, first.bound, u, activation, *options, c, w, share)
+        for row, u, activation, c, w in zip(
+            program.rows, first.u, first.activations, gains, first.latents, strict=True
         )
     )
     shapes = tuple(w.shape for w in first.latents)

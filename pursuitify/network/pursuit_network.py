@@ -527,6 +527,7 @@ class PursuitNetwork(Settings):
                 bound.inputs,
                 offsets_in_signal=self.offsets_in_signal,
                 gains=self._row_gains(self._program),
+                share=self.start_share,
             )
         thresholds = [row.threshold for row in plain.rows]
         rest = first, bound, used, thresholds
@@ -680,7 +681,8 @@ class PursuitNetwork(Settings):
         signals = program.signals(first)
         leaves = arguments.floating([*values, *signals], first.latents[0].dtype)
         options = self.threshold_scale, self.offsets_in_signal, self._row_gains(program)
-        return first, structured.bind(program, first, leaves, *options)
+        bound = structured.bind(program, first, leaves, *options, self.start_share)
+        return first, bound
 
     def _row_gains(self, program: Program) -> list[Tensor | None] | None:
         """Return the atom gains by row of the current mode's program; None where none has any."""

@@ -20,7 +20,7 @@ from pursuitify.utils import option_checks
 #: The values of ``steps``: proven bounds, or a line search.
 CERTIFIED, ADAPTIVE = "certified", "adaptive"
 #: The values of ``offsets``: where the offset of an encoder row stands.
-THRESHOLD, SIGNAL = "threshold", "signal"
+THRESHOLD, SIGNAL, STATIONARY = "threshold", "signal", "stationary"
 #: The values of ``norm_bounds``: for images of which sizes the norms of convolutions are bounded.
 ANY_SIZE, IMAGE = "any size", "image"
 #: Option -> the value it has unless it is set.
@@ -32,6 +32,7 @@ OPTIONS: dict[str, Any] = {
     "step_scale": 1.0,
     "threshold_scale": 1.0,
     "offsets": SIGNAL,
+    "stationary_share": 1.0,
     "memory": StoreMode.name,
     "recompute_levels": 1,
     "implicit_last": None,
@@ -51,6 +52,7 @@ class NetworkOptions(TypedDict, total=False):
     step_scale: float
     threshold_scale: float
     offsets: str
+    stationary_share: float
     memory: str
     recompute_levels: int
     implicit_last: int | None
@@ -63,6 +65,7 @@ LATER_OPTIONS: dict[str, Any] = {
     "steps": CERTIFIED,
     "norm_bounds": ANY_SIZE,
     "offsets": THRESHOLD,
+    "stationary_share": 1.0,
 }
 
 #: The values of ``steps``, and whether steps adapt there.
@@ -71,8 +74,8 @@ STEPS = {CERTIFIED: False, ADAPTIVE: True}
 #: The values of ``norm_bounds``, and whether they are for the image at hand.
 NORM_BOUNDS = {ANY_SIZE: False, IMAGE: True}
 
-#: The values of ``offsets``, and whether they stand in the signal there.
-OFFSETS = {THRESHOLD: False, SIGNAL: True}
+#: The values of ``offsets``, and whether offsets of encoder rows stand in the signal there.
+OFFSETS = {THRESHOLD: False, SIGNAL: True, STATIONARY: True}
 
 #: The values of ``self_check``: when a network proves itself.
 FIRST, OFF = "first", "off"
@@ -184,7 +187,11 @@ class Settings(nn.Module):
 
         ``threshold``: lam_j = -b_j, as the paper has it. ``signal``: y_j = b_j and lam_j = 0, so
         that at the feed-forward latents an active unit has no residual, and sweeps change less of
-        what a trained network computes. T = 0 and B are the same; decoder rows keep lam_j = -b_j.
+        what a trained network computes. ``stationary``: lam_j is what an encoder row's residual
+        would be at the feed-forward latents of the input at hand, lam_j = w_j - u_j - b_j there,
+        frozen as a gate is, and y_j = b_j + lam_j. Then no entry of an encoder row has a residual
+        there, clipped units included, and only decoder rows ask latents to move; no certified
+        radius holds. T = 0 and B are the same for all; decoder rows keep lam_j = -b_j.
         """
         return self._offsets
 
@@ -196,6 +203,25 @@ class Settings(nn.Module):
     def offsets_in_signal(self) -> bool:
         """Whether the offsets of encoder rows stand in the signal."""
         return OFFSETS[self._offsets]
+
+    @property
+    def stationary_share(self) -> float:
+        """Share, from 0 to 1, of the thresholds of ``offsets="stationary"``; else of no effect.
+
+        With 1 encoder rows are least at the feed-forward latents, and with 0 they are those of
+        ``offsets="signal"``. Between them clipped units keep 1 less the share of their residuals,
+        and the latents move farther the smaller it is.
+        """
+        return self._stationary_share
+
+    @stationary_share.setter
+    def stationary_share(self, value: float) -> None:
+        self._stationary_share = option_checks.factor("stationary_share", value, 1.0)
+
+    @property
+    def start_share(self) -> float:
+        """The share of residuals of the feed-forward pass in thresholds of encoder rows."""
+        return self._stationary_share if self._offsets == STATIONARY else 0.0
 
     @property
     def memory(self) -> str:

@@ -276,6 +276,38 @@ def test_one_call_shortens_steps_where_outputs_would_change() -> None:
     assert len(net.calibration.trials) > 2
 
 
+def test_one_call_takes_stationary_rows_where_latents_move_farther_with_them() -> None:
+    model = network().source
+    net = pursuitify(model, 10, calibrate=batches())
+    given = pursuitify(model, 10, calibrate=batches(), offsets="signal")
+    assert (net.offsets, given.offsets) == ("stationary", "signal")
+    assert net.calibration.offsets == "stationary"
+    assert "offsets 'stationary'" in str(net.calibration)
+    assert not net.atom_gains
+    assert net.calibration.chosen.agreement >= 0.99
+    assert given.step_scale < net.step_scale == net.calibration.chosen.step_scale == 1
+    assert net.calibration.kept[-1].moved > given.calibration.kept[-1].moved
+    by_hand = pursuitify(model, 10, layout="encoder", offsets="stationary")
+    assert torch.equal(net(batches()[0]), by_hand(batches()[0]))
+
+
+def test_one_call_keeps_the_signal_and_the_gains_where_these_move_latents_farther() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(96, 12), nn.ReLU(), nn.Linear(12, 4),
+    ).double().eval()  # fmt: skip
+    with torch.no_grad():
+        model[-1].bias -= model(torch.cat(batches())).mean(0)
+    net = pursuitify(model, 20, calibrate=batches())
+    given = pursuitify(model, 20, calibrate=batches(), offsets="signal")
+    assert net.offsets == net.calibration.offsets == "signal"
+    assert 0 < net.step_scale == given.step_scale < 1
+    assert net.atom_gains
+    assert net.calibration == given.calibration
+    assert torch.equal(net(batches()[0]), given(batches()[0]))
+
+
 def test_the_one_call_shows_how_far_it_is_if_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
     for progress in (False, True):
         pursuitify(source_model(), 2, calibrate=batches()[:1], progress=progress)

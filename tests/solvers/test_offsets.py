@@ -1,7 +1,7 @@
-"""The two places of encoder rows' offsets (mathematics.md, section 1), wherever they are read.
+"""The values of ``offsets`` (mathematics.md, section 1), wherever they are read.
 
 The signal is the default, which the other tests of solvers compare with the oracle; here the
-thresholds are, and what only one of the two has.
+others are, and what only one of them has.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pursuitify import backends, coherence, load, pursuitify, save
 from pursuitify.errors import OptionError
 from pursuitify.models import DenselyConnectedNet, ResidualNet
 from pursuitify.operators.activations import Clip
+from pursuitify.robust import certified_radius
 from pursuitify.solvers.inplace.shared_concats import shared
 from tests.support.against_oracle import assert_close, extrapolate, joined
 from tests.support.agreement import bound_pass, rows_error
@@ -33,12 +34,16 @@ from tests.support.randomnets import general_net
 cases = pytest.mark.parametrize("case", CASES, ids=[str(c) for c in CASES])
 
 
-@pytest.mark.parametrize("layout", ["auto", "encoder"])
+@pytest.mark.parametrize(
+    ("layout", "offsets"),
+    [("auto", "threshold"), ("encoder", "threshold"), ("encoder", "stationary")],
+)
 @cases
-def test_everything_is_that_of_the_oracle(case: Case, layout: Any) -> None:
+def test_everything_is_that_of_the_oracle(case: Case, layout: Any, offsets: str) -> None:
     model, x = case.build(), case.input()
-    net = pursuitify(model, layout=layout, offsets="threshold")
-    oracle = Oracle(case.rows(model, layout, x), x, offsets="threshold")
+    share = (1.0, 0.4)[CASES.index(case) % 2]
+    net = pursuitify(model, layout=layout, offsets=offsets, stationary_share=share)
+    oracle = Oracle(case.rows(model, layout, x), x, offsets=offsets, share=share)
     matrix, signal, thresholds = (t.detach().numpy() for t in net.dictionary(x).materialize())
     assert_close(thresholds, oracle.lam)
     assert_close(matrix.T @ matrix, oracle.B.T @ oracle.B)
@@ -74,13 +79,15 @@ layouts = st.sampled_from(["auto", "encoder"])
 
 
 @signs
-@given(general_net(), layouts, st.integers(0, 2**16))
-def test_the_objective_never_rises_and_active_units_start_without_residual(
-    drawn: tuple[nn.Module, Tensor], layout: Any, seed: int
+@given(
+    general_net(), layouts, st.sampled_from(["signal", "stationary"]), st.integers(0, 2**16)
+)  # fmt: skip
+def test_the_objective_never_rises_and_rows_start_without_residual(
+    drawn: tuple[nn.Module, Tensor], layout: Any, offsets: str, seed: int
 ) -> None:
     model, x = drawn
     net = pursuitify(
-        randomise(model, seed).eval(), iterations=6, layout=layout, offsets="signal"
+        randomise(model, seed).eval(), iterations=6, layout=layout, offsets=offsets
     ).double()
     values = [sweep.objective for sweep in net.diagnose(x).sweeps]
     assert all(b <= a + 1e-9 * max(1.0, abs(a)) for a, b in itertools.pairwise(values))
@@ -88,18 +95,25 @@ def test_the_objective_never_rises_and_active_units_start_without_residual(
     net.iterations = 0
     latents, dictionary = net.latents(x), net.dictionary(x)
     for row in dictionary.rows:
-        if row.diagonal is None and row.activation.nonnegative:
-            active = latents[row.name] > 0
-            left = dictionary.residual(latents)[row.name] * active
-            upper = latents[row.name].max() if isinstance(row.activation, Clip) else math.inf
-            left = left * (latents[row.name] < upper)
+        if row.diagonal is not None:
+            continue
+        w, lam = latents[row.name].detach(), dictionary.thresholds[row.name].detach()
+        left = dictionary.residual(latents)[row.name]
+        if offsets == "stationary":  # of every entry, and the row's terms are least at the start
+            assert float(left.detach().abs().max()) <= 1e-12 * (1 + float(lam.abs().max()))
+            assert_close(row.activation.prox(w - 0.3 * lam, torch.tensor(0.3)), w, 1e-11)
+        elif row.activation.nonnegative:
+            left = left * (w > 0)
+            upper = w.max() if isinstance(row.activation, Clip) else math.inf
+            left = left * (w < upper)
             assert float(left.detach().abs().max()) <= 1e-12
-            assert not dictionary.thresholds[row.name].any()
+            assert not lam.any()
 
 
 @signs
 @given(
-    general_net(), layouts, st.sampled_from(["threshold", "signal"]), st.integers(1, 4),
+    general_net(), layouts, st.sampled_from(["threshold", "signal", "stationary"]),
+    st.integers(1, 4),
     st.sampled_from([0.0, 0.4]), st.booleans(), st.integers(0, 2**16),
 )  # fmt: skip
 def test_derivative_modes_and_paths_agree(
@@ -142,11 +156,11 @@ class BatchNormFirst(nn.Module):
 @pytest.mark.parametrize(
     ("steps", "alpha"), [("certified", 0.0), ("certified", 0.4), ("adaptive", 0.0)]
 )
-@pytest.mark.parametrize("batch", [1, 3])
-def test_shared_concats_hold_offsets(steps: str, alpha: float, batch: int) -> None:
+@pytest.mark.parametrize(("batch", "offsets"), [(1, "signal"), (3, "signal"), (3, "stationary")])
+def test_shared_concats_hold_offsets(steps: str, alpha: float, batch: int, offsets: str) -> None:
     torch.manual_seed(0)
     model = randomise(BatchNormFirst()).double().eval()
-    net = extrapolate(pursuitify(model, iterations=5, offsets="signal", steps=steps), alpha)
+    net = extrapolate(pursuitify(model, iterations=5, offsets=offsets, steps=steps), alpha)
     x = torch.randn(batch, 2, 6, 6, dtype=torch.float64)
     dictionary = net.dictionary(x)
     assert len(shared(dictionary, list(net.latents(x).values())).runs) == 4
@@ -156,10 +170,12 @@ def test_shared_concats_hold_offsets(steps: str, alpha: float, batch: int) -> No
             assert_close(found, joined(net.latents(x)))
 
 
-def test_derivatives_are_those_of_differences() -> None:
+@pytest.mark.parametrize("offsets", ["signal", "stationary"])
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+def test_derivatives_are_those_of_differences(offsets: str, memory: str) -> None:
     torch.manual_seed(0)
     model = randomise(ResidualNet(1, 3, width=2, batch_norm=False)).double().eval()
-    net = pursuitify(model, iterations=3, layout="encoder", offsets="signal")
+    net = pursuitify(model, iterations=3, layout="encoder", offsets=offsets, memory=memory)
     x = torch.randn(2, 1, 6, 6, dtype=torch.float64)
     names = [n for n, p in net.named_parameters() if n.endswith("bias")]
     values = tuple(net.get_parameter(n).detach().requires_grad_() for n in names)
@@ -171,12 +187,13 @@ def test_derivatives_are_those_of_differences() -> None:
     assert torch.autograd.gradcheck(answer, values, eps=1e-7, atol=1e-5)
 
 
-def test_implicit_derivatives_at_the_minimiser_are_those_of_many_sweeps() -> None:
+@pytest.mark.parametrize("offsets", ["signal", pytest.param("stationary", marks=pytest.mark.slow)])
+def test_implicit_derivatives_at_the_minimiser_are_those_of_many_sweeps(offsets: str) -> None:
     torch.manual_seed(0)
     model = randomise(nn.Sequential(
         nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(),
     )).double().eval()  # fmt: skip
-    net = pursuitify(model, iterations=4000, layout="encoder", offsets="signal")
+    net = pursuitify(model, iterations=4000, layout="encoder", offsets=offsets)
     net.implicit_tolerance = 1e-9
     x, found = torch.randn(2, 5, dtype=torch.float64), []
     for memory in ("recompute", "implicit"):
@@ -219,10 +236,48 @@ def test_files_settings_and_refusals(tmp_path: Path) -> None:
     net.offsets = "threshold"
     assert torch.equal(paper(x), net(x))
     assert coherence(again, (1, 8, 8)).blocks == coherence(paper, (1, 8, 8)).blocks
+    net.offsets, net.stationary_share = "stationary", 0.0
+    assert torch.equal(net(x), again(x)), "no share of it is the signal"
+    net.stationary_share = 0.7
+    save(net, tmp_path / "stationary")
+    kept = load(tmp_path / "stationary", model)
+    assert (kept.offsets, kept.stationary_share) == ("stationary", 0.7)
+    assert torch.equal(kept(x), net(x))
+    assert not torch.allclose(kept(x), again(x))
+    assert coherence(kept, (1, 8, 8)).blocks == coherence(paper, (1, 8, 8)).blocks
     with pytest.raises(OptionError, match="offsets"):
         net.offsets = "nowhere"
     with pytest.raises(OptionError, match="paper=True"):
         pursuitify(model, paper=True, offsets="signal")
+
+
+def test_thresholds_of_the_input_are_refused_a_certified_radius() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    x = torch.rand(2, 5)
+    net = pursuitify(model.eval(), 4, "synchronous", "encoder", offsets="stationary")
+    with pytest.raises(OptionError, match="takes thresholds from the input") as caught:
+        certified_radius(net, x)
+    for advice in ("signal", "threshold"):
+        assert f'"{advice}"' in str(caught.value)
+        net.offsets = advice
+        certified_radius(net, x)
+
+
+def test_clipped_units_of_dense_rows_do_not_pull_at_what_they_read() -> None:
+    """The first row reconstructs what it reads already: nothing asks any latent to move."""
+    torch.manual_seed(0)
+    first = nn.Linear(5, 5, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.eye(5))
+    model = nn.Sequential(
+        first, nn.ReLU(), nn.Linear(5, 9), nn.ReLU6(), nn.Linear(9, 7), nn.LeakyReLU(0.2),
+        nn.Linear(7, 6), nn.Softplus(), nn.Linear(6, 3),
+    ).double().eval()  # fmt: skip
+    x = torch.rand(4, 5, dtype=torch.float64)
+    net = pursuitify(model, iterations=20, layout="encoder", offsets="stationary")
+    assert_close(net(x).detach().numpy(), model(x).detach().numpy(), 1e-12)
+    net.offsets = "signal"
+    assert not torch.allclose(net(x), model(x), atol=1e-3)
 
 
 def test_nonnegative_thresholds_clamp_what_stands_in_the_signal_too() -> None:
@@ -231,15 +286,19 @@ def test_nonnegative_thresholds_clamp_what_stands_in_the_signal_too() -> None:
     model = randomise(DenselyConnectedNet(1, 3, width=2)).double().eval()
     x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
     found = []
-    for offsets in ("threshold", "signal"):
+    for offsets in ("threshold", "signal", "stationary"):
         net = pursuitify(model, 0, layout="encoder", nonnegative_thresholds=True, offsets=offsets)
         found.append(net(x))
         _, first, bound = bound_pass(net, (x,))
         assert rows_error(first, bound) <= 1e-12, "sweeps start from u"
         latents, dictionary = net.latents(x), net.dictionary(x)
         for row in dictionary.rows:
-            if row.offset is not None:
+            if row.offset is not None and offsets == "signal":
                 assert not (row.offset > 0).any()
                 left = dictionary.residual(latents)[row.name] * (latents[row.name] > 0)
                 assert float(left.detach().abs().max()) <= 1e-12
-    assert torch.equal(*found)
+            elif row.offset is not None:
+                left = dictionary.residual(latents)[row.name]
+                assert float(left.detach().abs().max()) <= 1e-12
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

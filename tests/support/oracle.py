@@ -183,16 +183,19 @@ class Oracle:
         x: Tensor,
         offsets: str = "signal",
         gains: Mapping[str, Any] | None = None,
+        share: float = 1.0,
     ) -> None:
         """Probe the rows at the input ``x`` of shape (1, ...), float64.
 
         Args:
             rows: The rows.
             x: The input.
-            offsets: Where b_j of an encoder row stands: ``threshold`` (lam_j = -b_j) or ``signal``
-                (y_j = b_j, lam_j = 0).
+            offsets: Where b_j of an encoder row stands: ``threshold`` (lam_j = -b_j), ``signal``
+                (y_j = b_j, lam_j = 0), or ``stationary`` (lam_j = w_j - u_j - b_j of the
+                feed-forward pass, y_j = b_j + lam_j).
             gains: c_j of decoder rows by latent, broadcast against its shape: B_j = W^T diag(c_j),
                 c_j lam_j, and the penalty c_j f_j.
+            share: Factor on the thresholds of ``stationary``.
         """
         self.gains: dict[str, Array] = {}
         gains = gains or {}
@@ -242,7 +245,7 @@ class Oracle:
             self.columns[r.name] = slice(n, n + at_zero.size)
             self.lines[r.name] = slice(start, m)
             blocks.append((self.lines[r.name], r.name, diagonal))
-            if offsets == "signal" and r.diag is None:
+            if offsets != "threshold" and r.diag is None:
                 inputs[-len(r.slots) :] = [
                     part + offset
                     for part, offset in zip(inputs[-len(r.slots) :], offsets_of, strict=True)
@@ -262,6 +265,12 @@ class Oracle:
         self.curvature *= np.concatenate([self.gains[r.name] for r in rows])
         del self.shapes[INPUT]
         self.w0: Array = self._feedforward()
+        if offsets == "stationary":
+            for r in rows:
+                if r.diag is None:
+                    left = share * self.residual(self.w0)[self.lines[r.name]]
+                    self.y[self.lines[r.name]] += left
+                    self.lam[self.columns[r.name]] += left
 
     def _feedforward(self) -> Array:
         w = np.zeros(self.B.shape[1])

@@ -33,6 +33,11 @@ def check_certifiable(net: object) -> None:
         reasons.append("there is no sweep: set net.iterations and net.step_scale above 0")
     if net.training:
         reasons.append("it is in training mode: call net.eval()")
+    if net.start_share > 0:
+        reasons.append(
+            f"offsets={net.offsets!r} takes thresholds from the input: set net.offsets = "
+            '"signal" or "threshold"'
+        )
     program = net.compiled_program
     if len(program.inputs) != 1:
         reasons.append(f"it takes {len(program.inputs)} arguments; one input can be certified")

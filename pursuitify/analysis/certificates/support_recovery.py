@@ -7,7 +7,8 @@ is the one that speaks.
 
 None of them says that an atom in use stays in use: below the radius no atom is *added* to the
 support, and atoms may leave it. A perturbation is one of the signal y; the dictionary, with all
-that is frozen into it at this input (switches of max pooling, gates), is taken as given.
+that is frozen into it at this input (switches of max pooling, gates, the thresholds of
+``offsets="stationary"``), is taken as given.
 """
 
 from __future__ import annotations
