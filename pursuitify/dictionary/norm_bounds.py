@@ -251,16 +251,15 @@ class Norms:
         bank = self._bank(linear)
         if bank is None:
             return linear.norm_bound()
-        weight, *form, reaches = bank
+        reaches = bank.reaches
         if reaches is not None:  # a vector on one torus says nothing on another
             place, key = key, f"{key}@{frequencies(*bank[:3], reaches=reaches).label}"
             if key not in self._states:
                 others = [other for other in self._states if other.startswith(f"{place}@")]
                 for other in others[: len(others) - _TORI + 1]:
                     del self._states[other]
-        value, state = conv_norm_estimate(
-            weight, *form, self._states.get(key), _WARM_STEPS, reaches=reaches
-        )
+        state = self._states.get(key)
+        value, state = conv_norm_estimate(*bank[:4], state, _WARM_STEPS, reaches=reaches)
         self._states[key] = state.detach()
         return value
 

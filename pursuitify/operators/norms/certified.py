@@ -54,8 +54,8 @@ from pursuitify.utils.func_transforms import active
 _CHUNK_BYTES = 32 * 2**20
 _TIGHT = 1e-3
 #: Lanczos steps that find at which frequencies an eigenvalue is large, and how large it is there.
-_FIRST_STEPS = 5
-_LANCZOS_STEPS = 14
+_FIRST_STEPS = 10
+_LANCZOS_STEPS = 10
 _INVERSE_STEPS = 12
 _SMALL = 8
 
@@ -128,7 +128,7 @@ class _NormSearch:
     def certify(self, gram: Tensor, start: Tensor, where: Tensor, margin: float) -> None:
         """Raise the level until it is certified for every matrix of the batch."""
         values, vectors = lanczos(gram, start, _FIRST_STEPS)
-        top = values.topk(min(4, -(-len(values) // 4))).indices
+        top = values.topk(min(4, len(values))).indices
         self.offer(*lanczos(gram[top], vectors[top], _LANCZOS_STEPS), gram[top], where[top])
         growth = _TIGHT
         self.level = max(self.level, self.value * (1 + growth))

@@ -205,7 +205,8 @@ def frequencies(
 @functools.lru_cache(maxsize=256)
 def _half_grid(grid: tuple[int, ...]) -> tuple[tuple[tuple[float, ...], ...], int]:
     """Return one angle vector of each pair +-theta of the grid, and how many are their own pair."""
-    real, half = [], []
+    real: list[tuple[float, ...]] = []
+    half: list[tuple[float, ...]] = []
     for point in itertools.product(*(range(n) for n in grid)):
         mirror = tuple(-p % n for p, n in zip(point, grid, strict=True))
         if point <= mirror:
