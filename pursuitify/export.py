@@ -70,7 +70,8 @@ def export_onnx(
         net: The network, in evaluation mode; not changed.
         example: An input, or a tuple of them; with a dynamic batch, of at least two samples.
         path: Where to; weights are in the same file, up to 1.9 GiB.
-        dynamic_batch: Let dimension 0 of every input vary; otherwise it is the example's.
+        dynamic_batch: Let dimension 0 of every input vary, which is named ``batch`` in the file;
+            otherwise it is the example's.
         tolerance: Largest difference to the network's own output on the example, relative to its
             largest entry; None to write the file without comparing.
 
@@ -97,6 +98,7 @@ def export_onnx(
     program = export_program(net, example, dynamic_batch=dynamic_batch)
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
+    outputs = program.graph_signature.user_outputs
     held = sum(t.numel() * t.element_size() for t in program.state_dict.values())
     with whole(path) as written:
         try:
@@ -104,6 +106,9 @@ def export_onnx(
                 program,
                 f=os.fspath(written),
                 input_names=names,
+                output_names=["output"] if len(outputs) == 1 else None,
+                # The names that dimensions have in the file; torch numbers them else: s27.
+                dynamic_shapes=tuple({0: "batch"} for _ in inputs) if dynamic_batch else None,
                 external_data=held > _LARGEST_FILE,
                 verbose=False,
             )

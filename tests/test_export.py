@@ -154,6 +154,11 @@ def test_onnx_round_trip(build: type[nn.Module], tmp_path: Path) -> None:
     assert difference is not None
     assert 0 <= difference <= 1e-5
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"], "one file holds everything"
+    import onnx
+
+    graph = onnx.load(path).graph
+    for value, name in ((graph.input[0], "input"), (graph.output[0], "output")):
+        assert (value.name, value.type.tensor_type.shape.dim[0].dim_param) == (name, "batch")
     with torch.no_grad():
         for batch in (1, 5):
             x = images(batch, seed=batch)

@@ -7,9 +7,8 @@ the atoms of each latent. It is never built as a matrix in use; here it is, sinc
 """
 
 import torch
-from matplotlib.figure import Figure
 
-from pursuitify import pursuitify
+from pursuitify import plots, pursuitify
 from pursuitify.models import ResidualNet
 
 torch.manual_seed(0)
@@ -28,12 +27,14 @@ print("apply and matrix agree:", torch.allclose(rows, B @ w, atol=1e-5))
 
 # %%
 # A line is drawn where the columns of a latent begin.
-figure = Figure(figsize=(6.4, 5.4), layout="constrained")
-axes = figure.subplots()
-shown = axes.imshow(B.detach(), cmap="RdBu", vmin=-1, vmax=1, interpolation="none")
 begin = torch.tensor([latent.numel() for latent in latents.values()]).cumsum(0)[:-1]
-for column in begin.tolist():
-    axes.axvline(column - 0.5, color="grey", linewidth=0.4)
-axes.set(xlabel="column: an entry of a latent", ylabel="row: an entry of a residual")
-figure.colorbar(shown, label="entry of B", shrink=0.8)
-figure.savefig("dictionary.png", dpi=120)
+with plots.style():
+    figure = plots.new_figure(plots.NARROW, 5.2)
+    axes = figure.subplots()
+    shown = axes.imshow(B.detach(), cmap="RdBu", vmin=-1, vmax=1, interpolation="none")
+    axes.grid(False)
+    for column in begin.tolist():
+        axes.axvline(column - 0.5, color="grey", linewidth=0.5)
+    axes.set(xlabel="column: an entry of a latent", ylabel="row: an entry of a residual")
+    figure.colorbar(shown, label="entry of B", shrink=0.8)
+    plots.finished(figure, "dictionary.png")

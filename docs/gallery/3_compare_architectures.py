@@ -16,7 +16,7 @@ models = {
     "residual": ResidualNet(3, 10, width=32),
     "densely connected": DenselyConnectedNet(3, 10),
 }
-comparison = compare(models, (3, 16, 16), budget=2)
+comparison = compare(models, (3, 16, 16), steps=15)
 print(comparison)
 
 # %%

@@ -8,10 +8,9 @@ dictionary of the same network, which keeps the outputs. Images are scikit-learn
 """
 
 import torch
-from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 
-from pursuitify import pursuitify
+from pursuitify import plots, pursuitify
 from pursuitify.data import load_data
 from pursuitify.models import ResidualNet
 from pursuitify.training import evaluate, finetune
@@ -30,15 +29,19 @@ networks = {
 # %%
 # The same network at several T: the number of sweeps can be set at any time.
 counts = [0, 1, 2, 5, 10, 20, 50]
-figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-axes = figure.subplots()
-for (name, net), style in zip(networks.items(), ("o-", "s-"), strict=True):
-    accuracy = []
+curves = {}
+for name, net in networks.items():
+    curves[name] = []
     for net.iterations in counts:
-        accuracy.append(100 * evaluate(net, data.test).accuracy)
-    print(f"{name}: " + ", ".join(f"{value:.1f}" for value in accuracy))
-    axes.plot(range(len(counts)), accuracy, style, label=name)
-axes.set_xticks(range(len(counts)), [str(count) for count in counts])
-axes.set(xlabel="sweeps T", ylabel="test accuracy, %", ylim=(0, 102))
-axes.legend(loc="lower left")
-figure.savefig("accuracy.png", dpi=120)
+        curves[name].append(100 * evaluate(net, data.test).accuracy)
+    print(f"{name}: " + ", ".join(f"{value:.1f}" for value in curves[name]))
+
+with plots.style():
+    figure = plots.new_figure()
+    axes = figure.subplots()
+    for name, accuracy in curves.items():
+        axes.plot(accuracy, label=name)
+    plots.ordinal(axes, counts)
+    axes.set(xlabel="sweeps T", ylabel="test accuracy, %", ylim=(0, 102))
+    axes.legend(loc="lower left")
+    plots.finished(figure, "accuracy.png")

@@ -7,10 +7,9 @@ and how far it has moved. The network is calibrated, so that its predictions are
 """
 
 import torch
-from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 
-from pursuitify import pursuitify
+from pursuitify import plots, pursuitify
 from pursuitify.data import load_data
 from pursuitify.models import ResidualNet
 from pursuitify.training import finetune
@@ -26,18 +25,20 @@ net.iterations = 0
 before = next(iter(net.latents(x).values()))[0].detach()
 print(f"moved by {(after - before).norm() / before.norm():.2f} of its norm")
 
-figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-axes = figure.subplots(3, 7)
 shown = {"T = 0": before, "T = 10": after, "difference": after - before}
-for row, (name, latent) in zip(axes, shown.items(), strict=True):
-    row[0].imshow(x[0, 0], cmap="gray")
-    row[0].set_ylabel(name)
-    largest = float(before.max())
-    for cell, channel in zip(row[1:], latent, strict=True):
-        cell.imshow(channel, cmap="RdBu", vmin=-largest, vmax=largest)
-for cell in axes.flat:
-    cell.set(xticks=[], yticks=[])
-axes[0, 0].set_title("image", fontsize=9)
-for number, cell in enumerate(axes[0, 1:]):
-    cell.set_title(f"channel {number}", fontsize=9)
-figure.savefig("latents.png", dpi=120)
+largest = float(before.max())
+with plots.style():
+    figure = plots.new_figure(plots.WIDE, 4.2)
+    axes = figure.subplots(3, 7)
+    for row, (name, latent) in zip(axes, shown.items(), strict=True):
+        row[0].imshow(x[0, 0], cmap="gray")
+        row[0].set_ylabel(name)
+        for cell, channel in zip(row[1:], latent, strict=True):
+            drawn = cell.imshow(channel, cmap="RdBu", vmin=-largest, vmax=largest)
+    for cell, title in zip(axes[0], ["image", *(f"channel {n}" for n in range(6))], strict=True):
+        cell.set_title(title)
+    for cell in axes.flat:
+        cell.set(xticks=[], yticks=[])
+        cell.spines[:].set_visible(False)
+    figure.colorbar(drawn, ax=axes, label="latent", shrink=0.8)
+    plots.finished(figure, "latents.png")

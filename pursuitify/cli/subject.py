@@ -141,6 +141,12 @@ class Subject:
             if remembered:
                 raise OptionError(f"{text}. To take it all the same, name it: --data {chosen}")
             typer.echo(f"note: {text}", err=True)
+        if was.shape and tuple(data.shape) != tuple(was.shape):
+            typer.echo(
+                f"note: {self.checkpoint} was trained on inputs {_by(was.shape)}, and {chosen} is "
+                f"read at {_by(data.shape)}: its accuracy may be another one there",
+                err=True,
+            )
         classes = self.classes_for(data)
         if classes is not None and classes < len(data.classes):
             raise OptionError(
@@ -151,6 +157,10 @@ class Subject:
             data = replace(data, mean=was.mean, std=was.std)
         named = replace(wanted, model=self.name, code=code_of(self.name), classes=classes)
         return data, replace(named, shape=data.shape, labels=data.classes)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def subject_of(name: str, checkpoint: Path | None) -> Subject:

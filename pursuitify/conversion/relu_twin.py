@@ -49,7 +49,8 @@ class Twin(Shown):
     def __str__(self) -> str:
         """Return what was replaced, line by line."""
         lines = [f"  {r.module or 'the model'}: {r.old} -> {r.new}" for r in self.replaced]
-        return "\n".join([f"{len(lines)} modules replaced", *lines])
+        count = "1 module" if len(lines) == 1 else f"{len(lines)} modules"
+        return "\n".join([f"{count} replaced", *lines])
 
 
 def relu_twin(model: nn.Module, mapping: Mapping[type[nn.Module], Made] | None = None) -> Twin:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pursuitify.errors import OptionError
+from pursuitify.utils.terminal import Shown
 
 #: Share of the training data that is split off for validation where nothing else is asked for.
 SHARE = 0.1
@@ -63,7 +64,7 @@ def floating(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
+class Data(Shown):
     """A data set in three parts. The test part is for the last evaluation, never for a choice.
 
     Attributes:
@@ -89,6 +90,20 @@ class Data:
     std: tuple[float, ...]
     augment: Augment | None
     skipped: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return how many images of which shape and classes there are, in a few lines."""
+        names = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
+        parts = ", ".join(f"{len(getattr(self, p))} {p}" for p in ("train", "val", "test"))
+        moments = [", ".join(f"{n:.3f}" for n in values) for values in (self.mean, self.std)]
+        lines = [
+            f"{self.name}: images {self.shape} in [0, 1]; {parts}",
+            f"  {len(self.classes)} classes: {names}",
+            f"  mean {moments[0]}; standard deviation {moments[1]}",
+        ]
+        if self.skipped:
+            lines.append(f"  {len(self.skipped)} files left out")
+        return "\n".join(lines)
 
     def normalise(self, model: nn.Module) -> Normalised:
         """Put this data's normalisation in front of a model, so that inputs stay in [0, 1]."""

@@ -148,9 +148,11 @@ class PursuitNetwork(Settings):
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
-        count = len(self._program.rows)
-        options = f"solver={self.solver!r}, steps={self.steps!r}, iterations={self.iterations}"
-        return f"{options}, latents={count}"
+        program = self._program
+        return (
+            f"solver={self.solver!r}, steps={self.steps!r}, iterations={self.iterations}, "
+            f"layout={program.layout!r}, offsets={self.offsets!r}, latents={len(program.rows)}"
+        )
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

@@ -24,10 +24,11 @@ from pursuitify.network.pursuit_network import PursuitNetwork
 from pursuitify.robust import pgd
 from pursuitify.robust.attacks.input_checks import evaluation_mode
 from pursuitify.training.batches import Share, batches, refuse_void
+from pursuitify.utils.terminal import Shown
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Shown):
     """The accuracy and losses of a network on some data.
 
     Attributes:
@@ -39,6 +40,10 @@ class Score:
     accuracy: float
     loss: float
     count: int
+
+    def __str__(self) -> str:
+        """Return the numbers in one line."""
+        return f"accuracy {self.accuracy:.2%}, loss {self.loss:.4f}, {self.count} samples"
 
 
 def evaluate(

@@ -51,11 +51,13 @@ from pursuitify.training.optimizer import LearningRateSchedule, make_optimizer
 from pursuitify.training.run_folder import Output
 from pursuitify.training.state import STEP_PLAN, Generators, Progress, TrainingState
 from pursuitify.utils import fingerprint, option_checks, random_state
+from pursuitify.utils.terminal import Shown, as_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from rich.console import RenderableType
     from typing_extensions import Unpack
 
 
@@ -551,9 +553,21 @@ def _words(plan: StepPlan, rows: int) -> str:
     return " and ".join(part for part in (settings, parts if plan.parts > 1 else "") if part)
 
 
+#: The columns of a result's table: the key of the history, its title, and how it is written.
+_COLUMNS = (
+    ("epoch", "epoch", "d"),
+    ("loss", "loss", ".4f"),
+    ("accuracy", "accuracy", ".2%"),
+    ("val_loss", "val loss", ".4f"),
+    ("val_accuracy", "val accuracy", ".2%"),
+    ("iterations", "T", "d"),
+    ("objective", "objective F", ".6g"),
+)
+
+
 @dataclass(frozen=True)
-class Result:
-    """The outcome of a fine-tuning.
+class Result(Shown):
+    """The outcome of a fine-tuning; ``str()``, rich and notebooks show it as a table.
 
     Attributes:
         history: Per epoch: ``epoch``, ``step``, ``lr``, ``loss``, ``accuracy`` on the training
@@ -573,6 +587,29 @@ class Result:
     best_path: Path | None = None
     last_path: Path | None = None
     log_path: Path | None = None
+
+    def __rich__(self) -> RenderableType:
+        """Return the epochs as a table, and where the weights are."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        columns = [one for one in _COLUMNS if any(one[0] in entry for entry in self.history)]
+        title = f"{len(self.history)} epochs" + (", stopped early" if self.stopped_early else "")
+        table = Table(title=title if len(self.history) > 1 else "1 epoch")
+        for _, heading, _ in columns:
+            table.add_column(heading, justify="right")
+        table.add_column("")
+        for entry in self.history:
+            cells = [format(entry[key], form) if key in entry else "-" for key, _, form in columns]
+            table.add_row(*cells, "best" if entry["epoch"] == self.best["epoch"] else "")
+        files = {"best weights": self.best_path, "last": self.last_path, "log": self.log_path}
+        lines = [f"{what}: {path}" for what, path in files.items() if path is not None]
+        return Group(table, *map(Text, lines))
+
+    def __str__(self) -> str:
+        """Return the table as text."""
+        return as_text(self, width=110)
 
     def plot(self, path: str | os.PathLike[str] | None = None, *, ax: Axes | None = None) -> Figure:
         """Draw loss and accuracy per epoch, on the training and on the validation data.

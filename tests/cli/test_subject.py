@@ -181,6 +181,15 @@ def test_the_whole_way(run: Origin, folder: Path) -> None:
     assert "note: run/best.safetensors was trained on" in named.stderr
 
 
+@pytest.mark.parametrize("command", ["evaluate", "audit"])
+def test_another_size_than_it_was_trained_on_is_said(command: str, run: Origin) -> None:
+    more = {"evaluate": ("--sweeps", "1"), "audit": ("--eps", "0.1", "--count", "1")}[command]
+    for size, said in (("8", False), ("12", True)):
+        done = invoke(command, "run", "--size", size, *more, "--json")
+        note = f"trained on inputs 1 x 8 x 8, and {run.data} is read at 1 x 12 x 12"
+        assert (note in done.stderr) == said, done.output
+
+
 def test_a_folder_as_the_hub_keeps_it_is_taken_as_a_run_is(run: Origin) -> None:
     done = invoke("convert", "run", "--hub", "shared/net", "--json")
     assert done.exit_code == 0, done.output

@@ -40,6 +40,18 @@ def fashion(folder: Path, count: int = 40, classes: int = 10) -> np.ndarray:
     return first
 
 
+def test_a_data_set_is_shown_in_a_few_lines() -> None:
+    pytest.importorskip("sklearn")
+    lines = f"{load_data('digits')}".splitlines()
+    assert lines[0] == "digits: images (1, 8, 8) in [0, 1]; 1293 train, 144 val, 360 test"
+    assert lines[1].split() == [
+        "10",
+        "classes:",
+        *["0,", "1,", "2,", "3,", "4,", "5,", "6,", "7,", "8,", "9"],
+    ]
+    assert len(lines) == 3
+
+
 def test_digits() -> None:
     pytest.importorskip("sklearn")
     from sklearn.datasets import load_digits

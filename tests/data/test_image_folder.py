@@ -442,13 +442,12 @@ def test_no_program_is_started_for_a_file(tmp_path: Path, monkeypatch: pytest.Mo
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are decoded from here on."""
     names: list[str] = []
-    inner = image_folder.read_picture
 
     def read(path: Path, channels: int) -> Tensor:
         names.append(path.name)
-        return inner(path, channels)
+        return read_picture(path, channels)
 
-    monkeypatch.setattr(image_folder, "read_picture", read)
+    monkeypatch.setattr("pursuitify.data.image_folder.read_picture", read)
     return names
 
 

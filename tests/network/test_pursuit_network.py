@@ -756,7 +756,11 @@ def test_step_sizes_follow_the_weights() -> None:
 
 def test_repr_says_what_it_is() -> None:
     net = pursuitify(BY_NAME["linear_chain"].build(), iterations=7, solver="layered")
-    assert "solver='layered', steps='certified', iterations=7, latents=3" in repr(net)
+    assert "solver='layered', steps='certified', iterations=7, " in repr(net)
+    assert "layout='auto', offsets='signal', latents=3\n" in repr(net)
+    model = BY_NAME["linear_chain"].build()
+    other = pursuitify(model, layout="encoder", offsets="threshold")
+    assert "layout='encoder', offsets='threshold'" in repr(other)
 
 
 def test_a_training_step_lowers_the_loss() -> None:

@@ -24,6 +24,7 @@ from pursuitify.models import ChainNet, ResidualNet
 from pursuitify.training import (
     Config,
     Result,
+    Score,
     adversarial_inputs,
     evaluate,
     finetune,
@@ -582,3 +583,20 @@ def test_the_picture_shows_the_history(epochs: int) -> None:
     assert outcome.plot(ax=figure.subplots()) is figure
     (only,) = figure.axes
     assert list(only.lines[0].get_ydata()) == [found["accuracy"] for found in history]
+
+
+def test_a_result_is_shown_as_a_table() -> None:
+    first = {"epoch": 1, "loss": 0.5, "accuracy": 0.6, "val_loss": 0.7, "val_accuracy": 0.4}
+    second = {**first, "epoch": 2, "val_accuracy": 0.875, "iterations": 3, "objective": 2.5}
+    text = f"{Result([first, second], second, True, Path('run/best.safetensors'))}"
+    lines = text.splitlines()
+    assert lines[0].strip() == "2 epochs, stopped early"
+    (row,) = [line for line in lines if "87.50%" in line]
+    assert row.split()[1] == "2"
+    assert "best" in row
+    assert "best weights: run/best.safetensors" in text
+    assert "{" not in text
+    plain = str(Result([first], first, False))
+    assert "objective" not in plain
+    assert plain.splitlines()[0].strip() == "1 epoch"
+    assert f"{Score(0.5, 1.25, 8)}" == "accuracy 50.00%, loss 1.2500, 8 samples"

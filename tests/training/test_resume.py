@@ -33,7 +33,6 @@ from pursuitify.training import (
     loop,
     run_folder,
 )
-from pursuitify.training import state as state_module
 from pursuitify.utils.atomic_files import read_tensors, write_tensors
 from tests.support import resumable
 from tests.support.damaged_files import DAMAGE, damaged
@@ -115,19 +114,20 @@ def test_files_written_once_are_those_written_every_epoch(
     def states(folder: Path) -> int:
         written = 0
         with monkeypatch.context() as patch:
-            inner = state_module.write_tensors
 
             def write(path: Path, *rest: Any) -> None:
                 nonlocal written
                 written += 1
-                inner(path, *rest)
+                write_tensors(path, *rest)
 
-            patch.setattr(state_module, "write_tensors", write)
+            patch.setattr("pursuitify.training.state.write_tensors", write)
             result = run(folder, "adamw", save_every=None)
         assert result.best["epoch"] == 2
+        best, last = (load_file(folder / f"{name}.safetensors") for name in ("best", "last"))
+        assert not all(torch.equal(value, last[name]) for name, value in best.items())
         return written
 
-    # The best weights are then not the last ones, which are copied.
+    # The best weights are then not the last ones.
     monkeypatch.setattr(loop, "_rank", lambda entry: -abs(entry["epoch"] - 2))
     assert states(tmp_path / "once") == 1
     write_every_epoch(monkeypatch)
