@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from pursuitify import errors
+from pursuitify.compiler.bytecode import looked_up_in, receiving_call
 from pursuitify.compiler.tracing import (
     contexts,
     guards,
@@ -30,8 +31,6 @@ from pursuitify.compiler.tracing.proxies import (
     TracedSizes,
     TracedTensor,
     Unnamed,
-    looked_up_in,
-    receiving_call,
 )
 from pursuitify.compiler.tracing.size_branches import EXAMPLE, Choices, Judge
 from pursuitify.compiler.tracing.sizes import Answers, UnknownError, reads
