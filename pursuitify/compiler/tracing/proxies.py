@@ -299,10 +299,10 @@ class _Answering(fx.Proxy):
         return super().__eq__(other)
 
     def __repr__(self) -> str:
-        return repr(self.tracer.text_of(self))
+        return repr(self.tracer.text_of(self, sys._getframe(1)))
 
     def __str__(self) -> str:
-        return str(self.tracer.text_of(self))
+        return str(self.tracer.text_of(self, sys._getframe(1)))
 
     def __format__(self, specification: str) -> str:
         value = self.tracer.text_of(self, sys._getframe(1))
