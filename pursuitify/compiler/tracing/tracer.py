@@ -353,8 +353,8 @@ class Tracer(fx.Tracer):
         text = size_branches.text_of(node)
         return self._fixed(
             obj,
-            f"what the forward does depends on how it looks up `{text}` in a dict or a set, or on "
-            "its text (str(n), an f-string), and its value is not known",
+            f"what the forward does may depend on how it looks up `{text}` in a dict or a set, or "
+            "on its text (str(n), an f-string), and its value is not known",
             "or ask by == or by `in` a tuple, (8, 16), which is guarded",
         )
 
