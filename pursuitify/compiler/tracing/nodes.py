@@ -18,6 +18,19 @@ _SIZE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "get_device",
 _SIZE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout"}
 
 
+#: Questions about the dtype of a tensor, as methods of a tensor and attributes of a dtype.
+DTYPE_KINDS = {"is_floating_point", "is_complex"}
+#: The same as functions of tensors, and functions of dtypes.
+DTYPE_FUNCTIONS: dict[object, type] = {
+    torch.is_floating_point: bool, torch.is_complex: bool, torch.result_type: torch.dtype,
+}  # fmt: skip
+_OF_DTYPES: dict[object, type] = {torch.promote_types: torch.dtype, torch.can_cast: bool}
+#: What is asked of a dtype itself.
+_DTYPE_ATTRIBUTES: dict[str, type] = {
+    **dict.fromkeys(DTYPE_KINDS, bool), "is_signed": bool, "itemsize": int
+}  # fmt: skip
+
+
 _ARITHMETIC = {
     operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv,
     operator.truediv, operator.mod, operator.neg, operator.pos, operator.pow,
@@ -100,17 +113,23 @@ def is_random(node: fx.Node) -> bool:
 def is_shape(node: fx.Node) -> bool:
     """Whether the node holds a size, dtype or device (or arithmetic on them), not a tensor."""
     if node.op == "call_method":
-        return node.target in _SIZE_METHODS
+        return node.target in _SIZE_METHODS | DTYPE_KINDS
     if node.op != "call_function":
         return False
     if node.target is getattr:
         owner, name = node.args[:2]
         if name in {"type", "index"}:
             return isinstance(owner, fx.Node) and owner.args[1:2] == ("device",)
-        return name in _SIZE_ATTRIBUTES
+        return name in _SIZE_ATTRIBUTES or (name in _DTYPE_ATTRIBUTES and _is_dtype(owner))
+    if node.target in DTYPE_FUNCTIONS:
+        return True
     module = getattr(node.target, "__module__", None)
-    arithmetic = node.target in _ARITHMETIC or module == "math"
+    arithmetic = node.target in _ARITHMETIC or node.target in _OF_DTYPES or module == "math"
     return arithmetic and bool(node.all_input_nodes) and all(map(is_shape, node.all_input_nodes))
+
+
+def _is_dtype(value: object) -> bool:
+    return isinstance(value, fx.Node) and is_shape(value) and type_of(value) is torch.dtype
 
 
 #: What an attribute of a tensor is.
@@ -141,13 +160,21 @@ def attribute_type(name: str) -> type | None:
 def type_of(node: fx.Node) -> type | None:
     """Return the type that the value of a node has, of one that ``is_shape``; None if unknown."""
     if node.op == "call_method":
+        if node.target in DTYPE_KINDS:
+            return bool
         whole = node.target == "size" and len(node.args) + len(node.kwargs) == 1
         several = node.target == "stride" and len(node.args) + len(node.kwargs) == 1
         return torch.Size if whole else tuple if several else int
     if node.op != "call_function":
         return None
     if node.target is getattr:
-        return str if node.args[1] == "type" else attribute_type(str(node.args[1]))
+        name = str(node.args[1])
+        if _is_dtype(node.args[0]):
+            return _DTYPE_ATTRIBUTES.get(name)
+        return str if name == "type" else attribute_type(name)
+    known = {**DTYPE_FUNCTIONS, **_OF_DTYPES}
+    if node.target in known:
+        return known[node.target]
     kinds = [type_of(a) if isinstance(a, fx.Node) else type(a) for a in node.args]
     if node.target is operator.getitem:
         if kinds[0] not in (torch.Size, tuple):

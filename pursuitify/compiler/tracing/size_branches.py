@@ -231,8 +231,11 @@ def _evaluate(value: Any, root: nn.Module) -> Any:
         return getattr(like, str(value.args[1]))
     if value.target is getattr and value.args[1] == "layout":
         return torch.strided
-    if value.target is getattr and value.args[1] in {"type", "index"}:
-        return getattr(_evaluate(value.args[0], root), str(value.args[1]))
+    if value.target is getattr and isinstance(owner, fx.Node) and nodes.is_shape(owner):
+        return getattr(_evaluate(owner, root), str(value.args[1]))
+    if value.target in nodes.DTYPE_FUNCTIONS or value.target in nodes.DTYPE_KINDS:
+        found = getattr(torch, str(getattr(value.target, "__name__", value.target)))
+        return found(*(_sample(a, root) for a in value.args))
     if value.target in {"size", operator.getitem} and len(value.args) == 2:
         whole, index = value.args
         if isinstance(whole, fx.Node) and isinstance(index, int) and not value.kwargs:
@@ -242,6 +245,20 @@ def _evaluate(value: Any, root: nn.Module) -> Any:
         function: Callable[..., Any] = value.target  # type: ignore[assignment]
         return function(*(_evaluate(a, root) for a in value.args))
     raise UnknownError
+
+
+def _sample(value: Any, root: nn.Module) -> Any:
+    """Return a tensor of the dtype that one which a node holds is likely to have; else its value.
+
+    Raises:
+        UnknownError: If the node holds neither an input nor what is computed of one.
+    """
+    if not isinstance(value, fx.Node) or nodes.is_shape(value):
+        return _evaluate(value, root)
+    if value.op == "get_attr":
+        return _held(value, root)
+    like = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(()))
+    return torch.empty((1,), dtype=like.dtype, device="meta")
 
 
 def _held(node: fx.Node, root: nn.Module) -> Any:

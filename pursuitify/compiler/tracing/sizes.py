@@ -138,7 +138,8 @@ class Answers:
         met: Whether a size was looked up where a number stands that is equal to it in the trial.
         among_numbers: Whether a size that is not known was looked up in a container that holds
             numbers, or tuples of them.
-        among_unseen: Whether one was looked up in a container that is not seen.
+        among_unseen: Whether one was looked up in a container that is not seen, or its text may be
+            read, see ``bytecode.is_only_shown``.
         compared: Where the code, outside trials, compares a size by ``==``: code and offset.
     """
 

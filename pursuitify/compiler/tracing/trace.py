@@ -68,6 +68,7 @@ _TRANSFORMS = Path(_TORCH, "_functorch")
 _CHECKPOINT = Path(str(torch.utils.checkpoint.__file__))
 #: A TypeError of torch's argument parser starts with the function's name.
 _CALLED = re.compile(r"(\w+)\(\)")
+_INFOS = ("torch.finfo()", "torch.iinfo()", "finfo()", "iinfo()")
 _FACTORIES = {
     "zeros", "ones", "empty", "full", "rand", "randn", "randint", "arange", "eye", "linspace",
 }  # fmt: skip
@@ -304,14 +305,27 @@ def _traced(
     example: tuple[Any, ...],
     answers: Answers,
     printed: Printed,
+    evaluated: type_questions.Evaluated | None = None,
+    rounds: int = 0,
 ) -> Traced | None:
-    """Trace a model once; return None if it depends on what ``answers`` has no true values for."""
+    """Trace a model once; return None if it depends on what ``answers`` has no true values for.
+
+    ``evaluated`` is the code that the forward is known to run by ``eval`` or ``exec``, and
+    ``rounds`` how many traces have found more of it.
+    """
+    evaluated = [] if evaluated is None else evaluated
+    known = len(evaluated)
+    if rounds > _ROUNDS:
+        raise errors.TraceError(
+            f"{type(model).__name__}.forward evaluates other code (eval, exec) each time that it "
+            "runs, which cannot be traced: write it out"
+        )
     root = _skeleton(model)
     patched_methods.settle_forward(root)
     training_modes.put(root, training)
     before = hidden_state.held(root)
     tensors = _tensors(root)
-    with type_questions.answered(root) as reached:
+    with type_questions.answered(root, evaluated) as reached:
         generators = reached.generators
         run = functools.partial(
             _run, root, model, leaves, example=example, generators=generators, printed=printed
@@ -319,12 +333,13 @@ def _traced(
         try:
             graph, modes, watch = run(choices=choices, answers=answers)
         except errors.TraceError:
-            if not reached.is_outdated():
+            if not reached.is_outdated() and len(evaluated) == known:
                 raise
-        if reached.is_outdated():  # the forward has imported more code: now it is known
+        if reached.is_outdated() or len(evaluated) > known:  # more code is known now
             choices.restart()
             vars(answers).update(vars(Answers(fixed=answers.fixed)))
-            return _traced(model, training, leaves, choices, example, answers, printed)
+            given = model, training, leaves, choices, example, answers, printed
+            return _traced(*given, evaluated, rounds + 1)
         # What sizes are looked up among is not all tried: it may be computed, or be arithmetic.
         if answers.among_numbers or answers.among_unseen:
             return None
@@ -496,6 +511,10 @@ def _resized(value: Any, size: int) -> Any:
         return value
     shape = [n if d == 1 else size for d, n in enumerate(value.shape)]
     return torch.empty(shape, dtype=value.dtype, device="meta")
+
+
+#: A forward that evaluates new code in more traces than that evaluates other code each time.
+_ROUNDS = 12
 
 
 #: The dtypes that a network may be given after its conversion.
@@ -715,6 +734,11 @@ def _advice(error: Exception, model: nn.Module, frames: traceback.StackSummary) 
     if isinstance(error, fx.proxy.TraceError) and own and own[-1].startswith("assert "):
         return "Write torch._assert(condition, text), which is kept"
     named = _CALLED.match(str(error))
+    if isinstance(error, TypeError) and str(error).startswith(_INFOS):
+        return (
+            "torch.finfo and torch.iinfo take no traced dtype: name the dtype, as in "
+            "torch.finfo(torch.float32), whose numbers the network then keeps in every dtype"
+        )
     if isinstance(error, TypeError) and named and named[1] in _FACTORIES:
         name = named[1]
         return (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import operator
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from pursuitify import errors
+from pursuitify.compiler.bytecode import is_only_shown, looked_up_in
 from pursuitify.compiler.tracing import (
     contexts,
     guards,
@@ -30,8 +30,6 @@ from pursuitify.compiler.tracing.proxies import (
     TracedSizes,
     TracedTensor,
     Unnamed,
-    looked_up_in,
-    receiving_call,
 )
 from pursuitify.compiler.tracing.size_branches import EXAMPLE, Choices, Judge
 from pursuitify.compiler.tracing.sizes import Answers, UnknownError, reads
@@ -114,9 +112,6 @@ class Tracer(fx.Tracer):
         self.unseen = ""
         self.answers = Answers() if answers is None else answers
         self.is_over = False
-        # Texts: the frame of each, and the offsets there of the call that gets it, which was not
-        # seen to be an assertion so far, and of what formats it.
-        self._messages: list[tuple[FrameType, range, int]] = []
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace as if nothing surrounded the conversion, and watch what the forward opens."""
@@ -130,9 +125,6 @@ class Tracer(fx.Tracer):
                     graph = super().trace(root, concrete_args)
             finally:
                 self.is_over = True
-                if self._messages:  # of a call that was no assertion
-                    self.answers.asked = True
-                    self._messages.clear()
             for module, path in self._called.items():  # what is set after the call is for the next
                 self._check_settings(module, path)
             return graph
@@ -172,22 +164,7 @@ class Tracer(fx.Tracer):
                 "lose: use the value that the function returns"
             )
         self.watch.note(node)
-        if torch_internals.is_assertion(node.target):
-            self._forget_message(node.target)
         return node
-
-    def _forget_message(self, assertion: Any) -> None:
-        """Note that texts were the message of an assertion, which is being called."""
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_code is not assertion.__code__:
-            frame = frame.f_back
-        if frame is not None and frame.f_back is not None:
-            caller = frame.f_back
-            self._messages = [
-                (place, call, step)
-                for place, call, step in self._messages
-                if place is not caller or caller.f_lasti not in call
-            ]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether to keep the module as one node."""
@@ -298,8 +275,8 @@ class Tracer(fx.Tracer):
         answers = self.answers
         if self.is_over or answers.fixed or answers.trial is not None:
             return
-        if self.type_of(obj) in (torch.dtype, torch.device, torch.layout, str, bool):
-            return  # of which there are few: all are tried
+        if self._is_of_few(obj):
+            return
         container = looked_up_in(frame)
         kind = next((k for k in type_questions.KEYED if issubclass(type(container), k)), None)
         if kind is not None:
@@ -308,27 +285,31 @@ class Tracer(fx.Tracer):
         elif container is not None:
             answers.among_unseen = True
 
+    def _is_of_few(self, obj: fx.Proxy) -> bool:
+        """Whether a traced value is one of few, which are all tried."""
+        return self.type_of(obj) in (torch.dtype, torch.device, torch.layout, str, bool)
+
     def hash_of(self, obj: fx.Proxy) -> int:
         """Return the hash of a traced value: a size, or the identity of anything else."""
         value = self._answer(obj)
         return object.__hash__(obj) if value is _NOTHING else hash(value)
 
-    def text_of(self, obj: fx.Proxy, frame: FrameType | None = None) -> Any:
+    def text_of(self, obj: fx.Proxy, frame: FrameType) -> Any:
         """Return what has the text of a traced value: a size, or an ``Unnamed``.
+
+        A text that is only shown, as that of an assertion is, decides nothing. Any other of a
+        number may: what the code makes of it is not seen, and no trial stands for all numbers.
 
         Args:
             obj: The value.
-            frame: The frame whose f-string it is for. A text that goes to an assertion and nowhere
-                else is a message, on which the forward does not depend.
+            frame: The frame whose code takes the text.
         """
-        call = None if frame is None or self.is_over else receiving_call(frame)
-        if frame is not None and call is not None:
-            message = frame, call, frame.f_lasti
-            if message in self._messages:  # of a call before this one, which was no assertion
-                self.answers.asked = True
-            self._messages.append(message)
-        guessing = self.answers.trial is None and not self.answers.fixed
-        value = _NOTHING if guessing and call is not None else self._answer(obj)
+        value: Any = _NOTHING
+        if not self.is_over and not is_only_shown(frame):
+            guessing = self.answers.trial is None and not self.answers.fixed
+            if guessing and nodes.is_shape(obj.node) and not self._is_of_few(obj):
+                self.answers.among_unseen = True
+            value = self._answer(obj)
         return Unnamed(f"Proxy({obj.node.name})") if value is _NOTHING else value
 
     def text_of_tensor(self, obj: fx.Proxy) -> str:
@@ -372,8 +353,8 @@ class Tracer(fx.Tracer):
         text = size_branches.text_of(node)
         return self._fixed(
             obj,
-            f"what the forward does depends on how it looks up `{text}` in a dict or a set, or on "
-            "its text (str(n), an f-string), and its value is not known",
+            f"what the forward does may depend on how it looks up `{text}` in a dict or a set, or "
+            "on its text (str(n), an f-string), and its value is not known",
             "or ask by == or by `in` a tuple, (8, 16), which is guarded",
         )
 

@@ -144,21 +144,54 @@ class Reached:
         return any(name in sys.modules for name in self.unloaded)
 
 
+#: Code that a forward evaluates, with the globals that it evaluates it in.
+Evaluated = list[tuple[CodeType, dict[str, Any]]]
+
+
+def _evaluator(builtin: Any, evaluated: Evaluated) -> Any:
+    """Return what stands in for ``eval`` or ``exec``: it notes the code, and runs it.
+
+    Code that stands in an attribute, or that the forward puts together, is seen nowhere else.
+    """
+
+    def run(source: Any, scope: Any = None, held: Any = None, /, **more: Any) -> Any:
+        frame = sys._getframe(1)
+        if scope is None:
+            scope, held = frame.f_globals, frame.f_locals if held is None else held
+        if isinstance(source, str):
+            source = source.strip(" \t") if builtin is eval else source
+            source = compile(source, "<string>", "eval" if builtin is eval else "exec")
+        if isinstance(source, CodeType) and not any(source == known for known, _ in evaluated):
+            evaluated.append((source, scope))
+        return builtin(source, scope, scope if held is None else held, **more)
+
+    return run
+
+
 @contextlib.contextmanager
-def answered(root: nn.Module) -> Iterator[Reached]:
+def answered(root: nn.Module, evaluated: Evaluated | None = None) -> Iterator[Reached]:
     """Let ``type(x)`` and ``len(x)`` in the code of a model answer for proxies.
 
     ``type(x)`` is what ``x.__class__`` says, ``len(x)`` of a tensor is ``x.size(0)``.
 
-    The value is what the forward of the model may reach.
+    Args:
+        root: The model.
+        evaluated: What its forward is known to evaluate. What it evaluates beside that while the
+            context is open is appended.
+
+    Yields:
+        What the forward of the model may reach.
     """
+    evaluated = [] if evaluated is None else evaluated
     with _LOCK:
-        found = _reached(root)
+        found = _reached(root, evaluated)
+        meanings = {**_MEANINGS, **_IF_CALLED}
+        meanings |= {f.__name__: _evaluator(f, evaluated) for f in (eval, exec)}
         given = [
             (scope, name, meaning)
             for scope, codes in found.asking
-            for name, meaning in {**_MEANINGS, **_IF_CALLED}.items()
-            if name not in scope and (name in _MEANINGS or _only_called(name, codes))
+            for name, meaning in meanings.items()
+            if name not in scope and (name not in _IF_CALLED or _only_called(name, codes))
         ]
         for scope, name, meaning in given:
             scope[name] = meaning
@@ -200,12 +233,12 @@ def _codes_of(scope: dict[str, Any]) -> Iterator[CodeType]:
                 yield function.__code__
 
 
-def _reached(root: nn.Module) -> Reached:
+def _reached(root: nn.Module, evaluated: Evaluated) -> Reached:
     """Return what a forward may reach.
 
     Functions are followed through the names in their code: of functions and classes, and of modules
-    that hold them; through modules that their code imports itself, and strings that it evaluates;
-    through what they close over and their defaults; and through whatever objects
+    that hold them; through modules that their code imports itself, strings that it evaluates, and
+    ``evaluated``; through what they close over and their defaults; and through whatever objects
     of the user's own classes hold, to any depth. Of an object whose class an installed library
     defines, unless it is a module, only what the code names is followed: methods and attributes
     of that name, and methods that an operator calls, and that where its code has to do with torch.
@@ -215,7 +248,8 @@ def _reached(root: nn.Module) -> Reached:
     found = Reached()
     asking: dict[int, tuple[dict[str, Any], list[CodeType]]] = {}
     seen: dict[int, Any] = {}  # the values themselves, so that no identity is given twice
-    stack: list[Any] = list(root.modules())
+    stack: list[Any] = [FunctionType(code, scope) for code, scope in evaluated]
+    stack += root.modules()
     known: set[str] = set()
     later: list[Any] = []
     making = False
@@ -252,7 +286,7 @@ def _reached(root: nn.Module) -> Reached:
         if _is_foreign(value.__module__):
             continue
         names, scope = set(names_in(value.__code__)), value.__globals__
-        if names & (_MEANINGS.keys() | _IF_CALLED.keys()):
+        if names & (_MEANINGS.keys() | _IF_CALLED.keys() | _EVALUATORS):
             if id(scope) not in asking:
                 asking[id(scope)] = scope, list(_codes_of(scope))
             asking[id(scope)][1].append(value.__code__)

@@ -223,7 +223,7 @@ def test_code_that_names_this_package_leads_to_no_other_type_in_it() -> None:
 
     torch.manual_seed(0)
     model, x = Names(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(3, 4)
-    scopes = type_questions._reached(model).asking
+    scopes = type_questions._reached(model, []).asking
     assert all(not str(scope["__name__"]).startswith("pursuitify") for scope in scopes)
     assert error(pursuitify(model, iterations=0)(x), model(x)) == 0
 
@@ -591,3 +591,60 @@ def test_a_question_in_code_of_the_same_package_is_answered(
     model = _Bodied(importlib.import_module(f"{name}.net").run).double()
     net, x = pursuitify(model, iterations=0), torch.randn(3, 4, dtype=torch.float64)
     assert error(net(x), model(x)) == 0
+
+
+def _layered(self: Any, x: Tensor) -> Tensor:
+    for i in range(2):
+        x = eval("self.body[" + str(2 * i) + "](x)")
+    return x
+
+
+#: Code that a forward puts together, or that an object holds, and whether it can be traced.
+_EVALUATED: dict[str, tuple[Any, bool]] = {
+    "type": (lambda s, x: 2 * x if eval(s.join(["ty", "pe(x) is torch.Tensor"])) else x, True),
+    "size is": (lambda s, x: 2 * x if eval(s.join(["x.size(2) i", "s 80"])) else x, False),
+    "dtype is": (lambda s, x: 2 * x if eval(s.join(["x.dtype i", "s torch.half"])) else x, False),
+    "mode": (lambda s, x: 2 * x if eval(s.join(["torch.is_grad_", "enabled()"])) else x, False),
+    "held": (lambda s, x: 2 * x if eval(s.source) else x, False),
+    "compiled": (lambda s, x: 2 * x if eval(s.code) else x, False),
+    "executed": (lambda s, x: (exec(s.program, scope := {"x": x}), scope["y"])[1], False),
+    "layers": (_layered, True),
+    "spaces": (lambda s, x: x * eval(s.join(["  2.", "0"])), True),
+}
+
+
+class _Evaluating(_Bodied):
+    """A forward that evaluates code which no constant holds."""
+
+    def __init__(self, run: Any) -> None:
+        super().__init__(functools.partial(run, self))
+        object.__setattr__(self, "run", run)
+        self.join, self.source = "".join, "x.size(2) is 80"
+        self.code = compile(self.source, "<held>", "eval")
+        self.program = "y = 2 * x if x.size(2) is 80 else x"
+
+    def forward(self, x: Any) -> Tensor:
+        return torch.relu(self.run(self, self.body(x)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", _EVALUATED)
+def test_code_that_no_constant_holds_is_known_when_it_is_evaluated(name: str) -> None:
+    run, traced = _EVALUATED[name]
+    model = _Evaluating(run)
+    model.body = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 1))
+    model.double().eval()
+    if not traced:
+        with pytest.raises(TraceError, match="does something else than what can be traced"):
+            pursuitify(model)
+        return
+    net = pursuitify(model, iterations=0)
+    x = torch.rand(2, 3, 80, 80, dtype=torch.float64)
+    assert error(net(x), model(x)) == 0
+
+
+def test_a_forward_that_evaluates_other_code_each_time_is_refused() -> None:
+    counter = iter(range(10**6))
+    model = _Bodied(lambda x: x * eval("[1.0, " + str(next(counter)) + "][0]"))
+    with pytest.raises(TraceError, match="evaluates other code"):
+        pursuitify(model)
