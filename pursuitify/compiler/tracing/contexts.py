@@ -29,7 +29,7 @@ from pursuitify.compiler.tracing.nodes import describe, is_inplace, module_path
 from pursuitify.errors import Problem
 from pursuitify.rules import split_ops
 from pursuitify.rules.functions import Applied, applied
-from pursuitify.utils import call_events
+from pursuitify.utils import frames
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -188,7 +188,7 @@ class Watch:
         tells of such a call, so every call of Python is watched, which makes tracing several times
         slower. ``any_of_a_user`` tells whether there is such a Function at all.
         """
-        with call_events.noted(self._see):
+        with frames.noted(self._see):
             yield
 
     def _see(self, frame: FrameType, event: str, arg: Any) -> None:

@@ -30,14 +30,12 @@ from pursuitify.compiler.tracing.proxies import (
     TracedSizes,
     TracedTensor,
     Unnamed,
-    looked_up_in,
-    receiving_call,
 )
 from pursuitify.compiler.tracing.size_branches import EXAMPLE, Choices, Judge
 from pursuitify.compiler.tracing.sizes import Answers, UnknownError, reads
 from pursuitify.rules import preprocessing, split_ops
 from pursuitify.rules.functions import Applied
-from pursuitify.utils import option_checks, patched_methods, torch_internals
+from pursuitify.utils import frames, option_checks, patched_methods, torch_internals
 
 LeafModule = type[nn.Module] | str
 #: What is not traced into: module types, paths of modules, functions of a user's rules.
@@ -300,7 +298,7 @@ class Tracer(fx.Tracer):
             return
         if self.type_of(obj) in (torch.dtype, torch.device, torch.layout, str, bool):
             return  # of which there are few: all are tried
-        container = looked_up_in(frame)
+        container = frames.looked_up_in(frame)
         kind = next((k for k in type_questions.KEYED if issubclass(type(container), k)), None)
         if kind is not None:
             keys = [*kind.__iter__(container)]
@@ -321,7 +319,7 @@ class Tracer(fx.Tracer):
             frame: The frame whose f-string it is for. A text that goes to an assertion and nowhere
                 else is a message, on which the forward does not depend.
         """
-        call = None if frame is None or self.is_over else receiving_call(frame)
+        call = None if frame is None or self.is_over else frames.receiving_call(frame)
         if frame is not None and call is not None:
             message = frame, call, frame.f_lasti
             if message in self._messages:  # of a call before this one, which was no assertion

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from pursuitify.utils import call_events
+from pursuitify.utils import frames
 
 
 def called() -> int:
     return len("four")
 
 
-def seen_by(names: list[str]) -> call_events.Note:
+def seen_by(names: list[str]) -> frames.Note:
     def note(frame: FrameType, event: str, arg: Any) -> None:
         if event == "call":
             names.append(frame.f_code.co_name)
@@ -29,7 +29,7 @@ def seen_by(names: list[str]) -> call_events.Note:
 def test_calls_are_noted_inside_alone() -> None:
     names: list[str] = []
     called()
-    with call_events.noted(seen_by(names)) as noted:
+    with frames.noted(seen_by(names)) as noted:
         called()
     called()
     assert noted
@@ -40,8 +40,8 @@ def test_calls_are_noted_inside_alone() -> None:
 def test_watches_inside_each_other_both_see() -> None:
     outer: list[str] = []
     inner: list[str] = []
-    with call_events.noted(seen_by(outer)):
-        with call_events.noted(seen_by(inner)):
+    with frames.noted(seen_by(outer)):
+        with frames.noted(seen_by(inner)):
             called()
         called()
     assert (outer.count("called"), inner.count("called")) == (2, 1)
@@ -51,7 +51,7 @@ def test_a_profiler_written_in_c_is_off_meanwhile_and_goes_on() -> None:
     names: list[str] = []
     with cProfile.Profile() as profile:
         held = sys.getprofile()
-        with call_events.noted(seen_by(names)) as noted:
+        with frames.noted(seen_by(names)) as noted:
             called()
         assert sys.getprofile() is held
         "after".upper()
@@ -63,6 +63,6 @@ def test_a_profiler_written_in_c_is_off_meanwhile_and_goes_on() -> None:
 
 
 def test_an_error_ends_the_watch() -> None:
-    with pytest.raises(KeyError), call_events.noted(lambda *_: None):
+    with pytest.raises(KeyError), frames.noted(lambda *_: None):
         raise KeyError
     assert sys.getprofile() is None
