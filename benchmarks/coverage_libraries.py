@@ -55,7 +55,7 @@ COLUMNS = ("family", "listed", "ReLU family", *_OURS, "faults", "why not")
 EXPLANATION = f"""
 *Converted* (proven) networks were run through `net.verify` and compared with their source at
 T = 0, in evaluation and in training mode, and took one sweep; with `example_inputs` where a branch
-on sizes was guessed wrong without them, and said so. The sweep of the smallest of most families takes
+on sizes was guessed wrong without them, and said so. The sweep of most families' smallest takes
 steps by proven bounds of all norms, those of the others adaptive steps. Networks of more than
 {MOST_PARAMETERS // 10**6} million parameters are *too large*: `explain` says that they convert,
 which was not run. *Does not run*: it would convert, and its source takes no single image that we

@@ -27,6 +27,7 @@ from pursuitify.compiler.tracing import (
 )
 from pursuitify.compiler.tracing.contexts import Watch
 from pursuitify.compiler.tracing.proxies import (
+    Factories,
     TracedSizes,
     TracedTensor,
     Unnamed,
@@ -82,6 +83,7 @@ class Tracer(fx.Tracer):
         unseen: What was handed to C++ past torch.fx; empty if nothing was.
         answers: What stands for sizes where Python asks for their hash or their text.
         is_over: Whether the trace has ended.
+        factories: What sees the calls that make a new tensor of traced sizes.
     """
 
     proxy_buffer_attributes = True
@@ -112,6 +114,7 @@ class Tracer(fx.Tracer):
         self.unseen = ""
         self.answers = Answers() if answers is None else answers
         self.is_over = False
+        self.factories = Factories(self)
         # Texts: the frame of each, and the offsets there of the call that gets it, which was not
         # seen to be an assertion so far, and of what formats it.
         self._messages: list[tuple[FrameType, range, int]] = []
@@ -123,9 +126,11 @@ class Tracer(fx.Tracer):
             self._tensors = {m: _tensors_of(m) for m in root.modules()}
             self._settings = {m: hidden_state.settings(m) for m in root.modules()}
             watching = self.watch.constants() if self._every_call else contextlib.nullcontext()
+            self.factories = Factories(self)
             try:
-                with watching:
+                with watching, self.factories:
                     graph = super().trace(root, concrete_args)
+                self.factories.check()
             finally:
                 self.is_over = True
                 if self._messages:  # of a call that was no assertion
@@ -177,10 +182,12 @@ class Tracer(fx.Tracer):
     def _forget_message(self, assertion: Any) -> None:
         """Note that texts were the message of an assertion, which is being called."""
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_code is not assertion.__code__:
+        outermost = None  # a mode has the assertion call itself once more
+        while frame is not None:
+            outermost = frame if frame.f_code is assertion.__code__ else outermost
             frame = frame.f_back
-        if frame is not None and frame.f_back is not None:
-            caller = frame.f_back
+        if outermost is not None and outermost.f_back is not None:
+            caller = outermost.f_back
             self._messages = [
                 (place, call, step)
                 for place, call, step in self._messages
@@ -420,7 +427,7 @@ class Tracer(fx.Tracer):
         return value
 
     @property
-    def _aside(self) -> bool:
+    def is_aside(self) -> bool:
         """Whether a module runs as it is, whatever torch.fx has put in the place of its call.
 
         torch.fx replaces ``nn.Module.__call__`` and ``__getattr__`` for all threads. What another
@@ -439,8 +446,8 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:
-        """Record or enter a module; see ``_aside``."""
-        if self._aside or self._is_made_in_forward(m):
+        """Record or enter a module; see ``is_aside``."""
+        if self.is_aside or self._is_made_in_forward(m):
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         leaf = self.is_leaf_module(m, path)
@@ -492,8 +499,8 @@ class Tracer(fx.Tracer):
         )
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """Return a proxy of a parameter or buffer; see ``_aside``."""
-        if self._aside:
+        """Return a proxy of a parameter or buffer; see ``is_aside``."""
+        if self.is_aside:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
