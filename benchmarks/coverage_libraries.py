@@ -241,7 +241,8 @@ def measure(library: str, options: argparse.Namespace, measured: str) -> None:
     smallest, rest = ([], ranks) if options.cheap else (ranks[:1], ranks[1:])
     if options.cheap:
         sizes = {result.network: result.parameters for result in known}
-        rest = [sorted((n for rank in rest for n in rank), key=sizes.__getitem__)]
+        twins = {n: "+" in n.name for rank in rest for n in rank}  # the same with checkpointing
+        rest = [sorted(twins, key=lambda n: (twins[n], sizes[n]))]
     for chosen, wanted, bounds in (
         (smallest, {LISTED, *again}, True),
         (rest, {LISTED, *again}, False),
