@@ -146,7 +146,8 @@ def _refusals(results: Sequence[Result]) -> list[str]:
     rows = []
     for operation, names in sorted(networks.items(), key=lambda item: -len(item[1])):
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-        cells = (operation, str(len(names)), shown, reasons[operation])
+        why = textwrap.shorten(reasons[operation], 160, placeholder=" ...")
+        cells = (operation, str(len(names)), shown, why)
         rows.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     return rows
 
@@ -184,8 +185,30 @@ def _library(library: str, results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def page(found: Mapping[Network, tuple[Result, str]]) -> str:
-    """Return the page: counts, then one table per library with one row per family."""
+EARLIER = ", of an earlier measurement"
+
+
+def _earlier(text: str, present: Sequence[str]) -> list[str]:
+    """Return the sections of a page on libraries that the results do not hold.
+
+    Their results were lost, and they stay until they are measured again.
+    """
+    lines = []
+    for section in text.split("\n## ")[1:]:
+        heading, _, body = section.partition("\n")
+        if heading.removesuffix(EARLIER) not in present:
+            body = body.partition("\nMeasured with ")[0].rstrip()
+            lines += ["", f"## {heading.removesuffix(EARLIER)}{EARLIER}", *body.split("\n")]
+    return lines
+
+
+def page(found: Mapping[Network, tuple[Result, str]], before: str = "") -> str:
+    """Return the page: counts, then one table per library with one row per family.
+
+    Args:
+        found: Result and revision of every network.
+        before: The page as it stands, for the libraries of which there are no results.
+    """
     by_library: dict[str, list[Result]] = defaultdict(list)
     for result, _ in found.values():
         by_library[result.network.library].append(result)
@@ -211,10 +234,11 @@ def page(found: Mapping[Network, tuple[Result, str]]) -> str:
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += [
         "",
-        *textwrap.wrap(EXPLANATION, 99),
+        *textwrap.wrap(EXPLANATION.strip(), 99, break_on_hyphens=False),
     ]
     for library in present:
         lines += _library(library, by_library[library])
+    lines += _earlier(before, present)
     versions = [f"{library} {importlib.metadata.version(library)}" for library in present]
     return "\n".join(
         [*lines, "", f"Measured with torch {torch.__version__}, {', '.join(versions)}.", ""]
@@ -266,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.page:
         compact(options.results)
-        PAGE.write_text(page(read(options.results)))
+        PAGE.write_text(page(read(options.results), PAGE.read_text()))
         return 0
     measured = revision()
     for library in options.library:
