@@ -186,7 +186,7 @@ class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tens
         what = f"the traced value '{traced[0].node.name}'" if traced else "a traced value"
         reason = (
             f"the forward hands {what} to code that torch.fx does not see and that asks for its "
-            f"numbers or sizes ({func}): torch.tensor(x) or Variable(x), a scripted function, "
+            f"numbers or sizes ({func}): torch.tensor(x), a scripted function, "
             "torch.func or a C++ extension. Leave it out, or put it into a module of its own"
         )
         for value in traced:
