@@ -246,7 +246,7 @@ def _called(at: _Scope, i: int) -> Any:
     if not before:
         return UNSEEN
     stored = {s.argval for s in at.steps if s.opname.startswith("STORE_")}
-    last, owned = before[-1], before[-1].opname == "LOAD_METHOD" or _is_method(before[-1])
+    last, owned = before[-1], before[-1].opname == "LOAD_METHOD" or is_method(before[-1])
     chain = before[:-1] if owned else before
     value = _read(chain, at.held, at.scope, stored)
     if not owned or value is UNSEEN:
@@ -299,7 +299,7 @@ def _catches(code: CodeType) -> bool:
 def _method_of_text(at: _Scope, i: int) -> bool:
     """Whether the i-th instruction calls ``format`` or ``join`` of a text that the code holds."""
     before = _without(at.steps[:i], at.steps[i].arg or 0)
-    if len(before) < 2 or not (before[-1].opname == "LOAD_METHOD" or _is_method(before[-1])):
+    if len(before) < 2 or not (before[-1].opname == "LOAD_METHOD" or is_method(before[-1])):
         return False
     owner, method = before[-2], before[-1].argval
     return isinstance(owner.argval, str) and owner.opname == "LOAD_CONST" and method in _OF_TEXT
@@ -349,7 +349,7 @@ def _read(
     while steps and steps[-1].opname == "LOAD_ATTR":
         names.append(str(steps[-1].argval))
         steps = steps[:-1]
-    if not steps or steps[-1].opname not in _LOADS or steps[-1].argval in stored:
+    if not steps or steps[-1].opname not in LOADS or steps[-1].argval in stored:
         return UNSEEN
     step, name = steps[-1], str(steps[-1].argval)
     if step.opname in {"LOAD_GLOBAL", "LOAD_NAME"}:
@@ -365,7 +365,7 @@ def _read(
 UNSEEN = object()
 #: Instructions that hash what they put into a container, or take out: nothing is looked up.
 _STORES = {"STORE_SUBSCR", "DELETE_SUBSCR", "SET_ADD", "MAP_ADD", "SET_UPDATE", "DICT_UPDATE"}
-_LOADS = {
+LOADS = {
     "LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_DEREF", "LOAD_GLOBAL", "LOAD_NAME",
 }  # fmt: skip
 
@@ -388,20 +388,20 @@ def looked_up_in(frame: FrameType) -> Any:
     if step.opname in _STORES or step.opname.startswith("BUILD_"):
         return None
     if step.opname == "CONTAINS_OP":
-        return _held(steps[:at], frame)
+        return held(steps[:at], frame)
     if step.opname in {"BINARY_SUBSCR", "BINARY_OP"}:
-        return _held(_below(steps[:at], 1), frame)
+        return held(below(steps[:at], 1), frame)
     if not step.opname.startswith(("CALL", "PRECALL")):
         return UNSEEN
     spread = step.opname == "CALL_FUNCTION_EX"  # f(*args): a tuple, and a dict if the flag says so
-    called = _below(steps[:at], 1 + ((step.arg or 0) & 1) if spread else step.arg or 0)
-    if called and (called[-1].opname == "LOAD_METHOD" or _is_method(called[-1])):
-        owner = _held(called[:-1], frame)
+    called = below(steps[:at], 1 + ((step.arg or 0) & 1) if spread else step.arg or 0)
+    if called and (called[-1].opname == "LOAD_METHOD" or is_method(called[-1])):
+        owner = held(called[:-1], frame)
         if issubclass(type(owner), (dict, set, frozenset)):
             return owner
         function = inspect.getattr_static(owner, str(called[-1].argval), UNSEEN)
     else:
-        function = _held(called, frame)
+        function = held(called, frame)
     if issubclass(type(function), (staticmethod, classmethod)):
         function = function.__func__
     cached = issubclass(type(function), type(functools.lru_cache(lambda: None)))
@@ -409,12 +409,12 @@ def looked_up_in(frame: FrameType) -> Any:
     return None if cached or stores else UNSEEN
 
 
-def _is_method(step: dis.Instruction) -> bool:
+def is_method(step: dis.Instruction) -> bool:
     """Whether an instruction takes a method off an object to call it: so from Python 3.12 on."""
     return step.opname == "LOAD_ATTR" and sys.version_info >= (3, 12) and bool((step.arg or 0) & 1)
 
 
-def _below(steps: list[dis.Instruction], count: int) -> list[dis.Instruction]:
+def below(steps: list[dis.Instruction], count: int) -> list[dis.Instruction]:
     """Return instructions without the last ones, which put so many values on the stack."""
     while count > 0 and steps:
         count -= dis.stack_effect(steps[-1].opcode, steps[-1].arg)
@@ -422,13 +422,13 @@ def _below(steps: list[dis.Instruction], count: int) -> list[dis.Instruction]:
     return steps
 
 
-def _held(steps: list[dis.Instruction], frame: FrameType) -> Any:
+def held(steps: list[dis.Instruction], frame: FrameType) -> Any:
     """Return the value that the last instructions read from names; ``UNSEEN`` for another one."""
     names: list[str] = []
     while steps and steps[-1].opname == "LOAD_ATTR":
         names.append(str(steps[-1].argval))
         steps = steps[:-1]
-    if not steps or steps[-1].opname not in _LOADS:
+    if not steps or steps[-1].opname not in LOADS:
         return UNSEEN
     name = steps[-1].argval
     value = frame.f_locals.get(name, frame.f_globals.get(name, getattr(builtins, name, UNSEEN)))

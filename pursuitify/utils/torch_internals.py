@@ -166,6 +166,11 @@ def asks_dimensions(operation: object) -> bool:
     return operation is torch.ops.aten.dim.default
 
 
+def detaches(operation: object) -> bool:
+    """Return whether an operation below autograd is that of ``x.detach()``."""
+    return operation is torch.ops.aten.detach.default
+
+
 def version_of(value: Tensor) -> int:
     """Return how often a tensor was written into, past what its subclass makes of the question.
 

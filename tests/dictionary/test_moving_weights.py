@@ -325,7 +325,7 @@ def test_bounds_may_be_switched_between_calls(model: Callable[[], nn.Module]) ->
         else torch.rand(2, 2, 4, 4)
     )
     with torch.no_grad():
-        found = {}
+        found: dict[str, Tensor] = {}
         for bounds in ("any size", "image", "any size", "image"):
             net.norm_bounds = bounds
             again = found.setdefault(bounds, net(x))

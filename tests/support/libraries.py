@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pursuitify import PursuitifyError, explain, pursuitify
+from pursuitify import PursuitifyError, PursuitNetwork, explain, pursuitify
 from pursuitify.compiler.tracing.size_branches import EXAMPLE
 from pursuitify.conversion.report import Report
-from pursuitify.errors import InputError
+from pursuitify.errors import InputError, Problem
 from tests.support.agreement import error
 
 LIBRARIES = ("timm", "segmentation_models_pytorch", "monai", "pytorchcv", "efficientnet_pytorch")
@@ -39,8 +39,6 @@ TOLERANCE = 1e-5
 #: Sizes of the image, smallest first: the first at which the source itself runs in both modes.
 SIZES = (32, 64, 128, 224, 256, 299, 480)
 _MARK = "@examined "
-#: Options of the child process.
-_EXPLAIN, _RELU = "--explain", "--relu"
 #: Types of modules that put a network outside the ReLU family, by name: libraries have their own.
 _FOREIGN = frozenset({
     "GELU", "GELUTanh", "GELU_", "QuickGELU", "QuickGELUCausal", "SiLU", "Swish",
@@ -81,7 +79,7 @@ class Result:
         network: The network.
         outcome: ``converted``, ``explained`` (it would convert), ``refused``, ``other family``
             (refused, with modules or operations outside the ReLU family, softmax among them),
-            ``other family, not explained``,
+            ``other family, not explained``, ``not examined``,
             ``not built``, ``too large`` or ``does not run`` (explained alone), or a fault:
             ``died``, ``untyped``, ``too long``, ``verify`` (a row does not hold), ``wrong``
             (T = 0 is not the source) or ``late`` (refused when called).
@@ -99,6 +97,8 @@ class Result:
 
 #: The outcome of a network outside the ReLU family that was counted alone.
 COUNTED = "other family, not explained"
+#: The outcome of a network that was only listed: no module puts it outside the ReLU family.
+LISTED = "not examined"
 FAULTS = frozenset({"died", "untyped", "too long", "verify", "wrong", "late"})
 
 
@@ -437,14 +437,24 @@ def _reason(failure: PursuitifyError) -> str:
     return "; ".join(f"{op}: {why} x{n}"[:200] for (op, why), n in counts.most_common(4))
 
 
-def examine(network: Network, prove: bool = True, others: bool = True) -> Result:
-    """Construct one network and explain it; convert it and prove it in both modes.
+def examine(
+    network: Network,
+    prove: bool = True,
+    others: bool = True,
+    bounds: bool = True,
+    listed_only: bool = False,
+) -> Result:
+    """Construct one network; convert it and prove it in both modes, or explain it.
 
     Args:
         network: The network.
         prove: Whether to convert what can be converted, and to run it.
         others: Whether to explain networks with modules outside the ReLU family; they are
             counted alone where this is false.
+        bounds: Whether the sweep that is run takes steps by proven bounds of every operator's
+            norm, which take half the time of an examination; adaptive steps if not.
+        listed_only: Whether only to count the parameters and to say whether modules put the
+            network outside the ReLU family.
     """
     small = _meta(network)
     try:
@@ -457,56 +467,80 @@ def examine(network: Network, prove: bool = True, others: bool = True) -> Result
     def result(outcome: str, detail: str = "") -> Result:
         return Result(network, outcome, detail, count)
 
+    def refused(problems: Sequence[Problem]) -> Result:
+        found = outside or Counter(p.op for p in problems if p.op in _FOREIGN_OPERATIONS)
+        if found:
+            return result("other family", _names(found))
+        return result("refused", _refusal(problems))
+
     if outside and not others:
-        return result(COUNTED, ", ".join(name for name, _ in outside.most_common(3)))
+        return result(COUNTED, _names(outside))
+    if listed_only:
+        return result(LISTED)
     try:
+        if prove and not outside and count <= MOST_PARAMETERS:
+            del model, small
+            found = _converted(network, "certified" if bounds else "adaptive")
+            return result(*found) if isinstance(found, tuple) else refused(found.problems)
         report = explain(model.eval())
-        if not report.ok and not outside:
-            outside = Counter(p.op for p in report.problems if p.op in _FOREIGN_OPERATIONS)
-        if not report.ok and outside:
-            return result("other family", ", ".join(name for name, _ in outside.most_common(3)))
-        options: dict[str, Any] = {}
-        if not report.ok and EXAMPLE in str(report.problems):
+        if not report.ok and not outside and EXAMPLE in str(report.problems):
             model = build(network)
             with torch.no_grad():
                 x = runs(model, shapes(network, model))
             if x is not None:
-                options = {"example_inputs": x}
-                report = explain(model.eval(), **options)
+                report = explain(model.eval(), example_inputs=x)
         if not report.ok:
-            return result("refused", _refusal(report))
-        if not prove:
-            return result("explained")
-        if count > MOST_PARAMETERS:
-            return result("too large")
-        if small is not None:
-            torch.manual_seed(0)
-            model = build(network)
-        model.eval()
-        with torch.no_grad():
-            x = runs(model, shapes(network, model))
-            if x is None:
-                return result("does not run")
-            kept = {key: value.clone() for key, value in model.state_dict().items()}
-            try:
-                return result(*_proven(model, x, **options))
-            except InputError:  # its branches on sizes were guessed: the example decides them
-                model.load_state_dict(kept)
-                return result(*_proven(model.eval(), x, example_inputs=x))
+            return refused(report.problems)
+        return result("too large" if prove and not outside else "explained")
     except PursuitifyError as failure:
         return result("late", f"{type(failure).__name__}: {_reason(failure)}")
     except Exception as failure:  # the very thing that is looked for
         return result("untyped", f"{type(failure).__name__}: {failure}"[:400])
 
 
-def _refusal(report: Report) -> str:
+def _names(found: Counter[str]) -> str:
+    return ", ".join(name for name, _ in found.most_common(3))
+
+
+def _refusal(problems: Sequence[Problem]) -> str:
     """Return what is refused and why, most frequent first."""
-    counts = Counter((p.op, p.reason) for p in report.problems)
+    counts = Counter((p.op, p.reason) for p in problems)
     return "; ".join(f"{op}: {why}"[:300] for (op, why), _ in counts.most_common(4))
 
 
-def _proven(model: nn.Module, x: torch.Tensor, **options: Any) -> tuple[str, str]:
-    net = pursuitify(model, iterations=1, verify="off", **options)
+@torch.no_grad()
+def _converted(network: Network, steps: str) -> tuple[str, str] | Report:
+    """Convert and prove a network; return outcome and detail, or the report of its refusal."""
+    torch.manual_seed(0)
+    model = build(network).eval()
+    x = runs(model, shapes(network, model))
+    kept = {key: value.clone() for key, value in model.state_dict().items()}
+    options: dict[str, Any] = {}
+    while True:
+        try:
+            net = pursuitify(model, iterations=1, verify="off", steps=steps, **options)
+        except PursuitifyError:
+            report = explain(model, **options)
+            if report.ok:  # then the two do not agree, which is a fault
+                raise
+            guessed = x is not None and not options and EXAMPLE in str(report.problems)
+            if not guessed:
+                return report
+        else:
+            if x is None:
+                return "does not run", ""
+            try:
+                outcome, detail = _proven(net, model, x)
+                return outcome, detail or ", ".join(f"with {name}" for name in options)
+            except InputError:  # its branches on sizes were guessed: the example decides them
+                if options:
+                    raise
+        model.load_state_dict(kept)
+        model.eval()
+        options = {"example_inputs": x}
+
+
+def _proven(net: PursuitNetwork, model: nn.Module, x: torch.Tensor) -> tuple[str, str]:
     for training in (False, True):
         mode = "train" if training else "eval"
         net.train(training)
@@ -529,10 +563,10 @@ def _proven(model: nn.Module, x: torch.Tensor, **options: Any) -> tuple[str, str
         if not training:
             net.iterations = 1
             net(x)
-    return "converted", ", ".join(f"with {name}" for name in options)
+    return "converted", ""
 
 
-def _child(prove: bool, others: bool) -> None:
+def _child(options: dict[str, bool]) -> None:
     """Examine the networks named on stdin, one JSON line each."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -540,7 +574,7 @@ def _child(prove: bool, others: bool) -> None:
         network = Network(**json.loads(line))
         with contextlib.redirect_stdout(sys.stderr):
             began = os.times()
-            found = examine(network, prove, others)
+            found = examine(network, **options)
             ended = os.times()
         found = dataclasses.replace(found, seconds=round(ended.user - began.user, 2))
         print(_MARK + json.dumps(dataclasses.asdict(found)), flush=True)
@@ -549,10 +583,9 @@ def _child(prove: bool, others: bool) -> None:
 class _Child:
     """One child process and its answers."""
 
-    def __init__(self, prove: bool, others: bool) -> None:
-        flags = [flag for flag, on in ((_EXPLAIN, not prove), (_RELU, not others)) if on]
+    def __init__(self, options: dict[str, bool]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.libraries", *flags],
+            [sys.executable, "-m", "tests.support.libraries", json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -591,12 +624,10 @@ class _Child:
         self.process.wait()
 
 
-def sweep(
-    listed: Sequence[Network], prove: bool = True, others: bool = True, per_child: int = 100
-) -> Iterator[Result]:
+def sweep(listed: Sequence[Network], per_child: int = 100, **options: bool) -> Iterator[Result]:
     """Examine networks in child processes, a new one after a death and every ``per_child``.
 
-    ``prove`` and ``others`` are those of ``examine``.
+    The options are those of ``examine``.
     """
     child, asked = None, 0
     try:
@@ -604,7 +635,7 @@ def sweep(
             if child is None or asked >= per_child:
                 if child is not None:
                     child.close()
-                child, asked = _Child(prove, others), 0
+                child, asked = _Child(options), 0
             found = child.ask(network, LONGEST)
             asked += 1
             yield found
@@ -617,4 +648,4 @@ def sweep(
 
 
 if __name__ == "__main__":
-    _child(prove=_EXPLAIN not in sys.argv, others=_RELU not in sys.argv)
+    _child(json.loads(sys.argv[1]))

@@ -12,16 +12,19 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
+from torch.autograd import Variable
 from torch.fx.proxy import Attribute
+from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
 from pursuitify.compiler.bytecode import step_at
+from pursuitify.compiler.call_arguments import called_by, given_to
 from pursuitify.compiler.tracing import nodes
 from pursuitify.errors import TraceError
 from pursuitify.utils import torch_internals
@@ -66,6 +69,18 @@ def _attribute_of_size(value: fx.Proxy, name: str) -> Any:
     return _attribute(value, name)
 
 
+class _NoSize:
+    """This attribute ``__torch_function__`` is not there for what takes sizes alone.
+
+    torch's argument parser then takes the value for a number, and ``Factories`` sees the call.
+    """
+
+    def __get__(self, value: Any, owner: type) -> Any:
+        if value is not None and value.tracer.factories.takes(called_by(sys._getframe(1))):
+            raise AttributeError("__torch_function__")
+        return vars(fx.Proxy)["__torch_function__"].__get__(value, owner)
+
+
 class _Number:
     """This mixin records what Python calls by a method of a number, such as round().
 
@@ -73,8 +88,11 @@ class _Number:
     """
 
     tracer: Any
+    __torch_function__ = _NoSize()
 
     def __index__(self) -> int:
+        if self.tracer.factories.expects(called_by(sys._getframe(1))):
+            return 1  # see ``Factories``
         return operator.index(self.tracer.number_of(self))
 
     def __int__(self) -> int:
@@ -155,7 +173,7 @@ class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tens
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> int:
+    ) -> Any:
         """Refuse what reached C++ without torch.fx seeing it: it would work on no values.
 
         How many dimensions a value has is what torch's own argument parser asks, to see whether it
@@ -165,10 +183,12 @@ class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tens
         if torch_internals.asks_dimensions(func):
             return 1
         traced = [a for a in args if isinstance(a, fx.Proxy)]
+        if torch_internals.detaches(func) and called_by(sys._getframe(1)) is Variable:
+            return traced[0].detach()  # code of old wraps every tensor: Variable(x) is x.detach()
         what = f"the traced value '{traced[0].node.name}'" if traced else "a traced value"
         reason = (
             f"the forward hands {what} to code that torch.fx does not see and that asks for its "
-            f"numbers or sizes ({func}): torch.tensor(x) or Variable(x), a scripted function, "
+            f"numbers or sizes ({func}): torch.tensor(x), a scripted function, "
             "torch.func or a C++ extension. Leave it out, or put it into a module of its own"
         )
         for value in traced:
@@ -193,9 +213,13 @@ class TracedTensor(TracedValue, Tensor):  # type: ignore[misc]  # Proxy and Tens
             raise TypeError(f"the forward asks for {name!r} of a traced tensor, which may be None")
         if not hasattr(Tensor, name):
             raise AttributeError  # Python goes on to __getattr__
+        if name == "data":  # what shares its memory and has no derivative
+            return self.tracer.create_proxy("call_method", "detach", (self,), {})
         if name in _TENSORS:
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
-        return _attribute(self, name)
+        read = _attribute(self, name)
+        tracer: Any = self.tracer
+        return tracer.factories.stand_in(read, name, sys._getframe(1))
 
     def __getattr__(self, k: str) -> Any:
         """Record an attribute that no tensor has, unless it is asked whether there is one."""
@@ -352,3 +376,104 @@ class _Attribute(_Number, _Answering, Attribute):
 # ``case (b, c, h, w)`` asks for this, and then for a length, which raises where it is unknown.
 for _kind in (TracedSizes, _Attribute):
     Sequence.register(_kind)
+
+
+#: Functions that make a tensor of these sizes; the first argument, or all of them, are sizes.
+SIZED = (torch.zeros, torch.ones, torch.full, torch.empty, torch.rand, torch.randn)
+#: Functions that make a tensor with the dtype and on the device that they are told.
+FACTORIES = (*SIZED, torch.tensor, torch.arange, torch.eye, torch.linspace)
+#: What is handed over in the place of a traced value that torch's argument parser would not take.
+_STAND_INS: dict[str, Callable[[], Any]] = {
+    "dtype": lambda: torch.complex32,
+    "device": lambda: torch.device("meta"),
+}
+
+
+class Factories(TorchFunctionMode):
+    """Records ``torch.zeros(x.size(0), 4, device=x.device)`` and its kin while a forward is traced.
+
+    No argument is a tensor there, so torch.fx does not see the call; this mode does. But first
+    torch's argument parser has to take what the function is called with. It asks the first size
+    for a number: any will do, the mode gets the traced size itself. It wants a true dtype and a
+    true device: one of ours is given, where the code shows that they go to such a function and
+    nowhere else (``call_arguments.given_to``), and the mode puts the traced one into its place.
+    """
+
+    def __init__(self, tracer: Any) -> None:
+        super().__init__()
+        self._tracer = tracer
+        self._given: list[tuple[FrameType, str, Any, fx.Proxy]] = []
+        self._awaited, self._is_on = "", False
+
+    def expects(self, function: Any) -> bool:
+        """Whether a number of no meaning may be told, which a function asks of a traced size."""
+        known = self.takes(function)
+        if known:
+            self._awaited = function.__name__
+        return known
+
+    def takes(self, function: Any) -> bool:
+        """Whether a function takes sizes, and its calls are recorded."""
+        return self._is_on and any(function is sized for sized in SIZED)
+
+    def stand_in(self, read: fx.Proxy, name: str, frame: FrameType) -> Any:
+        """Return a traced attribute of a tensor, or what stands in for it.
+
+        Args:
+            read: The attribute.
+            name: Its name.
+            frame: The frame whose code reads it.
+        """
+        if name not in _STAND_INS or not self._is_on:
+            return read
+        gets = given_to(frame)
+        if not gets or not all(
+            keyword == name and any(function is factory for factory in FACTORIES)
+            for function, keyword in gets
+        ):
+            return read
+        given = _STAND_INS[name]()
+        self._given.append((frame, name, given, read))
+        return given
+
+    def check(self) -> None:
+        """Refuse a forward that has torch's own function run on a number of no meaning."""
+        if self._awaited:
+            raise TraceError(
+                f"the forward calls torch.{self._awaited} with traced sizes where torch hides it "
+                "from the trace: make the new tensor from one that is there, x.new_zeros(...)"
+            )
+
+    def __enter__(self) -> Factories:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self._is_on = True
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._is_on = False
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Record a call that has traced sizes, a traced dtype or device; run any other."""
+        kwargs = kwargs or {}
+        if not any(func is factory for factory in FACTORIES) or self._tracer.is_aside:
+            return func(*args, **kwargs)
+        self._awaited = ""
+        caller = sys._getframe(1)
+        put = {
+            name: read
+            for frame, name, given, read in self._given
+            if frame is caller and kwargs.get(name) is given
+        }
+        sizes = [*args, *kwargs.values()] if any(func is sized for sized in SIZED) else []
+        traced: list[Any] = []
+        fx.node.map_aggregate(sizes, lambda a: traced.append(a) if _is_proxy(a) else None)
+        if not put and not traced:
+            return func(*args, **kwargs)
+        return self._tracer.create_proxy("call_function", func, args, {**kwargs, **put})
+
+
+def _is_proxy(value: Any) -> bool:
+    return issubclass(type(value), fx.Proxy)

@@ -742,7 +742,9 @@ def _advice(error: Exception, model: nn.Module, frames: traceback.StackSummary) 
     if isinstance(error, TypeError) and named and named[1] in _FACTORIES:
         name = named[1]
         return (
-            f"torch.{name} takes no sizes that are read from a tensor while it is traced. Make the "
+            f"torch.{name} is given what is read from a tensor, in a way that cannot be traced: "
+            "zeros, ones, full, empty, rand and randn may take sizes, and dtype= and device= may "
+            "be x.dtype and x.device, or names that only such calls read. Otherwise make the "
             "new tensor from one that is there: x.new_zeros(x.size(0), ...), x.new_ones, "
             "x.new_full, torch.zeros_like(x); for random numbers torch.rand_like(x) or "
             "x.new_empty(x.size(0), ...).bernoulli_(p)"

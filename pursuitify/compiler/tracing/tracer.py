@@ -27,6 +27,7 @@ from pursuitify.compiler.tracing import (
 )
 from pursuitify.compiler.tracing.contexts import Watch
 from pursuitify.compiler.tracing.proxies import (
+    Factories,
     TracedSizes,
     TracedTensor,
     Unnamed,
@@ -82,6 +83,7 @@ class Tracer(fx.Tracer):
         unseen: What was handed to C++ past torch.fx; empty if nothing was.
         answers: What stands for sizes where Python asks for their hash or their text.
         is_over: Whether the trace has ended.
+        factories: What sees the calls that make a new tensor of traced sizes.
     """
 
     proxy_buffer_attributes = True
@@ -112,6 +114,7 @@ class Tracer(fx.Tracer):
         self.unseen = ""
         self.answers = Answers() if answers is None else answers
         self.is_over = False
+        self.factories = Factories(self)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace as if nothing surrounded the conversion, and watch what the forward opens."""
@@ -120,9 +123,11 @@ class Tracer(fx.Tracer):
             self._tensors = {m: _tensors_of(m) for m in root.modules()}
             self._settings = {m: hidden_state.settings(m) for m in root.modules()}
             watching = self.watch.constants() if self._every_call else contextlib.nullcontext()
+            self.factories = Factories(self)
             try:
-                with watching:
+                with watching, self.factories:
                     graph = super().trace(root, concrete_args)
+                self.factories.check()
             finally:
                 self.is_over = True
             for module, path in self._called.items():  # what is set after the call is for the next
@@ -403,7 +408,7 @@ class Tracer(fx.Tracer):
         return value
 
     @property
-    def _aside(self) -> bool:
+    def is_aside(self) -> bool:
         """Whether a module runs as it is, whatever torch.fx has put in the place of its call.
 
         torch.fx replaces ``nn.Module.__call__`` and ``__getattr__`` for all threads. What another
@@ -422,8 +427,8 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:
-        """Record or enter a module; see ``_aside``."""
-        if self._aside or self._is_made_in_forward(m):
+        """Record or enter a module; see ``is_aside``."""
+        if self.is_aside or self._is_made_in_forward(m):
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         leaf = self.is_leaf_module(m, path)
@@ -475,8 +480,8 @@ class Tracer(fx.Tracer):
         )
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """Return a proxy of a parameter or buffer; see ``_aside``."""
-        if self._aside:
+        """Return a proxy of a parameter or buffer; see ``is_aside``."""
+        if self.is_aside:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 

@@ -58,7 +58,7 @@ def test_what_torch_does_not_see_is_named() -> None:
             self.fc = nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return F.relu(self.fc(torch.autograd.Variable(F.relu(self.fc(x)))))
+            return F.relu(self.fc(torch.tensor(F.relu(self.fc(x)))))
 
     with pytest.raises(TraceError, match="the traced value 'relu' to code that torch"):
         pursuitify(Net())
