@@ -78,6 +78,8 @@ MEANS = {
     "stationary": Means(STATIONARY),
     "encoder layout, stationary": Means({**ENCODER, **STATIONARY}),
     "encoder layout, half stationary": Means({**ENCODER, **STATIONARY, "stationary_share": 0.5}),
+    "encoder layout, 0.4 stationary": Means({**ENCODER, **STATIONARY, "stationary_share": 0.4}),
+    "encoder layout, 0.3 stationary": Means({**ENCODER, **STATIONARY, "stationary_share": 0.3}),
     "encoder layout, stationary, gains": Means({**ENCODER, **STATIONARY}, gains=True),
     "balance": Means({**PAPER, "balance": True}),
     "step scale": Means(PAPER, thresholds=(1.0,)),
