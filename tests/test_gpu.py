@@ -171,3 +171,11 @@ def test_compiled_with_reduced_overhead() -> None:
         for _ in range(3):
             torch.compiler.cudagraph_mark_step_begin()
             assert error(compiled(x).clone(), expected) <= 1e-4
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_batches_are_moved_to_the_network_that_is_calibrated() -> None:
+    model, x = build_net(ResidualNet, "cuda")
+    net = pursuitify(model, iterations=2, calibrate=[x.cpu()])
+    assert net.calibration.samples == len(x)

@@ -33,6 +33,7 @@ def calibrate(
     ] = None,
     solver: shared.SOLVER = None,
     steps: shared.RULE = None,
+    device: shared.DEVICE = None,
     normalise: shared.NORMALISE = False,
     root: shared.ROOT = None,
     download: shared.DOWNLOAD = False,
@@ -73,12 +74,23 @@ def calibrate(
         options: Any = {"solver": solver, "steps": steps}
         given = {option: value for option, value in options.items() if value is not None}
         net = pursuitify(
-            model, sweeps, layout=form, calibrate=batches, progress=not as_json, **given
+            model.to(shared.device_of(device)),
+            sweeps,
+            layout=form,
+            calibrate=batches,
+            progress=not as_json,
+            **given,
         )
         report = net.calibration
     else:
         net = shared.converted(
-            model, subject.checkpoint, layout, iterations, solver=solver, steps=steps
+            model,
+            subject.checkpoint,
+            layout,
+            iterations,
+            solver=solver,
+            steps=steps,
+            device=device,
         )
         kept = net.compiled_program.layout
         if kept != "encoder":

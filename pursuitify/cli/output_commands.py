@@ -31,6 +31,7 @@ def plot(
     layout: shared.LAYOUT = None,
     solver: shared.SOLVER = None,
     steps: shared.RULE = None,
+    device: shared.DEVICE = None,
     checkpoint: shared.FILE = None,
     weights: shared.WEIGHTS = None,
     classes: shared.CLASSES = None,
@@ -51,6 +52,7 @@ def plot(
         "--iterations": iterations,
         "--solver": solver,
         "--steps": steps,
+        "--device": device,
         "--weights": weights,
     }
     given = [option for option, value in inputs.items() if value is not None]
@@ -62,11 +64,12 @@ def plot(
             "no input, no sweep and no weights. Leave it out, or give --what objective"
         )
     subject = subject_of(name, checkpoint)
-    net = _network(subject, classes, seed, iterations, layout, solver, steps, weights)
+    net = _network(subject, classes, seed, iterations, layout, solver, steps, weights, device)
     if what == "structure":
         plot_structure(net, output)
     else:
-        plot_objective(net.diagnose(torch.rand(2, *subject.shape(shape, size))), output)
+        x = torch.rand(2, *subject.shape(shape, size)).to(shared.device_of(device))
+        plot_objective(net.diagnose(x), output)
     shared.show({"output": str(output), "what": what}, f"wrote {output}: the {what}", as_json)
 
 
@@ -119,8 +122,15 @@ def _network(
     solver: str | None,
     steps: str | None,
     weights: Path | None,
+    device: str | None = None,
 ) -> PursuitNetwork:
     model = shared.own_model(subject, classes, seed, weights)
     return shared.converted(
-        model, subject.checkpoint, layout, iterations, solver=solver, steps=steps
+        model,
+        subject.checkpoint,
+        layout,
+        iterations,
+        solver=solver,
+        steps=steps,
+        device=device,
     )

@@ -257,7 +257,9 @@ def calibrate(
         raise OptionError("threshold_scales is empty")
     # At a step of 0 no threshold is ever applied: one trial stands for all.
     pairs = [(0.0, thresholds[0]), *itertools.product(steps[1:], thresholds)]
+    place = next((p.device for p in net.parameters()), torch.device("cpu"))
     inputs = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+    inputs = [x.to(place) if isinstance(x, Tensor) else x for x in inputs]
     if not inputs:
         raise InputError("there is no batch to calibrate on")
     counts = sorted({t for t in (*COUNTS, net.iterations) if 0 < t <= net.iterations})

@@ -27,7 +27,7 @@ from torch.utils.data import (
 from pursuitify.data import Images, forms
 from pursuitify.data.forms import Batch, Rows
 from pursuitify.errors import DataError, OptionError
-from pursuitify.training import seeding
+from pursuitify.training.config import Draw
 from pursuitify.utils import option_checks, random_state
 from pursuitify.utils.fingerprint import of_sample
 
@@ -237,7 +237,7 @@ class _Seeded(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Batch:
         """Return a sample; it draws from generators that are seeded here and belong to nobody."""
-        random_state.seed_all(seeding.derived(self._seed, seeding.ITEM, self.epoch, index))
+        random_state.seed_all(random_state.derived(self._seed, Draw.ITEM, self.epoch, index))
         x, y = forms.pair(self._inner[index], f"sample {index} of {self._name}")
         return (x if self._augment is None else self._augment(x)), y
 
@@ -292,7 +292,7 @@ class _Indexed:
         order = torch.arange(self._count)
         if self._train:
             generator = torch.Generator()
-            generator.manual_seed(seeding.derived(self._seed, seeding.ORDER, epoch))
+            generator.manual_seed(random_state.derived(self._seed, Draw.ORDER, epoch))
             order = torch.randperm(self._count, generator=generator)
         whole = torch.split(order, self._size)[start : self.length]
         parts = [self._share.of(part, self._train) for part in whole]
@@ -366,7 +366,7 @@ class _Streamed:
         return self._read(epoch, start)
 
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
-        stream = random_state.RandomStream(seeding.derived(self._seed, seeding.SOURCE, epoch))
+        stream = random_state.RandomStream(random_state.derived(self._seed, Draw.SOURCE, epoch))
         with stream:
             source = iter(self._rows)
         seen, number = hashlib.blake2b(digest_size=16), 0
@@ -402,8 +402,8 @@ class _Streamed:
 
     def _augmented(self, x: Tensor, epoch: int, number: int) -> Tensor:
         with random_state.kept(cuda=False):
-            keys = (self._seed, seeding.ITEM, epoch, number)
-            random_state.seed_all(seeding.derived(*keys))
+            keys = (self._seed, Draw.ITEM, epoch, number)
+            random_state.seed_all(random_state.derived(*keys))
             changed = [self._augment(one) for one in x]
         try:
             found = default_collate(changed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from pursuitify.errors import OptionError
@@ -30,6 +31,16 @@ OBJECTIVES = ("standard", "pgd", "trades")
 
 
 KEEP = ("best", "last")
+
+
+class Draw(IntEnum):
+    """What random numbers are drawn for.
+
+    Their seed is a function of this, of the option ``seed`` and of where training stands, so that
+    resuming needs no generator's state. The numbers are part of what makes a run repeat.
+    """
+
+    ORDER, ITEM, STEP, ATTACK, PENALTY, SOURCE, NOISE = range(7)
 
 
 #: What may differ between an interrupted run and the one that resumes it.

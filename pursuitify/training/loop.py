@@ -19,10 +19,10 @@ from pursuitify.data.samples import IGNORED, check_labels, labelled
 from pursuitify.errors import CheckpointError, RangeError, TrainingError
 from pursuitify.memory import StepPlan
 from pursuitify.network.pursuit_network import PursuitNetwork
-from pursuitify.training import progress_log, run_identity, seeding
+from pursuitify.training import progress_log, run_identity
 from pursuitify.training.adversarial_inputs import attack, noisy
 from pursuitify.training.batches import Batches
-from pursuitify.training.config import UNLABELLED
+from pursuitify.training.config import UNLABELLED, Draw
 from pursuitify.training.evaluation import Score, score, sums
 from pursuitify.training.optimizer import LearningRateSchedule, set_rate
 from pursuitify.training.run_folder import Output
@@ -218,16 +218,16 @@ def _step(run: TrainingRun, group: list[Batch]) -> None:
     run.optimizer.zero_grad()
     for number, batch in enumerate(group):
         keys = (config.seed, step, number, process)
-        random_state.seed_all(seeding.derived(seeding.STEP, *keys))
+        random_state.seed_all(random_state.derived(Draw.STEP, *keys))
         x, y = (part.to(run.accelerator.device, non_blocking=True) for part in batch)
-        x = noisy(x, config, seeding.derived(seeding.NOISE, *keys))
+        x = noisy(x, config, random_state.derived(Draw.NOISE, *keys))
         pieces, whole = _micro_batches(run.plan, x, y), (int(labelled(y).sum()), len(y))
         norms = run.net.norm_state() if isinstance(run.net, PursuitNetwork) else {}
         for part, (inputs, labels) in enumerate(pieces):
             if part and isinstance(run.net, PursuitNetwork):
                 # Estimates of norms move with every pass: all parts begin at the same, as one does.
                 run.net.restore_norm_state(norms)
-            seed = seeding.derived(seeding.ATTACK, *keys, *([part] if part else []))
+            seed = random_state.derived(Draw.ATTACK, *keys, *([part] if part else []))
             measure = step % config.log_every == 0 and number == part == 0
             last = number == len(group) - 1 and part == len(pieces) - 1
             parts = _step_part(run, inputs, labels, whole, len(group), seed, measure, last)

@@ -15,8 +15,8 @@ from pursuitify.analysis.measures.frame_potential_penalty import FramePotentialP
 from pursuitify.data.samples import check_logits, cross_entropy, right
 from pursuitify.dictionary.structured import StructuredDictionary
 from pursuitify.network.pursuit_network import PursuitNetwork
-from pursuitify.training import seeding
-from pursuitify.training.config import Config
+from pursuitify.training.config import Config, Draw
+from pursuitify.utils import random_state
 
 
 def reconstruction(dictionary: StructuredDictionary, latents: Mapping[str, Tensor]) -> Tensor:
@@ -116,7 +116,7 @@ class TrainingObjective(nn.Module):
         assert isinstance(self.net, PursuitNetwork)
         if self._penalty is None:
             self._penalty = FramePotentialPenalty(self.net, tuple(x.shape[1:]))
-        seed = seeding.derived(self.config.seed, seeding.PENALTY, step)
+        seed = random_state.derived(self.config.seed, Draw.PENALTY, step)
         self._penalty.reseed(seed)
         return self._penalty()
 

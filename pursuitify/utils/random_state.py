@@ -34,6 +34,11 @@ def _has_accelerator() -> bool:
     return torch.cuda.is_available() or torch.accelerator.is_available()
 
 
+def derived(*numbers: int) -> int:
+    """Return a seed of 32 bits that depends on every number."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 @contextmanager
 def kept(cuda: bool = True) -> Iterator[None]:
     """Give the caller's random state back: torch's, NumPy's and Python's.

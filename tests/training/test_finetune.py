@@ -35,7 +35,7 @@ from pursuitify.training.optimizer import LearningRateSchedule
 from tests.support.toy import model, network, rows
 
 #: The module, which the function of its name hides.
-finetune_module = sys.modules["pursuitify.training.finetune"]
+step_plan_module = sys.modules["pursuitify.training.step_plan"]
 
 QUIET = {"progress": False, "batch_size": 8}
 
@@ -361,7 +361,7 @@ def test_reconstruction_against_the_dense_dictionary() -> None:
 
 def free(monkeypatch: pytest.MonkeyPatch, amount: int) -> None:
     """Let the machine have so many bytes free, of which a step may take 90 %."""
-    monkeypatch.setattr(finetune_module, "free_memory", lambda device: amount)
+    monkeypatch.setattr(step_plan_module, "free_memory", lambda device: amount)
 
 
 def needed(net: nn.Module, count: int, **options: Any) -> int:
@@ -523,22 +523,22 @@ class OneProcess:
 @pytest.mark.parametrize(("kind", "sweeps"), [(ChainNet, 0), (ResidualNet, 2)])
 def test_the_rough_count_is_the_larger_one(kind: Any, more: dict[str, Any], sweeps: int) -> None:
     net = pursuitify(kind(3, 10), iterations=sweeps)
-    needs = finetune_module._StepNeeds(net, Config(**more), OneProcess(), torch.empty(4, 3, 8, 8))
+    needs = step_plan_module._StepNeeds(net, Config(**more), OneProcess(), torch.empty(4, 3, 8, 8))
     assert needs.at_most({}, 4) <= needs.roughly(4)
 
 
 def test_a_small_step_is_counted_roughly_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
-    inner = finetune_module._StepNeeds.at_most
+    inner = step_plan_module._StepNeeds.at_most
 
     def at_most(self: Any, options: Any, rows: int) -> int:
         counted.append(rows)
         return inner(self, options, rows)
 
-    monkeypatch.setattr(finetune_module._StepNeeds, "at_most", at_most)
+    monkeypatch.setattr(step_plan_module._StepNeeds, "at_most", at_most)
     net = network(iterations=2)
     probe = rows()[0][:8]
-    rough = finetune_module._StepNeeds(net, Config(), OneProcess(), probe).roughly(8)
+    rough = step_plan_module._StepNeeds(net, Config(), OneProcess(), probe).roughly(8)
     for size, calls in ((rough, []), (rough - 1, [8])):
         free(monkeypatch, math.ceil(size / 0.9))
         finetune(net, rows(), rows(), epochs=1, **QUIET)
@@ -558,7 +558,7 @@ def test_where_nothing_can_be_counted_nothing_is_chosen(monkeypatch: pytest.Monk
     free(monkeypatch, 1000)
     with pytest.warns(MemoryWarning, match="nothing was chosen to save memory"):
         finetune(ReadsValues(), rows(), rows(), epochs=1, **QUIET)
-    monkeypatch.setattr(finetune_module, "free_memory", lambda device: None)
+    monkeypatch.setattr(step_plan_module, "free_memory", lambda device: None)
     with warnings.catch_warnings():
         warnings.simplefilter("error", MemoryWarning)
         finetune(ReadsValues(), rows(), rows(), epochs=1, **QUIET)
