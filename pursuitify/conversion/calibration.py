@@ -222,7 +222,8 @@ def calibrate(
     Args:
         net: The network, in evaluation mode.
         batches: Inputs, as tensors; of a tuple or list (a loader's images and labels) the first
-            entry is taken and the rest not looked at. All are kept in memory.
+            entry is taken and the rest not looked at. All are kept in memory, on the network's
+            device.
         agreement: Least share of predictions (largest logit) that must be the source's.
         divergence: Largest mean KL divergence of the source's class probabilities to the
             network's, in nats; None for any.
