@@ -207,7 +207,7 @@ def _is_parameter_shown(at: _Scope, i: int, called: Any, above: int) -> bool:
     """Whether a function only shows a text, the argument below ``above`` others."""
     held: dict[str, Any] = {}
     function, first = called, 0
-    if isinstance(function, _Bound):
+    if isinstance(function, _BoundMethod):
         function, first = function.function, 1
     if type(function) is not FunctionType or at.depth == _DEPTH or at.steps[i].opname != "CALL":
         return False
@@ -230,7 +230,7 @@ def _is_parameter_shown(at: _Scope, i: int, called: Any, above: int) -> bool:
 
 
 @dataclass(frozen=True)
-class _Bound:
+class _BoundMethod:
     """This record stands for a method of a value: the function, and the value."""
 
     function: Any
@@ -254,7 +254,7 @@ def _called(at: _Scope, i: int) -> Any:
     function = inspect.getattr_static(value, str(last.argval), UNSEEN)
     if type(function) is FunctionType and not isinstance(value, (ModuleType, type)):
         held = getattr(value, "__dict__", {})
-        return function if str(last.argval) in held else _Bound(function, value)
+        return function if str(last.argval) in held else _BoundMethod(function, value)
     return function.__func__ if isinstance(function, staticmethod) else function
 
 
@@ -269,7 +269,7 @@ def _shows(at: _Scope, i: int, called: Any) -> bool:
 
     What ``print`` writes into a file, and what is made by a call whose value is read, is not seen.
     """
-    if isinstance(called, _Bound):
+    if isinstance(called, _BoundMethod):
         called = called.function
     if called is print:
         return "file" not in _keywords(at, i)

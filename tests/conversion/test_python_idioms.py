@@ -25,7 +25,7 @@ KNOWN = {"constant Function"}
 REFUSED = {
     *(() if sys.version_info >= (3, 11) else ("size arithmetic",)),
     "view written", "entry written", "module copied",
-    "is_leaf", "floating", "contiguous asked", "running mean", "random in training", "finfo",
+    "is_leaf", "contiguous asked", "running mean", "random in training", "finfo",
     "finfo of the weight", "no_grad writes", "Function", "dirty Function of a layer",
     "register_hook always", "retain_grad", "derivative", "vmap", "func", "replaced buffer",
     "toggled", "eval inside", "eval and back", "block eval", "eps set", "momentum set",

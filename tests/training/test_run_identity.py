@@ -32,7 +32,7 @@ pytest.importorskip("accelerate")
 from pursuitify import CheckpointError, pursuitify
 from pursuitify.data import Images, content, load_data
 from pursuitify.data.image_folder import Folder
-from pursuitify.training import finetune, loop, run_identity
+from pursuitify.training import finetune, loop, run_folder, run_identity
 from pursuitify.utils import fingerprint
 from pursuitify.utils.atomic_files import read_tensors, write_tensors
 from tests.support.toy import rows
@@ -100,7 +100,7 @@ def half(folder: Path, at: int, **call: Any) -> Any:
 
 
 def between(folder: Path, **call: Any) -> Any:
-    """Train one epoch and stop before the second one begins."""
+    """Train one epoch, the state being saved after it, and stop before the second one begins."""
     inner = loop._epoch
 
     def epoch(run: Any, *rest: Any) -> None:
@@ -110,6 +110,8 @@ def between(folder: Path, **call: Any) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_epoch", epoch)
+        patch.setattr(run_folder, "PAUSE", 0.0)
+        patch.setattr(run_folder, "TIMES", 0.0)
         with pytest.raises(StopError):
             train(folder, **call)
 

@@ -56,7 +56,7 @@ from pursuitify.compiler.tracing.nodes import (
 )
 from pursuitify.compiler.tracing.size_branches import EXAMPLE, Choices, usual_inputs
 from pursuitify.compiler.tracing.sizes import Answers, trials
-from pursuitify.compiler.tracing.tracer import Leaf, LeafModule, Tracer
+from pursuitify.compiler.tracing.tracer import TRANSFORMED, Leaf, LeafModule, Tracer
 from pursuitify.rules import hints
 from pursuitify.utils import patched_methods, training_modes
 
@@ -690,11 +690,7 @@ def _explain(error: Exception, model: nn.Module, tracer: Tracer, example: tuple[
         return f"{where}{error}"
     kind = "TraceError" if tracer.unseen else type(error).__name__
     if any(Path(f.filename).is_relative_to(_TRANSFORMS) for f in frames):
-        return (
-            f"{where}it uses a transform of torch.func (vmap, grad, jvp), which asks in C++ for "
-            "what a traced value does not have. Write the operations for the whole batch, or mark "
-            "the module with leaf_modules=[...] and give it a rule with rules={...}"
-        )
+        return f"{where}{TRANSFORMED}"
     reason = ((tracer.unseen or str(error)).strip().splitlines() or ["no message"])[0].rstrip(".")
     if function is not None:
         return f"{where}{kind}: {reason}. {contexts.MODULE_OF_ITS_OWN}"

@@ -49,6 +49,13 @@ _ASKS_AUTOGRAD = {
     torch.autograd.grad, torch.autograd.backward,
 }  # fmt: skip
 
+#: Why a forward is refused that transforms functions, and what to do.
+TRANSFORMED = (
+    "it uses a transform of torch.func (vmap, grad, jvp) or forward-mode derivatives, which ask in "
+    "C++ for what a traced value does not have. Write the operations for the whole batch, or mark "
+    "the module with leaf_modules=[...] and give it a rule with rules={...}"
+)
+
 
 def _tensors_of(module: nn.Module) -> dict[str, Any]:
     """Return the tensors that a module holds itself, by name."""
@@ -114,6 +121,7 @@ class Tracer(fx.Tracer):
         self.unseen = ""
         self.answers = Answers() if answers is None else answers
         self.is_over = False
+        self._transforms = False
         self.factories = Factories(self)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -124,6 +132,7 @@ class Tracer(fx.Tracer):
             self._settings = {m: hidden_state.settings(m) for m in root.modules()}
             watching = self.watch.constants() if self._every_call else contextlib.nullcontext()
             self.factories = Factories(self)
+            self._transforms = torch_internals.transform_is_active()
             try:
                 with watching, self.factories:
                     graph = super().trace(root, concrete_args)
@@ -161,6 +170,10 @@ class Tracer(fx.Tracer):
                 "the network does not have: take them outside the forward, of the network's output "
                 "or of what net.infer(x) gives"
             )
+        if not self._transforms and torch_internals.transform_is_active():
+            # What it made would be computed without the transform, which the graph does not open.
+            self.graph.erase_node(node)
+            raise errors.TraceError(TRANSFORMED)
         if node.op == "call_function" and _writes_out(node):
             name = getattr(node.target, "__name__", node.target)
             self.graph.erase_node(node)

@@ -86,11 +86,12 @@ def test_steps_give_the_same_numbers_whatever_the_clock_says(
 
 
 def test_steps_follow_from_the_size_of_the_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(min_frame_potential, "_WORK", 8e9)
+    monkeypatch.setattr(min_frame_potential, "_WORK", 1.2e10)
     found = small(steps=None, seeds=2)
     assert found.limits == "steps by the architecture's size"
     steps = {row.name: row.steps for row in found.rows}
     assert steps["chain"] > steps["residual"] > steps["dense"] > 1
+    monkeypatch.setattr(min_frame_potential, "_WORK", 8e9)
     for work, seeds, expected in ((1e9, 2, 5), (1e10, 3, 1), (3e9, 3, 2), (2e9, 1, 2)):
         assert min_frame_potential.steps_for(work, seeds) == expected
 
