@@ -50,9 +50,13 @@ class AuditReport(Shown):
 
     @property
     def verdict(self) -> str:
-        """``no flag raised``, or the flags' names."""
+        """The flags' names, or ``no flag raised``; for a network at chance ``none``, and why."""
         names = list(dict.fromkeys(flag.name for flag in self.flags))
-        return "flags raised: " + ", ".join(names) if names else "no flag raised"
+        if names:
+            return "flags raised: " + ", ".join(names)
+        if self.at_chance:
+            return "none, because the accuracy on clean images cannot be told from guessing"
+        return "no flag raised"
 
     @property
     def images(self) -> int:

@@ -32,6 +32,7 @@ def test_a_network_that_guesses_is_said_to(
     report = AuditReport(setting, {"network": right / images}, (), points, (), (), 0.0)
     assert report.at_chance is at_chance
     assert report.to_dict()["at_chance"] is at_chance
+    assert report.verdict.startswith("none, because" if at_chance else "no flag raised")
     text = " ".join(str(report).split())
     assert (f"cannot be told from guessing among {classes} classes" in text) is at_chance
 
