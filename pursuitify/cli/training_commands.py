@@ -113,6 +113,7 @@ def finetune(
         model, subject.checkpoint, layout, iterations, solver=solver, steps=steps
     )
     shared.check_outputs(net, subject.name, found)
+    typer.echo(str(found).splitlines()[0], err=True)  # also which part was split off another one
     try:
         result = train(
             net,

@@ -6,6 +6,7 @@ import fnmatch
 import functools
 import json
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -243,6 +244,7 @@ def test_ctrl_c_says_how_to_resume(
     result = runner.invoke(app, [*arguments, "--iterations", "1"])
     assert result.exit_code == 130
     assert "--resume" in result.stderr
+    assert re.search(r"images \(.*\d+ train, \d+ val, \d+ test", result.stderr)
     assert (tmp_path / "run" / "state.safetensors").is_file()
 
 
