@@ -1,4 +1,4 @@
-"""What code does with a value, read off the instructions of a frame that runs.
+"""This module reads off the instructions of a running frame what its code does with a value.
 
 A traced value is asked for its hash or its text by Python itself, which says to whom it hands them
 nowhere but in the code that asked.

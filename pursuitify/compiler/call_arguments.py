@@ -1,4 +1,4 @@
-"""To which functions, and by which keywords, code hands a value that it just read.
+"""This module finds the functions, and their keywords, that get a value which code just read.
 
 ``f(y, device=x.device)`` leaves no operation of ``x``: what becomes of the attribute stands in the
 instructions of the frame that reads it, of which ``frame.f_lasti`` is the place.

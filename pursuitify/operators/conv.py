@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -195,15 +195,7 @@ class Conv(LinearMap):
         """Return the weights, and what images of ``size`` use of them."""
         # Sizes are tensors under torch.jit.trace, and symbols where a compiler keeps them open.
         reaches = tuple(
-            Reach.of(int(n), int(k), s, padding, d)
-            for n, k, s, padding, d in zip(
-                self.size,
-                self.weight.shape[2:],
-                self.stride,
-                self.padding,
-                self.dilation,
-                strict=True,
-            )
+            Reach.of(int(n), int(k), s, padding, d) for n, k, s, padding, d in self._dims()
         )
         return self.filter_bank()._replace(reaches=reaches)
 
@@ -230,17 +222,15 @@ class Conv(LinearMap):
         """Say the same, transposed."""
         self._say(into, transposed=True)
 
+    def _dims(self) -> Iterable[tuple[int, int, int, tuple[int, int], int]]:
+        """Return size, taps, stride, padding and dilation per spatial dim."""
+        taps = self.weight.shape[2:]
+        return zip(self.size, taps, self.stride, self.padding, self.dilation, strict=True)
+
     def _say(self, into: Symbols, transposed: bool) -> None:
         windows = [
             into.window(n, (n + low + high - d * (k - 1) - 1) // s + 1, k, s, low, d)
-            for n, k, s, (low, high), d in zip(
-                self.size,
-                self.weight.shape[2:],
-                self.stride,
-                self.padding,
-                self.dilation,
-                strict=True,
-            )
+            for n, k, s, (low, high), d in self._dims()
         ]
         into.weighted(self.weight, self.groups, windows, transposed)
 

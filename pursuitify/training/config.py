@@ -34,7 +34,7 @@ KEEP = ("best", "last")
 
 
 class Draw(IntEnum):
-    """What random numbers are drawn for.
+    """This names what random numbers are drawn for.
 
     Their seed is a function of this, of the option ``seed`` and of where training stands, so that
     resuming needs no generator's state. The numbers are part of what makes a run repeat.

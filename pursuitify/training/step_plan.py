@@ -1,4 +1,4 @@
-"""How a training step is run so that it fits into memory: counted before the first one.
+"""This module plans how training steps fit into memory, which is counted before the first one.
 
 A step that does not fit is run in a memory mode that keeps less, or in micro-batches; the gradients
 are the same.

@@ -91,7 +91,7 @@ class _Number:
     __torch_function__ = _NoSize()
 
     def __index__(self) -> int:
-        if self.tracer.factories.expects(called_by(sys._getframe(1))):
+        if self.tracer.factories.expects(sys._getframe(1)):
             return 1  # see ``Factories``
         return operator.index(self.tracer.number_of(self))
 
@@ -403,13 +403,16 @@ class Factories(TorchFunctionMode):
         super().__init__()
         self._tracer = tracer
         self._given: list[tuple[FrameType, str, Any, fx.Proxy]] = []
-        self._awaited, self._is_on = "", False
+        # Calls that were told a number of no meaning and have not come to the mode, by their place.
+        self._awaited: dict[tuple[FrameType, int], str] = {}
+        self._is_on = False
 
-    def expects(self, function: Any) -> bool:
-        """Whether a number of no meaning may be told, which a function asks of a traced size."""
+    def expects(self, frame: FrameType) -> bool:
+        """Whether the function that code calls may be told a number of no meaning for a size."""
+        function = called_by(frame)
         known = self.takes(function)
         if known:
-            self._awaited = function.__name__
+            self._awaited[frame, frame.f_lasti] = function.__name__
         return known
 
     def takes(self, function: Any) -> bool:
@@ -438,9 +441,9 @@ class Factories(TorchFunctionMode):
 
     def check(self) -> None:
         """Refuse a forward that has torch's own function run on a number of no meaning."""
-        if self._awaited:
+        for name in self._awaited.values():
             raise TraceError(
-                f"the forward calls torch.{self._awaited} with traced sizes where torch hides it "
+                f"the forward calls torch.{name} with traced sizes where torch hides it "
                 "from the trace: make the new tensor from one that is there, x.new_zeros(...)"
             )
 
@@ -460,8 +463,8 @@ class Factories(TorchFunctionMode):
         kwargs = kwargs or {}
         if not any(func is factory for factory in FACTORIES) or self._tracer.is_aside:
             return func(*args, **kwargs)
-        self._awaited = ""
         caller = sys._getframe(1)
+        self._awaited.pop((caller, caller.f_lasti), None)
         put = {
             name: read
             for frame, name, given, read in self._given

@@ -29,7 +29,7 @@ from torch import Tensor
 
 
 class Reach(NamedTuple):
-    """What a convolution uses of its kernel on an image of a known size, along one dim.
+    """This record says what a convolution uses of its kernel on an image, along one dim.
 
     Attributes:
         first: The first tap that meets the image.
@@ -143,7 +143,7 @@ def sampling(taps: tuple[int, ...], slack: float) -> tuple[tuple[int, ...], floa
 
 
 class Frequencies(NamedTuple):
-    """Where the symbol of a reduced kernel is looked at, and what follows from its largest value.
+    """This record says where a reduced symbol is looked at, and what its largest value bounds.
 
     Attributes:
         grid: Number of equispaced frequencies per dim.

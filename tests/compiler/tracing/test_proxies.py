@@ -145,10 +145,12 @@ def test_what_cannot_be_followed_is_refused(make: Made) -> None:
         pursuitify(Joins(make).eval())
 
 
-def test_a_call_that_torch_hides_is_refused() -> None:
+@pytest.mark.parametrize("another", [False, True], ids=["alone", "before one that is seen"])
+def test_a_call_that_torch_hides_is_refused(another: bool) -> None:
     def hidden(x: Tensor) -> Any:
         with torch._C.DisableTorchFunction():
-            return torch.ones(x.size(0), 4, 6, 6)
+            z = torch.ones(x.size(0), 4, 6, 6)
+        return z + torch.ones(x.size(0), 1, 1, 1) if another else z
 
     with pytest.raises(TraceError, match="hides it"):
         pursuitify(Joins(hidden).eval())
